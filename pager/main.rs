@@ -1,0 +1,2 @@
+//! The pager program.
+fn main() {}

@@ -1,0 +1,36 @@
+//! What a VMM handed over on the memory socket.
+
+use std::os::fd::OwnedFd;
+
+use crate::region_map::{Hva, Layout};
+
+/// The memory of one VM, as its VMM attached it; `regions` are those of `layout`, in its order.
+#[derive(Debug)]
+pub struct AttachedMemory {
+    /// The process whose address space holds the regions.
+    pub vmm_pid: u32,
+    /// What was attached.
+    pub layout: Layout,
+    /// Where each region of the layout is.
+    pub regions: Vec<AttachedRegion>,
+    /// The VMM's userfaultfd; a destination's has one.
+    pub uffd: Option<OwnedFd>,
+}
+
+/// Where one region is.
+#[derive(Debug)]
+pub struct AttachedRegion {
+    /// First byte in the VMM's address space.
+    pub hva: Hva,
+    /// The file behind it, where the backing is one.
+    pub file: Option<AttachedFile>,
+}
+
+/// A file that holds a region's bytes.
+#[derive(Debug)]
+pub struct AttachedFile {
+    /// The memfd, or a snapshot's memory file.
+    pub fd: OwnedFd,
+    /// Offset of the region's first byte in it.
+    pub offset: u64,
+}

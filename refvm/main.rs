@@ -1,0 +1,2 @@
+//! The reference VMM program.
+fn main() {}

@@ -1,0 +1,58 @@
+"""The one exception root and the reason codes that the API, the journal and the docs share.
+
+An error names what happened, with the values that show it, and what to do (`remedy`). Each `Reason` maps to one
+gRPC status in `api/status.py`; docs/reference/errors.md lists them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why something was refused, failed or paused. The text is the `ErrorInfo.reason` of the API."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    VM_UNKNOWN = "VM_UNKNOWN"
+    VM_ALREADY_MIGRATING = "VM_ALREADY_MIGRATING"
+    VM_NOT_RUNNING = "VM_NOT_RUNNING"
+    MIGRATION_UNKNOWN = "MIGRATION_UNKNOWN"
+    MIGRATION_EXISTS = "MIGRATION_EXISTS"
+    MIGRATION_REFUSED = "MIGRATION_REFUSED"
+    MIGRATION_RUNNING = "MIGRATION_RUNNING"
+    PAST_NO_RETURN = "PAST_NO_RETURN"
+    CANCELLED = "CANCELLED"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    DESTINATION_UNREACHABLE = "DESTINATION_UNREACHABLE"
+    DESTINATION_VERSION = "DESTINATION_VERSION"
+    DESTINATION_HAS_VM = "DESTINATION_HAS_VM"
+    DESTINATION_NO_VMM = "DESTINATION_NO_VMM"
+    DESTINATION_NO_MEMORY = "DESTINATION_NO_MEMORY"
+    LAYOUT_MISMATCH = "LAYOUT_MISMATCH"
+    PLATFORM_MISMATCH = "PLATFORM_MISMATCH"
+    VMM_GONE = "VMM_GONE"
+    VMM_REFUSED = "VMM_REFUSED"
+    VMM_TIMEOUT = "VMM_TIMEOUT"
+    VMM_PROTOCOL = "VMM_PROTOCOL"
+    PAGER_FAILED = "PAGER_FAILED"
+    KERNEL_LACKS_FEATURE = "KERNEL_LACKS_FEATURE"
+    LINK_DOWN = "LINK_DOWN"
+    UNDECIDED = "UNDECIDED"
+    STORE_FAILED = "STORE_FAILED"
+    INTERNAL = "INTERNAL"
+
+
+class VmferryError(Exception):
+    """Root of what vmferry raises on purpose.
+
+    `reason` is stable and for programs; `message` names the actual values; `remedy` says what to do.
+    """
+
+    def __init__(self, reason: Reason, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()

@@ -1,0 +1,169 @@
+"""The values a migration is made of: frozen, without I/O, shared by the machine, the ports and the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vmferry.errors import Reason
+from vmferry.units import LSB_4K, Gpa
+
+
+class Backing(StrEnum):
+    """What a region is made of in the VMM that owns it."""
+
+    ANONYMOUS = "anonymous"
+    MEMFD = "memfd"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRegion:
+    """One region of guest memory; `size` and `page_size` in bytes."""
+
+    gpa: Gpa
+    size: int
+    page_size: int
+    backing: Backing
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLayout:
+    """Regions in ascending, non-overlapping GPA order: the same on both hosts."""
+
+    regions: tuple[MemoryRegion, ...]
+
+
+class Origin(StrEnum):
+    """How vmferry learned of a memory error (`ErrorOrigin` in common.proto)."""
+
+    VMM = "vmm"
+    OPERATOR = "operator"
+    READ = "read"
+    LOST = "lost"
+
+
+class Severity(StrEnum):
+    """Machine-check severity (Intel SDM vol. 3B, 17.6)."""
+
+    ACTION_OPTIONAL = "AO"
+    ACTION_REQUIRED = "AR"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """A memory error of a VM: one entry of its ledger, keyed by `gpa`. Times are Unix microseconds."""
+
+    gpa: Gpa
+    origin: Origin
+    lsb: int = LSB_4K
+    severity: Severity | None = None
+    guest_visible: bool = False
+    hop: int = 0
+    count: int = 1
+    first_seen_us: int = 0
+    last_seen_us: int = 0
+
+
+class Phase(StrEnum):
+    """Where a migration stands, on the source. See `machine.py` for the edges."""
+
+    QUEUED = "QUEUED"
+    PREPARING = "PREPARING"
+    SWITCHOVER = "SWITCHOVER"
+    UNDECIDED = "UNDECIDED"
+    POSTCOPY = "POSTCOPY"
+    POSTCOPY_PAUSED = "POSTCOPY_PAUSED"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+    LOST = "LOST"
+
+
+TERMINAL: frozenset[Phase] = frozenset({Phase.COMPLETED, Phase.CANCELLED, Phase.FAILED, Phase.LOST})
+BEFORE_NO_RETURN: frozenset[Phase] = frozenset({Phase.QUEUED, Phase.PREPARING, Phase.SWITCHOVER})
+
+
+class Outcome(StrEnum):
+    """What the destination's journal says of a migration."""
+
+    UNKNOWN = "UNKNOWN"
+    PREPARED = "PREPARED"
+    READY = "READY"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """First touch on the destination, microseconds."""
+
+    count: int = 0
+    p50_us: float = 0.0
+    p90_us: float = 0.0
+    p99_us: float = 0.0
+    max_us: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PageProgress:
+    """Where the pages of a moving VM stand, on its destination (`PageProgress` in common.proto)."""
+
+    total: int = 0
+    absent: int = 0
+    demand: int = 0
+    push: int = 0
+    zero: int = 0
+    poison: int = 0
+    discarded: int = 0
+    bytes_received: int = 0
+    faults: int = 0
+    duplicate_faults: int = 0
+    machine_checks: int = 0
+    first_touch: Latency = field(default_factory=Latency)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A migration as the source's daemon keeps it. Times are Unix microseconds; 0: not yet."""
+
+    migration: str
+    vm: str
+    destination: str
+    phase: Phase = Phase.QUEUED
+    reason_code: Reason | None = None
+    reason: str = ""
+    revision: int = 0
+    created_us: int = 0
+    updated_us: int = 0
+    ended_us: int = 0
+    stopped_us: int = 0
+    started_us: int = 0
+    downtime_s: float = 0.0
+    progress: PageProgress = field(default_factory=PageProgress)
+    memory_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A migration as the destination's daemon keeps it."""
+
+    migration: str
+    vm: str
+    source_host: str
+    outcome: Outcome
+    reason: str = ""
+    progress: PageProgress = field(default_factory=PageProgress)
+
+
+@dataclass(frozen=True, slots=True)
+class VmmIdentity:
+    """What a VMM says of itself in `hello`; `state` as in docs/reference/vmm-protocol.md."""
+
+    vm: str
+    pid: int
+    platform: str
+    vcpus: int
+    layout: MemoryLayout
+    abilities: frozenset[str]
+    state: str

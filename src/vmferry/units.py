@@ -1,0 +1,25 @@
+"""Addresses and sizes. Types for addresses never mix; ranges are half-open; sizes are bytes."""
+
+from __future__ import annotations
+
+from typing import NewType
+
+Gpa = NewType("Gpa", int)
+"""Guest-physical address, bytes."""
+
+Hva = NewType("Hva", int)
+"""Host-virtual address in the VMM, bytes."""
+
+PageIndex = NewType("PageIndex", int)
+"""Index of a page in its memory region, in units of the region's page size."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+PAGE_4K = 4 * KIB
+PAGE_2M = 2 * MIB
+PAGE_1G = GIB
+
+LSB_4K = 12
+"""log2 of a 4 KiB page: `addr_lsb` of a machine check (Intel SDM vol. 3B, 17.3.2.4)."""
