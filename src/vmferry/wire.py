@@ -1,0 +1,180 @@
+"""Values as they cross a wire and as the core keeps them: conversions between `common.proto` and `migration/model.py`.
+
+Pure. Shared by the adapters that must not know each other (`vmm`, `pager`, `peer`) and by `api`. What comes in is
+checked here once; an error names the field by its path in the message, e.g. `layout.regions[1].size`.
+"""
+
+from __future__ import annotations
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import (
+    Backing,
+    Latency,
+    LedgerEntry,
+    MemoryLayout,
+    MemoryRegion,
+    Origin,
+    PageProgress,
+    Severity,
+)
+from vmferry.units import GIB, LSB_4K, MIB, PAGE_1G, PAGE_2M, PAGE_4K, Gpa
+from vmferry.v1 import common_pb2 as pb
+
+PAGE_SIZES = (PAGE_4K, PAGE_2M, PAGE_1G)
+ADDRESS_LIMIT = 1 << 64
+"""No region ends beyond this address."""
+
+_BACKING_TO_PB = {Backing.ANONYMOUS: pb.BACKING_ANONYMOUS, Backing.MEMFD: pb.BACKING_MEMFD}
+_BACKING_FROM_PB = {number: backing for backing, number in _BACKING_TO_PB.items()}
+_ORIGIN_TO_PB = {
+    Origin.VMM: pb.ERROR_ORIGIN_VMM,
+    Origin.OPERATOR: pb.ERROR_ORIGIN_OPERATOR,
+    Origin.READ: pb.ERROR_ORIGIN_READ,
+    Origin.LOST: pb.ERROR_ORIGIN_LOST,
+}
+_ORIGIN_FROM_PB = {number: origin for origin, number in _ORIGIN_TO_PB.items()}
+_SEVERITY_TO_PB = {
+    None: pb.SEVERITY_UNSPECIFIED,
+    Severity.ACTION_OPTIONAL: pb.SEVERITY_ACTION_OPTIONAL,
+    Severity.ACTION_REQUIRED: pb.SEVERITY_ACTION_REQUIRED,
+}
+_SEVERITY_FROM_PB = {number: severity for severity, number in _SEVERITY_TO_PB.items()}
+
+
+def invalid(field: str, message: str) -> VmferryError:
+    """An INVALID_ARGUMENT that names the field; to be raised by the caller."""
+    return VmferryError(Reason.INVALID_ARGUMENT, f"{field}: {message}.", f"Correct {field} in the request.")
+
+
+def layout_problem(layout: MemoryLayout) -> tuple[str, str] | None:
+    """The first thing wrong with a layout as (field, what), or None. The rules are those of `region_map.rs`: at least
+    one region; ascending, not overlapping, aligned to their page size, below 2^64."""
+    if not layout.regions:
+        return "regions", "is empty"
+    free_from = 0
+    for index, region in enumerate(layout.regions):
+        problem = _region_problem(region, free_from)
+        if problem is not None:
+            return f"regions[{index}].{problem[0]}", problem[1]
+        free_from = region.gpa + region.size
+    return None
+
+
+def _region_problem(region: MemoryRegion, free_from: int) -> tuple[str, str] | None:
+    if region.page_size not in PAGE_SIZES:
+        return "page_size", f"{region.page_size} is not {PAGE_4K}, {PAGE_2M // MIB} MiB or {PAGE_1G // GIB} GiB"
+    if region.size <= 0 or region.size % region.page_size:
+        return "size", f"{region.size:#x} is not a positive multiple of page_size {region.page_size:#x}"
+    if region.gpa < 0 or region.gpa % region.page_size:
+        return "gpa", f"{region.gpa:#x} is not aligned to page_size {region.page_size:#x}"
+    if region.gpa < free_from:
+        return "gpa", f"{region.gpa:#x} lies below {free_from:#x}, the end of the region before"
+    if region.gpa + region.size > ADDRESS_LIMIT:
+        return "size", f"{region.size:#x} ends beyond 2^64"
+    return None
+
+
+def layout_to_pb(layout: MemoryLayout) -> pb.MemoryLayout:
+    return pb.MemoryLayout(
+        regions=[
+            pb.MemoryRegion(
+                gpa=region.gpa,
+                size=region.size,
+                page_size=region.page_size,
+                backing=_BACKING_TO_PB[region.backing],
+            )
+            for region in layout.regions
+        ]
+    )
+
+
+def layout_from_pb(message: pb.MemoryLayout, field: str = "layout") -> MemoryLayout:
+    """Raises: VmferryError INVALID_ARGUMENT, naming the first field that is wrong."""
+    regions = []
+    for index, region in enumerate(message.regions):
+        backing = _BACKING_FROM_PB.get(region.backing)
+        if backing is None:
+            raise invalid(f"{field}.regions[{index}].backing", f"{region.backing} is neither ANONYMOUS nor MEMFD")
+        regions.append(MemoryRegion(Gpa(region.gpa), region.size, region.page_size, backing))
+    layout = MemoryLayout(tuple(regions))
+    problem = layout_problem(layout)
+    if problem is not None:
+        raise invalid(f"{field}.{problem[0]}", problem[1])
+    return layout
+
+
+def error_to_pb(entry: LedgerEntry) -> pb.MemoryError:
+    return pb.MemoryError(
+        gpa=entry.gpa,
+        lsb=entry.lsb,
+        origin=_ORIGIN_TO_PB[entry.origin],
+        severity=_SEVERITY_TO_PB[entry.severity],
+        guest_visible=entry.guest_visible,
+        hop=entry.hop,
+        count=entry.count,
+        first_seen_us=entry.first_seen_us,
+        last_seen_us=entry.last_seen_us,
+    )
+
+
+def error_from_pb(message: pb.MemoryError, field: str = "error") -> LedgerEntry:
+    """An `lsb` of 0 means a 4 KiB page, a `count` of 0 once (proto3 leaves unset numbers 0).
+
+    Raises: VmferryError INVALID_ARGUMENT.
+    """
+    origin = _ORIGIN_FROM_PB.get(message.origin)
+    if origin is None:
+        raise invalid(f"{field}.origin", f"{message.origin} is not a known origin of a memory error")
+    if message.severity not in _SEVERITY_FROM_PB:
+        raise invalid(f"{field}.severity", f"{message.severity} is not a known severity")
+    return LedgerEntry(
+        gpa=Gpa(message.gpa),
+        origin=origin,
+        lsb=message.lsb or LSB_4K,
+        severity=_SEVERITY_FROM_PB[message.severity],
+        guest_visible=message.guest_visible,
+        hop=message.hop,
+        count=message.count or 1,
+        first_seen_us=message.first_seen_us,
+        last_seen_us=message.last_seen_us,
+    )
+
+
+def progress_to_pb(progress: PageProgress) -> pb.PageProgress:
+    touch = progress.first_touch
+    return pb.PageProgress(
+        total=progress.total,
+        absent=progress.absent,
+        demand=progress.demand,
+        push=progress.push,
+        zero=progress.zero,
+        poison=progress.poison,
+        discarded=progress.discarded,
+        bytes_received=progress.bytes_received,
+        faults=progress.faults,
+        duplicate_faults=progress.duplicate_faults,
+        machine_checks=progress.machine_checks,
+        first_touch=pb.LatencySummary(
+            count=touch.count, p50_us=touch.p50_us, p90_us=touch.p90_us, p99_us=touch.p99_us, max_us=touch.max_us
+        ),
+    )
+
+
+def progress_from_pb(message: pb.PageProgress) -> PageProgress:
+    touch = message.first_touch
+    return PageProgress(
+        total=message.total,
+        absent=message.absent,
+        demand=message.demand,
+        push=message.push,
+        zero=message.zero,
+        poison=message.poison,
+        discarded=message.discarded,
+        bytes_received=message.bytes_received,
+        faults=message.faults,
+        duplicate_faults=message.duplicate_faults,
+        machine_checks=message.machine_checks,
+        first_touch=Latency(
+            count=touch.count, p50_us=touch.p50_us, p90_us=touch.p90_us, p99_us=touch.p99_us, max_us=touch.max_us
+        ),
+    )
