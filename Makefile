@@ -1,0 +1,96 @@
+# vmferry: everything that is built, run and checked. `make help` lists the targets.
+#
+# Nothing is downloaded but what requirements.lock and Cargo.lock name, with its hash. Stamp files in .venv remember
+# what is done, so a second run rebuilds only what changed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(wildcard proto/vmferry/v1/*.proto)
+PROGRAM_SOURCES := $(shell find pager refvm deploy/wheel -type f -not -path '*/target/*') Cargo.toml Cargo.lock pyproject.toml $(PROTOS)
+# One profile for build, tests and clippy, so that nothing is compiled twice.
+CARGO_FLAGS := --release --locked
+
+DEPENDENCIES := $(VENV)/.stamp-dependencies
+GENERATED := $(VENV)/.stamp-proto
+INSTALLED := $(VENV)/.stamp-installed
+
+.PHONY: help setup demo test lint fmt proto docs wheel clean host-tools demo-packages test-packages
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Virtual environment, generated code, Rust programs: all that demo and test need
+
+demo: demo-packages $(INSTALLED) ## Move a poisoned KVM guest between two daemons; options in ARGS="--memory 1G --json"
+	@$(BIN)/vmferry demo $(ARGS)
+
+test: test-packages $(INSTALLED) ## All tests, Rust and Python; options for pytest in ARGS="-k wheel"
+	cargo test $(CARGO_FLAGS) --workspace
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## All linters; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+fmt: $(DEPENDENCIES) ## Format Python and Rust
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --exit-zero .
+	cargo fmt --all
+
+proto: $(GENERATED) ## Generate src/vmferry/v1 from proto/
+
+docs: $(GENERATED) ## Generate docs/reference/api.md from the comments of proto/
+	$(BIN)/python docs/generate_api.py
+
+wheel: $(GENERATED) ## Build the wheel, with both Rust programs, into dist/
+	$(BIN)/maturin build $(CARGO_FLAGS) --out dist
+
+clean: ## Remove everything that was built or generated
+	rm -rf $(VENV) target dist src/vmferry/v1 .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+host-tools:
+	@missing=""; \
+	for tool in $(PYTHON) gcc cargo; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "make: not found:$$missing; vmferry is built with Python 3.11, gcc and Rust 1.88 or newer" >&2; exit 1; \
+	fi
+
+demo-packages:
+	@deploy/debian/packages ip=iproute2
+
+test-packages:
+	@deploy/debian/packages ip=iproute2 chromium=chromium
+
+$(DEPENDENCIES): requirements.lock | host-tools
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  deploy/debian/packages /usr/lib/python3.11/ensurepip/__init__.py=python3.11-venv && $(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+# Written beside its place and moved, so that a program that runs meanwhile never sees half of it.
+$(GENERATED): $(PROTOS) $(DEPENDENCIES)
+	rm -rf $(VENV)/generated && mkdir -p $(VENV)/generated
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(VENV)/generated --grpc_python_out=$(VENV)/generated \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=quiet:$(VENV)/generated \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:$(VENV)/generated \
+	  $(PROTOS)
+	touch $(VENV)/generated/vmferry/v1/__init__.py
+	rm -rf src/vmferry/v1 && mv $(VENV)/generated/vmferry/v1 src/vmferry/v1 && rm -r $(VENV)/generated
+	@touch $@
+
+# An editable wheel: Python from src/, the two programs and the two scripts in .venv/bin. No index is asked.
+$(INSTALLED): $(PROGRAM_SOURCES) $(GENERATED)
+	VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(abspath $(BIN)):$$PATH" \
+	  $(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall --editable .
+	@touch $@
