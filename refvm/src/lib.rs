@@ -3,4 +3,5 @@
 //!
 //! A [`machine::Machine`] is a guest that can be run, stopped, saved and loaded; `kvm` and `process` are its two kinds.
 
+pub mod guest;
 pub mod machine;

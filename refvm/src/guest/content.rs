@@ -1,0 +1,72 @@
+//! What a page of the workload must contain: a function of the VM's seed, the page's number and its generation.
+//!
+//! Word 0 is the page number, word 1 the generation; the other 510 words are a linear congruential sequence whose
+//! halves are folded, so that the page does not compress and a byte of another page, of another generation or of
+//! another VM shows. The guest's code (`payload`) computes the same; a test compares the two.
+
+/// 64-bit words of a page.
+pub const WORDS: usize = 512;
+/// Multiplies the page number into the sequence's start.
+pub const PAGE_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Multiplies the generation into the sequence's start.
+pub const GENERATION_FACTOR: u64 = 0xc2b2_ae3d_27d4_eb4f;
+/// Multiplier of the sequence (Knuth, MMIX).
+pub const STEP_FACTOR: u64 = 6_364_136_223_846_793_005;
+/// Increment of the sequence (Knuth, MMIX).
+pub const STEP_INCREMENT: u64 = 1_442_695_040_888_963_407;
+
+/// The words of a page, in order.
+pub fn words(seed: u64, page: u64, generation: u32) -> impl Iterator<Item = u64> {
+    let start = seed ^ page.wrapping_mul(PAGE_FACTOR) ^ u64::from(generation).wrapping_mul(GENERATION_FACTOR);
+    let rest = std::iter::successors(Some(step(start)), |x| Some(step(*x))).map(|x| x ^ (x >> 32));
+    [page, u64::from(generation)].into_iter().chain(rest).take(WORDS)
+}
+
+fn step(x: u64) -> u64 {
+    x.wrapping_mul(STEP_FACTOR).wrapping_add(STEP_INCREMENT)
+}
+
+/// Writes the content of a page.
+pub fn fill(seed: u64, page: u64, generation: u32, into: &mut [u64; WORDS]) {
+    for (slot, word) in into.iter_mut().zip(words(seed, page, generation)) {
+        *slot = word;
+    }
+}
+
+/// How many of a page's 4096 bytes are not what they must be.
+pub fn wrong_bytes(seed: u64, page: u64, generation: u32, found: &[u64; WORDS]) -> u64 {
+    let differing = |a: u64, b: u64| (a ^ b).to_le_bytes().into_iter().filter(|byte| *byte != 0).count() as u64;
+    found.iter().zip(words(seed, page, generation)).map(|(a, b)| differing(*a, b)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_names_itself_and_its_generation() {
+        let mut page = [0; WORDS];
+        fill(7, 4711, 3, &mut page);
+        assert_eq!((page[0], page[1]), (4711, 3));
+        assert_eq!(wrong_bytes(7, 4711, 3, &page), 0);
+    }
+
+    #[test]
+    fn each_wrong_byte_counts() {
+        let mut page = [0; WORDS];
+        fill(7, 4711, 3, &mut page);
+        page[511] ^= 0x00ff_0000_0000_0001;
+        page[0] ^= 1;
+        assert_eq!(wrong_bytes(7, 4711, 3, &page), 3);
+    }
+
+    #[test]
+    fn a_zero_page_a_stale_page_and_a_stranger_show() {
+        let mut page = [0; WORDS];
+        assert!(wrong_bytes(7, 4711, 3, &page) > 4000);
+        for (seed, number, generation) in [(7, 4711, 2), (7, 4710, 3), (8, 4711, 3)] {
+            fill(seed, number, generation, &mut page);
+            assert!(wrong_bytes(7, 4711, 3, &page) > 4000);
+        }
+    }
+}

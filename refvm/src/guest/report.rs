@@ -1,0 +1,279 @@
+//! What the guest says of itself: the report area that begins at `REPORT_GPA`.
+//!
+//! A header page, one page a vCPU (each written by its vCPU alone), and the machine-check records. The guest is the judge
+//! of a migration: it counts the bytes that are not as it left them.
+
+use std::mem::offset_of;
+
+use serde::Serialize;
+
+use super::config::{ConfigPage, MAX_RUNS, Run};
+use super::{CONFIG_GPA, MAX_RECORDS, MAX_VCPUS, PAGE_SIZE, RECORDS_GPA, VCPU_BLOCKS_GPA};
+use crate::machine::{MappedRegion, REPORT_GPA};
+
+/// Buckets of the latency histogram: four for each power of two of ticks.
+pub const BUCKETS: usize = 256;
+/// How many pages with wrong content are named.
+pub const MAX_WRONG_PAGES: usize = 16;
+/// Severity in a record: action optional.
+pub const SEVERITY_AO: u32 = 1;
+/// Severity in a record: action required.
+pub const SEVERITY_AR: u32 = 2;
+
+/// First page of the report; counters are changed with locked instructions.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ReportHeader {
+    /// Machine checks taken (AO: once a page). May exceed `MAX_RECORDS`.
+    pub machine_checks: u64,
+    /// Pages found wrong; may exceed [`MAX_WRONG_PAGES`].
+    pub wrong_pages: u64,
+    /// GPAs of the first of them.
+    pub wrong_page_gpas: [u64; MAX_WRONG_PAGES],
+    /// Vector + 1 of an exception that the code cannot have; 0: none. Always a defect of this program.
+    pub fatal_vector: u64,
+    /// Instruction pointer of it.
+    pub fatal_rip: u64,
+    /// Error code of it.
+    pub fatal_code: u64,
+    /// CR2 of it.
+    pub fatal_cr2: u64,
+}
+
+/// A vCPU's page: its counters and its place in the workload.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct VcpuBlock {
+    /// Number of the vCPU.
+    pub id: u64,
+    /// In which epoch the histogram was begun.
+    pub epoch: u64,
+    /// Pages read and verified.
+    pub touches: u64,
+    /// Pages rewritten.
+    pub writes: u64,
+    /// Touches left out because the page is known to be bad.
+    pub skips: u64,
+    /// Bytes that were not as they must be. A wrong page is rewritten, so each is counted once.
+    pub wrong_bytes: u64,
+    /// As many touches as the share has pages, this many times.
+    pub passes: u64,
+    /// Touches in the present pass.
+    pub steps: u64,
+    /// Next page of a sequential pass, an index into the share.
+    pub cursor: u64,
+    /// State of the random numbers (xorshift64); never 0.
+    pub rng: u64,
+    /// Pages of the share.
+    pub pages: u64,
+    /// Pages of its hot part, at least 1.
+    pub hot_pages: u64,
+    /// Longest first touch of the epoch, ticks.
+    pub first_touch_max: u64,
+    /// The share.
+    pub runs: [Run; MAX_RUNS],
+    /// Unused.
+    pub reserved: [u64; 227],
+    /// First touches of a page in this epoch, by latency.
+    pub first_touch: [u64; BUCKETS],
+}
+
+const _: () = assert!(size_of::<VcpuBlock>() == PAGE_SIZE as usize && offset_of!(VcpuBlock, first_touch) == 2048);
+const _: () = assert!(size_of::<ReportHeader>() <= PAGE_SIZE as usize);
+
+/// One machine check, as the guest read it from its banks.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct MachineCheckRecord {
+    /// GPA of the page.
+    pub gpa: u64,
+    /// [`SEVERITY_AO`] or [`SEVERITY_AR`]; written last: 0 while the record is being written.
+    pub severity: u32,
+    /// The vCPU that took it.
+    pub vcpu: u32,
+}
+
+/// A machine check of the report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MachineCheck {
+    /// GPA of the page.
+    pub gpa: u64,
+    /// `"AR"` or `"AO"`.
+    pub severity: &'static str,
+    /// The vCPU that took it.
+    pub vcpu: u32,
+}
+
+/// Latency of first touches since the guest began to run on this host; µs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Default)]
+pub struct FirstTouch {
+    /// Number of touches.
+    pub count: u64,
+    /// Median.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Longest.
+    pub max: f64,
+}
+
+/// The report, summed over the vCPUs.
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+pub struct Report {
+    /// Pages read and verified.
+    pub touches: u64,
+    /// Pages rewritten.
+    pub writes: u64,
+    /// Touches left out because the page is known to be bad.
+    pub skips: u64,
+    /// Bytes that were not as they must be.
+    pub wrong_bytes: u64,
+    /// GPAs of the first pages that were wrong.
+    pub wrong_pages: Vec<u64>,
+    /// Machine checks, in the order in which they were taken.
+    pub machine_checks: Vec<MachineCheck>,
+    /// How many of them were consumed (AR).
+    pub poisoned_touched: u64,
+    /// First touches of a page since the guest runs on this host, however short.
+    pub first_touch_us: FirstTouch,
+    /// Fewest passes that any vCPU has made through its share.
+    pub passes: u64,
+    /// An exception that must not happen, if one did.
+    pub fatal: Option<String>,
+}
+
+/// The bucket of a latency.
+pub fn bucket(ticks: u64) -> usize {
+    let ticks = ticks.max(4);
+    let log2 = 63 - ticks.leading_zeros();
+    (log2 * 4 + ((ticks >> (log2 - 2)) & 3) as u32) as usize
+}
+
+/// The middle of a bucket, ticks.
+fn bucket_middle(bucket: usize) -> f64 {
+    let (log2, quarter) = (bucket / 4, bucket % 4);
+    ((1u64 << log2) as f64) * (1.0 + (quarter as f64 + 0.5) / 4.0)
+}
+
+/// Quantiles of the blocks' histograms. `tsc_khz` 0 (no configuration page) gives zeros.
+fn first_touch(blocks: &[VcpuBlock], tsc_khz: u64) -> FirstTouch {
+    let mut sums = [0u64; BUCKETS];
+    for block in blocks {
+        sums.iter_mut().zip(block.first_touch).for_each(|(sum, count)| *sum += count);
+    }
+    let count: u64 = sums.iter().sum();
+    if count == 0 || tsc_khz == 0 {
+        return FirstTouch::default();
+    }
+    let us = |ticks: f64| ticks * 1000.0 / tsc_khz as f64;
+    let longest = blocks.iter().map(|block| block.first_touch_max).max().unwrap_or(0) as f64;
+    let quantile = |q: f64| {
+        let mut left = ((count as f64) * q).ceil().max(1.0) as u64;
+        let found = sums.iter().position(|n| {
+            left = left.saturating_sub(*n);
+            left == 0
+        });
+        us(bucket_middle(found.unwrap_or(0)).min(longest))
+    };
+    FirstTouch { count, p50: quantile(0.5), p99: quantile(0.99), max: us(longest) }
+}
+
+impl Report {
+    /// Sums what was read from the report area.
+    pub fn new(header: &ReportHeader, blocks: &[VcpuBlock], records: &[MachineCheckRecord], tsc_khz: u64) -> Self {
+        let sum = |field: fn(&VcpuBlock) -> u64| blocks.iter().map(field).sum();
+        let severity = |record: &MachineCheckRecord| if record.severity == SEVERITY_AR { "AR" } else { "AO" };
+        let machine_checks: Vec<_> = records
+            .iter()
+            .filter(|record| record.severity != 0)
+            .map(|record| MachineCheck { gpa: record.gpa, severity: severity(record), vcpu: record.vcpu })
+            .collect();
+        let named = header.wrong_pages.min(MAX_WRONG_PAGES as u64) as usize;
+        Self {
+            touches: sum(|b| b.touches),
+            writes: sum(|b| b.writes),
+            skips: sum(|b| b.skips),
+            wrong_bytes: sum(|b| b.wrong_bytes),
+            wrong_pages: header.wrong_page_gpas[..named].to_vec(),
+            poisoned_touched: machine_checks.iter().filter(|check| check.severity == "AR").count() as u64,
+            machine_checks,
+            first_touch_us: first_touch(blocks, tsc_khz),
+            passes: blocks.iter().map(|block| block.passes).min().unwrap_or(0),
+            fatal: (header.fatal_vector != 0).then(|| {
+                format!(
+                    "exception {} at {:#x}, code {:#x}, cr2 {:#x}",
+                    header.fatal_vector - 1,
+                    header.fatal_rip,
+                    header.fatal_code,
+                    header.fatal_cr2
+                )
+            }),
+        }
+    }
+
+    /// Reads the report of a guest that may be running. Blocks while a page of the area has not arrived, so it must not
+    /// be called by a thread that is needed for the page to arrive.
+    ///
+    /// # Safety
+    /// `region0` is the mapped first region (GPA 0) and stays mapped during the call.
+    pub unsafe fn read(region0: &MappedRegion) -> Self {
+        // SAFETY: all of these lie in the kernel area at the start of region 0, which the caller keeps mapped, are
+        // aligned to their type, and any bit pattern is a value of theirs.
+        unsafe {
+            let config: ConfigPage = copy(region0, CONFIG_GPA);
+            let header: ReportHeader = copy(region0, REPORT_GPA);
+            let vcpus = config.vcpus.min(u64::from(MAX_VCPUS));
+            let blocks: Vec<VcpuBlock> = (0..vcpus).map(|i| copy(region0, VCPU_BLOCKS_GPA + i * PAGE_SIZE)).collect();
+            let size = size_of::<MachineCheckRecord>() as u64;
+            let records: Vec<MachineCheckRecord> =
+                (0..header.machine_checks.min(MAX_RECORDS)).map(|i| copy(region0, RECORDS_GPA + i * size)).collect();
+            Self::new(&header, &blocks, &records, config.tsc_khz)
+        }
+    }
+}
+
+/// Copies a value out of the kernel area.
+///
+/// # Safety
+/// `T` lies aligned at `gpa` in the mapped region, and any bit pattern is a `T`.
+unsafe fn copy<T: Copy>(region0: &MappedRegion, gpa: u64) -> T {
+    // SAFETY: the caller's promise. Volatile: the guest may be writing.
+    unsafe { std::ptr::read_volatile((region0.hva + gpa) as *const T) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_ascend_and_contain_their_middle() {
+        assert!((4..100_000u64).all(|t| bucket(t) <= bucket(t + 1)));
+        assert!((8..BUCKETS - 8).all(|b| bucket(bucket_middle(b) as u64) == b));
+        assert!(bucket(u64::MAX) < BUCKETS);
+    }
+
+    #[test]
+    fn a_record_being_written_is_left_out() {
+        // SAFETY: all-zero is a value of these plain structures.
+        let (header, block): (ReportHeader, VcpuBlock) = unsafe { std::mem::zeroed() };
+        let records = [
+            MachineCheckRecord { gpa: 0x5000, severity: SEVERITY_AR, vcpu: 1 },
+            MachineCheckRecord { gpa: 0x6000, severity: 0, vcpu: 0 },
+        ];
+        let report = Report::new(&header, &[block], &records, 1_000_000);
+        assert_eq!(report.machine_checks, [MachineCheck { gpa: 0x5000, severity: "AR", vcpu: 1 }]);
+        assert_eq!(report.poisoned_touched, 1);
+    }
+
+    #[test]
+    fn quantiles_come_from_all_vcpus() {
+        // SAFETY: all-zero is a value of this plain structure.
+        let mut blocks: [VcpuBlock; 2] = unsafe { std::mem::zeroed() };
+        blocks[0].first_touch[bucket(1000)] = 98;
+        blocks[1].first_touch[bucket(100_000)] = 2;
+        blocks[1].first_touch_max = 120_000;
+        let found = first_touch(&blocks, 1_000_000);
+        assert_eq!(found.count, 100);
+        assert!(found.p50 > 0.9 && found.p50 < 1.2 && found.p99 > 90.0 && found.max == 120.0, "{found:?}");
+    }
+}
