@@ -154,6 +154,29 @@ class Incoming:
     outcome: Outcome
     reason: str = ""
     progress: PageProgress = field(default_factory=PageProgress)
+    lost_reason: str = ""
+    """Set once the VM's process died here after it ran: the source's job becomes LOST."""
+    paused_reason: str = ""
+    started_us: int = 0
+    guarded_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list asks for; None: any. `active`: has not ended."""
+
+    vm: str | None = None
+    destination: str | None = None
+    phase: Phase | None = None
+    active: bool | None = None
+
+    def accepts(self, job: Job) -> bool:
+        return (
+            self.vm in (None, job.vm)
+            and self.destination in (None, job.destination)
+            and self.phase in (None, job.phase)
+            and self.active in (None, job.phase not in TERMINAL)
+        )
 
 
 @dataclass(frozen=True, slots=True)

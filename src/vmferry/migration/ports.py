@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 from vmferry.migration.model import (
     Incoming,
     Job,
+    JobFilter,
     LedgerEntry,
     MemoryLayout,
     Outcome,
@@ -58,7 +59,11 @@ class Vmm(Protocol):
 
 
 class Vmms(Protocol):
-    """The VMMs connected to this daemon. One VM may have two here: one that runs and one that waits (same-host move)."""
+    """The VMMs connected to this daemon. One VM may have two here: one that runs and one that waits (same-host move).
+
+    `running` finds a VMM in state running or stopped, one that runs first; `incoming` one in state incoming, prepared or
+    loaded. A connection that ended is in none of them; the VMM's next connection is another `Vmm` with the same pid.
+    """
 
     def running(self, vm: str) -> Vmm | None: ...
     def incoming(self, vm: str) -> Vmm | None: ...
@@ -178,6 +183,8 @@ class IncomingUpdate:
     progress: PageProgress
     paused_reason: str
     errors: tuple[LedgerEntry, ...]
+    lost_reason: str = ""
+    """Set when the VM's process died on the destination after it ran there."""
 
 
 class Peer(Protocol):
@@ -235,6 +242,12 @@ class Store(Protocol):
     async def job(self, migration: str) -> Job | None: ...
     async def jobs(self) -> Sequence[Job]: ...
     async def job_revisions(self, after: int, limit: int) -> Sequence[Job]: ...
+    async def find_jobs(
+        self, wanted: JobFilter, after: tuple[int, str] | None, limit: int
+    ) -> Sequence[Job]:
+        """Jobs by (created_us, migration), those after a given key only."""
+        ...
+
 
     # journal (either side)
     async def append_journal(self, entry: JournalEntry) -> None: ...
