@@ -1,0 +1,174 @@
+"""The destination's daemon, as the source's daemon calls it: `ports.Peers` and `ports.Peer` over gRPC.
+
+Every call has a deadline. A call that ends without the destination's own word (nobody listens, no answer in time, the
+connection broke) is DESTINATION_UNREACHABLE: whether it took effect is then unknown, and the caller asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+
+from vmferry import wire
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.ports import IncomingUpdate
+from vmferry.peer import convert
+from vmferry.peer.contract import CHANNEL_OPTIONS, PROTOCOL_VERSION
+from vmferry.peer.status import error_of
+from vmferry.v1 import peer_pb2 as pb
+from vmferry.v1.peer_pb2_grpc import PeerStub
+
+Answer = TypeVar("Answer")
+
+_UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDeadlines:
+    """How long each call may take, seconds. `prepare` makes memory and `ready` loads a device state, hence longer."""
+
+    hello_s: float = 5.0
+    prepare_s: float = 60.0
+    ready_s: float = 60.0
+    start_s: float = 30.0
+    refuse_s: float = 30.0
+    outcome_s: float = 5.0
+    finish_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcPeers:
+    """Makes clients. `source_host` is this host's name, told to the destination; no credentials: plain TCP."""
+
+    source_host: str
+    deadlines: PeerDeadlines = field(default_factory=PeerDeadlines)
+    credentials: grpc.ChannelCredentials | None = None
+
+    def connect(self, address: str) -> GrpcPeer:
+        """Connects with the first call, and again whenever needed. Call from the event loop."""
+        if self.credentials is None:
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            channel = grpc.aio.secure_channel(address, self.credentials, options=CHANNEL_OPTIONS)
+        return GrpcPeer(address, channel, self.source_host, self.deadlines)
+
+
+class GrpcPeer:
+    """One destination."""
+
+    def __init__(self, address: str, channel: grpc.aio.Channel, source_host: str, deadlines: PeerDeadlines) -> None:
+        self._address = address
+        self._channel = channel
+        self._stub = PeerStub(channel)
+        self._source_host = source_host
+        self._deadlines = deadlines
+
+    async def hello(self, migration: str) -> str:
+        request = pb.HelloRequest(protocol_version=PROTOCOL_VERSION, migration=migration)
+        reply = await self._call("Hello", self._stub.Hello(request, timeout=self._deadlines.hello_s))
+        if reply.protocol_version != PROTOCOL_VERSION:
+            raise self._other_version(f"speaks version {reply.protocol_version}")
+        return reply.host
+
+    async def prepare(self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str) -> None:
+        request = pb.PrepareRequest(
+            migration=migration,
+            vm=vm,
+            layout=wire.layout_to_pb(layout),
+            vcpus=vcpus,
+            platform=platform,
+            source_host=self._source_host,
+        )
+        await self._call("Prepare", self._stub.Prepare(request, timeout=self._deadlines.prepare_s))
+
+    async def ready(
+        self,
+        migration: str,
+        device_state: bytes,
+        ledger: Sequence[LedgerEntry],
+        lane_address: str,
+        lane_token: str,
+    ) -> None:
+        request = pb.ReadyRequest(
+            migration=migration,
+            device_state=device_state,
+            ledger=[wire.error_to_pb(entry) for entry in ledger],
+            lane_address=lane_address,
+            lane_token=lane_token,
+        )
+        await self._call("Ready", self._stub.Ready(request, timeout=self._deadlines.ready_s))
+
+    async def start(self, migration: str) -> int:
+        request = pb.StartRequest(migration=migration)
+        reply = await self._call("Start", self._stub.Start(request, timeout=self._deadlines.start_s))
+        return reply.started_us
+
+    async def refuse(self, migration: str, reason: str) -> None:
+        request = pb.RefuseRequest(migration=migration, reason=reason)
+        await self._call("Refuse", self._stub.Refuse(request, timeout=self._deadlines.refuse_s))
+
+    async def outcome(self, migration: str) -> tuple[Outcome, str]:
+        request = pb.GetOutcomeRequest(migration=migration)
+        reply = await self._call("GetOutcome", self._stub.GetOutcome(request, timeout=self._deadlines.outcome_s))
+        outcome = convert.outcome_from_pb(reply.outcome)
+        if outcome is None:
+            raise self._other_version(f"answered the outcome {reply.outcome}, unknown here")
+        return outcome, reply.reason
+
+    async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
+        """No deadline: keepalive pings notice a destination that is gone, in about 10 seconds."""
+        call = self._stub.WatchIncoming(pb.WatchIncomingRequest(migration=migration))
+        try:
+            async for message in call:
+                update = convert.update_from_pb(message)
+                if update is None:
+                    raise self._other_version(f"sent the outcome {message.outcome}, unknown here")
+                yield update
+        except grpc.aio.AioRpcError as error:
+            raise self._failed("WatchIncoming", error) from error
+        finally:
+            call.cancel()
+
+    async def finish(self, migration: str) -> None:
+        request = pb.FinishRequest(migration=migration)
+        await self._call("Finish", self._stub.Finish(request, timeout=self._deadlines.finish_s))
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def _call(self, name: str, call: grpc.aio.UnaryUnaryCall[Any, Answer]) -> Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: grpc.aio.AioRpcError) -> VmferryError:
+        """The destination's own reason if it gave one, else what the transport says."""
+        own = error_of(error)
+        if own is not None:
+            return own
+        code, cause = error.code(), error.details() or "no details"
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return self._other_version(f"does not know the call {name} ({cause})")
+        if code in _UNREACHABLE:
+            return VmferryError(
+                Reason.DESTINATION_UNREACHABLE,
+                f"{name} to the destination {self._address}: {code.name}: {cause}.",
+                "Check that vmferryd runs there, its [peer] listen address, and the network between the hosts.",
+            )
+        return VmferryError(
+            Reason.INTERNAL,
+            f"{name} to the destination {self._address} failed: {code.name}: {cause}.",
+            "See the log of vmferryd there.",
+        )
+
+    def _other_version(self, what: str) -> VmferryError:
+        return VmferryError(
+            Reason.DESTINATION_VERSION,
+            f"The destination {self._address} {what}; this daemon speaks version {PROTOCOL_VERSION}.",
+            "Run versions of vmferry on both hosts that speak the same peer protocol.",
+        )

@@ -1,0 +1,147 @@
+"""What the destination's daemon answers to the source's: thin. It checks and converts; `IncomingOperations` decides."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+
+from vmferry import wire
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.ports import IncomingUpdate
+from vmferry.peer import convert
+from vmferry.peer.contract import PROTOCOL_VERSION
+from vmferry.peer.status import answered
+from vmferry.v1 import peer_pb2 as pb
+from vmferry.v1.peer_pb2_grpc import PeerServicer as GeneratedServicer
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+MIGRATION_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+VM_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+
+
+class IncomingOperations(Protocol):
+    """The destination's side of a migration: what this servicer needs of the core. It mirrors `ports.Peer`.
+
+    Every method is idempotent by `migration`. A caller that goes away, or whose deadline passes, cancels the call:
+    what must not stop half-way is carried on by the implementation in a task of its own.
+    """
+
+    async def hello(self, migration: str) -> str: ...
+    async def prepare(  # noqa: PLR0917 as in ports.Peer, and who asks
+        self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str, source_host: str
+    ) -> None: ...
+    async def ready(
+        self,
+        migration: str,
+        device_state: bytes,
+        ledger: Sequence[LedgerEntry],
+        lane_address: str,
+        lane_token: str,
+    ) -> None: ...
+    async def start(self, migration: str) -> int: ...
+    async def refuse(self, migration: str, reason: str) -> None: ...
+    async def outcome(self, migration: str) -> tuple[Outcome, str]: ...
+    def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]: ...
+    async def finish(self, migration: str) -> None: ...
+
+
+class PeerServicer(GeneratedServicer):
+    """Serve it with `contract.SERVER_OPTIONS`."""
+
+    def __init__(self, operations: IncomingOperations) -> None:
+        self._operations = operations
+
+    async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloReply:  # noqa: N802 gRPC's name
+        return await answered(context, self._hello(request))
+
+    async def Prepare(self, request: pb.PrepareRequest, context: Context) -> pb.PrepareReply:  # noqa: N802
+        return await answered(context, self._prepare(request))
+
+    async def Ready(self, request: pb.ReadyRequest, context: Context) -> pb.ReadyReply:  # noqa: N802
+        return await answered(context, self._ready(request))
+
+    async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartReply:  # noqa: N802
+        return await answered(context, self._start(request))
+
+    async def Refuse(self, request: pb.RefuseRequest, context: Context) -> pb.RefuseReply:  # noqa: N802
+        return await answered(context, self._refuse(request))
+
+    async def GetOutcome(self, request: pb.GetOutcomeRequest, context: Context) -> pb.GetOutcomeReply:  # noqa: N802
+        return await answered(context, self._get_outcome(request))
+
+    async def WatchIncoming(  # noqa: N802
+        self, request: pb.WatchIncomingRequest, context: Context
+    ) -> AsyncIterator[pb.IncomingUpdate]:
+        await answered(context, _checked(request.migration))
+        updates = aiter(self._operations.watch(request.migration))
+        while (update := await answered(context, anext(updates, None))) is not None:
+            yield convert.update_to_pb(update)
+
+    async def Finish(self, request: pb.FinishRequest, context: Context) -> pb.FinishReply:  # noqa: N802
+        return await answered(context, self._finish(request))
+
+    async def _hello(self, request: pb.HelloRequest) -> pb.HelloReply:
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise VmferryError(
+                Reason.DESTINATION_VERSION,
+                f"The source speaks version {request.protocol_version} of the peer protocol, "
+                f"the destination version {PROTOCOL_VERSION}.",
+                "Run versions of vmferry on both hosts that speak the same peer protocol.",
+            )
+        await _checked(request.migration)
+        host = await self._operations.hello(request.migration)
+        return pb.HelloReply(protocol_version=PROTOCOL_VERSION, host=host)
+
+    async def _prepare(self, request: pb.PrepareRequest) -> pb.PrepareReply:
+        await _checked(request.migration)
+        if not VM_NAME.fullmatch(request.vm):
+            raise wire.invalid("vm", f"{request.vm!r} is not {VM_NAME.pattern}")
+        if request.vcpus == 0:
+            raise wire.invalid("vcpus", "is 0, must be at least 1")
+        layout = wire.layout_from_pb(request.layout)
+        await self._operations.prepare(
+            request.migration, request.vm, layout, request.vcpus, request.platform, request.source_host
+        )
+        return pb.PrepareReply()
+
+    async def _ready(self, request: pb.ReadyRequest) -> pb.ReadyReply:
+        await _checked(request.migration)
+        if not request.lane_address:
+            raise wire.invalid("lane_address", "is empty")
+        ledger = [wire.error_from_pb(error, f"ledger[{index}]") for index, error in enumerate(request.ledger)]
+        await self._operations.ready(
+            request.migration, request.device_state, ledger, request.lane_address, request.lane_token
+        )
+        return pb.ReadyReply()
+
+    async def _start(self, request: pb.StartRequest) -> pb.StartReply:
+        await _checked(request.migration)
+        began_s = time.monotonic()
+        started_us = await self._operations.start(request.migration)
+        return pb.StartReply(started_us=started_us, start_s=time.monotonic() - began_s)
+
+    async def _refuse(self, request: pb.RefuseRequest) -> pb.RefuseReply:
+        await _checked(request.migration)
+        await self._operations.refuse(request.migration, request.reason)
+        return pb.RefuseReply()
+
+    async def _get_outcome(self, request: pb.GetOutcomeRequest) -> pb.GetOutcomeReply:
+        await _checked(request.migration)
+        outcome, reason = await self._operations.outcome(request.migration)
+        return pb.GetOutcomeReply(outcome=convert.outcome_to_pb(outcome), reason=reason)
+
+    async def _finish(self, request: pb.FinishRequest) -> pb.FinishReply:
+        await _checked(request.migration)
+        await self._operations.finish(request.migration)
+        return pb.FinishReply()
+
+
+async def _checked(migration: str) -> None:
+    if not MIGRATION_ID.fullmatch(migration):
+        raise wire.invalid("migration", f"{migration!r} is not {MIGRATION_ID.pattern}")

@@ -1,0 +1,234 @@
+"""Client and servicer over a real connection on loopback, with a recording stand-in for the core behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import Backing, LedgerEntry, MemoryLayout, MemoryRegion, Origin, Outcome, PageProgress
+from vmferry.migration.ports import IncomingUpdate
+from vmferry.peer import contract
+from vmferry.peer.client import GrpcPeer, GrpcPeers, PeerDeadlines
+from vmferry.peer.servicer import PeerServicer
+from vmferry.units import MIB, Gpa
+from vmferry.v1 import peer_pb2 as pb
+from vmferry.v1.peer_pb2_grpc import PeerStub, add_PeerServicer_to_server
+
+LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 4 * MIB, 4096, Backing.MEMFD),))
+ENTRY = LedgerEntry(Gpa(0x5000), Origin.READ, count=3)
+
+
+class Recorder:
+    """Answers every call, or raises `error`; remembers what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
+        self.forever = False
+        self.updates: list[IncomingUpdate] = []
+
+    async def _record(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.forever:
+            await asyncio.Event().wait()
+        if self.error is not None:
+            raise self.error
+
+    async def hello(self, migration: str) -> str:
+        await self._record("hello", migration)
+        return "host-b"
+
+    async def prepare(  # noqa: PLR0917
+        self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str, source_host: str
+    ) -> None:
+        await self._record("prepare", migration, vm, layout, vcpus, platform, source_host)
+
+    async def ready(
+        self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry], lane_address: str, lane_token: str
+    ) -> None:
+        await self._record("ready", migration, device_state, list(ledger), lane_address, lane_token)
+
+    async def start(self, migration: str) -> int:
+        await self._record("start", migration)
+        return 1_700_000_000_000_000
+
+    async def refuse(self, migration: str, reason: str) -> None:
+        await self._record("refuse", migration, reason)
+
+    async def outcome(self, migration: str) -> tuple[Outcome, str]:
+        await self._record("outcome", migration)
+        return Outcome.REFUSED, "because"
+
+    async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
+        for update in self.updates:
+            yield update
+        await self._record("watch", migration)
+
+    async def finish(self, migration: str) -> None:
+        await self._record("finish", migration)
+
+
+class Loopback:
+    """A destination on a free port."""
+
+    def __init__(self) -> None:
+        self.core = Recorder()
+        self.server = grpc.aio.server(options=contract.SERVER_OPTIONS)
+        add_PeerServicer_to_server(PeerServicer(self.core), self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Loopback]:
+    destination = Loopback()
+    await destination.server.start()
+    yield destination
+    await destination.server.stop(None)
+
+
+@pytest.fixture
+async def peer(loopback: Loopback) -> AsyncIterator[GrpcPeer]:
+    client = GrpcPeers("host-a").connect(loopback.address)
+    yield client
+    await client.close()
+
+
+async def test_every_call_arrives_with_its_values(loopback: Loopback, peer: GrpcPeer) -> None:
+    state = bytes(range(256)) * 4096 * 64
+    assert len(state) == contract.DEVICE_STATE_LIMIT
+    assert await peer.hello("m1") == "host-b"
+    await peer.prepare("m1", "web-1", LAYOUT, 2, "x86_64/kvm")
+    await peer.ready("m1", state, [ENTRY], "127.0.0.1:7700", "token")
+    assert await peer.start("m1") == 1_700_000_000_000_000
+    await peer.refuse("m1", "no")
+    assert await peer.outcome("m1") == (Outcome.REFUSED, "because")
+    await peer.finish("m1")
+    assert loopback.core.calls == [
+        ("hello", "m1"),
+        ("prepare", "m1", "web-1", LAYOUT, 2, "x86_64/kvm", "host-a"),
+        ("ready", "m1", state, [ENTRY], "127.0.0.1:7700", "token"),
+        ("start", "m1"),
+        ("refuse", "m1", "no"),
+        ("outcome", "m1"),
+        ("finish", "m1"),
+    ]
+
+
+async def test_watch_ends_with_the_destinations_stream(loopback: Loopback, peer: GrpcPeer) -> None:
+    loopback.core.updates = [
+        IncomingUpdate(Outcome.RUNNING, PageProgress(total=3, absent=3), "link lost", (ENTRY,)),
+        IncomingUpdate(Outcome.COMPLETED, PageProgress(total=3, push=3), "", ()),
+    ]
+    assert [update async for update in peer.watch("m1")] == loopback.core.updates
+
+
+@pytest.mark.parametrize("reason", [Reason.DESTINATION_NO_VMM, Reason.MIGRATION_REFUSED, Reason.MIGRATION_UNKNOWN])
+async def test_the_destinations_own_reason_is_passed_through(
+    loopback: Loopback, peer: GrpcPeer, reason: Reason
+) -> None:
+    loopback.core.error = VmferryError(reason, "What happened.", "What to do.")
+    with pytest.raises(VmferryError) as caught:
+        await peer.prepare("m1", "web-1", LAYOUT, 2, "x86_64/kvm")
+    assert (caught.value.reason, caught.value.message, caught.value.remedy) == (reason, "What happened.", "What to do.")
+    with pytest.raises(VmferryError) as caught:
+        _ = [update async for update in peer.watch("m1")]
+    assert caught.value.reason is reason
+
+
+async def test_a_bug_behind_the_servicer_is_internal_and_tells_nothing(loopback: Loopback, peer: GrpcPeer) -> None:
+    loopback.core.error = KeyError("secret")
+    with pytest.raises(VmferryError) as caught:
+        await peer.start("m1")
+    assert caught.value.reason is Reason.INTERNAL
+    assert "secret" not in str(caught.value)
+
+
+async def test_nobody_listens_names_address_and_cause(loopback: Loopback, peer: GrpcPeer) -> None:
+    await loopback.server.stop(None)
+    with pytest.raises(VmferryError) as caught:
+        await peer.hello("m1")
+    assert caught.value.reason is Reason.DESTINATION_UNREACHABLE
+    assert loopback.address in caught.value.message
+    assert "refused" in caught.value.message.lower()
+
+
+async def test_no_answer_in_time_is_unreachable(loopback: Loopback) -> None:
+    loopback.core.forever = True
+    client = GrpcPeers("host-a", PeerDeadlines(start_s=0.3)).connect(loopback.address)
+    with pytest.raises(VmferryError) as caught:
+        await client.start("m1")
+    await client.close()
+    assert caught.value.reason is Reason.DESTINATION_UNREACHABLE
+    assert "DEADLINE_EXCEEDED" in caught.value.message
+
+
+async def test_watch_notices_that_the_destination_went(loopback: Loopback, peer: GrpcPeer) -> None:
+    loopback.core.updates = [IncomingUpdate(Outcome.RUNNING, PageProgress(), "", ())]
+    loopback.core.forever = True
+    stream = peer.watch("m1")
+    await anext(stream)
+    await loopback.server.stop(None)
+    with pytest.raises(VmferryError) as caught:
+        await anext(stream)
+    assert caught.value.reason is Reason.DESTINATION_UNREACHABLE
+
+
+async def test_another_version_is_refused_by_the_destination(loopback: Loopback) -> None:
+    async with grpc.aio.insecure_channel(loopback.address, options=contract.CHANNEL_OPTIONS) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await PeerStub(channel).Hello(pb.HelloRequest(protocol_version=2, migration="m1"))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert loopback.core.calls == []
+
+
+class OtherVersion:
+    """A destination of another time: answers version 2 to anyone."""
+
+    async def hello(self, request: pb.HelloRequest, context: Any) -> pb.HelloReply:
+        return pb.HelloReply(protocol_version=2, host="host-b")
+
+
+@pytest.mark.parametrize("implements_hello", [True, False])
+async def test_another_version_is_refused_by_the_source(implements_hello: bool) -> None:
+    server = grpc.aio.server()
+    handlers = {}
+    if implements_hello:
+        handlers["Hello"] = grpc.unary_unary_rpc_method_handler(
+            OtherVersion().hello, pb.HelloRequest.FromString, pb.HelloReply.SerializeToString
+        )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("vmferry.v1.Peer", handlers),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    client = GrpcPeers("host-a").connect(address)
+    with pytest.raises(VmferryError) as caught:
+        await client.hello("m1")
+    await client.close()
+    await server.stop(None)
+    assert caught.value.reason is Reason.DESTINATION_VERSION
+    assert address in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("Prepare", pb.PrepareRequest(migration="M1"), "migration"),
+        ("Prepare", pb.PrepareRequest(migration="m1", vm="../x"), "vm"),
+        ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=0), "vcpus"),
+        ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=1), "layout.regions"),
+        ("Ready", pb.ReadyRequest(migration="m1"), "lane_address"),
+        ("Start", pb.StartRequest(), "migration"),
+        ("GetOutcome", pb.GetOutcomeRequest(migration="-"), "migration"),
+    ],
+)
+async def test_malformed_requests_name_the_field(loopback: Loopback, method: str, request_: Any, field: str) -> None:
+    async with grpc.aio.insecure_channel(loopback.address, options=contract.CHANNEL_OPTIONS) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await getattr(PeerStub(channel), method)(request_)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (caught.value.details() or "").startswith(f"{field}: ")
+    assert loopback.core.calls == []
