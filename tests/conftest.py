@@ -1,0 +1,102 @@
+"""Fixtures that more than one kind of test needs: the programs under test, and what the machine must have.
+
+A test that asks for `kvm`, `uffd_poison`, `namespaces` or `chromium` is skipped with the reason where the machine lacks
+it. A missing program of ours is a failure, never a skip: `make setup` builds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+UFFDIO_API = 0xC018AA3F
+UFFD_API = 0xAA
+UFFD_FEATURE_POISON = 1 << 14
+SYS_USERFAULTFD = 323
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The programs as installed; `VMFERRY_PROGRAMS` names another directory, e.g. a cargo target directory."""
+
+    pager: Path
+    refvm: Path
+    cli: Path
+    daemon: Path
+
+
+def _program(name: str) -> Path:
+    beside = [Path(os.environ[key]) for key in ("VMFERRY_PROGRAMS",) if key in os.environ]
+    for directory in [*beside, Path(sys.executable).parent]:
+        if (directory / name).exists():
+            return directory / name
+    pytest.fail(f"{name} is neither beside {sys.executable} nor in $VMFERRY_PROGRAMS; `make setup` installs it")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Programs:
+    """The installed programs."""
+    return Programs(_program("vmferry-pager"), _program("vmferry-refvm"), _program("vmferry"), _program("vmferryd"))
+
+
+@pytest.fixture(scope="session")
+def kvm() -> Path:
+    """`/dev/kvm`, where this process may use it."""
+    device = Path("/dev/kvm")
+    if not os.access(device, os.R_OK | os.W_OK):
+        pytest.skip(f"{device} is missing or not readable and writable: no hardware virtualization for this user")
+    return device
+
+
+def uffd_features() -> int:
+    """The userfaultfd feature bits of this kernel for this user; 0 where there is none at all."""
+    fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        return 0
+    try:
+        request = bytearray(struct.pack("=QQQ", UFFD_API, 0, 0))
+        fcntl.ioctl(fd, UFFDIO_API, request)
+        return int(struct.unpack("=QQQ", request)[1])
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture(scope="session")
+def uffd_poison() -> None:
+    """A userfaultfd that serves kernel-mode faults and knows UFFDIO_POISON (Linux 6.6)."""
+    features = uffd_features()
+    if features == 0:
+        pytest.skip("userfaultfd is refused: it needs root, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1")
+    if not features & UFFD_FEATURE_POISON:
+        pytest.skip(f"Linux {os.uname().release} has no UFFDIO_POISON; it came with 6.6")
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """The right to make network namespaces, and the program for it."""
+    if shutil.which("ip") is None:
+        pytest.skip("`ip` is missing: apt-get install iproute2")
+    name = f"vmferry-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium to look at the dashboard with."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = shutil.which(name)
+        if found:
+            return found
+    pytest.skip("no Chromium: apt-get install chromium")
