@@ -1,0 +1,303 @@
+"""The control socket's messages and frames (docs/reference/vmm-protocol.md). Pure: bytes in, messages out.
+
+A frame is a 4-byte big-endian length and that many bytes of JSON, an object with a `type`. Unknown fields are ignored;
+anything else malformed raises `ProtocolError`, which names the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from vmferry import wire
+from vmferry.migration.model import Backing, LedgerEntry, MemoryLayout, MemoryRegion, Origin, Severity, VmmIdentity
+from vmferry.units import LSB_4K, MIB, Gpa
+
+VERSION = 1
+FRAME_LIMIT = 64 * MIB
+LENGTH_BYTES = 4
+VM_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"
+
+CODE_VERSION = "VERSION"
+CODE_BAD_MESSAGE = "BAD_MESSAGE"
+CODE_BAD_STATE = "BAD_STATE"
+CODE_NO_MEMORY = "NO_MEMORY"
+
+
+class ProtocolError(Exception):
+    """The other end sent something malformed: the connection is to be closed after an `error` frame that says so.
+
+    `field` is its path in the message, e.g. `regions[0].size`; empty when no field is to blame.
+    """
+
+    def __init__(self, field: str, message: str, code: str = CODE_BAD_MESSAGE) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+        self.message = message
+        self.code = code
+
+
+# JSON integers up to 2^64-1; the bound is checked where a value becomes part of the model.
+Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+State: TypeAlias = Literal["running", "stopped", "incoming", "prepared", "loaded"]
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=VM_NAME)]
+
+
+class HelloRegion(msgspec.Struct, frozen=True):
+    """A region as the VMM has it."""
+
+    gpa: Natural
+    hva: Natural
+    size: Natural
+    page_size: Natural
+    backing: Backing
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
+    """First message of a VMM."""
+
+    version: int
+    vm: Name
+    pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    platform: str
+    vcpus: Annotated[int, msgspec.Meta(ge=0, le=65_536)]
+    regions: list[HelloRegion]
+    abilities: list[str]
+    state: State
+
+
+class MemoryErrorReport(msgspec.Struct, frozen=True, tag="memory_error", tag_field="type"):
+    """A page of the guest went bad. `severity` None: no machine check was injected."""
+
+    seq: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    gpa: Natural
+    lsb: Annotated[int, msgspec.Meta(ge=0, le=63)]
+    severity: Severity | None
+    guest_visible: bool
+    thread: Natural = 0
+
+
+class Reply(msgspec.Struct, frozen=True, tag="reply", tag_field="type"):
+    """A request was done. Only the answers to `stop`, `save_state` and `start` carry a value."""
+
+    id: Natural
+    stopped_us: int | None = None
+    started_us: int | None = None
+    state: bytes | None = None
+
+
+class Refusal(msgspec.Struct, frozen=True, tag="error", tag_field="type"):
+    """A request was not done."""
+
+    id: Natural
+    code: str
+    message: str
+    field: str = ""
+
+
+FromVmm: TypeAlias = Hello | MemoryErrorReport | Reply | Refusal
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="type"):
+    """Answer to `hello`."""
+
+    version: int = VERSION
+
+
+class ErrorFrame(msgspec.Struct, frozen=True, tag="error", tag_field="type"):
+    """What the VMM sent was malformed or is refused; the connection is closed after it."""
+
+    code: str
+    field: str
+    message: str
+
+
+class Recorded(msgspec.Struct, frozen=True, tag="recorded", tag_field="type"):
+    """The memory error of that number is durable."""
+
+    seq: int
+
+
+class AttachMemory(msgspec.Struct, frozen=True, tag="attach_memory", tag_field="type"):
+    id: int
+    socket: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="type"):
+    id: int
+
+
+class SaveState(msgspec.Struct, frozen=True, tag="save_state", tag_field="type"):
+    id: int
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume", tag_field="type"):
+    id: int
+
+
+class Abandon(msgspec.Struct, frozen=True, tag="abandon", tag_field="type"):
+    id: int
+
+
+class PrepareRegion(msgspec.Struct, frozen=True):
+    """A region that a destination is to make."""
+
+    gpa: int
+    size: int
+    page_size: int
+    backing: Backing
+
+
+class Prepare(msgspec.Struct, frozen=True, tag="prepare", tag_field="type"):
+    id: int
+    regions: list[PrepareRegion]
+    vcpus: int
+    uffd_features: list[str]
+    socket: str
+
+
+class LoadState(msgspec.Struct, frozen=True, tag="load_state", tag_field="type"):
+    id: int
+    state: bytes
+
+
+class Start(msgspec.Struct, frozen=True, tag="start", tag_field="type"):
+    id: int
+
+
+class MigrationComplete(msgspec.Struct, frozen=True, tag="migration_complete", tag_field="type"):
+    id: int
+    keep_uffd: bool
+
+
+class Reset(msgspec.Struct, frozen=True, tag="reset", tag_field="type"):
+    id: int
+
+
+Request: TypeAlias = (
+    AttachMemory | Stop | SaveState | Resume | Abandon | Prepare | LoadState | Start | MigrationComplete | Reset
+)
+ToVmm: TypeAlias = Welcome | ErrorFrame | Recorded | Request
+
+_from_vmm: msgspec.json.Decoder[FromVmm] = msgspec.json.Decoder(FromVmm)
+_to_vmm: msgspec.json.Decoder[ToVmm] = msgspec.json.Decoder(ToVmm)
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: FromVmm | ToVmm) -> bytes:
+    """The message as a frame. Raises: ProtocolError if it is longer than a frame may be."""
+    body = _encoder.encode(message)
+    if len(body) > FRAME_LIMIT:
+        raise ProtocolError("", f"message of {len(body)} bytes, a frame holds at most {FRAME_LIMIT}")
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def decode_from_vmm(body: bytes) -> FromVmm:
+    """A frame's body as a message of a VMM. Raises: ProtocolError."""
+    try:
+        return _from_vmm.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error) from error
+
+
+def decode_to_vmm(body: bytes) -> ToVmm:
+    """The daemon's messages as a VMM reads them: for stand-ins of a VMM. Raises: ProtocolError."""
+    try:
+        return _to_vmm.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error) from error
+
+
+def _malformed(error: Exception) -> ProtocolError:
+    """Takes the field out of msgspec's words: "Expected `int`, got `str` - at `$.regions[0].size`"."""
+    if not isinstance(error, msgspec.ValidationError):
+        return ProtocolError("", f"not JSON: {error}")
+    text, _, path = str(error).partition(" - at `")
+    field = path.rstrip("`").removeprefix("$").removeprefix(".")
+    missing = re.search(r"missing required field `([^`]*)`", text)
+    if missing:
+        field = f"{field}.{missing[1]}" if field else missing[1]
+    return ProtocolError(field, text)
+
+
+class FrameDecoder:
+    """Takes bytes as they come, gives the bodies of whole frames. Holds at most one frame and what was fed with it.
+
+    After a ProtocolError it is of no further use: where the next frame begins is unknown.
+    """
+
+    def __init__(self, limit: int = FRAME_LIMIT) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+
+    @property
+    def in_frame(self) -> bool:
+        """Whether the end of the stream would come in the middle of a frame."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Bodies completed by `data`. Use up the iterator before feeding more.
+
+        Raises: ProtocolError for a length beyond the limit, before its bytes are kept.
+        """
+        self._buffer += data
+        while len(self._buffer) >= LENGTH_BYTES:
+            length = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+            if length > self._limit:
+                raise ProtocolError("", f"frame of {length} bytes, at most {self._limit} are allowed")
+            end = LENGTH_BYTES + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(memoryview(self._buffer)[LENGTH_BYTES:end])
+            del self._buffer[:end]
+            yield body
+
+
+def identity_of(hello: Hello) -> VmmIdentity:
+    """What `hello` says, checked beyond its types. Raises: ProtocolError naming the field; code VERSION."""
+    if hello.version != VERSION:
+        raise ProtocolError("version", f"is {hello.version}, this daemon speaks {VERSION}", CODE_VERSION)
+    layout = MemoryLayout(tuple(model_region(region) for region in hello.regions))
+    if hello.state == "incoming":
+        if hello.regions:
+            raise ProtocolError("regions", f"holds {len(hello.regions)} regions, must be empty in state incoming")
+    else:
+        problem = wire.layout_problem(layout)
+        if problem is not None:
+            raise ProtocolError(*problem)
+        if hello.vcpus == 0:
+            raise ProtocolError("vcpus", f"is 0 in state {hello.state}")
+    abilities = frozenset(hello.abilities)
+    return VmmIdentity(hello.vm, hello.pid, hello.platform, hello.vcpus, layout, abilities, hello.state)
+
+
+def entry_of(report: MemoryErrorReport, layout: MemoryLayout, now_us: int) -> LedgerEntry:
+    """The ledger's form of a report, its `gpa` that of the block's first byte. Linux gives an `lsb` of 0 where it does
+    not know the size: taken as a 4 KiB page.
+
+    Raises: ProtocolError if the address is not in the layout.
+    """
+    if not any(region.gpa <= report.gpa < region.gpa + region.size for region in layout.regions):
+        raise ProtocolError("gpa", f"{report.gpa:#x} lies in none of the VM's {len(layout.regions)} regions")
+    lsb = max(report.lsb, LSB_4K)
+    return LedgerEntry(
+        gpa=Gpa(report.gpa >> lsb << lsb),
+        origin=Origin.VMM,
+        lsb=lsb,
+        severity=report.severity,
+        guest_visible=report.guest_visible,
+        first_seen_us=now_us,
+        last_seen_us=now_us,
+    )
+
+
+def model_region(region: HelloRegion | PrepareRegion) -> MemoryRegion:
+    return MemoryRegion(Gpa(region.gpa), region.size, region.page_size, region.backing)
+
+
+def prepare_regions(layout: MemoryLayout) -> list[PrepareRegion]:
+    """A layout as `prepare` carries it."""
+    return [PrepareRegion(r.gpa, r.size, r.page_size, r.backing) for r in layout.regions]

@@ -1,0 +1,273 @@
+"""The control socket: accepts VMMs, keeps who is connected, and sees that a bad one harms nobody else.
+
+`serve()` owns every task: one that accepts, and two for each connection (one reads, one records memory errors).
+
+A VM may be connected twice, for a move within the host, but only once in each slot:
+
+| slot | states |
+|---|---|
+| `running` | running |
+| `stopped` | stopped: its vCPUs stand still, its memory is kept |
+| `incoming` | incoming, prepared, loaded |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.vmm import protocol
+from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError
+from vmferry.vmm.session import RecordError, VmmDeadlines, VmmSession
+
+log = structlog.get_logger()
+
+CONNECTED = "vmm.connected"
+DISCONNECTED = "vmm.disconnected"
+REFUSED = "vmm.refused"
+CRASHED = "vmm.connection_crashed"
+ACCEPT_FAILED = "vmm.accept_failed"
+
+READ_BYTES = 256 * 1024
+BACKLOG = 128
+ACCEPT_RETRY_S = 1.0
+CLOSE_GRACE_S = 2.0
+"""For what was sent last to be read, before the connection is dropped."""
+SOCKET_MODE = 0o600
+PATH_LIMIT = 107
+"""Bytes of a unix socket's path (unix(7): sun_path holds 108 with its NUL)."""
+
+_SLOT = {
+    "running": "running",
+    "stopped": "stopped",
+    "incoming": "incoming",
+    "prepared": "incoming",
+    "loaded": "incoming",
+}
+
+
+def _ignore(_vmm: VmmSession) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class VmmCallbacks:
+    """What the wiring wants to hear. `on_memory_error` returns once the error is durable; it may be called again for
+    the same error. The other two must not block: they are called from the event loop, `on_connected` after `welcome`
+    was sent, `on_disconnected` after the pending requests failed."""
+
+    on_memory_error: RecordError
+    on_connected: Callable[[VmmSession], None] = _ignore
+    on_disconnected: Callable[[VmmSession], None] = _ignore
+
+
+class VmmServer:
+    """Implements `ports.Vmms`."""
+
+    def __init__(
+        self,
+        path: Path,
+        callbacks: VmmCallbacks,
+        now_us: Callable[[], int],
+        deadlines: VmmDeadlines | None = None,
+    ) -> None:
+        self._path = path
+        self._callbacks = callbacks
+        self._now_us = now_us
+        self._deadlines = deadlines or VmmDeadlines()
+        self._sessions: list[VmmSession] = []
+        self.listening = asyncio.Event()
+        """Set once VMMs can connect."""
+
+    def running(self, vm: str) -> VmmSession | None:
+        """The one that runs, else the one that stands still."""
+        return self._in_slot(vm, "running") or self._in_slot(vm, "stopped")
+
+    def incoming(self, vm: str) -> VmmSession | None:
+        return self._in_slot(vm, "incoming")
+
+    def all(self) -> Sequence[VmmSession]:
+        return tuple(self._sessions)
+
+    async def serve(self) -> None:
+        """Serves until cancelled. Raises: VmferryError if the socket cannot be made."""
+        listener = listen(self._path)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self.listening.set()
+                await self._accept(listener, tasks)
+        finally:
+            self.listening.clear()
+            listener.close()
+            with suppress(FileNotFoundError):
+                self._path.unlink()
+
+    async def _accept(self, listener: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # EMFILE, ENFILE, ENOMEM, ECONNABORTED: the next one may do
+                log.warning(ACCEPT_FAILED, error=str(error))
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            tasks.create_task(self._connection(connection), name="vmm.connection")
+
+    async def _connection(self, connection: socket.socket) -> None:
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
+        except OSError:
+            connection.close()
+            return
+        try:
+            await self._conversation(reader, writer)
+        except ProtocolError as error:
+            log.warning(REFUSED, code=error.code, field=error.field, error=error.message)
+            with suppress(OSError):
+                writer.write(protocol.encode(protocol.ErrorFrame(error.code, error.field, error.message)))
+        except OSError as error:
+            log.info(REFUSED, error=str(error))
+        except Exception:  # a bug met by one VMM must not take the others' connections down
+            log.exception(CRASHED)
+        finally:
+            writer.close()
+            # a VMM that reads nothing more must not keep the descriptor
+            asyncio.get_running_loop().call_later(CLOSE_GRACE_S, writer.transport.abort)
+
+    async def _conversation(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        messages = _Messages(reader)
+        try:
+            async with asyncio.timeout(self._deadlines.hello_s):
+                hello = await messages.next()
+        except TimeoutError as error:
+            raise ProtocolError("type", f"no hello within {self._deadlines.hello_s:g} s") from error
+        if hello is None:
+            return
+        session = self._welcome(hello, writer)
+        reason, why = Reason.VMM_GONE, "was disconnected by the daemon, which stops"
+        try:
+            why = await self._session(session, messages)
+        except ProtocolError as error:
+            reason, why = Reason.VMM_PROTOCOL, f"sent a malformed message ({error})"
+            raise
+        except OSError as error:
+            why = f"broke the connection ({error})"
+            raise
+        finally:
+            self._sessions.remove(session)
+            session.end(reason, why)
+            log.info(DISCONNECTED, vm=session.identity.vm, pid=session.identity.pid, why=why)
+            self._callbacks.on_disconnected(session)
+
+    def _welcome(self, hello: FromVmm, writer: asyncio.StreamWriter) -> VmmSession:
+        if not isinstance(hello, protocol.Hello):
+            raise ProtocolError("type", "the first message must be hello")
+        identity = protocol.identity_of(hello)
+        rival = self._in_slot(identity.vm, _SLOT[identity.state])
+        if rival is not None:
+            message = (
+                f"a VMM of {identity.vm} that is {rival.identity.state} is connected already (pid {rival.identity.pid})"
+            )
+            raise ProtocolError("vm", message, protocol.CODE_BAD_STATE)
+        session = VmmSession(identity, writer, self._deadlines, self._now_us)
+        session.send(protocol.Welcome())
+        self._sessions.append(session)
+        log.info(CONNECTED, vm=identity.vm, pid=identity.pid, state=identity.state)
+        self._callbacks.on_connected(session)
+        return session
+
+    async def _session(self, session: VmmSession, messages: _Messages) -> str:
+        """Until the VMM closes the connection; returns how."""
+        recorder = asyncio.create_task(
+            session.record_errors(self._callbacks.on_memory_error), name=f"vmm.errors.{session.identity.vm}"
+        )
+        try:
+            while (message := await messages.next()) is not None:
+                await session.take(message)
+            return "closed the connection"
+        finally:
+            recorder.cancel()
+            await asyncio.gather(recorder, return_exceptions=True)
+
+    def _in_slot(self, vm: str, slot: str) -> VmmSession | None:
+        for session in self._sessions:
+            if session.identity.vm == vm and _SLOT.get(session.identity.state) == slot:
+                return session
+        return None
+
+
+class _Messages:
+    """The messages of a connection, one at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._decoder = FrameDecoder()
+        self._bodies = self._decoder.feed(b"")
+
+    async def next(self) -> FromVmm | None:
+        """None: the VMM closed the connection between two frames. Raises: ProtocolError, OSError."""
+        while True:
+            for body in self._bodies:
+                return protocol.decode_from_vmm(body)
+            data = await self._reader.read(READ_BYTES)
+            if not data:
+                if self._decoder.in_frame:
+                    raise ConnectionResetError("closed in the middle of a frame")
+                return None
+            self._bodies = self._decoder.feed(data)
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening unix socket at `path`, mode 0600, in the place of one that nobody serves any more.
+
+    Raises: VmferryError INVALID_ARGUMENT, saying what is wrong with the path.
+    """
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise _unusable(path, f"is longer than {PATH_LIMIT} bytes", "Choose a shorter path.")
+    if not path.parent.is_dir():
+        raise _unusable(path, f"lies in {path.parent}, which is no directory", "Create it, for the daemon's user only.")
+    if stat.S_IMODE(path.parent.stat().st_mode) & stat.S_IWOTH and not path.parent.stat().st_mode & stat.S_ISVTX:
+        raise _unusable(path, f"lies in {path.parent}, which anyone may write", f"chmod o-w {path.parent}")
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    mask = os.umask(0o777 & ~SOCKET_MODE)
+    try:
+        listener.bind(os.fspath(path))
+    except OSError as error:
+        listener.close()
+        raise _unusable(path, f"cannot be made ({error})", "Check the directory's permissions.") from error
+    finally:
+        os.umask(mask)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise _unusable(path, "exists and is no socket", "Remove it or choose another path.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass  # a full backlog: somebody listens
+    raise _unusable(path, "is served by another process", "Stop the other vmferryd, or give this one another path.")
+
+
+def _unusable(path: Path, what: str, remedy: str) -> VmferryError:
+    return VmferryError(Reason.INVALID_ARGUMENT, f"The VMM socket {path} {what}.", remedy)

@@ -1,0 +1,280 @@
+"""One connected VMM: requests with ids out, answers in. Implements `ports.Vmm`.
+
+```
+ core ──request──▶ session ──frame──▶ VMM          requests of one VM may overlap; answers are told apart by `id`
+      ◀──result───         ◀──frame──
+ VMM ──memory_error──▶ session ──▶ queue ──▶ on_memory_error (durable) ──▶ recorded
+```
+
+The VMM's state as this daemon knows it follows the answers, also of those that come after their time-out. Errors are
+recorded by a task of their own, in order, so that the ledger never holds up an answer that the core waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import structlog
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import LedgerEntry, MemoryLayout, VmmIdentity
+from vmferry.vmm import protocol
+from vmferry.vmm.protocol import FromVmm, ProtocolError, Refusal, Reply, Request, ToVmm
+
+log = structlog.get_logger()
+
+ERROR_NOT_RECORDED = "vmm.memory_error_not_recorded"
+LATE_ANSWER = "vmm.late_answer"
+
+ERRORS_KEPT = 1024
+"""Memory errors that wait to be recorded; a VMM that sends more is not read from meanwhile."""
+RECORD_RETRY_S = 1.0
+
+RecordError = Callable[[str, LedgerEntry], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class VmmDeadlines:
+    """How long a VMM may take to answer, seconds. `prepare` makes the guest's memory, the states may be large."""
+
+    hello_s: float = 10.0
+    attach_memory_s: float = 10.0
+    stop_s: float = 10.0
+    save_state_s: float = 30.0
+    resume_s: float = 10.0
+    abandon_s: float = 10.0
+    prepare_s: float = 60.0
+    load_state_s: float = 60.0
+    start_s: float = 10.0
+    migration_complete_s: float = 10.0
+    reset_s: float = 30.0
+
+
+@dataclass(slots=True)
+class _Pending:
+    request: Request
+    answer: asyncio.Future[Reply | Refusal] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class VmmSession:
+    """Made by `server.py` once the VMM has said hello; ends with its connection."""
+
+    def __init__(
+        self, identity: VmmIdentity, writer: asyncio.StreamWriter, deadlines: VmmDeadlines, now_us: Callable[[], int]
+    ) -> None:
+        self._identity = identity
+        self._writer = writer
+        self._deadlines = deadlines
+        self._now_us = now_us
+        self._pending: dict[int, _Pending] = {}
+        self._last_id = 0
+        self._errors: asyncio.Queue[tuple[int, LedgerEntry]] = asyncio.Queue(ERRORS_KEPT)
+        self._ended = asyncio.Event()
+        self._why = ""
+
+    @property
+    def identity(self) -> VmmIdentity:
+        return self._identity
+
+    # source
+
+    async def attach_memory(self, socket: Path) -> None:
+        await self._ask(protocol.AttachMemory(self._next_id(), str(socket)), self._deadlines.attach_memory_s)
+
+    async def stop(self) -> None:
+        await self._ask(protocol.Stop(self._next_id()), self._deadlines.stop_s)
+
+    async def save_state(self) -> bytes:
+        reply = await self._ask(protocol.SaveState(self._next_id()), self._deadlines.save_state_s)
+        assert reply.state is not None, "checked when it came"
+        return reply.state
+
+    async def resume(self) -> None:
+        await self._ask(protocol.Resume(self._next_id()), self._deadlines.resume_s)
+
+    async def abandon(self) -> None:
+        await self._ask(protocol.Abandon(self._next_id()), self._deadlines.abandon_s)
+
+    # destination
+
+    async def prepare(self, layout: MemoryLayout, vcpus: int, uffd_features: Sequence[str], socket: Path) -> None:
+        regions = protocol.prepare_regions(layout)
+        request = protocol.Prepare(self._next_id(), regions, vcpus, list(uffd_features), str(socket))
+        await self._ask(request, self._deadlines.prepare_s)
+
+    async def load_state(self, state: bytes) -> None:
+        await self._ask(protocol.LoadState(self._next_id(), state), self._deadlines.load_state_s)
+
+    async def start(self) -> None:
+        await self._ask(protocol.Start(self._next_id()), self._deadlines.start_s)
+
+    async def migration_complete(self, keep_uffd: bool) -> None:
+        request = protocol.MigrationComplete(self._next_id(), keep_uffd)
+        await self._ask(request, self._deadlines.migration_complete_s)
+
+    async def reset(self) -> None:
+        await self._ask(protocol.Reset(self._next_id()), self._deadlines.reset_s)
+
+    async def gone(self) -> str:
+        await self._ended.wait()
+        return self._why
+
+    # the connection's side, for server.py
+
+    def send(self, message: ToVmm) -> None:
+        """Puts a message into the connection's buffer."""
+        self._writer.write(protocol.encode(message))
+
+    async def take(self, message: FromVmm) -> None:
+        """A message of the VMM. Raises: ProtocolError if it is none that may come now."""
+        match message:
+            case Reply() | Refusal():
+                self._take_answer(message)
+            case protocol.MemoryErrorReport():
+                entry = protocol.entry_of(message, self._identity.layout, self._now_us())
+                await self._errors.put((message.seq, entry))
+            case protocol.Hello():
+                raise ProtocolError("type", "a second hello on one connection")
+
+    async def record_errors(self, record: RecordError) -> None:
+        """Has the errors recorded, one after the other, each tried again until it is. Ends with the connection."""
+        while True:
+            seq, entry = await self._errors.get()
+            while not await self._recorded(record, entry):  # noqa: ASYNC110 a retry, no event to wait for
+                await asyncio.sleep(RECORD_RETRY_S)
+            try:
+                self.send(protocol.Recorded(seq))
+                await self._writer.drain()
+            except OSError:
+                return
+
+    def end(self, reason: Reason, why: str) -> None:
+        """The connection is over: fails what is pending. `why` completes "the VMM …"."""
+        if self._ended.is_set():
+            return
+        self._why = why
+        self._ended.set()
+        for pending in self._pending.values():
+            if not pending.answer.done():
+                pending.answer.set_exception(self._over(reason))
+        self._pending.clear()
+
+    async def _recorded(self, record: RecordError, entry: LedgerEntry) -> bool:
+        try:
+            await record(self._identity.vm, entry)
+        except VmferryError as error:
+            log.warning(ERROR_NOT_RECORDED, vm=self._identity.vm, gpa=hex(entry.gpa), error=str(error))
+            return False
+        except Exception:  # whatever is wrong behind the callback: the error must not be acknowledged, nor dropped
+            log.exception(ERROR_NOT_RECORDED, vm=self._identity.vm, gpa=hex(entry.gpa))
+            return False
+        return True
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    async def _ask(self, request: Request, deadline_s: float) -> Reply:
+        if self._ended.is_set():
+            raise self._over(Reason.VMM_GONE)
+        try:
+            frame = protocol.encode(request)
+        except ProtocolError as error:
+            raise VmferryError(Reason.VMM_PROTOCOL, f"{_name(request)} to VM {self._identity.vm}: {error}.") from error
+        pending = _Pending(request)
+        self._pending[request.id] = pending
+        try:
+            async with asyncio.timeout(deadline_s):
+                self._writer.write(frame)
+                await self._writer.drain()
+                answer = await pending.answer
+        except TimeoutError as error:
+            raise VmferryError(
+                Reason.VMM_TIMEOUT,
+                f"The VMM of {self._identity.vm} (pid {self._identity.pid}) did not answer {_name(request)} "
+                f"within {deadline_s:g} s.",
+                "See the VMM's log; it may be stuck or overloaded.",
+            ) from error
+        except OSError as error:
+            pending.answer.cancel()
+            self.end(Reason.VMM_GONE, f"broke the connection ({error})")
+            raise self._over(Reason.VMM_GONE) from error
+        if isinstance(answer, Refusal):
+            raise self._refused(request, answer)
+        return answer
+
+    def _take_answer(self, answer: Reply | Refusal) -> None:
+        pending = self._pending.pop(answer.id, None)
+        if pending is None:
+            raise ProtocolError("id", f"{answer.id} is no request that waits for an answer")
+        if isinstance(answer, Reply):
+            _check_reply(pending.request, answer)
+            self._identity = _identity_after(self._identity, pending.request)
+        if pending.answer.done():
+            log.info(LATE_ANSWER, vm=self._identity.vm, request=_name(pending.request))
+        else:
+            pending.answer.set_result(answer)
+
+    def _over(self, reason: Reason) -> VmferryError:
+        return VmferryError(
+            reason,
+            f"The VMM of {self._identity.vm} (pid {self._identity.pid}) {self._why}.",
+            "See the VMM's log for why it ended.",
+        )
+
+    def _refused(self, request: Request, refusal: Refusal) -> VmferryError:
+        """NO_MEMORY has a reason of its own: it is the destination host that lacks something, not the VMM."""
+        no_memory = refusal.code == protocol.CODE_NO_MEMORY
+        where = f" {refusal.field}:" if refusal.field else ""
+        return VmferryError(
+            Reason.DESTINATION_NO_MEMORY if no_memory else Reason.VMM_REFUSED,
+            f"The VMM of {self._identity.vm} (pid {self._identity.pid}) refused {_name(request)}: "
+            f"{refusal.code}:{where} {refusal.message}",
+            "Free memory on the destination or choose another." if no_memory else "See the VMM's log.",
+        )
+
+
+def _name(request: Request) -> str:
+    tag = type(request).__struct_config__.tag
+    return str(tag)
+
+
+def _check_reply(request: Request, reply: Reply) -> None:
+    """Raises: ProtocolError if the value is missing that the answer must carry."""
+    match request:
+        case protocol.Stop() if reply.stopped_us is None:
+            raise ProtocolError("stopped_us", "missing in the answer to stop")
+        case protocol.SaveState() if reply.state is None:
+            raise ProtocolError("state", "missing in the answer to save_state")
+        case protocol.Start() if reply.started_us is None:
+            raise ProtocolError("started_us", "missing in the answer to start")
+        case _:
+            pass
+
+
+_STATE_AFTER: dict[type, str] = {
+    protocol.Stop: "stopped",
+    protocol.Resume: "running",
+    protocol.Abandon: "gone",
+    protocol.Prepare: "prepared",
+    protocol.LoadState: "loaded",
+    protocol.Start: "running",
+    protocol.Reset: "incoming",
+}
+"""The protocol's table "required state → state"; the other requests change nothing."""
+
+
+def _identity_after(identity: VmmIdentity, request: Request) -> VmmIdentity:
+    """What the VMM is once it has done the request."""
+    state = _STATE_AFTER.get(type(request), identity.state)
+    match request:
+        case protocol.Prepare():
+            layout = MemoryLayout(tuple(protocol.model_region(region) for region in request.regions))
+            return replace(identity, state=state, layout=layout, vcpus=request.vcpus)
+        case protocol.Reset():
+            return replace(identity, state=state, layout=MemoryLayout(()), vcpus=0)
+        case _:
+            return replace(identity, state=state)
