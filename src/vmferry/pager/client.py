@@ -1,0 +1,194 @@
+"""One pager as the daemon drives it, over `pager.sock`: `ports.Pager`.
+
+| gRPC status of the pager | reason |
+|---|---|
+| UNAVAILABLE, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED | PAGER_FAILED: it died, or does not answer |
+| UNAVAILABLE from ConnectLanes, while the pager itself answers | LINK_DOWN: the source's pager cannot be reached |
+| FAILED_PRECONDITION from ExpectDestination | KERNEL_LACKS_FEATURE |
+| INVALID_ARGUMENT | INVALID_ARGUMENT |
+| anything else | PAGER_FAILED, with the pager's words |
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from vmferry import wire
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import LedgerEntry, MemoryLayout
+from vmferry.migration.ports import PagerEvent, PagerStatus
+from vmferry.pager import convert
+from vmferry.units import MIB
+from vmferry.v1 import pager_pb2 as pb
+from vmferry.v1.pager_pb2_grpc import PagerStub
+
+Answer = TypeVar("Answer")
+
+CONTROL_SOCKET = "pager.sock"
+MEMORY_SOCKET = "memory.sock"
+
+ERRORS_A_CALL = 10_000
+"""MarkPoisoned is sent in pieces of so many errors, well below gRPC's 4 MiB a message."""
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", 16 * MIB),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    """Where source pagers listen (half-open port range), and how long a demanded page may take, seconds."""
+
+    listen_ip: str = "127.0.0.1"
+    ports: tuple[int, int] = (7700, 7800)
+    demand_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PagerDeadlines:
+    """Seconds. `connect_s` is beyond the demand time-out, which bounds the connecting itself."""
+
+    call_s: float = 10.0
+    connect_s: float = 30.0
+    complete_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class PagerSettings:
+    """What every pager of this host is driven with."""
+
+    lanes: LaneSettings = field(default_factory=LaneSettings)
+    deadlines: PagerDeadlines = field(default_factory=PagerDeadlines)
+
+
+class GrpcPager:
+    """Made by `process.py`, which knows that the process is there."""
+
+    def __init__(self, directory: Path, vm: str, settings: PagerSettings) -> None:
+        self._directory = directory
+        self._vm = vm
+        self._lanes = settings.lanes
+        self._deadlines = settings.deadlines
+        self._channel = grpc.aio.insecure_channel(f"unix:{directory / CONTROL_SOCKET}", options=_OPTIONS)
+        self._stub = PagerStub(self._channel)
+
+    @property
+    def memory_socket(self) -> Path:
+        return self._directory / MEMORY_SOCKET
+
+    async def status(self) -> PagerStatus:
+        return convert.status_from_pb(await self.raw_status(self._deadlines.call_s))
+
+    async def raw_status(self, deadline_s: float) -> pb.PagerStatus:
+        """All that GetStatus says."""
+        return await self._call("GetStatus", self._stub.GetStatus(pb.GetStatusRequest(), timeout=deadline_s))
+
+    async def serve_source(self, layout: MemoryLayout, token: str) -> str:
+        request = pb.ServeSourceRequest(
+            layout=wire.layout_to_pb(layout),
+            listen_ip=self._lanes.listen_ip,
+            port_first=self._lanes.ports[0],
+            port_last=self._lanes.ports[1],
+            token=token,
+        )
+        reply = await self._call("ServeSource", self._stub.ServeSource(request, timeout=self._deadlines.call_s))
+        return reply.lane_address
+
+    async def freeze(self) -> None:
+        await self._call("Freeze", self._stub.Freeze(pb.FreezeRequest(), timeout=self._deadlines.call_s))
+
+    async def thaw(self) -> None:
+        await self._call("Thaw", self._stub.Thaw(pb.ThawRequest(), timeout=self._deadlines.call_s))
+
+    async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
+        request = pb.ExpectDestinationRequest(layout=wire.layout_to_pb(layout))
+        call = self._stub.ExpectDestination(request, timeout=self._deadlines.call_s)
+        return tuple((await self._call("ExpectDestination", call)).uffd_features)
+
+    async def connect_lanes(self, lane_address: str, token: str) -> None:
+        request = pb.ConnectLanesRequest(
+            lane_address=lane_address, token=token, demand_timeout_s=self._lanes.demand_timeout_s
+        )
+        call = self._stub.ConnectLanes(request, timeout=self._deadlines.connect_s)
+        try:
+            await self._call("ConnectLanes", call)
+        except VmferryError as error:
+            if await call.code() is grpc.StatusCode.UNAVAILABLE and await self._answers():
+                cause = await call.details()
+                raise VmferryError(
+                    Reason.LINK_DOWN,
+                    f"The pager of {self._vm} cannot reach the source's pager at {lane_address}: {cause}.",
+                    "Check the network and the firewall between the hosts for the [pages] ports.",
+                ) from error
+            raise
+
+    async def start_push(self) -> None:
+        await self._call("StartPush", self._stub.StartPush(pb.StartPushRequest(), timeout=self._deadlines.call_s))
+
+    async def complete(self) -> int:
+        call = self._stub.Complete(pb.CompleteRequest(), timeout=self._deadlines.complete_s)
+        return (await self._call("Complete", call)).guarded_pages
+
+    async def mark_poisoned(self, errors: Sequence[LedgerEntry]) -> None:
+        messages = [wire.error_to_pb(entry) for entry in errors]
+        for start in range(0, len(messages), ERRORS_A_CALL):
+            request = pb.MarkPoisonedRequest(errors=messages[start : start + ERRORS_A_CALL])
+            await self._call("MarkPoisoned", self._stub.MarkPoisoned(request, timeout=self._deadlines.call_s))
+
+    async def events(self, after: int) -> AsyncIterator[PagerEvent]:
+        """Until the caller stops, or the pager ends: then VmferryError, or the end where it ended on purpose."""
+        call = self._stub.WatchEvents(pb.WatchEventsRequest(after=after))
+        try:
+            async for message in call:
+                event = convert.event_from_pb(message)
+                if event is not None:
+                    yield event
+        except grpc.aio.AioRpcError as error:
+            raise self._failed("WatchEvents", error) from error
+        finally:
+            call.cancel()
+
+    async def acknowledge(self, up_to: int) -> None:
+        request = pb.AcknowledgeEventsRequest(up_to=up_to)
+        await self._call("AcknowledgeEvents", self._stub.AcknowledgeEvents(request, timeout=self._deadlines.call_s))
+
+    async def shutdown(self, even_if_guest_dies: bool) -> None:
+        request = pb.ShutdownRequest(even_if_guest_dies=even_if_guest_dies)
+        await self._call("Shutdown", self._stub.Shutdown(request, timeout=self._deadlines.call_s))
+
+    async def close(self) -> None:
+        """Closes this end of the connection; the pager goes on."""
+        await self._channel.close(None)
+
+    async def _answers(self) -> bool:
+        try:
+            await self.raw_status(self._deadlines.call_s)
+        except VmferryError:
+            return False
+        return True
+
+    async def _call(self, name: str, call: grpc.aio.UnaryUnaryCall[Any, Answer]) -> Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: grpc.aio.AioRpcError) -> VmferryError:
+        """The table of the module's text."""
+        code, words = error.code(), error.details() or "no details"
+        reason, remedy = Reason.PAGER_FAILED, f"See {self._directory}/pager.log."
+        if code is grpc.StatusCode.FAILED_PRECONDITION and name == "ExpectDestination":
+            reason, remedy = Reason.KERNEL_LACKS_FEATURE, "Run a kernel with it (UFFDIO_POISON: Linux 6.6 or later)."
+        elif code is grpc.StatusCode.INVALID_ARGUMENT:
+            reason = Reason.INVALID_ARGUMENT
+        return VmferryError(reason, f"{name} to the pager of {self._vm}: {code.name}: {words}.", remedy)

@@ -1,0 +1,56 @@
+"""`pager.proto`'s own messages ⇄ the ports' values. What other protos share is in `vmferry/wire.py`."""
+
+from __future__ import annotations
+
+from vmferry import wire
+from vmferry.migration.ports import (
+    AllPresent,
+    LinkChanged,
+    MemoryAttached,
+    MemoryDetached,
+    MemoryErrorFound,
+    PagerEvent,
+    PagerEventBody,
+    PagerFailedEvent,
+    PagerStatus,
+)
+from vmferry.v1 import pager_pb2 as pb
+
+
+def status_from_pb(message: pb.PagerStatus) -> PagerStatus:
+    return PagerStatus(
+        pid=message.pid,
+        memory_attached=message.memory_attached,
+        memory_reason=message.memory_reason,
+        link_up=message.link == pb.LINK_STATE_UP,
+        link_reason=message.link_reason,
+        all_present=message.all_present,
+        progress=wire.progress_from_pb(message.progress),
+    )
+
+
+def event_from_pb(message: pb.PagerEvent) -> PagerEvent | None:
+    """None: an event that this version does not know, or a link state that means nothing to the daemon (DONE comes
+    with AllPresent)."""
+    body = _body_from_pb(message)
+    return None if body is None else PagerEvent(message.number, message.at_us, body)
+
+
+def _body_from_pb(message: pb.PagerEvent) -> PagerEventBody | None:  # noqa: PLR0911 a case an event
+    match message.WhichOneof("event"):
+        case "memory_error":
+            found = message.memory_error
+            error = wire.error_from_pb(found.error, "memory_error.error")
+            return MemoryErrorFound(error, found.hva, found.thread_id, found.reported)
+        case "link" if message.link.state in {pb.LINK_STATE_UP, pb.LINK_STATE_DOWN}:
+            return LinkChanged(message.link.state == pb.LINK_STATE_UP, message.link.reason)
+        case "all_present":
+            return AllPresent()
+        case "memory_attached":
+            return MemoryAttached(message.memory_attached.vmm_pid)
+        case "memory_detached":
+            return MemoryDetached(message.memory_detached.reason)
+        case "failed":
+            return PagerFailedEvent(message.failed.reason)
+        case _:
+            return None
