@@ -1,0 +1,224 @@
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use crate::attached::AttachedFile;
+use crate::region_map::{Gpa, Layout, Region};
+
+const PAGE: usize = 4096;
+const PAGES: usize = 16;
+
+/// A mapping of this process, which stands in for the VMM's.
+struct Mapping {
+    at: u64,
+}
+
+impl Mapping {
+    fn new(fd: Option<&File>) -> Self {
+        let flags = if fd.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = fd.map_or(-1, AsRawFd::as_raw_fd);
+        // SAFETY: a fresh mapping.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGES * PAGE, prot, flags, fd, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        Self { at: at as u64 }
+    }
+
+    fn write(&self, page: usize, byte: u8) {
+        // SAFETY: within the mapping, which nobody else refers to.
+        unsafe { std::ptr::write_bytes((self.at as usize + page * PAGE) as *mut u8, byte, PAGE) }
+    }
+
+    /// Puts a poison marker on a page, by a uffd that traps nothing; `Err` says why the kernel will not.
+    fn poison(&self, page: usize) -> Result<OwnedFd, String> {
+        let failed = |what: &str| Err(format!("{what}: {}", io::Error::last_os_error()));
+        let hva = self.at + (page * PAGE) as u64;
+        // SAFETY: plain system calls on structures that live long enough; the page is one of ours.
+        unsafe {
+            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
+            if fd < 0 {
+                return failed("userfaultfd");
+            }
+            let uffd = OwnedFd::from_raw_fd(fd as i32);
+            let mut api: [u64; 3] = [0xaa, 1 << 14, 0];
+            if libc::ioctl(uffd.as_raw_fd(), 0xc018_aa3f, &mut api) != 0 {
+                return failed("UFFDIO_API with POISON");
+            }
+            let mut register: [u64; 4] = [self.at, (PAGES * PAGE) as u64, 2, 0];
+            if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa00, &mut register) != 0 {
+                return failed("UFFDIO_REGISTER wp");
+            }
+            libc::madvise(hva as *mut libc::c_void, PAGE, libc::MADV_DONTNEED);
+            let mut poison: [u64; 4] = [hva, PAGE as u64, 0, 0];
+            if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa08, &mut poison) != 0 {
+                return failed("UFFDIO_POISON");
+            }
+            Ok(uffd)
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: ours, and nobody refers to it any more.
+        unsafe { libc::munmap(self.at as *mut libc::c_void, PAGES * PAGE) };
+    }
+}
+
+fn memfd() -> File {
+    // SAFETY: a literal name; the descriptor is ours.
+    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+    file.set_len((PAGES * PAGE) as u64).unwrap();
+    file
+}
+
+fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
+    let backing = if file.is_some() { Backing::Memfd } else { Backing::Anonymous };
+    let region = Region { gpa: Gpa(0), size: (PAGES * PAGE) as u64, page_size: PAGE as u64, backing };
+    GuestMemory::new(AttachedMemory {
+        vmm_pid: std::process::id(),
+        layout: Layout::new(vec![region]).unwrap(),
+        regions: vec![AttachedRegion {
+            hva: Hva(hva),
+            file: file.map(|file| AttachedFile { fd: file.into(), offset: 0 }),
+        }],
+        uffd: None,
+    })
+}
+
+fn data(bytes: &[u8]) -> Found {
+    Found::Data(bytes.iter().flat_map(|byte| vec![*byte; PAGE]).collect::<Vec<u8>>().into())
+}
+
+#[test]
+fn a_process_gives_data_zeros_and_what_was_never_there() {
+    let mapping = Mapping::new(None);
+    mapping.write(2, 0xab);
+    mapping.write(3, 0);
+    mapping.write(4, 0xcd);
+    let memory = memory(mapping.at, None).unwrap();
+    let found = memory.read(0, 0, PAGES as u64).unwrap();
+    assert_eq!(found, [Found::Zero(2), data(&[0xab]), Found::Zero(1), data(&[0xcd]), Found::Zero(11)]);
+    assert_eq!(memory.read(0, 4, 1).unwrap(), [data(&[0xcd])]);
+}
+
+#[test]
+fn a_file_gives_data_zeros_and_holes() {
+    let file = memfd();
+    file.write_all_at(&[1; PAGE], 3 * PAGE as u64).unwrap();
+    file.write_all_at(&[0; PAGE], 4 * PAGE as u64).unwrap();
+    file.write_all_at(&[2; 2 * PAGE], 5 * PAGE as u64).unwrap();
+    let memory = memory(0, Some(file)).unwrap();
+    let found = memory.read(0, 1, 10).unwrap();
+    assert_eq!(found, [Found::Zero(2), data(&[1]), Found::Zero(1), data(&[2, 2]), Found::Zero(4)]);
+}
+
+#[test]
+fn a_file_that_is_too_short_reads_as_zeros_beyond_its_end() {
+    let file = memfd();
+    file.write_all_at(&[7; PAGE], 0).unwrap();
+    file.set_len(PAGE as u64 + 100).unwrap();
+    let memory = memory(0, Some(file)).unwrap();
+    assert_eq!(memory.read(0, 0, 4).unwrap(), [data(&[7]), Found::Zero(3)]);
+}
+
+#[test]
+fn reading_does_not_move_the_offset_of_the_vmm() {
+    let file = memfd();
+    file.write_all_at(&[7; PAGE], 4 * PAGE as u64).unwrap();
+    let memory = memory(0, Some(file.try_clone().unwrap())).unwrap();
+    memory.read(0, 0, PAGES as u64).unwrap();
+    assert_eq!(io::Seek::stream_position(&mut &file).unwrap(), 0);
+}
+
+#[test]
+fn a_poison_marker_is_found_in_a_process() {
+    let mapping = Mapping::new(None);
+    (0..PAGES).for_each(|page| mapping.write(page, 9));
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let memory = memory(mapping.at, None).unwrap();
+    assert_eq!(memory.read(0, 4, 3).unwrap(), [data(&[9]), Found::Poison(1), data(&[9])]);
+}
+
+#[test]
+fn a_process_tells_poison_by_efault_where_the_page_tables_are_not_read() {
+    let mapping = Mapping::new(None);
+    (0..PAGES).for_each(|page| mapping.write(page, 9));
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let size = (PAGES * PAGE) as u64;
+    let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Anonymous };
+    let reader = ProcessReader::new(std::process::id(), Hva(mapping.at), &region, None).unwrap();
+    let mut found = Vec::new();
+    reader.read(4, 3, &mut found).unwrap();
+    assert_eq!(found, [data(&[9]), Found::Poison(1), data(&[9])]);
+}
+
+#[test]
+fn a_poison_marker_is_found_under_a_memfd_that_does_not_know() {
+    let file = memfd();
+    file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
+    let mapping = Mapping::new(Some(&file));
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let memory = memory(mapping.at, Some(file)).unwrap();
+    assert_eq!(memory.read(0, 4, 3).unwrap(), [data(&[9]), Found::Poison(1), data(&[9])]);
+}
+
+/// `/proc/PID/mem` answers a read of a poison marker with `EIO`, as a file with a poisoned page does.
+#[test]
+fn a_file_tells_poison_by_eio() {
+    let mapping = Mapping::new(None);
+    (0..PAGES).for_each(|page| mapping.write(page, 9));
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let size = (PAGES * PAGE) as u64;
+    let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Memfd };
+    let reader = FileReader::new(File::open("/proc/self/mem").unwrap().into(), mapping.at, &region, None);
+    let mut found = Vec::new();
+    reader.read(3, 4, &mut found).unwrap();
+    assert_eq!(found, [data(&[9, 9]), Found::Poison(1), data(&[9])]);
+}
+
+#[test]
+fn unmapped_memory_is_an_error_and_neither_zeros_nor_poison() {
+    let mapping = Mapping::new(None);
+    mapping.write(0, 1);
+    let memory = memory(mapping.at, None).unwrap();
+    drop(mapping);
+    let found = memory.read(0, 0, PAGES as u64);
+    assert!(matches!(found, Err(ReadError::NotMapped { .. })), "{found:?}");
+}
+
+#[test]
+fn an_address_with_no_memory_is_refused_at_once() {
+    let refused = memory(0x1000, None);
+    assert!(matches!(refused, Err(ReadError::NotMapped { hva: 0x1000, .. })), "{refused:?}");
+}
+
+#[test]
+fn a_vmm_that_dies_is_an_error_and_not_zeros() {
+    let mapping = Mapping::new(None);
+    mapping.write(0, 1);
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let region = Region { gpa: Gpa(0), size: PAGE as u64, page_size: PAGE as u64, backing: Backing::Anonymous };
+    let stack = std::fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
+    let hva = u64::from_str_radix(stack.split('-').next().unwrap(), 16).unwrap();
+    let pagemap = Pagemap::open(child.id(), Hva(hva), PAGE as u64).unwrap();
+    let reader = ProcessReader::new(child.id(), Hva(hva), &region, pagemap).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let found = reader.read(0, 1, &mut Vec::new());
+    assert!(matches!(found, Err(ReadError::VmmGone { .. })), "{found:?}");
+}
