@@ -162,24 +162,6 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs a list asks for; None: any. `active`: has not ended."""
-
-    vm: str | None = None
-    destination: str | None = None
-    phase: Phase | None = None
-    active: bool | None = None
-
-    def accepts(self, job: Job) -> bool:
-        return (
-            self.vm in (None, job.vm)
-            and self.destination in (None, job.destination)
-            and self.phase in (None, job.phase)
-            and self.active in (None, job.phase not in TERMINAL)
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class VmmIdentity:
     """What a VMM says of itself in `hello`; `state` as in docs/reference/vmm-protocol.md."""
 

@@ -14,7 +14,6 @@ from typing import Protocol, TypeAlias
 from vmferry.migration.model import (
     Incoming,
     Job,
-    JobFilter,
     LedgerEntry,
     MemoryLayout,
     Outcome,
@@ -242,13 +241,6 @@ class Store(Protocol):
     async def job(self, migration: str) -> Job | None: ...
     async def jobs(self) -> Sequence[Job]: ...
     async def job_revisions(self, after: int, limit: int) -> Sequence[Job]: ...
-    async def find_jobs(
-        self, wanted: JobFilter, after: tuple[int, str] | None, limit: int
-    ) -> Sequence[Job]:
-        """Jobs by (created_us, migration), those after a given key only."""
-        ...
-
-
     # journal (either side)
     async def append_journal(self, entry: JournalEntry) -> None: ...
     async def journal(self, migration: str) -> Sequence[JournalEntry]: ...
