@@ -1,0 +1,1 @@
+"""The control plane's gRPC services: thin servicers over what `control.py` asks of the daemon."""

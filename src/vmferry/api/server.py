@@ -1,0 +1,62 @@
+"""The control plane's gRPC server: Migrations, Machines, health and reflection on one address."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import _async as health_aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
+from grpc_reflection.v1alpha import reflection
+
+from vmferry.api.control import MachineControl, MigrationControl
+from vmferry.api.machines import MachinesServicer
+from vmferry.api.migrations import MigrationsServicer
+from vmferry.errors import Reason, VmferryError
+from vmferry.v1 import machines_pb2, machines_pb2_grpc, migrations_pb2, migrations_pb2_grpc
+
+SERVICES = (
+    migrations_pb2.DESCRIPTOR.services_by_name["Migrations"].full_name,
+    machines_pb2.DESCRIPTOR.services_by_name["Machines"].full_name,
+)
+OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20))
+"""Without SO_REUSEPORT a port in use is an error, not a shared port. No request of this API is near 1 MiB."""
+
+
+class ApiServer:
+    """Starts not serving; `set_serving` follows the daemon's readiness."""
+
+    def __init__(self, migrations: MigrationControl, machines: MachineControl) -> None:
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._health = health_aio.HealthServicer()
+        migrations_pb2_grpc.add_MigrationsServicer_to_server(MigrationsServicer(migrations), self._server)
+        machines_pb2_grpc.add_MachinesServicer_to_server(MachinesServicer(machines), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, address: str) -> int:
+        """Listens; gives the port.
+
+        Raises:
+            VmferryError: INTERNAL, the address cannot be bound.
+        """
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise VmferryError(
+                Reason.INTERNAL,
+                f"The API address {address} cannot be listened on (in use, or not of this host).",
+                "Set [api] listen to a free address, or stop the program that uses it.",
+            ) from error
+        await self.set_serving(False)
+        await self._server.start()
+        return port
+
+    async def set_serving(self, serving: bool) -> None:
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *SERVICES):
+            await self._health.set(name, state)
+
+    async def stop(self, grace_s: float) -> None:
+        """No new calls; those that are open have `grace_s`, then are cancelled."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)

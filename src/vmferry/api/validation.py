@@ -1,0 +1,88 @@
+"""Checks requests and names every field that is wrong. Pure: messages in, violations out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.units import LSB_4K
+
+MIGRATION_ID = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+VM_NAME = r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"
+_ADDRESS = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):(?P<port>[0-9]{1,5})"
+)
+GPA_END = 1 << 52
+"""Physical addresses of x86-64 have at most 52 bits (Intel SDM vol. 3A, 4.1.4)."""
+LSB_1G = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that is wrong, and what it must be."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(VmferryError):  # noqa: N818 - names the state, as gRPC does
+    """A request with fields that are wrong; becomes INVALID_ARGUMENT with a BadRequest detail."""
+
+    def __init__(self, violations: tuple[Violation, ...]) -> None:
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        super().__init__(Reason.INVALID_ARGUMENT, text, "Correct the fields named.")
+        self.violations = violations
+
+
+class Checks:
+    """Collects the violations of one request; `done` raises if there are any."""
+
+    def __init__(self) -> None:
+        self._violations: list[Violation] = []
+
+    def violation(self, field: str, description: str) -> None:
+        self._violations.append(Violation(field, description))
+
+    def migration_id(self, value: str, field: str = "migration_id", optional: bool = False) -> None:
+        if not (optional and not value):
+            self._pattern(field, value, MIGRATION_ID)
+
+    def vm(self, value: str, field: str = "vm", optional: bool = False) -> None:
+        if not (optional and not value):
+            self._pattern(field, value, VM_NAME)
+
+    def destination(self, value: str, field: str = "destination") -> None:
+        match = _ADDRESS.fullmatch(value)
+        if match is None or not 1 <= int(match["port"]) <= 65535:
+            self.violation(field, f'must be "host:port" of the destination\'s peer endpoint, is {_shown(value)}')
+
+    def page_size(self, value: int, most: int, default: int) -> None:
+        if not 0 <= value <= most:
+            self.violation("page_size", f"must be from 1 to {most}, or 0 for {default}; is {value}")
+
+    def memory_error(self, gpa: int, lsb: int) -> int:
+        """Checks the block and gives its `lsb`: 12 where none is given."""
+        block = lsb or LSB_4K
+        if not LSB_4K <= block <= LSB_1G:
+            self.violation("lsb", f"must be from {LSB_4K} to {LSB_1G}, or 0 for {LSB_4K}; is {lsb}")
+        elif gpa % (1 << block):
+            self.violation("gpa", f"must be aligned to 2^{block} bytes, is {gpa:#x}")
+        if gpa >= GPA_END:
+            self.violation("gpa", f"must be below {GPA_END:#x}, is {gpa:#x}")
+        return block
+
+    def done(self) -> None:
+        """Raises: InvalidRequest."""
+        if self._violations:
+            raise InvalidRequest(tuple(self._violations))
+
+    def _pattern(self, field: str, value: str, pattern: str) -> None:
+        if not value:
+            self.violation(field, f"is missing; must match {pattern}")
+        elif not re.fullmatch(pattern, value):
+            self.violation(field, f"must match {pattern}, is {_shown(value)}")
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= 80 else value[:77] + "...")

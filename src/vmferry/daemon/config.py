@@ -1,0 +1,165 @@
+"""The daemon's configuration: read once at the edge from TOML, frozen, passed on by sub-tree.
+
+Every key has a default; an unknown key is refused; all problems are reported together. The meaning, unit and default of
+each key stand in docs/reference/configuration.md and in configs/vmferryd.toml, which tests compare with this file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmferry.daemon.toml_table import Address, Problem, Table
+
+HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+LOG_FORMATS = ("json", "console")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+DEFAULT_RUNTIME_DIR = Path("/run/vmferry")
+DEFAULT_STATE_DIR = Path("/var/lib/vmferry")
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Where source pagers of this host listen, and how long a demanded page may stay without an answer."""
+
+    ip: str
+    ports: tuple[int, int]
+    """Half-open."""
+    demand_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Longest waits, seconds. Each ends in a named refusal or a paused job, never in a hang."""
+
+    stop_s: float
+    """Graceful stop: how long jobs past the point of no return are waited for."""
+    vmm_s: float
+    """One answer of a VMM."""
+    pager_s: float
+    """A pager's start, and one answer of it."""
+    peer_s: float
+    """One answer of another daemon."""
+    attach_s: float
+    """A VMM's memory to be attached to its pager."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    format: str
+    level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    host: str
+    runtime_dir: Path
+    state_dir: Path
+    vmm_socket: Path
+    api: Address
+    peer: Address
+    ops: Address
+    pages: Pages
+    pager_program: str
+    timeouts: Timeouts
+    log: Log
+
+    @property
+    def database(self) -> Path:
+        return self.state_dir / "vmferry.db"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` are all that is wrong with it."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def parse(values: Mapping[str, object], default_host: str) -> Config:
+    """Checks `values` (a TOML document) and gives the configuration.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems: list[Problem] = []
+    root = Table("", values, problems)
+    runtime_dir = root.path("runtime_dir", DEFAULT_RUNTIME_DIR)
+    vmm, api, peer = root.section("vmm"), root.section("api"), root.section("peer")
+    ops, pager, log = root.section("ops"), root.section("pager"), root.section("log")
+    config = Config(
+        host=root.text("host", default_host, HOST_NAME, "1 to 63 letters, digits, '.', '_' or '-'"),
+        runtime_dir=runtime_dir,
+        state_dir=root.path("state_dir", DEFAULT_STATE_DIR),
+        vmm_socket=vmm.socket("socket", runtime_dir / "vmm.sock"),
+        api=api.address("listen", Address("127.0.0.1", 7600)),
+        peer=peer.address("listen", Address("127.0.0.1", 7601)),
+        ops=ops.address("listen", Address("127.0.0.1", 7680)),
+        pages=_pages(root.section("pages")),
+        pager_program=pager.text("program", "vmferry-pager", r"[^\0]+", "a program name or path"),
+        timeouts=_timeouts(root.section("timeouts")),
+        log=Log(log.choice("format", "json", LOG_FORMATS), log.choice("level", "info", LOG_LEVELS)),
+    )
+    for table in (root, vmm, api, peer, ops, pager, log):
+        table.finish()
+    problems.extend(_clashes(config))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load(path: Path, default_host: str) -> Config:
+    """Reads the file.
+
+    Raises:
+        OSError: it cannot be read.
+        ConfigError: it is not TOML, or not a configuration.
+    """
+    try:
+        values = tomllib.loads(path.read_bytes().decode())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([Problem(str(path), str(error), "TOML")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(str(path), f"not UTF-8 at byte {error.start}", "TOML in UTF-8")]) from error
+    return parse(values, default_host)
+
+
+def _pages(table: Table) -> Pages:
+    pages = Pages(
+        ip=table.ip("ip", "127.0.0.1"),
+        ports=table.port_range("ports", (7700, 7800)),
+        demand_timeout_s=table.seconds("demand_timeout_s", 5.0, 0.1, 600.0),
+    )
+    table.finish()
+    return pages
+
+
+def _timeouts(table: Table) -> Timeouts:
+    timeouts = Timeouts(
+        stop_s=table.seconds("stop_s", 60.0, 0.0, 3600.0),
+        vmm_s=table.seconds("vmm_s", 10.0, 0.1, 600.0),
+        pager_s=table.seconds("pager_s", 10.0, 0.1, 600.0),
+        peer_s=table.seconds("peer_s", 10.0, 0.1, 600.0),
+        attach_s=table.seconds("attach_s", 10.0, 0.1, 600.0),
+    )
+    table.finish()
+    return timeouts
+
+
+def _clashes(config: Config) -> list[Problem]:
+    """Two listeners on one port, or a listener inside the pagers' range."""
+    problems: list[Problem] = []
+    seen: dict[int, str] = {}
+    first, end = config.pages.ports
+    for key, address in (("api.listen", config.api), ("peer.listen", config.peer), ("ops.listen", config.ops)):
+        if address.port == 0:
+            continue
+        if address.port in seen:
+            problems.append(Problem(key, f'"{address}"', f"on another port than {seen[address.port]}"))
+        seen.setdefault(address.port, key)
+        if first <= address.port < end:
+            problems.append(Problem(key, f'"{address}"', f"outside pages.ports [{first}, {end})"))
+    return problems

@@ -1,0 +1,169 @@
+"""Reads one TOML table key by key and collects every problem instead of stopping at the first.
+
+Each reader method takes the key out of the table, checks type and range, and gives the default when the key is absent
+or wrong; a wrong value is noted as a `Problem`. `finish` notes the keys that nobody asked for: a misspelt key is a
+problem, not a silent default.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SUN_PATH_MAX = 107
+"""Longest path of a unix socket, bytes: `sun_path` of 108 with its NUL (man 7 unix)."""
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong: where (`api.listen`), what stands there, what must."""
+
+    key: str
+    actual: str
+    required: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: is {self.actual}, must be {self.required}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where something listens. Port 0: any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address | None:
+    """Reads `host:port`, `[v6]:port`; None if it is neither. Names are not resolved here."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        return None
+    if host.startswith("[") and host.endswith("]"):
+        return Address(host[1:-1], int(port)) if _is_ip(host[1:-1]) else None
+    if _HOST_NAME.fullmatch(host):
+        return Address(host, int(port))
+    return None
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+class Table:
+    """A TOML table being read. `path` is its dotted name, "" for the root."""
+
+    def __init__(self, path: str, values: Mapping[str, object], problems: list[Problem]) -> None:
+        self._path = path
+        self._values = dict(values)
+        self._known: list[str] = []
+        self._problems = problems
+
+    def _name(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def _take(self, key: str) -> object | None:
+        self._known.append(key)
+        return self._values.pop(key, None)
+
+    def problem(self, key: str, actual: object, required: str) -> None:
+        self._problems.append(Problem(self._name(key), _shown(actual), required))
+
+    def section(self, key: str) -> Table:
+        value = self._take(key)
+        if value is not None and not isinstance(value, dict):
+            self.problem(key, value, "a table")
+            value = None
+        return Table(self._name(key), value or {}, self._problems)
+
+    def text(self, key: str, default: str, pattern: str, required: str) -> str:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, str) and re.fullmatch(pattern, value):
+            return value
+        self.problem(key, value, required)
+        return default
+
+    def choice(self, key: str, default: str, choices: Sequence[str]) -> str:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, str) and value in choices:
+            return value
+        self.problem(key, value, "one of " + ", ".join(f'"{c}"' for c in choices))
+        return default
+
+    def path(self, key: str, default: Path) -> Path:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, str) and value.startswith("/") and "\0" not in value:
+            return Path(value)
+        self.problem(key, value, "an absolute path")
+        return default
+
+    def socket(self, key: str, default: Path) -> Path:
+        path = self.path(key, default)
+        if (length := len(bytes(path))) > SUN_PATH_MAX:
+            self.problem(key, str(path), f"a path of at most {SUN_PATH_MAX} bytes for a unix socket; it has {length}")
+        return path
+
+    def address(self, key: str, default: Address) -> Address:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, str) and (address := parse_address(value)):
+            return address
+        self.problem(key, value, '"host:port" or "[v6-address]:port" with a port from 0 to 65535')
+        return default
+
+    def ip(self, key: str, default: str) -> str:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, str) and _is_ip(value):
+            return value
+        self.problem(key, value, "an IPv4 or IPv6 address")
+        return default
+
+    def port_range(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
+        value = self._take(key)
+        if value is None:
+            return default
+        match value:
+            case [int(first), int(end)] if 1 <= first < end <= 65536 and not isinstance(first, bool):
+                return first, end
+        self.problem(key, value, "[first, end] with 1 <= first < end <= 65536; end is not used")
+        return default
+
+    def seconds(self, key: str, default: float, least: float, most: float) -> float:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+            return float(value)
+        self.problem(key, value, f"a number of seconds from {least:g} to {most:g}")
+        return default
+
+    def finish(self) -> None:
+        for key, value in self._values.items():
+            known = ", ".join(sorted(self._known))
+            self.problem(key, value, f"absent: no such key (known here: {known})")
+
+
+def _shown(value: object) -> str:
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,98 @@
+"""Reads the daemon's state for all who look at it: one reading at a time, shared.
+
+One owner of `Rates` and of the newest document. With a page open the state is read every `FAST_S`, otherwise every
+`SLOW_S`; a reading that fails leaves the last document and is reported (`error`), it does not end the endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+
+import structlog
+
+from vmferry.ops.document import Document, render
+from vmferry.ops.rate import Rates
+from vmferry.ops.state import State, StateSource
+
+FAST_S = 0.25
+SLOW_S = 5.0
+OPS_STATE_FAILED = "ops.state_failed"
+
+_log = structlog.stdlib.get_logger()
+
+
+class Sampler:
+    """The newest state, its document, and a stream of those that differ."""
+
+    def __init__(self, source: StateSource, version: str) -> None:
+        self._source = source
+        self._version = version
+        self._rates = Rates()
+        self._reading = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._look = asyncio.Event()
+        self._watchers = 0
+        self._number = 0
+        self._document: Document = {}
+        self._state: State | None = None
+        self.error = ""
+
+    async def sample(self) -> tuple[State, Document]:
+        """Reads the state now. Raises what the source raises."""
+        async with self._reading:
+            state = await self._source.state()
+            document = render(state, self._rates, time.monotonic(), self._version)
+            moved = _without_time(document) != _without_time(self._document)
+            self._state, self._document, self.error = state, document, ""
+        if moved:
+            async with self._changed:
+                self._number += 1
+                self._changed.notify_all()
+        return state, document
+
+    async def documents(self, heartbeat_s: float) -> AsyncGenerator[Document | None, None]:
+        """The document now, and each that differs from the one before; None after `heartbeat_s` without a change."""
+        self._watchers += 1
+        self._look.set()
+        try:
+            await self.sample()
+            seen = self._number
+            yield self._document
+            while True:
+                try:
+                    async with asyncio.timeout(heartbeat_s), self._changed:
+                        await self._changed.wait_for(lambda: self._number != seen)  # noqa: B023 - called at once
+                except TimeoutError:
+                    yield None
+                    continue
+                seen = self._number
+                yield self._document
+        finally:
+            self._watchers -= 1
+
+    async def run(self) -> None:
+        """The reading task: never returns."""
+        while True:
+            try:
+                await self.sample()
+            except Exception as error:  # noqa: BLE001 - whatever fails in reading is shown, and tried again
+                if not self.error:
+                    _log.warning(OPS_STATE_FAILED, error=repr(error))
+                self.error = str(error) or repr(error)
+            self._look.clear()
+            try:
+                async with asyncio.timeout(FAST_S if self._watchers else SLOW_S):
+                    await self._wait_for_look()
+            except TimeoutError:
+                continue
+
+    async def _wait_for_look(self) -> None:
+        """Waits out the interval; somebody who begins to look cuts it short once."""
+        await self._look.wait()
+        await asyncio.sleep(FAST_S)
+
+
+def _without_time(document: Document) -> Document:
+    return {key: value for key, value in document.items() if key != "at_us"}

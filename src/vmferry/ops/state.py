@@ -1,0 +1,67 @@
+"""What the ops endpoint reads of the daemon: values, and the Protocols that give them. No grpc here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmferry.migration.model import Incoming, Job, LedgerEntry, PageProgress
+
+
+@dataclass(frozen=True, slots=True)
+class MachineView:
+    """A VM that this daemon knows. `state` is a name of `MachineState` in machines.proto without its prefix."""
+
+    vm: str
+    state: str
+    vcpus: int
+    platform: str
+    memory_bytes: int
+    vmm_pid: int
+    migration: str = ""
+    progress: PageProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """A fact of a migration's journal. `at_us` is Unix microseconds."""
+
+    at_us: int
+    migration: str
+    kind: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything shown and measured, at one moment (`at_us`, Unix microseconds). `ledgers` by VM."""
+
+    host: str
+    at_us: int
+    machines: tuple[MachineView, ...]
+    jobs: tuple[Job, ...]
+    incomings: tuple[Incoming, ...]
+    ledgers: Mapping[str, tuple[LedgerEntry, ...]]
+    events: tuple[EventView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition of readiness; `detail` says what was found, and, if not ok, what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class StateSource(Protocol):
+    """Gives the state. The daemon implements it; tests have a scripted one."""
+
+    async def state(self) -> State: ...
+
+
+class Readiness(Protocol):
+    """Tries every condition that the daemon needs to do its work."""
+
+    async def checks(self) -> Sequence[Check]: ...
