@@ -207,12 +207,13 @@ class VmmSession:
         return answer
 
     def _take_answer(self, answer: Reply | Refusal) -> None:
-        pending = self._pending.pop(answer.id, None)
+        pending = self._pending.get(answer.id)
         if pending is None:
             raise ProtocolError("id", f"{answer.id} is no request that waits for an answer")
         if isinstance(answer, Reply):
             _check_reply(pending.request, answer)
             self._identity = _identity_after(self._identity, pending.request)
+        del self._pending[answer.id]  # only now: a wrong answer ends the connection, which fails what is pending
         if pending.answer.done():
             log.info(LATE_ANSWER, vm=self._identity.vm, request=_name(pending.request))
         else:

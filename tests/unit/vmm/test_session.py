@@ -1,0 +1,306 @@
+"""The daemon's end over a real unix socket, with a VMM that is a list of canned answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import Backing, LedgerEntry, MemoryLayout, MemoryRegion
+from vmferry.units import MIB, Gpa
+from vmferry.vmm import session as session_module
+from vmferry.vmm.server import VmmCallbacks, VmmServer
+from vmferry.vmm.session import VmmDeadlines, VmmSession
+
+REGION = {"gpa": 0, "hva": 4096, "size": MIB, "page_size": 4096, "backing": "memfd"}
+LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))
+HELLO: dict[str, Any] = {
+    "type": "hello",
+    "version": 1,
+    "vm": "web-1",
+    "pid": 42,
+    "platform": "x86_64/kvm",
+    "vcpus": 2,
+    "regions": [REGION],
+    "abilities": ["source"],
+    "state": "running",
+}
+INCOMING = {**HELLO, "state": "incoming", "regions": [], "vcpus": 0, "pid": 43}
+REPORT = {
+    "type": "memory_error",
+    "seq": 1,
+    "gpa": 8192,
+    "lsb": 12,
+    "severity": "AR",
+    "guest_visible": True,
+    "thread": 7,
+}
+PATIENCE_S = 20
+
+
+class FakeVmm:
+    """A connection to the daemon that says what the test tells it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def say(self, message: Any) -> None:
+        body = json.dumps(message).encode()
+        self.say_raw(len(body).to_bytes(4, "big") + body)
+
+    def say_raw(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def hear(self) -> dict[str, Any]:
+        async with asyncio.timeout(PATIENCE_S):
+            length = int.from_bytes(await self._reader.readexactly(4), "big")
+            message: dict[str, Any] = json.loads(await self._reader.readexactly(length))
+            return message
+
+    async def hear_the_end(self) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            assert await self._reader.read() == b""
+
+    def leave(self) -> None:
+        self._writer.close()
+
+
+class Daemon:
+    """The server under test, and what it called back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.errors: list[tuple[str, LedgerEntry]] = []
+        self.record_fails = 0
+        self.events: asyncio.Queue[tuple[str, VmmSession]] = asyncio.Queue()
+        callbacks = VmmCallbacks(
+            self._record,
+            lambda vmm: self.events.put_nowait(("connected", vmm)),
+            lambda vmm: self.events.put_nowait(("disconnected", vmm)),
+        )
+        self.server = VmmServer(path, callbacks, lambda: 123, VmmDeadlines(hello_s=0.3, stop_s=0.3))
+
+    async def _record(self, vm: str, entry: LedgerEntry) -> None:
+        if self.record_fails:
+            self.record_fails -= 1
+            raise VmferryError(Reason.STORE_FAILED, "disk full")
+        self.errors.append((vm, entry))
+
+    async def connect(self) -> FakeVmm:
+        return FakeVmm(*await asyncio.open_unix_connection(self.path))
+
+    async def welcome(self, hello: dict[str, Any]) -> tuple[FakeVmm, VmmSession]:
+        vmm = await self.connect()
+        vmm.say(hello)
+        assert await vmm.hear() == {"type": "welcome", "version": 1}
+        return vmm, await self.event("connected")
+
+    async def event(self, name: str) -> VmmSession:
+        async with asyncio.timeout(PATIENCE_S):
+            got, vmm = await self.events.get()
+        assert got == name
+        return vmm
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Daemon]:
+    monkeypatch.setattr(session_module, "RECORD_RETRY_S", 0.01)
+    made = Daemon(tmp_path / "vmm.sock")
+    serving = asyncio.create_task(made.server.serve())
+    await made.server.listening.wait()
+    yield made
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert not made.path.exists()
+
+
+async def test_a_vmm_is_known_while_it_is_connected(daemon: Daemon) -> None:
+    vmm, session = await daemon.welcome(HELLO)
+    assert daemon.server.running("web-1") is session
+    assert daemon.server.incoming("web-1") is None
+    assert session.identity.layout == LAYOUT
+    vmm.leave()
+    assert await daemon.event("disconnected") is session
+    assert daemon.server.all() == ()
+    assert await session.gone() == "closed the connection"
+    with pytest.raises(VmferryError) as caught:
+        await session.stop()
+    assert caught.value.reason is Reason.VMM_GONE
+
+
+async def test_state_follows_the_answers_of_a_source(daemon: Daemon) -> None:
+    vmm, session = await daemon.welcome(HELLO)
+    for call, answer, state in [
+        (session.attach_memory(Path("/run/x")), {}, "running"),
+        (session.stop(), {"stopped_us": 5}, "stopped"),
+        (session.resume(), {}, "running"),
+        (session.stop(), {"stopped_us": 5}, "stopped"),
+        (session.abandon(), {}, "gone"),
+    ]:
+        asked = asyncio.ensure_future(call)
+        request = await vmm.hear()
+        vmm.say({"type": "reply", "id": request["id"], **answer})
+        await asked
+        assert session.identity.state == state
+    assert daemon.server.running("web-1") is None
+
+
+async def test_a_destination_from_incoming_to_running(daemon: Daemon) -> None:
+    vmm, session = await daemon.welcome(INCOMING)
+    prepare = session.prepare(LAYOUT, 2, ["UFFD_FEATURE_POISON"], Path("/run/m"))
+    for call, answer, state, fields in [
+        (prepare, {}, "prepared", {"vcpus": 2, "uffd_features": ["UFFD_FEATURE_POISON"], "socket": "/run/m"}),
+        (session.load_state(b"\0\xff"), {}, "loaded", {"state": "AP8="}),
+        (session.start(), {"started_us": 9}, "running", {}),
+        (session.migration_complete(True), {}, "running", {"keep_uffd": True}),
+    ]:
+        asked = asyncio.ensure_future(call)
+        request = await vmm.hear()
+        assert fields.items() <= request.items()
+        vmm.say({"type": "reply", "id": request["id"], **answer})
+        await asked
+        assert session.identity.state == state
+    assert session.identity.layout == LAYOUT
+    assert daemon.server.running("web-1") is session
+
+
+async def test_device_state_comes_back_as_bytes(daemon: Daemon) -> None:
+    vmm, session = await daemon.welcome({**HELLO, "state": "stopped"})
+    asked = asyncio.ensure_future(session.save_state())
+    vmm.say({"type": "reply", "id": (await vmm.hear())["id"], "state": "AP8="})
+    assert await asked == b"\0\xff"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [("BAD_STATE", Reason.VMM_REFUSED), ("NO_MEMORY", Reason.DESTINATION_NO_MEMORY)]
+)
+async def test_a_refusal_carries_the_vmms_words(daemon: Daemon, code: str, reason: Reason) -> None:
+    vmm, session = await daemon.welcome(INCOMING)
+    asked = asyncio.ensure_future(session.prepare(LAYOUT, 2, [], Path("/run/m")))
+    refusal = {"type": "error", "id": (await vmm.hear())["id"], "code": code, "field": "regions", "message": "too big"}
+    vmm.say(refusal)
+    with pytest.raises(VmferryError, match=f"{code}: regions: too big") as caught:
+        await asked
+    assert caught.value.reason is reason
+    assert session.identity.state == "incoming"
+
+
+async def test_a_late_answer_still_counts_for_the_state(daemon: Daemon) -> None:
+    vmm, session = await daemon.welcome(HELLO)
+    with pytest.raises(VmferryError) as caught:
+        await session.stop()
+    assert caught.value.reason is Reason.VMM_TIMEOUT
+    vmm.say({"type": "reply", "id": (await vmm.hear())["id"], "stopped_us": 1})
+    asked = asyncio.ensure_future(session.attach_memory(Path("/run/x")))
+    vmm.say({"type": "reply", "id": (await vmm.hear())["id"]})
+    await asked
+    assert session.identity.state == "stopped"
+
+
+async def test_pending_requests_fail_when_the_vmm_dies(daemon: Daemon) -> None:
+    vmm, session = await daemon.welcome(HELLO)
+    asked = asyncio.ensure_future(session.save_state())
+    await vmm.hear()
+    vmm.leave()
+    with pytest.raises(VmferryError) as caught:
+        await asked
+    assert caught.value.reason is Reason.VMM_GONE
+
+
+@pytest.mark.parametrize(
+    ("answer", "field"),
+    [({"type": "reply", "id": 99}, "id"), ({"type": "reply", "id": 1}, "state"), ({**HELLO}, "type")],
+)
+async def test_a_wrong_answer_ends_the_connection(daemon: Daemon, answer: dict[str, Any], field: str) -> None:
+    vmm, session = await daemon.welcome({**HELLO, "state": "stopped"})
+    asked = asyncio.ensure_future(session.save_state())
+    await vmm.hear()
+    vmm.say(answer)
+    with pytest.raises(VmferryError) as caught:
+        await asked
+    assert caught.value.reason is Reason.VMM_PROTOCOL
+    said = await vmm.hear()
+    assert (said["type"], said["code"], said["field"]) == ("error", "BAD_MESSAGE", field)
+    await vmm.hear_the_end()
+
+
+async def test_errors_are_acknowledged_only_once_recorded(daemon: Daemon) -> None:
+    daemon.record_fails = 2
+    vmm, _ = await daemon.welcome(HELLO)
+    vmm.say(REPORT)
+    vmm.say({**REPORT, "seq": 2, "gpa": 4096, "severity": None, "guest_visible": False})
+    assert await vmm.hear() == {"type": "recorded", "seq": 1}
+    assert await vmm.hear() == {"type": "recorded", "seq": 2}
+    assert [(vm, entry.gpa) for vm, entry in daemon.errors] == [("web-1", 8192), ("web-1", 4096)]
+    assert daemon.record_fails == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "field"),
+    [
+        (b"\xff\xff\xff\xff", "BAD_MESSAGE", ""),
+        (b"\0\0\0\4nope", "BAD_MESSAGE", ""),
+        (b"", "BAD_MESSAGE", "type"),
+        ({"type": "reply", "id": 1}, "BAD_MESSAGE", "type"),
+        ({**HELLO, "version": 9}, "VERSION", "version"),
+        ({**HELLO, "vm": "a b"}, "BAD_MESSAGE", "vm"),
+        (HELLO, "BAD_STATE", "vm"),
+        ({**HELLO, "vm": "web-2", "regions": [{**REGION, "size": 5}]}, "BAD_MESSAGE", "regions[0].size"),
+    ],
+)
+async def test_a_bad_vmm_is_told_why_and_harms_nobody(daemon: Daemon, data: Any, code: str, field: str) -> None:
+    good, session = await daemon.welcome(HELLO)
+    bad = await daemon.connect()
+    bad.say_raw(data) if isinstance(data, bytes) else bad.say(data)
+    said = await bad.hear()
+    assert (said["type"], said["code"], said["field"]) == ("error", code, field)
+    await bad.hear_the_end()
+    asked = asyncio.ensure_future(session.resume())
+    good.say({"type": "reply", "id": (await good.hear())["id"]})
+    await asked
+
+
+async def test_one_runs_and_one_waits(daemon: Daemon) -> None:
+    _, running = await daemon.welcome(HELLO)
+    _, waiting = await daemon.welcome(INCOMING)
+    assert daemon.server.running("web-1") is running
+    assert daemon.server.incoming("web-1") is waiting
+
+
+async def test_the_socket_is_for_its_owner_and_not_shared(daemon: Daemon) -> None:
+    assert stat.S_IMODE(daemon.path.stat().st_mode) == 0o600
+    second = VmmServer(daemon.path, VmmCallbacks(daemon._record), lambda: 0)
+    with pytest.raises(VmferryError, match="served by another process"):
+        await second.serve()
+    assert daemon.path.exists()
+
+
+async def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "vmm.sock"
+    listener = await asyncio.start_unix_server(lambda _r, _w: None, path)
+    listener.close()
+    await listener.wait_closed()
+    assert path.is_socket()
+    made = Daemon(path)
+    serving = asyncio.create_task(made.server.serve())
+    await made.server.listening.wait()
+    await made.welcome(HELLO)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    path.write_text("precious")
+    with pytest.raises(VmferryError, match="no socket"):
+        await made.server.serve()
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("name", "what"), [("a" * 120, "107 bytes"), ("nowhere/vmm.sock", "no directory")])
+async def test_an_unusable_path_says_what_is_wrong(tmp_path: Path, name: str, what: str) -> None:
+    with pytest.raises(VmferryError, match=what):
+        await Daemon(tmp_path / name).server.serve()
