@@ -1,0 +1,72 @@
+"""Runs one case of a small C program and returns what the kernel did.
+
+The cases run in processes of their own with a time limit: a touch of a page that never comes would hang this one, and a
+SIGBUS would end it. They are C because Python cannot touch registered memory without holding its own lock (see
+`test_python_lock.py`).
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+CASES = Path(__file__).parent
+DEADLINE_S = 60
+LACKING = 77
+HUGE_PAGES_NEEDED = 4
+
+Answers: TypeAlias = dict[str, str]
+Ask: TypeAlias = Callable[[str, str, str], Answers]
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compiles a program once a session; returns its path."""
+    directory = tmp_path_factory.mktemp("kernel")
+
+    def compile_program(name: str) -> Path:
+        program = directory / name
+        if not program.exists():
+            flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"]
+            subprocess.run(["gcc", *flags, "-o", program, CASES / f"{name}.c"], check=True)
+        return program
+
+    return compile_program
+
+
+@pytest.fixture(scope="session")
+def ask(compiled: Callable[[str], Path]) -> Ask:
+    """`ask(program, case, backing)`: the case's `key=value` lines; skips where kernel or user lack something."""
+
+    def run(program: str, case: str, backing: str) -> Answers:
+        command = [compiled(program), case, backing]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        if done.returncode == LACKING:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, f"{program} {case} {backing}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    return run
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Reserves a few 2 MiB pages where it may, and gives them back."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    if not pool.exists():
+        pytest.skip("this kernel has no huge pages")
+    before = int(pool.read_text())
+    try:
+        pool.write_text(str(before + HUGE_PAGES_NEEDED))
+    except PermissionError:
+        pytest.skip(f"{pool} may be written by root only")
+    try:
+        if int(pool.read_text()) < before + HUGE_PAGES_NEEDED:
+            pytest.skip("the host has no room for four more huge pages")
+        yield
+    finally:
+        pool.write_text(str(before))
