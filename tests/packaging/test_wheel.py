@@ -1,4 +1,4 @@
-"""A wheel holds all that an installation needs: the package with its generated code and data files, and four programs."""
+"""A wheel holds all that an installation needs: the package with generated code and data files, and four programs."""
 
 from __future__ import annotations
 
