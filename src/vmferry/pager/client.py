@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,6 +82,7 @@ class GrpcPager:
         self._deadlines = settings.deadlines
         self._channel = grpc.aio.insecure_channel(f"unix:{directory / CONTROL_SOCKET}", options=_OPTIONS)
         self._stub = PagerStub(self._channel)
+        self._closed = False
 
     @property
     def memory_socket(self) -> Path:
@@ -91,7 +93,7 @@ class GrpcPager:
 
     async def raw_status(self, deadline_s: float) -> pb.PagerStatus:
         """All that GetStatus says."""
-        return await self._call("GetStatus", self._stub.GetStatus(pb.GetStatusRequest(), timeout=deadline_s))
+        return await self._call("GetStatus", self._stub.GetStatus, pb.GetStatusRequest(), deadline_s)
 
     async def serve_source(self, layout: MemoryLayout, token: str) -> str:
         request = pb.ServeSourceRequest(
@@ -101,30 +103,31 @@ class GrpcPager:
             port_last=self._lanes.ports[1],
             token=token,
         )
-        reply = await self._call("ServeSource", self._stub.ServeSource(request, timeout=self._deadlines.call_s))
+        reply = await self._call("ServeSource", self._stub.ServeSource, request, self._deadlines.call_s)
         return reply.lane_address
 
     async def freeze(self) -> None:
-        await self._call("Freeze", self._stub.Freeze(pb.FreezeRequest(), timeout=self._deadlines.call_s))
+        await self._call("Freeze", self._stub.Freeze, pb.FreezeRequest(), self._deadlines.call_s)
 
     async def thaw(self) -> None:
-        await self._call("Thaw", self._stub.Thaw(pb.ThawRequest(), timeout=self._deadlines.call_s))
+        await self._call("Thaw", self._stub.Thaw, pb.ThawRequest(), self._deadlines.call_s)
 
     async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
         request = pb.ExpectDestinationRequest(layout=wire.layout_to_pb(layout))
-        call = self._stub.ExpectDestination(request, timeout=self._deadlines.call_s)
-        return tuple((await self._call("ExpectDestination", call)).uffd_features)
+        reply = await self._call("ExpectDestination", self._stub.ExpectDestination, request, self._deadlines.call_s)
+        return tuple(reply.uffd_features)
 
     async def connect_lanes(self, lane_address: str, token: str) -> None:
         request = pb.ConnectLanesRequest(
             lane_address=lane_address, token=token, demand_timeout_s=self._lanes.demand_timeout_s
         )
-        call = self._stub.ConnectLanes(request, timeout=self._deadlines.connect_s)
         try:
-            await self._call("ConnectLanes", call)
+            await self._call("ConnectLanes", self._stub.ConnectLanes, request, self._deadlines.connect_s)
         except VmferryError as error:
-            if await call.code() is grpc.StatusCode.UNAVAILABLE and await self._answers():
-                cause = await call.details()
+            rpc = error.__cause__
+            refused = isinstance(rpc, grpc.aio.AioRpcError) and rpc.code() is grpc.StatusCode.UNAVAILABLE
+            if refused and await self._answers():
+                cause = rpc.details() if isinstance(rpc, grpc.aio.AioRpcError) else ""
                 raise VmferryError(
                     Reason.LINK_DOWN,
                     f"The pager of {self._vm} cannot reach the source's pager at {lane_address}: {cause}.",
@@ -133,41 +136,48 @@ class GrpcPager:
             raise
 
     async def start_push(self) -> None:
-        await self._call("StartPush", self._stub.StartPush(pb.StartPushRequest(), timeout=self._deadlines.call_s))
+        await self._call("StartPush", self._stub.StartPush, pb.StartPushRequest(), self._deadlines.call_s)
 
     async def complete(self) -> int:
-        call = self._stub.Complete(pb.CompleteRequest(), timeout=self._deadlines.complete_s)
-        return (await self._call("Complete", call)).guarded_pages
+        reply = await self._call("Complete", self._stub.Complete, pb.CompleteRequest(), self._deadlines.complete_s)
+        return reply.guarded_pages
 
     async def mark_poisoned(self, errors: Sequence[LedgerEntry]) -> None:
         messages = [wire.error_to_pb(entry) for entry in errors]
         for start in range(0, len(messages), ERRORS_A_CALL):
             request = pb.MarkPoisonedRequest(errors=messages[start : start + ERRORS_A_CALL])
-            await self._call("MarkPoisoned", self._stub.MarkPoisoned(request, timeout=self._deadlines.call_s))
+            await self._call("MarkPoisoned", self._stub.MarkPoisoned, request, self._deadlines.call_s)
 
     async def events(self, after: int) -> AsyncIterator[PagerEvent]:
         """Until the caller stops, or the pager ends: then VmferryError, or the end where it ended on purpose."""
-        call = self._stub.WatchEvents(pb.WatchEventsRequest(after=after))
+        call = None
         try:
+            call = self._stub.WatchEvents(pb.WatchEventsRequest(after=after))
             async for message in call:
                 event = convert.event_from_pb(message)
                 if event is not None:
                     yield event
         except grpc.aio.AioRpcError as error:
             raise self._failed("WatchEvents", error) from error
+        except (grpc.aio.UsageError, asyncio.CancelledError) as error:
+            if not self._was_closed():
+                raise
+            raise self._removed("WatchEvents") from error
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
 
     async def acknowledge(self, up_to: int) -> None:
         request = pb.AcknowledgeEventsRequest(up_to=up_to)
-        await self._call("AcknowledgeEvents", self._stub.AcknowledgeEvents(request, timeout=self._deadlines.call_s))
+        await self._call("AcknowledgeEvents", self._stub.AcknowledgeEvents, request, self._deadlines.call_s)
 
     async def shutdown(self, even_if_guest_dies: bool) -> None:
         request = pb.ShutdownRequest(even_if_guest_dies=even_if_guest_dies)
-        await self._call("Shutdown", self._stub.Shutdown(request, timeout=self._deadlines.call_s))
+        await self._call("Shutdown", self._stub.Shutdown, request, self._deadlines.call_s)
 
     async def close(self) -> None:
         """Closes this end of the connection; the pager goes on."""
+        self._closed = True
         await self._channel.close(None)
 
     async def _answers(self) -> bool:
@@ -177,11 +187,26 @@ class GrpcPager:
             return False
         return True
 
-    async def _call(self, name: str, call: grpc.aio.UnaryUnaryCall[Any, Answer]) -> Answer:
+    async def _call(
+        self, name: str, method: Callable[..., grpc.aio.UnaryUnaryCall[Any, Answer]], request: object, deadline_s: float
+    ) -> Answer:
         try:
-            return await call
+            return await method(request, timeout=deadline_s)
         except grpc.aio.AioRpcError as error:
             raise self._failed(name, error) from error
+        except (grpc.aio.UsageError, asyncio.CancelledError) as error:
+            if not self._was_closed():
+                raise
+            raise self._removed(name) from error
+
+    def _was_closed(self) -> bool:
+        """gRPC cancels the calls of a channel that is closed: to the caller that is the end of the pager, not of its
+        own task, which goes on. A real cancellation stays one."""
+        task = asyncio.current_task()
+        return self._closed and not (task is not None and task.cancelling())
+
+    def _removed(self, name: str) -> VmferryError:
+        return VmferryError(Reason.PAGER_FAILED, f"{name} to the pager of {self._vm}: it was removed.")
 
     def _failed(self, name: str, error: grpc.aio.AioRpcError) -> VmferryError:
         """The table of the module's text."""

@@ -1,0 +1,123 @@
+"""Pagers are started, found again, driven and ended: with a stand-in for the program (`stand_in.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import Backing, MemoryLayout, MemoryRegion
+from vmferry.migration.ports import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
+from vmferry.pager import process
+from vmferry.pager.process import PagerProcesses
+from vmferry.units import MIB, Gpa
+
+LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    script = tmp_path / "pager"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("stand_in.py")}" "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+async def pagers(tmp_path: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PagerProcesses]:
+    source_root = str(Path(process.__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", source_root)
+    monkeypatch.setattr(process, "START_S", 60.0)  # the stand-in imports grpc, on a machine that may be busy
+    made = PagerProcesses(tmp_path, program)
+    yield made
+    for key in made.keys():  # noqa: SIM118 not a mapping
+        await made.remove(key)
+    await made.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_a_pager_outlives_its_daemon_and_is_found_and_removed(
+    pagers: PagerProcesses, tmp_path: Path, program: str
+) -> None:
+    assert await pagers.find("m1-source") is None
+    pager = await pagers.start("m1-source", "web-1", source=True)
+    status = await pager.status()
+    assert (status.link_up, status.progress.total) == (True, 7)
+    assert os.getsid(status.pid) == status.pid
+    assert pager.memory_socket == tmp_path / "vms" / "m1-source" / "memory.sock"
+    assert await pagers.start("m1-source", "web-1", source=True) is pager
+
+    restarted = PagerProcesses(tmp_path, program)
+    found = await restarted.find("m1-source")
+    assert found is not None
+    assert (await found.status()).pid == status.pid
+    await restarted.close()
+
+    await pagers.remove("m1-source")
+    assert not (tmp_path / "vms" / "m1-source").exists()
+    assert await pagers.find("m1-source") is None
+    await pagers.remove("m1-source")
+
+
+async def test_a_pager_that_does_not_end_is_killed(pagers: PagerProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "STOP_S", 2.0)
+    pid = (await (await pagers.start("m2", "stubborn", source=False)).status()).pid
+    await pagers.remove("m2")
+    async with asyncio.timeout(20):
+        while alive(pid):  # until its exit status was taken too: no zombie  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_pager_that_ends_at_once_is_told_with_its_last_words(pagers: PagerProcesses) -> None:
+    with pytest.raises(VmferryError, match="no such luck") as caught:
+        await pagers.start("m3", "dies", source=True)
+    assert caught.value.reason is Reason.PAGER_FAILED
+
+
+async def test_statuses_become_reasons(pagers: PagerProcesses) -> None:
+    pager = await pagers.start("m4", "web-1", source=False)
+    assert await pager.serve_source(LAYOUT, "t") == "127.0.0.1:7700"
+    with pytest.raises(VmferryError, match="UFFD_FEATURE_POISON") as lacks:
+        await pager.expect_destination(LAYOUT)
+    with pytest.raises(VmferryError, match=r"10\.0\.0\.9:7700") as link:
+        await pager.connect_lanes("10.0.0.9:7700", "t")
+    with pytest.raises(VmferryError, match="3 pages are absent") as absent:
+        await pager.complete()
+    await pager.shutdown(even_if_guest_dies=True)
+    await pagers.remove("m4")
+    with pytest.raises(VmferryError) as dead:
+        await pager.status()
+    reasons = [caught.value.reason for caught in (lacks, link, absent)]
+    assert reasons == [Reason.KERNEL_LACKS_FEATURE, Reason.LINK_DOWN, Reason.PAGER_FAILED]
+    assert dead.value.reason is Reason.PAGER_FAILED
+
+
+async def test_events_come_in_order_from_where_the_caller_is(pagers: PagerProcesses) -> None:
+    pager = await pagers.start("m5", "web-1", source=False)
+    events = [event async for event in pager.events(0)]
+    assert [event.number for event in events] == [1, 2, 3, 4]
+    assert [type(event.body) for event in events] == [MemoryAttached, LinkChanged, MemoryErrorFound, AllPresent]
+    assert [event.number async for event in pager.events(2)] == [3, 4]
+
+
+@pytest.mark.parametrize(("key", "what"), [("../x", "key"), ("", "key"), ("a" * 110, "at most 107")])
+async def test_a_key_that_makes_no_directory_is_refused(pagers: PagerProcesses, key: str, what: str) -> None:
+    with pytest.raises(VmferryError, match=what):
+        await pagers.start(key, "web-1", source=True)
+
+
+def test_a_program_that_is_nowhere_is_named() -> None:
+    with pytest.raises(VmferryError, match="no-such-program is neither beside"):
+        process.locate("no-such-program")
