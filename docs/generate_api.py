@@ -37,8 +37,8 @@ SCALARS = {
 
 INTRODUCTION = """# API reference
 
-Generated from the comments of `proto/` by `make docs`; edit those, not this. Addresses are bytes, ranges are half-open, sizes
-are bytes. Errors carry `google.rpc.ErrorInfo` with a reason of the domain `vmferry`.
+Generated from the comments of `proto/` by `make docs`; edit those, not this. Addresses and sizes are bytes, ranges are
+half-open. Errors carry `google.rpc.ErrorInfo` with a reason of the domain `vmferry`.
 
 | file | who speaks it |
 |---|---|
