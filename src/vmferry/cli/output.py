@@ -1,0 +1,61 @@
+"""Where a verb's results go: text and tables for people, or one JSON object a line for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vmferry.client.refusal import ApiError
+
+
+class Output:
+    """Standard output carries results, standard error everything else."""
+
+    def __init__(self, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self.as_json = as_json
+        self._stdout = stdout or sys.stdout
+        self.results = Console(file=self._stdout, highlight=False)
+        self.notes = Console(file=stderr or sys.stderr, highlight=False)
+
+    @property
+    def progress(self) -> Console:
+        """Live progress keeps out of the way of JSON."""
+        return self.notes if self.as_json else self.results
+
+    def event(self, value: dict[str, Any]) -> None:
+        """One JSON object on a line of its own, there at once for whoever reads the pipe."""
+        self._stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        self._stdout.flush()
+
+    def text(self, words: str) -> None:
+        self.results.print(words, markup=False, soft_wrap=True)
+
+    def note(self, words: str) -> None:
+        self.notes.print(words, markup=False, soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+        """A table, or the words `empty` where there is no row. Piped, it is as wide as it has to be."""
+        if not rows:
+            self.text(empty)
+            return
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            table.add_column(column, no_wrap=not self.results.is_terminal)
+        for row in rows:
+            table.add_row(*row)
+        width = None if self.results.is_terminal else max(self.results.measure(table).maximum, 1)
+        self.results.print(table, width=width)
+
+    def refused(self, error: ApiError) -> None:
+        """What was refused and what to do; in JSON as an event, too."""
+        if self.as_json:
+            self.event({"error": {"reason": error.reason, "message": error.message, "remedy": error.remedy}})
+        self.note(f"vmferry: {error.message or 'no reason given'} ({error.reason})")
+        if error.remedy:
+            self.note(f"  {error.remedy}")

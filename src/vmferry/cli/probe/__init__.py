@@ -1,0 +1,1 @@
+"""What this host can do, found out by trying it: the checks of `vmferry doctor`."""

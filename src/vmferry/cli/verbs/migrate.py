@@ -1,0 +1,44 @@
+"""Starts moving a VM to another host; with --watch, follows it to its end."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import secrets
+
+from vmferry.cli.exit_codes import ExitCode
+from vmferry.cli.output import Output
+from vmferry.cli.values import host_port
+from vmferry.cli.verbs import watch
+from vmferry.client.api import open_api
+from vmferry.client.plain import plain
+from vmferry.client.progress import phase_word
+
+HELP = "move a VM to another host"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("vm", metavar="VM", help="name of the VM")
+    parser.add_argument("--to", metavar="HOST:PORT", required=True, type=host_port, help="peer address of the host")
+    parser.add_argument("--id", metavar="ID", help="id of the migration; the same id with the same VM is the same job")
+    parser.add_argument("--watch", action="store_true", help="follow the migration to its end")
+
+
+def new_id(vm: str) -> str:
+    """An id in the form the API asks for, which tells the VM's name and is not used yet."""
+    slug = re.sub(r"[^a-z0-9]+", "-", vm.lower()).strip("-")[:40].rstrip("-")
+    if not slug or not slug[0].isalpha():
+        slug = f"vm-{slug}".rstrip("-")
+    return f"{slug}-{secrets.token_hex(4)}"
+
+
+async def run(args: argparse.Namespace, output: Output) -> ExitCode:
+    async with open_api(args.api, args.timeout) as api:
+        migration = await api.create(args.id or new_id(args.vm), args.vm, args.to)
+        if args.watch:
+            return await watch.follow(api, migration.migration_id, output)
+    if output.as_json:
+        output.event(plain(migration))
+    else:
+        output.text(f"{migration.migration_id}: {phase_word(migration)}")
+    return ExitCode.OK

@@ -1,0 +1,29 @@
+"""Tells the daemon of a memory error that it cannot see by itself, for example one from EDAC."""
+
+from __future__ import annotations
+
+import argparse
+
+from vmferry.cli.exit_codes import ExitCode
+from vmferry.cli.output import Output
+from vmferry.cli.values import address
+from vmferry.client.api import open_api
+from vmferry.client.plain import plain
+
+HELP = "report a memory error of a VM"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("vm", metavar="VM", help="name of the VM")
+    parser.add_argument("--gpa", metavar="ADDRESS", required=True, type=address, help="guest-physical address, 0x…")
+    parser.add_argument("--lsb", metavar="BITS", type=int, default=0, help="log2 of the bad block's size (12: 4 KiB)")
+
+
+async def run(args: argparse.Namespace, output: Output) -> ExitCode:
+    async with open_api(args.api, args.timeout) as api:
+        error = await api.report_error(args.vm, args.gpa, args.lsb)
+    if output.as_json:
+        output.event(plain(error))
+    else:
+        output.text(f"{args.vm}: recorded {error.gpa:#x}, reported {error.count} times")
+    return ExitCode.OK

@@ -1,0 +1,105 @@
+"""A connection to a daemon's public API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+
+from vmferry.client.refusal import answered
+from vmferry.v1 import machines_pb2 as mc
+from vmferry.v1 import machines_pb2_grpc, migrations_pb2_grpc
+from vmferry.v1 import migrations_pb2 as mg
+from vmferry.v1.common_pb2 import MemoryError as LedgerError
+
+if TYPE_CHECKING:
+    from vmferry.v1.machines_pb2_grpc import MachinesAsyncStub
+    from vmferry.v1.migrations_pb2_grpc import MigrationsAsyncStub
+
+PAGE_SIZE = 200
+"""Entries asked for at a time when a list is read to its end."""
+
+_CHANNEL_OPTIONS = (
+    # An operator's tool must not wait out an exponential backoff of minutes after a daemon's restart.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The two services; `timeout_s` is the deadline of each unary call."""
+
+    address: str
+    timeout_s: float
+    migrations: MigrationsAsyncStub
+    machines: MachinesAsyncStub
+
+    async def create(self, migration_id: str, vm: str, destination: str) -> mg.Migration:
+        request = mg.CreateMigrationRequest(migration_id=migration_id, vm=vm, destination=destination)
+        return await answered(self.migrations.CreateMigration(request, timeout=self.timeout_s))
+
+    async def migration(self, migration_id: str) -> mg.Migration:
+        request = mg.GetMigrationRequest(migration_id=migration_id)
+        return await answered(self.migrations.GetMigration(request, timeout=self.timeout_s))
+
+    async def cancel(self, migration_id: str) -> mg.Migration:
+        request = mg.CancelMigrationRequest(migration_id=migration_id)
+        return await answered(self.migrations.CancelMigration(request, timeout=self.timeout_s))
+
+    async def list_migrations(self, wanted: str = "") -> AsyncIterator[mg.Migration]:
+        """All that match the filter, page by page."""
+        token = ""
+        while True:
+            request = mg.ListMigrationsRequest(page_size=PAGE_SIZE, page_token=token, filter=wanted)
+            page = await answered(self.migrations.ListMigrations(request, timeout=self.timeout_s))
+            for migration in page.migrations:
+                yield migration
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def machine(self, vm: str) -> mc.Machine:
+        return await answered(self.machines.GetMachine(mc.GetMachineRequest(vm=vm), timeout=self.timeout_s))
+
+    async def list_machines(self) -> AsyncIterator[mc.Machine]:
+        token = ""
+        while True:
+            request = mc.ListMachinesRequest(page_size=PAGE_SIZE, page_token=token)
+            page = await answered(self.machines.ListMachines(request, timeout=self.timeout_s))
+            for machine in page.machines:
+                yield machine
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def memory_errors(self, vm: str) -> AsyncIterator[LedgerError]:
+        token = ""
+        while True:
+            request = mc.ListMemoryErrorsRequest(vm=vm, page_size=PAGE_SIZE, page_token=token)
+            page = await answered(self.machines.ListMemoryErrors(request, timeout=self.timeout_s))
+            for error in page.errors:
+                yield error
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def report_error(self, vm: str, gpa: int, lsb: int = 0) -> LedgerError:
+        request = mc.ReportMemoryErrorRequest(vm=vm, gpa=gpa, lsb=lsb)
+        return await answered(self.machines.ReportMemoryError(request, timeout=self.timeout_s))
+
+
+@asynccontextmanager
+async def open_api(address: str, timeout_s: float) -> AsyncIterator[Api]:
+    """A channel to the daemon at "host:port"; connects on the first call."""
+    async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+        yield Api(
+            address,
+            timeout_s,
+            migrations_pb2_grpc.MigrationsStub(channel),
+            machines_pb2_grpc.MachinesStub(channel),
+        )

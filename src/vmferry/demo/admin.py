@@ -1,0 +1,120 @@
+"""The admin socket of `vmferry-refvm`: one JSON object a line, one answer a line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmferry.errors import Reason, VmferryError
+
+ANSWER_S = 10.0
+"""A report reads guest memory, which may have to come from the source first."""
+
+
+class AdminError(VmferryError):
+    """The reference VMM refused, or is not there (any more)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.VMM_REFUSED, message)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCheck:
+    """One that the guest took; `severity` "AR" or "AO"."""
+
+    gpa: int
+    severity: str
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuestReport:
+    """What the guest says of itself. The counts are in its memory, so they move with it."""
+
+    state: str = ""
+    touches: int = 0
+    writes: int = 0
+    wrong_bytes: int = 0
+    wrong_pages: tuple[int, ...] = ()
+    machine_checks: tuple[MachineCheck, ...] = ()
+    passes: int = 0
+    first_touch_us: tuple[tuple[str, float], ...] = ()
+    fatal: str = ""
+
+
+def report_of(answer: dict[str, Any]) -> GuestReport:
+    """Reads the answer to `report`; a field that is missing is a KeyError, never a zero that looks like success."""
+    return GuestReport(
+        state=answer["state"],
+        touches=answer["touches"],
+        writes=answer["writes"],
+        wrong_bytes=answer["wrong_bytes"],
+        wrong_pages=tuple(answer["wrong_pages"]),
+        machine_checks=tuple(
+            MachineCheck(check["gpa"], check["severity"], check["vcpu"]) for check in answer["machine_checks"]
+        ),
+        passes=answer["passes"],
+        first_touch_us=tuple(answer["first_touch_us"].items()),
+        fatal=answer.get("fatal") or "",
+    )
+
+
+class Admin:
+    """One connection, opened on first use and again after it broke. Commands go out in the order of the calls."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._lock = asyncio.Lock()
+        self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, commands: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Sends all commands at once and returns their answers in order.
+
+        Raises:
+            AdminError: no connection, or no answer in time. A command that was refused is an answer with `ok` False.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await self._exchange(commands)
+            except (OSError, EOFError, TimeoutError, ValueError) as error:
+                await self._drop()
+                raise AdminError(f"admin socket {self._socket}: {error or type(error).__name__}") from error
+
+    async def _exchange(self, commands: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._stream is None:
+            self._stream = await asyncio.open_unix_connection(str(self._socket), limit=1 << 24)
+        reader, writer = self._stream
+        writer.write(b"".join(json.dumps(command).encode() + b"\n" for command in commands))
+        await writer.drain()
+        answers = []
+        for _ in commands:
+            line = await reader.readline()
+            if not line:
+                raise EOFError("closed by the VMM")
+            answers.append(json.loads(line))
+        return answers
+
+    async def report(self) -> GuestReport:
+        (answer,) = await self.ask([{"cmd": "report"}])
+        if not answer.get("ok"):
+            raise AdminError(f"report: {answer.get('error')}")
+        return report_of(answer)
+
+    async def inject(self, gpas: Sequence[tuple[int, bool]]) -> list[str]:
+        """Makes memory errors at the pages, (GPA, tell the daemon?). Returns for each "" or why it was refused."""
+        answers = await self.ask([{"cmd": "inject", "gpa": gpa, "tell": tell} for gpa, tell in gpas])
+        return ["" if answer.get("ok") else str(answer.get("error")) for answer in answers]
+
+    async def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream[1].close()
+            self._stream = None
+
+    async def close(self) -> None:
+        async with self._lock:
+            await self._drop()

@@ -1,0 +1,110 @@
+"""What the demo can be asked for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from dataclasses import dataclass
+
+from vmferry.units import GIB, KIB, MIB, PAGE_4K
+
+WORKLOADS = ("idle", "random", "sequential", "hot", "paced")
+ACCELERATORS = ("auto", "kvm", "process")
+BACKINGS = ("anonymous", "memfd")
+PAYLOAD_BYTES = 16 * MIB
+"""The start of guest memory belongs to the reference VMM's payload; no page of it is poisoned."""
+SMALLEST = 32 * MIB
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
+
+
+@dataclass(frozen=True, slots=True)
+class GuestShape:
+    """How a `vmferry-refvm` is started; sizes in bytes."""
+
+    memory: int = 512 * MIB
+    vcpus: int = 2
+    backing: str = "anonymous"
+    workload: str = "random"
+    write_percent: int = 30
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """`poison_before` pages are bad before the migration, `poison_during` turn bad during postcopy."""
+
+    shape: GuestShape
+    accel: str
+    poison_before: int
+    poison_during: int
+    time_limit_s: float
+    keep: bool
+
+
+def memory_size(text: str) -> int:
+    """Bytes of "512M"; a multiple of 4 KiB."""
+    match = re.fullmatch(r"(\d+)([KMG]?)", text)
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    if size < SMALLEST or size % PAGE_4K:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size of at least {SMALLEST // MIB}M")
+    return size
+
+
+def poison_counts(text: str) -> tuple[int, int]:
+    """ "BEFORE" or "BEFORE,DURING"."""
+    match = re.fullmatch(r"(\d+)(?:,(\d+))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not BEFORE[,DURING]")
+    return int(match[1]), int(match[2] or 0)
+
+
+def percent(text: str) -> int:
+    if not text.isdecimal() or int(text) > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage")
+    return int(text)
+
+
+def vcpu_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 16")
+    return int(text)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    shape = GuestShape()
+    parser.add_argument("--memory", type=memory_size, default=shape.memory, metavar="SIZE", help="of the guest (512M)")
+    parser.add_argument("--vcpus", type=vcpu_count, default=shape.vcpus, metavar="N", help="of the guest (2)")
+    parser.add_argument(
+        "--poison",
+        type=poison_counts,
+        default=(64, 16),
+        metavar="BEFORE[,DURING]",
+        help="pages that are bad before, and that turn bad during postcopy (64,16)",
+    )
+    parser.add_argument("--workload", choices=WORKLOADS, default=shape.workload, help="what the guest does (random)")
+    parser.add_argument(
+        "--write-percent", type=percent, default=shape.write_percent, metavar="P", help="touches that rewrite (30)"
+    )
+    parser.add_argument("--accel", choices=ACCELERATORS, default="auto", help="kvm where there is one (auto)")
+    parser.add_argument("--backing", choices=BACKINGS, default=shape.backing, help="of guest memory (anonymous)")
+    parser.add_argument(
+        "--seed", type=int, default=shape.seed, metavar="N", help="of the guest and of the bad pages (1)"
+    )
+    parser.add_argument("--time-limit", type=float, default=180.0, metavar="SECONDS", help="of the whole demo (180)")
+    parser.add_argument("--keep", action="store_true", help="keep logs and databases")
+
+
+def from_arguments(args: argparse.Namespace) -> DemoOptions:
+    before, during = args.poison
+    shape = GuestShape(args.memory, args.vcpus, args.backing, args.workload, args.write_percent, args.seed)
+    return DemoOptions(shape, args.accel, before, during, args.time_limit, args.keep)
+
+
+def choose_accel(asked: str) -> tuple[str, str]:
+    """The accelerator to use, and words if it is not the one that was hoped for."""
+    if asked == "process":
+        return "process", ""
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "kvm", ""
+    return "process", "No usable /dev/kvm: the guest runs as threads of a process (--accel process)."

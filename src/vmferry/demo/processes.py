@@ -1,0 +1,113 @@
+"""Processes of a stage: started with a log each, ended by pid, none left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+GRACE_S = 5.0
+"""Between SIGTERM and SIGKILL."""
+
+
+class Process:
+    """One that we started. Its output is in `log`."""
+
+    def __init__(self, name: str, inner: asyncio.subprocess.Process, log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._inner = inner
+
+    @classmethod
+    async def start(
+        cls, name: str, argv: Sequence[str], log: Path, netns: str = "", environment: Mapping[str, str] | None = None
+    ) -> Process:
+        """Starts it in a session of its own: Ctrl-C in the terminal is for us, and we end it in the right order."""
+        enter = ["nsenter", f"--net=/run/netns/{netns}", "--"] if netns else []
+        with log.open("ab") as output:
+            inner = await asyncio.create_subprocess_exec(
+                *enter,
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
+        return cls(name, inner, log)
+
+    @property
+    def pid(self) -> int:
+        return self._inner.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._inner.returncode is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._inner.returncode
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.alive:
+            self._inner.send_signal(number)
+
+    async def ended(self, within_s: float) -> bool:
+        """Waits for its end."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._inner.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self, grace_s: float = GRACE_S) -> None:
+        """SIGTERM, and SIGKILL for one that does not listen."""
+        self.signal(signal.SIGTERM)
+        if not await self.ended(grace_s):
+            await self.kill()
+
+    async def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        await self.ended(GRACE_S)
+
+    def last_words(self, lines: int = 8) -> str:
+        """The end of its log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def processes_of(root: Path) -> list[int]:
+    """Processes whose command line names a path below `root`: those that our daemons started (pagers live in sessions
+    of their own and outlive their daemon). `root` is a fresh temporary directory, so nobody else's match."""
+    needle = f"{root}/".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # ended meanwhile
+        if needle in line:
+            found.append(int(entry.name))
+    return found
+
+
+async def end_processes_of(root: Path, grace_s: float = 2.0) -> list[int]:
+    """Ends all of them, and returns those that would not go even by SIGKILL within the time."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in processes_of(root):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        end = time.monotonic() + grace_s
+        while (left := processes_of(root)) and time.monotonic() < end:  # noqa: ASYNC110  # they are not ours to wait on
+            await asyncio.sleep(0.02)
+        if not left:
+            return []
+    return left

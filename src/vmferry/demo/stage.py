@@ -1,0 +1,223 @@
+"""Real daemons and real reference VMMs on this machine: the demo and the scenario tests play on it.
+
+A stage has a directory of its own below /tmp (unix socket paths must stay short). Everything it starts is ended when it
+is left, in whatever way: guests first, then daemons, then the pagers, which outlive their daemons on purpose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+
+from vmferry.client.api import Api, open_api
+from vmferry.client.refusal import ApiError
+from vmferry.demo.admin import Admin, AdminError
+from vmferry.demo.network import Place
+from vmferry.demo.options import GuestShape
+from vmferry.demo.processes import Process, end_processes_of
+from vmferry.demo.programs import daemon_command, find_program
+from vmferry.errors import Reason, VmferryError
+from vmferry.units import MIB
+from vmferry.v1 import machines_pb2
+
+START_S = 30.0
+"""For a daemon or a guest to be there: migrations of the database, first contents of the guest's memory."""
+
+
+class StageError(VmferryError):
+    """A part of the stage did not come up, or went away."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(Reason.INTERNAL, message, remedy)
+
+
+async def until(what: str, condition: Callable[[], Awaitable[bool]], within_s: float = START_S) -> None:
+    """Waits for a condition, looking often.
+
+    Raises:
+        StageError: names `what` was waited for.
+    """
+    end = time.monotonic() + within_s
+    while not await condition():
+        if time.monotonic() > end:
+            raise StageError(f"waited {within_s:g} s for {what}")
+        await asyncio.sleep(0.02)
+
+
+class Host:
+    """A daemon with directories, configuration and addresses of its own."""
+
+    def __init__(self, name: str, place: Place, root: Path) -> None:
+        self.name = name
+        self.place = place
+        self.directory = root / name
+        self.vmm_socket = self.directory / "run" / "vmm.sock"
+        self.process: Process | None = None
+        self._root = root
+
+    def write_config(self, **extra: str) -> Path:
+        """The daemon's TOML file; `extra` are further lines by section."""
+        for part in ("run", "state"):
+            (self.directory / part).mkdir(parents=True, exist_ok=True)
+        first, last = self.place.page_ports
+        sections = {
+            "vmm": f"socket = {json.dumps(str(self.vmm_socket))}",
+            "api": f'listen = "{self.place.api}"',
+            "peer": f'listen = "{self.place.peer}"',
+            "pages": f'ip = "{self.place.ip}"\nports = [{first}, {last}]',
+            "ops": f'listen = "127.0.0.1:{self.place.ops_port}"',
+            "pager": f"program = {json.dumps(str(find_program('vmferry-pager')))}",
+            "log": 'format = "json"\nlevel = "info"',
+        }
+        for section, lines in extra.items():
+            sections[section] = "\n".join(filter(None, (sections.get(section), lines)))
+        head = f'host = "{self.name}"\nruntime_dir = "{self.directory}/run"\nstate_dir = "{self.directory}/state"\n'
+        body = "".join(f"\n[{section}]\n{lines}\n" for section, lines in sections.items())
+        path = self.directory / "vmferryd.toml"
+        path.write_text(head + body)
+        return path
+
+    async def start(self) -> None:
+        """Starts the daemon (again) and waits until its API answers."""
+        config = self.directory / "vmferryd.toml"
+        if not config.exists():
+            self.write_config()
+        log = self._root / f"{self.name}.daemon.log"
+        argv = [*daemon_command(), "--config", str(config)]
+        self.process = await Process.start(f"{self.name} daemon", argv, log, self.place.netns)
+        async with open_api(self.place.api, 2.0) as api:
+            await until(f"the API of {self.name}", lambda: self._answers(api))
+
+    async def _answers(self, api: Api) -> bool:
+        if self.process is None or not self.process.alive:
+            words = self.process.last_words() if self.process else ""
+            raise StageError(f"the daemon of {self.name} ended:\n{words}")
+        try:
+            async for _ in api.list_machines():
+                break
+        except ApiError:
+            return False
+        return True
+
+    async def kill(self) -> None:
+        """SIGKILL: as a crash."""
+        if self.process is not None:
+            await self.process.kill()
+
+
+class Guest:
+    """A reference VMM, with its admin connection."""
+
+    def __init__(self, vm: str, host: Host, process: Process, admin: Admin) -> None:
+        self.vm = vm
+        self.host = host
+        self.process = process
+        self.admin = admin
+
+
+class Stage:
+    """Owns the directory, the processes and the connections. Use with `async with`."""
+
+    def __init__(self, keep: bool = False) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="vmferry-", dir="/tmp"))  # short on purpose
+        self.hosts: list[Host] = []
+        self.guests: list[Guest] = []
+        self.kept = keep
+        self._connections = AsyncExitStack()
+
+    async def __aenter__(self) -> Stage:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Shielded: a second Ctrl-C must not leave guests and namespaces behind.
+        await asyncio.shield(asyncio.ensure_future(self._end(failed=kind is not None)))
+
+    async def _end(self, failed: bool) -> None:
+        await self._connections.aclose()
+        for guest in self.guests:
+            await guest.admin.close()
+            await guest.process.kill()
+        for host in self.hosts:
+            if host.process is not None:
+                await host.process.stop(2.0)
+        await end_processes_of(self.root)
+        self.kept = self.kept or failed
+        if not self.kept:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    async def host(self, name: str, place: Place, **config: str) -> Host:
+        """Adds a host and starts its daemon."""
+        host = Host(name, place, self.root)
+        self.hosts.append(host)
+        host.write_config(**config)
+        await host.start()
+        return host
+
+    async def api(self, host: Host, timeout_s: float = 10.0) -> Api:
+        """A connection to a host's API that lives as long as the stage."""
+        return await self._connections.enter_async_context(open_api(host.place.api, timeout_s))
+
+    async def guest(
+        self, vm: str, host: Host, accel: str, shape: GuestShape | None, expect_state: int | None = None
+    ) -> Guest:
+        """Starts a reference VMM on the host: one that runs, or with `shape` None one that waits to be a destination;
+        returns when the daemon knows it."""
+        role = "incoming" if shape is None else "running"
+        number = len(self.guests)
+        admin = self.root / f"{host.name}.{number}.admin"
+        argv = [str(find_program("vmferry-refvm")), "--vm", vm, "--accel", accel]
+        argv += ["--daemon", str(host.vmm_socket), "--admin", str(admin)]
+        argv += ["--incoming"] if shape is None else guest_arguments(shape)
+        log = self.root / f"{host.name}.{number}.refvm.log"
+        process = await Process.start(f"{host.name} refvm", argv, log, host.place.netns)
+        guest = Guest(vm, host, process, Admin(admin))
+        self.guests.append(guest)
+        state = {"incoming": machines_pb2.MACHINE_STATE_INCOMING, "running": machines_pb2.MACHINE_STATE_RUNNING}[role]
+        async with open_api(host.place.api, 2.0) as api:
+            wanted = state if expect_state is None else expect_state
+            await until(f"{vm} {role} on {host.name}", lambda: self._is_known(api, guest, wanted))
+        return guest
+
+    async def _is_known(self, api: Api, guest: Guest, state: int) -> bool:
+        if not guest.process.alive:
+            raise StageError(f"{guest.process.name} ended:\n{guest.process.last_words()}")
+        try:
+            machine = await api.machine(guest.vm)
+        except ApiError:
+            return False
+        return bool(machine.state == state)
+
+    async def warm(self, guest: Guest, passes: int = 1, within_s: float = START_S) -> None:
+        """Waits until the guest has been through all of its memory."""
+
+        async def done() -> bool:
+            try:
+                report = await guest.admin.report()
+            except AdminError:
+                if not guest.process.alive:
+                    raise
+                return False
+            return report.passes >= passes
+
+        await until(f"{guest.vm} to go through its memory", done, within_s)
+
+
+def guest_arguments(shape: GuestShape) -> list[str]:
+    """The command line of a reference VMM that runs a guest of this shape."""
+    return [
+        *("--memory", f"{shape.memory // MIB}M"),
+        *("--backing", shape.backing),
+        *("--vcpus", str(shape.vcpus)),
+        *("--workload", shape.workload),
+        *("--write-percent", str(shape.write_percent)),
+        *("--seed", str(shape.seed)),
+    ]
