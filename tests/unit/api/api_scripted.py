@@ -1,0 +1,98 @@
+"""A control that a test scripts: the API's other side without a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from vmferry.api.control import Machine, MachineState
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import TERMINAL, Backing, Job, LedgerEntry, MemoryLayout, MemoryRegion, Origin
+from vmferry.units import Gpa
+
+LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 1 << 29, 4096, Backing.MEMFD),))
+
+
+def unknown(what: str) -> VmferryError:
+    return VmferryError(Reason.MIGRATION_UNKNOWN, f"No migration {what}.", "Ask for one that is.")
+
+
+@dataclass
+class ScriptedControl:
+    """Both controls; `publish` makes a revision, `closed` counts the watches that ended their work."""
+
+    table: dict[str, Job] = field(default_factory=dict)
+    history: list[Job] = field(default_factory=list)
+    ledgers: dict[str, list[LedgerEntry]] = field(default_factory=dict)
+    closed: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def publish(self, job: Job) -> None:
+        async with self.changed:
+            self.table[job.migration] = job
+            self.history.append(job)
+            self.changed.notify_all()
+
+    async def create(self, migration: str, vm: str, destination: str) -> Job:
+        if migration in self.table:
+            raise VmferryError(Reason.MIGRATION_EXISTS, f"{migration} is another move.", "Take another id.")
+        await self.publish(Job(migration, vm, destination, revision=len(self.history) + 1, created_us=1_000_000))
+        return self.table[migration]
+
+    async def job(self, migration: str) -> Job:
+        if migration not in self.table:
+            raise unknown(migration)
+        return self.table[migration]
+
+    async def jobs(self) -> Sequence[Job]:
+        return list(self.table.values())
+
+    async def cancel(self, migration: str) -> Job:
+        await self.job(migration)
+        raise VmferryError(Reason.PAST_NO_RETURN, "It runs on the destination.", "Wait for it.")
+
+    async def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:
+        if migration:
+            await self.job(migration)
+        try:
+            seen = after_revision
+            while True:
+                for job in self._newer(migration, seen):
+                    seen = job.revision
+                    yield job
+                    if migration and job.phase in TERMINAL:
+                        return
+                async with self.changed:
+                    await self.changed.wait_for(lambda: bool(self._newer(migration, seen)))  # noqa: B023
+        finally:
+            self.closed += 1
+
+    def _newer(self, migration: str, seen: int) -> list[Job]:
+        return [job for job in self.history if job.revision > seen and migration in ("", job.migration)]
+
+    async def machines(self) -> Sequence[Machine]:
+        def machine(vm: str, state: MachineState) -> Machine:
+            return Machine(vm, state, LAYOUT, 2, "x86_64/kvm", len(self.ledgers.get(vm, [])), "", 7, None)
+
+        return [
+            machine("web-2", MachineState.RUNNING),
+            machine("web-1", MachineState.INCOMING),
+            machine("web-1", MachineState.RUNNING),
+        ]
+
+    async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
+        if vm not in self.ledgers:
+            raise VmferryError(Reason.VM_UNKNOWN, f"No VM {vm}.", "Ask for one that is.")
+        return self.ledgers[vm]
+
+    async def watch_errors(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
+        for number, entry in enumerate(await self.ledger(vm), start=1):
+            if number > after_revision:
+                yield number, vm, entry
+
+    async def report_error(self, vm: str, gpa: int, lsb: int) -> LedgerEntry:
+        await self.ledger(vm)
+        entry = LedgerEntry(Gpa(gpa), Origin.OPERATOR, lsb)
+        self.ledgers[vm].append(entry)
+        return entry
