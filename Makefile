@@ -17,7 +17,7 @@ PROGRAM_SOURCES := $(shell find pager refvm deploy/wheel -type f -not -path '*/t
 CARGO_FLAGS := --release --locked
 
 DEPENDENCIES := $(VENV)/.stamp-dependencies
-GENERATED := $(VENV)/.stamp-proto
+GENERATED := src/vmferry/v1/__init__.py
 INSTALLED := $(VENV)/.stamp-installed
 
 .PHONY: help setup demo test lint fmt proto docs wheel clean host-tools demo-packages test-packages
@@ -78,7 +78,7 @@ $(DEPENDENCIES): requirements.lock | host-tools
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
-# Written beside its place and moved, so that a program that runs meanwhile never sees half of it.
+# The file itself is the stamp. Written beside its place and moved, so that a program that runs meanwhile never sees half of it.
 $(GENERATED): $(PROTOS) $(DEPENDENCIES)
 	rm -rf $(VENV)/generated && mkdir -p $(VENV)/generated
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(VENV)/generated --grpc_python_out=$(VENV)/generated \
@@ -87,10 +87,9 @@ $(GENERATED): $(PROTOS) $(DEPENDENCIES)
 	  $(PROTOS)
 	touch $(VENV)/generated/vmferry/v1/__init__.py
 	rm -rf src/vmferry/v1 && mv $(VENV)/generated/vmferry/v1 src/vmferry/v1 && rm -r $(VENV)/generated
-	@touch $@
 
 # An editable wheel: Python from src/, the two programs and the two scripts in .venv/bin. No index is asked.
-$(INSTALLED): $(PROGRAM_SOURCES) $(GENERATED)
+$(INSTALLED): $(PROGRAM_SOURCES) $(GENERATED) $(DEPENDENCIES)
 	VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(abspath $(BIN)):$$PATH" \
 	  $(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall --editable .
 	@touch $@
