@@ -22,6 +22,9 @@
 
 pub mod config;
 pub mod content;
+pub mod image;
+pub mod mapped;
+pub mod payload;
 pub mod report;
 
 use crate::machine::REPORT_GPA;
