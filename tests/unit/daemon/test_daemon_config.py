@@ -1,0 +1,150 @@
+"""The configuration: defaults, every problem at once, and example and reference in step with the code."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmferry.daemon.config import Config, ConfigError, load, parse
+from vmferry.daemon.toml_table import Address, parse_address
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "configs/vmferryd.toml"
+REFERENCE = ROOT / "docs/reference/configuration.md"
+
+
+def flat(values: dict[str, object], path: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{path}{key}.")
+        else:
+            found[f"{path}{key}"] = value
+    return found
+
+
+def problems(values: dict[str, object]) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(values, "host-a")
+    return {problem.key: str(problem) for problem in caught.value.problems}
+
+
+def test_the_example_is_the_defaults() -> None:
+    assert load(EXAMPLE, "other") == parse({}, "host-a")
+
+
+def test_example_and_reference_name_every_key() -> None:
+    example = flat(tomllib.loads(EXAMPLE.read_text()))
+    documented = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \|", REFERENCE.read_text(), re.MULTILINE))
+    assert set(documented) == set(example)
+    for key, default in documented.items():
+        if default.count("`") == 2 and default.endswith("`"):
+            shown = example[key]
+            assert default == f"`{shown}`", key
+
+
+def test_the_example_explains_every_key() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"\w+ =", line):
+            assert lines[number - 1].startswith("# "), line
+
+
+def test_unknown_keys_are_refused_with_the_known_ones() -> None:
+    found = problems(
+        {"hots": "a", "api": {"listne": "h:1"}, "pages": {"port": [1, 2]}, "timeouts": {"x": 1}, "new": {}}
+    )
+    assert set(found) == {"hots", "api.listne", "pages.port", "timeouts.x", "new"}
+    assert "known here: listen" in found["api.listne"]
+
+
+def test_all_problems_come_together() -> None:
+    found = problems(
+        {
+            "host": "a b",
+            "runtime_dir": "run",
+            "state_dir": 7,
+            "api": "127.0.0.1:1",
+            "peer": {"listen": "nowhere"},
+            "pages": {"ip": "host", "ports": [9, 9], "demand_timeout_s": 0},
+            "pager": {"program": ""},
+            "timeouts": {"stop_s": "60", "vmm_s": True, "peer_s": float("nan")},
+            "log": {"format": "xml", "level": "loud"},
+        }
+    )
+    assert set(found) == {
+        "host", "runtime_dir", "state_dir", "api", "peer.listen", "pages.ip", "pages.ports", "pages.demand_timeout_s",
+        "pager.program", "timeouts.stop_s", "timeouts.vmm_s", "timeouts.peer_s", "log.format", "log.level",
+    }  # fmt: skip
+    assert found["runtime_dir"] == 'runtime_dir: is "run", must be an absolute path'
+
+
+@pytest.mark.parametrize("ports", [[0, 5], [5, 5], [6, 5], [1, 65537], [1], [1, 2, 3], ["1", "2"], [True, 5], 7])
+def test_a_port_range_is_half_open_and_not_empty(ports: object) -> None:
+    assert set(problems({"pages": {"ports": ports}})) == {"pages.ports"}
+
+
+def test_listeners_may_not_clash() -> None:
+    found = problems({"api": {"listen": "h:7700"}, "peer": {"listen": "h:9"}, "ops": {"listen": "h:9"}})
+    assert set(found) == {"api.listen", "ops.listen"}
+    three = {"api": {"listen": "h:0"}, "peer": {"listen": "h:0"}, "ops": {"listen": "h:0"}}
+    assert parse(three, "host-a").api == Address("h", 0)
+
+
+def test_a_socket_path_must_fit_the_kernel() -> None:
+    assert "107" in problems({"runtime_dir": "/" + "x" * 120})["vmm.socket"]
+
+
+def test_the_socket_follows_the_runtime_directory() -> None:
+    assert parse({"runtime_dir": "/a"}, "host-a").vmm_socket == Path("/a/vmm.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("h:1", Address("h", 1)),
+        ("[::1]:1", Address("::1", 1)),
+        ("1.2.3.4:65535", Address("1.2.3.4", 65535)),
+        ("h:65536", None),
+        ("h", None),
+        (":1", None),
+        ("::1:1", None),
+        ("[h]:1", None),
+        ("h:+1", None),
+    ],
+)
+def test_addresses(text: str, address: Address | None) -> None:
+    assert parse_address(text) == address
+    if address is not None:
+        assert str(address) == text
+
+
+def test_what_is_not_toml_is_a_problem_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_bytes(b"host = ")
+    with pytest.raises(ConfigError, match="end of document"):
+        load(path, "h")
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(path, "h")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=9,
+)
+KEYS = st.sampled_from(["host", "runtime_dir", "state_dir", "vmm", "api", "peer", "pages", "ops", "pager", "log", "x"])
+
+
+@given(st.dictionaries(KEYS, VALUES | st.dictionaries(st.sampled_from(["listen", "ports", "socket"]), VALUES)))
+def test_any_document_is_taken_or_refused(values: dict[str, object]) -> None:
+    try:
+        assert isinstance(parse(values, "host-a"), Config)
+    except ConfigError as error:
+        assert error.problems
