@@ -1,0 +1,114 @@
+//! The pager's numbered events: 1, 2, 3, … without gaps, kept until the daemon acknowledges them.
+//!
+//! The page path appends; any number of watchers read. A watcher is told only that there is more (a `watch` channel
+//! with the newest number), and reads from the log, so a slow one loses nothing and holds nobody up.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use crate::proto::{PagerEvent, pager_event::Event};
+
+/// Most events handed to a watcher at once.
+const BATCH: usize = 256;
+
+/// The log; clones share it.
+#[derive(Debug, Clone)]
+pub struct EventLog {
+    kept: Arc<Mutex<Kept>>,
+    newest: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Consecutive numbers; the last is `newest`.
+    events: VecDeque<PagerEvent>,
+    newest: u64,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self { kept: Arc::default(), newest: watch::Sender::new(0) }
+    }
+}
+
+impl EventLog {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends an event and returns its number.
+    pub fn append(&self, event: Event) -> u64 {
+        let number = {
+            let mut kept = self.kept();
+            kept.newest += 1;
+            let number = kept.newest;
+            kept.events.push_back(PagerEvent { number, at_us: now_us(), event: Some(event) });
+            number
+        };
+        self.newest.send_replace(number);
+        number
+    }
+
+    /// Number of the newest event; 0 before the first.
+    pub fn newest(&self) -> u64 {
+        self.kept().newest
+    }
+
+    /// Forgets events up to and with this number.
+    pub fn acknowledge(&self, up_to: u64) {
+        let mut kept = self.kept();
+        while kept.events.front().is_some_and(|event| event.number <= up_to) {
+            kept.events.pop_front();
+        }
+    }
+
+    /// Kept events after a number, oldest first, at most 256.
+    pub fn after(&self, number: u64) -> Vec<PagerEvent> {
+        let kept = self.kept();
+        let first = kept.events.partition_point(|event| event.number <= number);
+        kept.events.range(first..).take(BATCH).cloned().collect()
+    }
+
+    /// Changes whenever an event is appended.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+}
+
+/// Unix time in microseconds.
+pub fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::AllPresentEvent;
+
+    fn numbers(events: &[PagerEvent]) -> Vec<u64> {
+        events.iter().map(|e| e.number).collect()
+    }
+
+    #[test]
+    fn events_are_kept_until_acknowledged() {
+        let log = EventLog::default();
+        let mut watch = log.watch();
+        for expected in 1..=4 {
+            assert_eq!(log.append(Event::AllPresent(AllPresentEvent {})), expected);
+        }
+        assert!(watch.has_changed().unwrap());
+        assert_eq!(*watch.borrow_and_update(), 4);
+        assert_eq!(numbers(&log.after(0)), [1, 2, 3, 4]);
+        log.acknowledge(2);
+        assert_eq!(numbers(&log.after(0)), [3, 4]);
+        assert_eq!(numbers(&log.after(3)), [4]);
+        log.acknowledge(100);
+        assert!(log.after(0).is_empty());
+        assert_eq!(log.append(Event::AllPresent(AllPresentEvent {})), 5);
+        assert_eq!(numbers(&log.after(0)), [5]);
+    }
+}
