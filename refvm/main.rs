@@ -1,2 +1,7 @@
 //! The reference VMM program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmferry_refvm::cli::main()
+}

@@ -3,5 +3,22 @@
 //!
 //! A [`machine::Machine`] is a guest that can be run, stopped, saved and loaded; `kvm` and `process` are its two kinds.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod admin;
+pub mod cli;
+pub mod control;
 pub mod guest;
+pub mod inject;
+pub mod layout;
 pub mod machine;
+pub mod machine_thread;
+pub mod memory;
+pub mod memory_errors;
+pub mod operation;
+pub mod pager_link;
+pub mod process;
+pub mod protocol;
+pub mod report_reader;
+pub mod userfaultfd;
+pub mod vmm;

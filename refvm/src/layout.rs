@@ -1,0 +1,171 @@
+//! The layout of guest memory: which regions there are, and what makes a layout acceptable. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::machine::KERNEL_BYTES;
+
+/// The only page size that guest memory is made of so far, bytes.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Where the hole for devices below 4 GiB begins: RAM beyond it goes on at 4 GiB, as on a PC.
+const HOLE_START: u64 = 3 << 30;
+/// Where the hole ends.
+const HOLE_END: u64 = 4 << 30;
+
+/// What a region is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// Private anonymous memory, read by others through the process.
+    Anonymous,
+    /// A shared mapping of a memfd, one a region.
+    Memfd,
+}
+
+/// One region of guest memory, as the protocol names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionSpec {
+    /// Guest-physical address of the first byte.
+    pub gpa: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes.
+    pub page_size: u64,
+    /// What it is made of.
+    pub backing: Backing,
+}
+
+/// Why a layout is not acceptable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct LayoutError {
+    /// The field of the message or option that is wrong, e.g. `regions[1].size`.
+    pub field: String,
+    /// Its value and what is required.
+    pub message: String,
+    /// True where the layout is right but cannot be built by this VMM.
+    pub unsupported: bool,
+}
+
+/// Splits `memory` bytes into `count` regions without gaps, but for the hole below 4 GiB.
+///
+/// # Errors
+/// [`LayoutError`] with field `--memory` or `--regions`.
+pub fn split(memory: u64, count: u32, backing: Backing) -> Result<Vec<RegionSpec>, LayoutError> {
+    let wrong = |field: &str, message: String| LayoutError { field: field.into(), message, unsupported: false };
+    if memory < 2 * KERNEL_BYTES || !memory.is_multiple_of(PAGE_SIZE) {
+        let message = format!("{memory} bytes is not a multiple of {PAGE_SIZE} and at least {}", 2 * KERNEL_BYTES);
+        return Err(wrong("--memory", message));
+    }
+    let pages = memory / PAGE_SIZE;
+    let (count, share) = (u64::from(count.max(1)), pages / u64::from(count.max(1)));
+    if share * PAGE_SIZE < KERNEL_BYTES + PAGE_SIZE {
+        let message = format!("{count} regions of {memory} bytes: the first must hold more than {KERNEL_BYTES}");
+        return Err(wrong("--regions", message));
+    }
+    let mut regions = Vec::new();
+    let mut gpa = 0;
+    for index in 0..count {
+        let mut left = PAGE_SIZE * if index + 1 == count { pages - share * (count - 1) } else { share };
+        while left > 0 {
+            if gpa == HOLE_START {
+                gpa = HOLE_END;
+            }
+            let size = if gpa < HOLE_START { left.min(HOLE_START - gpa) } else { left };
+            regions.push(RegionSpec { gpa, size, page_size: PAGE_SIZE, backing });
+            gpa += size;
+            left -= size;
+        }
+    }
+    Ok(regions)
+}
+
+/// Checks a layout that came from elsewhere.
+///
+/// # Errors
+/// [`LayoutError`] names the first field that is wrong.
+pub fn check(regions: &[RegionSpec]) -> Result<(), LayoutError> {
+    let wrong = |index: usize, name: &str, unsupported: bool, message: String| LayoutError {
+        field: format!("regions[{index}].{name}"),
+        message,
+        unsupported,
+    };
+    let Some(first) = regions.first() else {
+        return Err(LayoutError { field: "regions".into(), message: "is empty".into(), unsupported: false });
+    };
+    if first.gpa != 0 || first.size <= KERNEL_BYTES {
+        let message = format!(
+            "the first region is [{:#x}, +{:#x}); it must begin at 0 and be longer than {KERNEL_BYTES:#x}",
+            first.gpa, first.size
+        );
+        return Err(wrong(0, "gpa", false, message));
+    }
+    let mut free_from = 0;
+    for (index, region) in regions.iter().enumerate() {
+        if region.page_size != PAGE_SIZE {
+            let message =
+                format!("{} is not supported; guest memory is made of pages of {PAGE_SIZE}", region.page_size);
+            return Err(wrong(index, "page_size", true, message));
+        }
+        if region.size == 0 || !region.size.is_multiple_of(PAGE_SIZE) {
+            let message = format!("{:#x} is not a positive multiple of {PAGE_SIZE:#x}", region.size);
+            return Err(wrong(index, "size", false, message));
+        }
+        if !region.gpa.is_multiple_of(PAGE_SIZE) || region.gpa < free_from {
+            let message = format!("{:#x} is not page-aligned at or above {free_from:#x}", region.gpa);
+            return Err(wrong(index, "gpa", false, message));
+        }
+        free_from = region
+            .gpa
+            .checked_add(region.size)
+            .ok_or_else(|| wrong(index, "size", false, format!("{:#x} ends beyond 2^64", region.size)))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_memory_is_one_region_from_zero() {
+        let regions = split(512 << 20, 1, Backing::Anonymous).unwrap();
+        assert_eq!(regions, [RegionSpec { gpa: 0, size: 512 << 20, page_size: 4096, backing: Backing::Anonymous }]);
+    }
+
+    #[test]
+    fn memory_beyond_three_gib_goes_on_at_four() {
+        let regions = split(5 << 30, 1, Backing::Memfd).unwrap();
+        let ranges: Vec<_> = regions.iter().map(|r| (r.gpa, r.size)).collect();
+        assert_eq!(ranges, [(0, 3 << 30), (4 << 30, 2 << 30)]);
+    }
+
+    #[test]
+    fn every_split_passes_the_check_and_loses_no_page() {
+        for (memory, count) in [(64 << 20, 3), (512 << 20, 7), (4 << 30, 2), (5 << 30, 5), (33 << 20, 1)] {
+            let regions = split(memory, count, Backing::Memfd).unwrap();
+            check(&regions).unwrap();
+            assert_eq!(regions.iter().map(|r| r.size).sum::<u64>(), memory);
+            assert!(regions.len() >= count as usize);
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let good = split(64 << 20, 2, Backing::Memfd).unwrap();
+        let refused = |change: fn(&mut Vec<RegionSpec>)| {
+            let mut regions = good.clone();
+            change(&mut regions);
+            check(&regions).unwrap_err()
+        };
+        assert_eq!(refused(Vec::clear).field, "regions");
+        assert_eq!(refused(|r| r[0].gpa = 4096).field, "regions[0].gpa");
+        assert_eq!(refused(|r| r[1].gpa = 4096).field, "regions[1].gpa");
+        assert_eq!(refused(|r| r[1].size += 1).field, "regions[1].size");
+        assert_eq!(refused(|r| r[1].size = u64::MAX - 4095).field, "regions[1].size");
+        let huge = refused(|r| r[1].page_size = 2 << 20);
+        assert_eq!((huge.field.as_str(), huge.unsupported), ("regions[1].page_size", true));
+        assert_eq!(split(1 << 20, 1, Backing::Memfd).unwrap_err().field, "--memory");
+        assert_eq!(split(64 << 20, 8, Backing::Memfd).unwrap_err().field, "--regions");
+    }
+}

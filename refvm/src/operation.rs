@@ -1,0 +1,179 @@
+//! The requests that take time, and what they end with. Each runs in a thread that may block and tells the control loop
+//! by [`Event::Done`].
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use serde_json::{Value, json};
+
+use crate::cli::Accel;
+use crate::machine::{GuestConfig, GuestMemoryError, MachineError, Workload};
+use crate::machine_thread::{Commanded, MachineThread};
+use crate::memory::{GuestMemory, MemoryError};
+use crate::pager_link::{AttachError, PagerLink};
+use crate::protocol::message::{Prepare, Request, encode_state};
+use crate::userfaultfd::{self, Userfaultfd};
+use crate::vmm::Event;
+
+/// A guest and what belongs to it. Dropped in this order: the pager hears first, then vCPUs end, then the userfaultfd is
+/// closed and the memory unmapped.
+#[derive(Debug)]
+pub struct Guest {
+    /// Connection to the pager.
+    pub link: Option<PagerLink>,
+    /// The machine.
+    pub machine: MachineThread,
+    /// A destination's userfaultfd, until the migration is complete.
+    pub uffd: Option<Arc<Userfaultfd>>,
+    /// Its memory.
+    pub memory: Arc<GuestMemory>,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// What was asked for, on a destination.
+    pub prepared_as: Option<Prepare>,
+}
+
+/// What a request ended with.
+#[derive(Debug)]
+pub struct Done {
+    /// Fields of the reply.
+    pub reply: Value,
+    /// The guest that was made.
+    pub guest: Option<Guest>,
+    /// The connection that was made.
+    pub link: Option<PagerLink>,
+}
+
+impl Default for Done {
+    fn default() -> Self {
+        Self { reply: json!({}), guest: None, link: None }
+    }
+}
+
+/// Why a request was not carried out: code, field and text of the answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// `BAD_STATE`, `NO_MEMORY`, `UNSUPPORTED`, `FAILED`, `BAD_MESSAGE`.
+    pub code: &'static str,
+    /// The field to blame, or empty.
+    pub field: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Failure {
+    /// With all its parts.
+    pub fn new(code: &'static str, field: &str, message: String) -> Self {
+        Self { code, field: field.into(), message }
+    }
+
+    /// `FAILED`, without a field.
+    pub fn failed(message: &str) -> Self {
+        Self::new("FAILED", "", message.into())
+    }
+}
+
+impl From<MemoryError> for Failure {
+    fn from(error: MemoryError) -> Self {
+        match &error {
+            MemoryError::Layout(layout) if layout.unsupported => {
+                Self::new("UNSUPPORTED", &layout.field, layout.message.clone())
+            }
+            MemoryError::Layout(layout) => Self::new("BAD_MESSAGE", &layout.field, layout.message.clone()),
+            MemoryError::TooLittle { .. } | MemoryError::Refused { .. } => {
+                Self::new("NO_MEMORY", "regions", error.to_string())
+            }
+        }
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        let code = if matches!(error, MachineError::WrongState { .. }) { "BAD_STATE" } else { "FAILED" };
+        let field = if matches!(error, MachineError::BadState(_)) { "state" } else { "" };
+        Self::new(code, field, error.to_string())
+    }
+}
+
+impl From<AttachError> for Failure {
+    fn from(error: AttachError) -> Self {
+        Self::new("FAILED", "socket", error.to_string())
+    }
+}
+
+/// Runs an operation in a thread of its own.
+pub fn in_thread(events: Sender<Event>, operation: impl FnOnce() -> Result<Done, Failure> + Send + 'static) {
+    let ended = events.clone();
+    let body = move || drop(ended.send(Event::Done(Box::new(operation()))));
+    if let Err(error) = std::thread::Builder::new().name("operation".into()).spawn(body) {
+        drop(events.send(Event::Done(Box::new(Err(Failure::failed(&format!("no thread: {error}")))))));
+    }
+}
+
+/// Runs a request that is the machine's in its thread.
+pub fn on_machine(machine: &MachineThread, events: Sender<Event>, request: Request) {
+    machine.command(move |commanded: &mut Commanded| {
+        let done = |()| Done::default();
+        let result = match request {
+            Request::Stop => commanded.stop().map(done),
+            Request::Resume | Request::Start => commanded.run().map(done),
+            Request::LoadState { state } => commanded.machine().load(&state).map(done),
+            Request::SaveState => {
+                let saved = commanded.machine().save();
+                saved.map(|state| Done { reply: json!({"state": encode_state(&state)}), ..Done::default() })
+            }
+            other => Err(MachineError::BadState(format!("{} is not the machine's", other.verb().name()))),
+        };
+        drop(events.send(Event::Done(Box::new(result.map_err(Failure::from)))));
+    });
+}
+
+/// Attaches a source's memory.
+///
+/// # Errors
+/// [`Failure`] `FAILED`.
+pub fn attach(socket: &str, vm: &str, memory: &GuestMemory, events: Sender<Event>) -> Result<Done, Failure> {
+    let link = PagerLink::attach(socket, vm, memory, None, events)?;
+    Ok(Done { link: Some(link), ..Done::default() })
+}
+
+/// Makes a destination: memory, userfaultfd over all of it before anything can touch it, machine, and attaches it.
+///
+/// # Errors
+/// [`Failure`]; everything made until then is given back.
+pub fn prepare(
+    vm: &str,
+    accel: Accel,
+    asked: Prepare,
+    events: Sender<Event>,
+    errors: Sender<GuestMemoryError>,
+) -> Result<Done, Failure> {
+    let features = feature_bits(&asked.uffd_features)?;
+    let memory = Arc::new(GuestMemory::new(&asked.regions)?);
+    let uffd = Arc::new(Userfaultfd::new(features).map_err(|error| {
+        let message = format!("userfaultfd with {:?}: {error}", asked.uffd_features);
+        Failure::new("UNSUPPORTED", "uffd_features", message)
+    })?);
+    for region in memory.regions() {
+        uffd.register(region.hva, region.spec.size, userfaultfd::MODE_MISSING)
+            .map_err(|error| Failure::failed(&format!("UFFDIO_REGISTER at {:#x}: {error}", region.hva)))?;
+    }
+    // The workload comes with the device state.
+    let config = GuestConfig { vcpus: asked.vcpus, workload: Workload::Idle, write_percent: 0, seed: 0 };
+    let machine = MachineThread::spawn(accel.make(), Arc::clone(&memory), config, errors)?;
+    let link = PagerLink::attach(&asked.socket, vm, &memory, Some(&uffd), events)?;
+    let vcpus = asked.vcpus;
+    let guest = Guest { memory, machine, vcpus, uffd: Some(uffd), link: Some(link), prepared_as: Some(asked) };
+    Ok(Done { guest: Some(guest), ..Done::default() })
+}
+
+fn feature_bits(names: &[String]) -> Result<u64, Failure> {
+    names.iter().enumerate().try_fold(0, |bits, (index, name)| match userfaultfd::feature_bit(name) {
+        Some(bit) => Ok(bits | bit),
+        None => {
+            let message = format!("{name:?} is not a userfaultfd feature that this VMM knows");
+            Err(Failure::new("UNSUPPORTED", &format!("uffd_features[{index}]"), message))
+        }
+    })
+}

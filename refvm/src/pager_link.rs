@@ -1,0 +1,187 @@
+//! The connection to the pager: hands over guest memory, then brings memory errors.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::memory::GuestMemory;
+use crate::protocol::frame::{Decoder, MEMORY_LIMIT};
+use crate::protocol::message::{FromPager, VERSION};
+use crate::userfaultfd::Userfaultfd;
+use crate::vmm::Event;
+
+/// A pager that has not accepted the memory by then never will.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why memory could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The pager refused it.
+    #[error("the pager refused {field:?}: {message}")]
+    Refused {
+        /// Field of the message.
+        field: String,
+        /// Its text.
+        message: String,
+    },
+    /// The pager said something else.
+    #[error("the pager's answer: {0}")]
+    Unreadable(String),
+    /// The connection failed.
+    #[error("memory socket {socket}: {source}")]
+    Socket {
+        /// Its path.
+        socket: String,
+        /// What failed.
+        source: io::Error,
+    },
+}
+
+/// Memory that is attached. Dropping it ends the connection.
+#[derive(Debug)]
+pub struct PagerLink {
+    socket: String,
+    stream: UnixStream,
+    alive: Arc<AtomicBool>,
+}
+
+impl PagerLink {
+    /// Connects, hands over the memory and waits until it is accepted; memory errors become [`Event::Poisoned`].
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach(
+        socket: &str,
+        vm: &str,
+        memory: &GuestMemory,
+        uffd: Option<&Userfaultfd>,
+        events: Sender<Event>,
+    ) -> Result<Self, AttachError> {
+        let failed = |source| AttachError::Socket { socket: socket.into(), source };
+        let stream = UnixStream::connect(socket).map_err(failed)?;
+        let (message, descriptors) = hand_over(vm, memory, uffd);
+        let text = message.to_string();
+        let sent = stream.send_with_fds(&[text.as_bytes()], &descriptors);
+        let sent = sent.map_err(|error| failed(io::Error::from_raw_os_error(error.errno())))?;
+        if sent != text.len() {
+            return Err(failed(io::Error::new(io::ErrorKind::WriteZero, "the message was cut")));
+        }
+        stream.set_read_timeout(Some(ATTACH_TIMEOUT)).map_err(failed)?;
+        let mut frames = Frames { stream: stream.try_clone().map_err(failed)?, decoder: Decoder::new(MEMORY_LIMIT) };
+        match frames.next().map_err(|error| error.into_attach(socket))? {
+            FromPager::Attached => {}
+            FromPager::Refused(field, message) => return Err(AttachError::Refused { field, message }),
+            other => return Err(AttachError::Unreadable(format!("{other:?} before attached"))),
+        }
+        stream.set_read_timeout(None).map_err(failed)?;
+        let alive = Arc::new(AtomicBool::new(true));
+        let seen = Arc::clone(&alive);
+        let reader = std::thread::Builder::new().name("pager-link".into());
+        reader.spawn(move || listen(frames, &events, &seen)).map_err(failed)?;
+        Ok(Self { socket: socket.into(), stream, alive })
+    }
+
+    /// Whether memory is attached there now.
+    pub fn is_attached_to(&self, socket: &str) -> bool {
+        self.alive.load(Ordering::Acquire) && self.socket == socket
+    }
+}
+
+impl Drop for PagerLink {
+    fn drop(&mut self) {
+        // An error means that the pager ended it before.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn hand_over(vm: &str, memory: &GuestMemory, uffd: Option<&Userfaultfd>) -> (Value, Vec<RawFd>) {
+    let mut descriptors: Vec<RawFd> = uffd.iter().map(|uffd| uffd.as_raw_fd()).collect();
+    let mut regions = Vec::new();
+    for region in memory.regions() {
+        let spec = &region.spec;
+        let mut message = json!({"gpa": spec.gpa, "base_host_virt_addr": region.hva, "size": spec.size,
+                                 "page_size": spec.page_size, "backing": spec.backing});
+        if let Some(file) = &region.file {
+            message["fd"] = descriptors.len().into();
+            message["offset"] = 0.into();
+            descriptors.push(file.as_raw_fd());
+        }
+        regions.push(message);
+    }
+    let role = if uffd.is_some() { "destination" } else { "source" };
+    let mut message =
+        json!({"version": VERSION, "vm": vm, "role": role, "pid": std::process::id(), "regions": regions});
+    if uffd.is_some() {
+        message["uffd"] = 0.into();
+    }
+    (message, descriptors)
+}
+
+fn listen(mut frames: Frames, events: &Sender<Event>, alive: &AtomicBool) {
+    let reason = loop {
+        match frames.next() {
+            Ok(FromPager::MemoryError { gpa, action_required }) => {
+                if events.send(Event::Poisoned { gpa, action_required }).is_err() {
+                    break "the VMM ends".to_string();
+                }
+            }
+            Ok(FromPager::Attached) => {}
+            Ok(FromPager::Refused(field, message)) => break format!("{field}: {message}"),
+            Err(error) => break error.to_string(),
+        }
+    };
+    alive.store(false, Ordering::Release);
+    tracing::info!(reason, "pager_link.closed");
+}
+
+/// Reads frames of the memory socket.
+struct Frames {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("closed by the pager")]
+    Closed,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+impl ReadError {
+    fn into_attach(self, socket: &str) -> AttachError {
+        let failed = |source| AttachError::Socket { socket: socket.into(), source };
+        match self {
+            Self::Closed => failed(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before it said attached")),
+            Self::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                failed(io::Error::new(io::ErrorKind::TimedOut, format!("not attached within {ATTACH_TIMEOUT:?}")))
+            }
+            Self::Io(error) => failed(error),
+            Self::Unreadable(text) => AttachError::Unreadable(text),
+        }
+    }
+}
+
+impl Frames {
+    fn next(&mut self) -> Result<FromPager, ReadError> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(frame) = self.decoder.next_frame().map_err(|error| ReadError::Unreadable(error.to_string()))? {
+                return FromPager::parse(&frame).map_err(|error| ReadError::Unreadable(error.to_string()));
+            }
+            match self.stream.read(&mut buffer)? {
+                0 => return Err(ReadError::Closed),
+                count => self.decoder.push(&buffer[..count]),
+            }
+        }
+    }
+}

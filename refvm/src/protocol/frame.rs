@@ -1,0 +1,111 @@
+//! Frames: a 4-byte big-endian length, then that many bytes of JSON. Pure; both sockets use it.
+
+/// Most bytes of a frame on the control socket.
+pub const CONTROL_LIMIT: usize = 64 << 20;
+/// Most bytes of a frame on the memory socket.
+pub const MEMORY_LIMIT: usize = 64 << 10;
+
+/// A frame that announces more than the limit. The stream cannot be read further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {announced} bytes; at most {limit} are allowed")]
+pub struct TooLong {
+    /// Bytes.
+    pub announced: usize,
+    /// Bytes.
+    pub limit: usize,
+}
+
+/// Cuts a stream of bytes into frames, however the bytes arrive.
+#[derive(Debug)]
+pub struct Decoder {
+    limit: usize,
+    buffer: Vec<u8>,
+}
+
+impl Decoder {
+    /// For frames of at most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, buffer: Vec::new() }
+    }
+
+    /// Takes what arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame; `None` until more arrives.
+    ///
+    /// # Errors
+    /// [`TooLong`], as soon as the length is known.
+    pub fn next_frame(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
+        let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let announced = u32::from_be_bytes(*head) as usize;
+        if announced > self.limit {
+            return Err(TooLong { announced, limit: self.limit });
+        }
+        if self.buffer.len() < 4 + announced {
+            return Ok(None);
+        }
+        let rest = self.buffer.split_off(4 + announced);
+        let mut frame = std::mem::replace(&mut self.buffer, rest);
+        frame.drain(..4);
+        Ok(Some(frame))
+    }
+}
+
+/// A message as a frame.
+///
+/// # Errors
+/// [`TooLong`] where the message exceeds `limit`.
+pub fn encode(message: &serde_json::Value, limit: usize) -> Result<Vec<u8>, TooLong> {
+    let text = message.to_string();
+    match u32::try_from(text.len()) {
+        Ok(length) if text.len() <= limit => Ok([&length.to_be_bytes(), text.as_bytes()].concat()),
+        _ => Err(TooLong { announced: text.len(), limit }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_cut(
+            texts in proptest::collection::vec(".{0,60}", 0..6),
+            cuts in proptest::collection::vec(1usize..40, 1..20),
+        ) {
+            let messages: Vec<_> = texts.into_iter().map(serde_json::Value::String).collect();
+            let stream: Vec<u8> = messages.iter().flat_map(|m| encode(m, 4096).unwrap()).collect();
+            let (mut decoder, mut found, mut at) = (Decoder::new(4096), Vec::new(), 0);
+            let mut cuts = cuts.iter().cycle();
+            while at < stream.len() {
+                let end = stream.len().min(at + cuts.next().unwrap());
+                decoder.push(&stream[at..end]);
+                at = end;
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    found.push(serde_json::from_slice::<serde_json::Value>(&frame).unwrap());
+                }
+            }
+            prop_assert_eq!(found, messages);
+        }
+
+        #[test]
+        fn any_bytes_give_frames_within_the_limit_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut decoder = Decoder::new(64);
+            decoder.push(&bytes);
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                prop_assert!(frame.len() <= 64);
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_its_bytes_arrive() {
+        let mut decoder = Decoder::new(MEMORY_LIMIT);
+        decoder.push(&(MEMORY_LIMIT as u32 + 1).to_be_bytes());
+        assert_eq!(decoder.next_frame(), Err(TooLong { announced: MEMORY_LIMIT + 1, limit: MEMORY_LIMIT }));
+        assert!(encode(&serde_json::json!("x".repeat(100)), 64).is_err());
+    }
+}

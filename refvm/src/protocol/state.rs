@@ -1,0 +1,193 @@
+//! Which request is right in which state. Pure.
+//!
+//! ```text
+//!                 stop              abandon
+//!   running ─────────────▶ stopped ─────────▶ gone
+//!      ▲  ◀─────────────      │
+//!      │ start   resume       └ save_state
+//!   loaded ◀──────── prepared ◀──────── incoming
+//!      │  load_state    │     prepare      ▲
+//!      └────────────────┴──────────────────┘
+//!                     reset
+//! ```
+//! A request whose end state is reached already is answered as done.
+
+use std::fmt;
+
+/// What the VM is to the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmState {
+    /// vCPUs run.
+    Running,
+    /// vCPUs stand still; memory is kept.
+    Stopped,
+    /// Waits to be a destination; has no memory.
+    Incoming,
+    /// The layout is made and attached.
+    Prepared,
+    /// The device state is loaded.
+    Loaded,
+    /// The VM has moved away.
+    Gone,
+}
+
+impl VmState {
+    /// As the protocol names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Incoming => "incoming",
+            Self::Prepared => "prepared",
+            Self::Loaded => "loaded",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+impl fmt::Display for VmState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A request of the daemon, without its fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "named and described in docs/reference/vmm-protocol.md")]
+pub enum Verb {
+    AttachMemory,
+    Stop,
+    SaveState,
+    Resume,
+    Abandon,
+    Prepare,
+    LoadState,
+    Start,
+    MigrationComplete,
+    Reset,
+}
+
+impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::AttachMemory,
+        Self::Stop,
+        Self::SaveState,
+        Self::Resume,
+        Self::Abandon,
+        Self::Prepare,
+        Self::LoadState,
+        Self::Start,
+        Self::MigrationComplete,
+        Self::Reset,
+    ];
+
+    /// As the protocol names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AttachMemory => "attach_memory",
+            Self::Stop => "stop",
+            Self::SaveState => "save_state",
+            Self::Resume => "resume",
+            Self::Abandon => "abandon",
+            Self::Prepare => "prepare",
+            Self::LoadState => "load_state",
+            Self::Start => "start",
+            Self::MigrationComplete => "migration_complete",
+            Self::Reset => "reset",
+        }
+    }
+
+    /// States in which it is carried out.
+    pub fn required(self) -> &'static [VmState] {
+        match self {
+            Self::AttachMemory => &[VmState::Running, VmState::Stopped],
+            Self::Stop | Self::MigrationComplete => &[VmState::Running],
+            Self::SaveState | Self::Resume | Self::Abandon => &[VmState::Stopped],
+            Self::Prepare => &[VmState::Incoming],
+            Self::LoadState => &[VmState::Prepared],
+            Self::Start => &[VmState::Loaded],
+            Self::Reset => &[VmState::Prepared, VmState::Loaded],
+        }
+    }
+
+    /// The state after it; `None` where it changes none.
+    pub fn end_state(self) -> Option<VmState> {
+        match self {
+            Self::AttachMemory | Self::SaveState | Self::MigrationComplete => None,
+            Self::Stop => Some(VmState::Stopped),
+            Self::Resume | Self::Start => Some(VmState::Running),
+            Self::Abandon => Some(VmState::Gone),
+            Self::Prepare => Some(VmState::Prepared),
+            Self::LoadState => Some(VmState::Loaded),
+            Self::Reset => Some(VmState::Incoming),
+        }
+    }
+}
+
+/// What to do with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Carry it out.
+    Do,
+    /// Answer it as done.
+    Done,
+    /// BAD_STATE, with this text.
+    Refuse(String),
+}
+
+/// Decides on a request.
+pub fn decide(state: VmState, verb: Verb) -> Decision {
+    if verb.required().contains(&state) {
+        return Decision::Do;
+    }
+    if verb.end_state() == Some(state) {
+        return Decision::Done;
+    }
+    let required: Vec<_> = verb.required().iter().map(|s| s.name()).collect();
+    Decision::Refuse(format!("{} needs a VM that is {}; this one is {state}", verb.name(), required.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STATES: [VmState; 6] =
+        [VmState::Running, VmState::Stopped, VmState::Incoming, VmState::Prepared, VmState::Loaded, VmState::Gone];
+
+    #[test]
+    fn a_refusal_names_the_actual_and_the_required_state() {
+        let Decision::Refuse(text) = decide(VmState::Incoming, Verb::AttachMemory) else { panic!() };
+        assert_eq!(text, "attach_memory needs a VM that is running or stopped; this one is incoming");
+    }
+
+    #[test]
+    fn a_destination_never_runs_before_its_state_is_loaded() {
+        for state in [VmState::Incoming, VmState::Prepared, VmState::Gone, VmState::Stopped] {
+            assert!(matches!(decide(state, Verb::Start), Decision::Refuse(_)), "{state}");
+        }
+    }
+
+    #[test]
+    fn a_vm_that_moved_away_comes_back_by_no_request() {
+        for verb in Verb::ALL {
+            assert_ne!(decide(VmState::Gone, verb), Decision::Do, "{}", verb.name());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_was_done_is_done_when_asked_again(verbs in proptest::collection::vec(0usize..10, 0..60), start in 0usize..6) {
+            let mut state = STATES[start];
+            for verb in verbs.into_iter().map(|i| Verb::ALL[i]) {
+                if decide(state, verb) == Decision::Do {
+                    let after = verb.end_state().unwrap_or(state);
+                    prop_assert!(!matches!(decide(after, verb), Decision::Refuse(_)));
+                    state = after;
+                }
+            }
+        }
+    }
+}
