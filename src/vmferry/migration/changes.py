@@ -1,0 +1,35 @@
+"""Tells watchers that something durable, or some progress, is new. The store is the truth: a missed bell loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Bell:
+    """A counter that can be waited for. Each watcher remembers the count it has seen."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def ring(self) -> None:
+        self._count += 1
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
+
+    async def after(self, seen: int) -> int:
+        """Returns the count once it is above `seen`."""
+        while self._count <= seen:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiting.discard(waiter)
+        return self._count

@@ -1,0 +1,95 @@
+"""This daemon's jobs as the others see them: the durable revision, and the progress that has come since."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.changes import Bell
+from vmferry.migration.model import TERMINAL, Job, PageProgress
+from vmferry.migration.ports import Store
+
+BATCH = 256
+
+
+class Jobs:
+    """Owner of what watchers see. Writes go through here, so that none is missed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._bell = Bell()
+        self._progress: dict[str, Job] = {}
+
+    async def save(self, job: Job) -> Job:
+        """Durable under the next revision, then seen by watchers."""
+        saved = await self._store.save_job(job)
+        if saved.phase in TERMINAL:
+            self._progress.pop(saved.migration, None)
+        self._bell.ring()
+        return saved
+
+    def show_progress(self, job: Job, progress: PageProgress, memory_errors: int) -> Job:
+        """Seen by watchers at once, without a revision of its own."""
+        now = replace(job, progress=progress, memory_errors=memory_errors)
+        if now != job:
+            self._progress[job.migration] = now
+            self._bell.ring()
+        return now
+
+    async def get(self, migration: str) -> Job:
+        """Raises: VmferryError MIGRATION_UNKNOWN."""
+        job = await self._store.job(migration)
+        if job is None:
+            raise VmferryError(
+                Reason.MIGRATION_UNKNOWN,
+                f"no migration {migration!r} on this host.",
+                "List them; a migration is known to the daemon of its source.",
+            )
+        return self._live(job)
+
+    async def all(self) -> list[Job]:
+        return [self._live(job) for job in await self._store.jobs()]
+
+    async def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:
+        """Every revision after one, without gaps, then live; between them progress under the same revision.
+
+        Of one migration it ends after the terminal revision; "" watches all, for ever.
+        Raises: VmferryError MIGRATION_UNKNOWN.
+        """
+        ended = bool(migration) and (await self.get(migration)).phase in TERMINAL
+        shown: dict[str, Job] = {}
+        at = after_revision
+        while True:
+            seen = self._bell.count
+            batch = await self._store.job_revisions(at, BATCH)
+            for job in batch:
+                at = job.revision
+                if migration in ("", job.migration):
+                    shown[job.migration] = job
+                    yield job
+                    if migration and job.phase in TERMINAL:
+                        return
+            if batch:
+                continue
+            if ended:
+                return
+            for job in self._fresh_progress(migration, shown):
+                shown[job.migration] = job
+                yield job
+            await self._bell.after(seen)
+
+    def _fresh_progress(self, migration: str, shown: dict[str, Job]) -> list[Job]:
+        return [
+            job
+            for job in self._progress.values()
+            if migration in ("", job.migration)
+            and job != shown.get(job.migration)
+            and not (job.migration in shown and job.revision < shown[job.migration].revision)
+        ]
+
+    def _live(self, job: Job) -> Job:
+        shown = self._progress.get(job.migration)
+        return shown if shown is not None and shown.revision == job.revision else job
+
+
