@@ -13,6 +13,9 @@ from rich.table import Table
 
 from vmferry.client.refusal import ApiError
 
+UNLIMITED = 10_000
+"""Columns of an output that is no terminal: nothing is cut or wrapped there."""
+
 
 class Output:
     """Standard output carries results, standard error everything else."""
@@ -20,8 +23,8 @@ class Output:
     def __init__(self, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self.as_json = as_json
         self._stdout = stdout or sys.stdout
-        self.results = Console(file=self._stdout, highlight=False)
-        self.notes = Console(file=stderr or sys.stderr, highlight=False)
+        self.results = _console(self._stdout)
+        self.notes = _console(stderr or sys.stderr)
 
     @property
     def progress(self) -> Console:
@@ -40,7 +43,7 @@ class Output:
         self.notes.print(words, markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-        """A table, or the words `empty` where there is no row. Piped, it is as wide as it has to be."""
+        """A table, or the words `empty` where there is no row."""
         if not rows:
             self.text(empty)
             return
@@ -49,8 +52,7 @@ class Output:
             table.add_column(column, no_wrap=not self.results.is_terminal)
         for row in rows:
             table.add_row(*row)
-        width = None if self.results.is_terminal else max(self.results.measure(table).maximum, 1)
-        self.results.print(table, width=width)
+        self.results.print(table)
 
     def refused(self, error: ApiError) -> None:
         """What was refused and what to do; in JSON as an event, too."""
@@ -59,3 +61,7 @@ class Output:
         self.note(f"vmferry: {error.message or 'no reason given'} ({error.reason})")
         if error.remedy:
             self.note(f"  {error.remedy}")
+
+
+def _console(file: TextIO) -> Console:
+    return Console(file=file, highlight=False, width=None if file.isatty() else UNLIMITED)

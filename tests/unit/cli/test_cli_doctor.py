@@ -1,0 +1,124 @@
+"""doctor: how tries end, and what its findings come to."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from vmferry.cli import main
+from vmferry.cli.exit_codes import ExitCode
+from vmferry.cli.probe import host, kvm, userfaultfd
+from vmferry.cli.probe.attempt import attempt
+from vmferry.cli.probe.checks import run_all
+from vmferry.cli.probe.finding import State, missing, ok, warn
+from vmferry.cli.verbs import doctor
+
+
+def test_a_try_that_works_tells_what_it_saw():
+    assert attempt(lambda: "seen") == attempt(lambda: "seen")
+    assert (attempt(lambda: "seen").worked, attempt(lambda: "seen").seen) == (True, "seen")
+
+
+def _refused() -> str:
+    raise OSError(errno.EPERM, "uffd: Operation not permitted")
+
+
+def _dies() -> str:
+    os.kill(os.getpid(), signal.SIGBUS)
+    return "lives"
+
+
+def _hangs() -> str:
+    time.sleep(3600)
+    return "woke"
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [(_refused, "uffd: Operation not permitted"), (_dies, "died of SIGBUS"), (_hangs, "no answer within 0.3 s")],
+)
+def test_a_try_that_does_not_work_tells_why_and_harms_nobody(probe, words):
+    found = attempt(probe, deadline_s=0.3)
+    assert (found.worked, found.seen) == (False, words)
+
+
+def test_a_check_that_fails_in_an_unforeseen_way_is_a_finding():
+    def check():
+        raise OSError(errno.EIO, "strange")
+
+    (finding,) = run_all([check])
+    assert finding.state is State.WARN
+    assert "strange" in finding.seen
+
+
+@pytest.mark.parametrize(
+    ("findings", "code"),
+    [
+        ([ok("a", "x"), warn("b", "y", "do")], ExitCode.OK),
+        ([ok("a", "x"), missing("b", "y", "do this")], ExitCode.REFUSED),
+    ],
+)
+def test_only_what_is_needed_and_missing_makes_it_fail(monkeypatch, capsys, findings, code):
+    monkeypatch.setattr(doctor, "run_all", lambda: findings)
+    assert main(["doctor", "--json"]) == code
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [finding.plain() for finding in findings]
+    assert main(["doctor"]) == code
+    assert findings[1].todo in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        userfaultfd.check_userfaultfd,
+        userfaultfd.check_poison,
+        userfaultfd.check_minor,
+        userfaultfd.check_dirty_tracking,
+        kvm.check_kvm,
+        kvm.check_machine_checks,
+        kvm.check_memory_fault_exit,
+        host.check_huge_pages,
+        host.check_descriptors,
+        host.check_locked_memory,
+        host.check_process_memory,
+        host.check_network_namespace,
+        host.check_memory,
+        host.check_kernel,
+    ],
+)
+def test_every_check_comes_to_a_finding_with_advice_unless_all_is_well(check):
+    finding = check()
+    assert finding.seen
+    assert bool(finding.todo) == (finding.state is not State.OK)
+
+
+def test_without_the_device_kvm_is_a_warning_with_a_way_out(monkeypatch):
+    monkeypatch.setattr(kvm, "KVM_DEVICE", "/nonexistent/kvm")
+    finding = kvm.check_kvm()
+    assert finding.state is State.WARN
+    assert "--accel process" in finding.todo
+
+
+def test_without_userfaultfd_migration_is_impossible(monkeypatch):
+    def refuse(_flags):
+        raise OSError(errno.EPERM, "userfaultfd: Operation not permitted")
+
+    monkeypatch.setattr(userfaultfd.libc, "userfaultfd", refuse)
+    monkeypatch.setattr(userfaultfd, "USERFAULTFD_DEVICE", "/nonexistent/userfaultfd")
+    for check in (userfaultfd.check_userfaultfd, userfaultfd.check_poison):
+        assert check().state is State.MISSING
+    for check in (userfaultfd.check_minor, userfaultfd.check_dirty_tracking):
+        assert check().state is State.WARN
+
+
+def test_a_missing_pager_is_told_with_the_places(monkeypatch):
+    monkeypatch.setenv("VMFERRY_PROGRAMS", "/nonexistent")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    finding = host.check_program("vmferry-no-such-program", True, "install it")
+    assert finding.state is State.MISSING
+    assert "/nonexistent" in finding.seen

@@ -1,0 +1,168 @@
+"""The demo's parts that can be tried without a migration."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmferry.demo import options
+from vmferry.demo.admin import Admin, AdminError
+from vmferry.demo.network import NamespacePair, loopback_places
+from vmferry.demo.processes import Process, end_processes_of, processes_of
+from vmferry.demo.stage import Host, StageError, until
+from vmferry.units import MIB
+
+
+@pytest.mark.parametrize(("text", "size"), [("512M", 512 * MIB), ("1G", 1024 * MIB), ("65536K", 64 * MIB)])
+def test_sizes(text, size):
+    assert options.memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "512", "1T", "-512M", "33555M3"])
+def test_wrong_sizes(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.memory_size(text)
+
+
+def test_poison_counts():
+    assert options.poison_counts("64,16") == (64, 16)
+    assert options.poison_counts("8") == (8, 0)
+
+
+def test_without_kvm_the_process_is_used_and_told(monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/kvm")
+    assert options.choose_accel("process") == ("process", "")
+    for asked in ("auto", "kvm"):
+        accel, words = options.choose_accel(asked)
+        assert accel == "process"
+        assert "/dev/kvm" in words
+
+
+def test_places_on_loopback_do_not_overlap():
+    ports = [
+        port
+        for place in loopback_places(3)
+        for port in (place.api_port, place.peer_port, place.ops_port, *range(*place.page_ports))
+    ]
+    assert len(set(ports)) == len(ports)
+
+
+async def test_a_wait_is_bounded_and_says_for_what():
+    async def never():
+        return False
+
+    with pytest.raises(StageError, match="for the moon"):
+        await until("the moon", never, 0.05)
+
+
+async def test_processes_are_found_by_the_stage_directory_and_ended(tmp_path):
+    root = tmp_path / "stage"
+    root.mkdir()
+    other = tmp_path / "stage-other"
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    stubborn = await Process.start("stubborn", [sys.executable, "-c", code, f"{root}/x"], root / "log")
+    bystander = await Process.start("bystander", ["sleep", "60"], root / "log2", environment={"X": f"{other}/"})
+    try:
+        assert processes_of(root) == [stubborn.pid]
+        await asyncio.sleep(0.2)
+        assert await end_processes_of(root, grace_s=0.3) == []
+        assert await stubborn.ended(5)
+        assert bystander.alive
+    finally:
+        await bystander.stop()
+        await stubborn.kill()
+
+
+def test_a_configuration_is_one_that_the_daemon_takes(tmp_path, monkeypatch):
+    config = pytest.importorskip("vmferry.daemon.config")
+    (tmp_path / "vmferry-pager").write_text("#!/bin/sh\n")
+    (tmp_path / "vmferry-pager").chmod(0o755)
+    monkeypatch.setenv("VMFERRY_PROGRAMS", str(tmp_path))
+    host = Host("a", loopback_places(1)[0], tmp_path)
+    loaded = config.load(host.write_config(pages="demand_timeout_s = 1.5"), "unnamed")
+    assert str(loaded.api) == host.place.api
+    assert loaded.pages.ports == host.place.page_ports
+    assert loaded.pages.demand_timeout_s == 1.5
+    assert loaded.vmm_socket == host.vmm_socket
+
+
+async def _admin_server(path: Path, answers: list[bytes]) -> asyncio.Server:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await reader.readline()
+            writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    return await asyncio.start_unix_server(serve, str(path))
+
+
+async def test_injections_go_out_together_and_refusals_come_back_by_page(tmp_path):
+    answers = [{"ok": True}, {"ok": False, "error": "not RAM"}]
+    async with await _admin_server(tmp_path / "a", [json.dumps(a).encode() + b"\n" for a in answers]):
+        admin = Admin(tmp_path / "a")
+        assert await admin.inject([(0x1000, True), (0x2000, False)]) == ["", "not RAM"]
+        with pytest.raises(AdminError, match="closed by the VMM|Connection lost"):
+            await admin.report()
+        await admin.close()
+
+
+async def test_a_vmm_that_is_gone_is_an_admin_error(tmp_path):
+    with pytest.raises(AdminError, match="No such file"):
+        await Admin(tmp_path / "none").report()
+
+
+NAMESPACES = """
+import asyncio, socket
+from vmferry.demo.network import NamespacePair
+from vmferry.demo.processes import Process
+from pathlib import Path
+import sys
+
+async def main():
+    pair = NamespacePair()
+    why = await pair.make()
+    if why:
+        print("skip", why); return
+    try:
+        home, away = pair.places()
+        log = Path(sys.argv[1]) / "log"
+        argv = [sys.executable, "-u", "-m", "http.server", "7600", "--bind", away.ip]
+        server = await Process.start("http", argv, log, away.netns)
+        pair.enter()
+        for _ in range(200):
+            try:
+                _, writer = await asyncio.open_connection(away.ip, 7600)
+                writer.close()
+                print("reached")
+                break
+            except OSError:
+                await asyncio.sleep(0.05)
+        await server.stop()
+    finally:
+        await pair.remove()
+    print(any(Path("/run/netns/" + name).exists() for name in pair.names))
+
+asyncio.run(main())
+"""
+
+
+def test_two_namespaces_reach_each_other_and_nothing_is_left(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", NAMESPACES, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.stdout.startswith("skip"):
+        pytest.skip(f"no network namespaces here: {done.stdout}")
+    assert done.stdout.split() == ["reached", "False"], done.stderr
+
+
+async def test_namespaces_that_cannot_be_made_leave_nothing(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "ip netns add" in await NamespacePair().make()
