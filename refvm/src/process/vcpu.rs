@@ -140,7 +140,9 @@ impl Vcpu {
                 index
             }
             Workload::Random | Workload::Paced => next_random(&mut block.rng) % block.pages,
-            Workload::Hot if next_random(&mut block.rng) % 10 != 0 => next_random(&mut block.rng) % block.hot_pages,
+            Workload::Hot if !next_random(&mut block.rng).is_multiple_of(10) => {
+                next_random(&mut block.rng) % block.hot_pages
+            }
             Workload::Hot => next_random(&mut block.rng) % block.pages,
         };
         nth_page(&block.runs, index)
