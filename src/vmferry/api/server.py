@@ -33,23 +33,24 @@ class ApiServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), self._server)
 
-    async def start(self, address: str) -> int:
-        """Listens; gives the port.
+    def bind(self, address: str) -> int:
+        """Takes the address; gives the port. Nobody is answered before `start`.
 
         Raises:
             VmferryError: INTERNAL, the address cannot be bound.
         """
         try:
-            port = self._server.add_insecure_port(address)
+            return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise VmferryError(
                 Reason.INTERNAL,
                 f"The API address {address} cannot be listened on (in use, or not of this host).",
                 "Set [api] listen to a free address, or stop the program that uses it.",
             ) from error
+
+    async def start(self) -> None:
         await self.set_serving(False)
         await self._server.start()
-        return port
 
     async def set_serving(self, serving: bool) -> None:
         state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

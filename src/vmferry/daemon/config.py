@@ -32,18 +32,10 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest waits, seconds. Each ends in a named refusal or a paused job, never in a hang."""
+    """Longest waits, seconds, that an operator may want to change; each call has a deadline of its own beside them."""
 
     stop_s: float
     """Graceful stop: how long jobs past the point of no return are waited for."""
-    vmm_s: float
-    """One answer of a VMM."""
-    pager_s: float
-    """A pager's start, and one answer of it."""
-    peer_s: float
-    """One answer of another daemon."""
-    attach_s: float
-    """A VMM's memory to be attached to its pager."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +123,14 @@ def _pages(table: Table) -> Pages:
     pages = Pages(
         ip=table.ip("ip", "127.0.0.1"),
         ports=table.port_range("ports", (7700, 7800)),
-        demand_timeout_s=table.seconds("demand_timeout_s", 5.0, 0.1, 600.0),
+        demand_timeout_s=table.seconds("demand_timeout_s", 10.0, 0.1, 600.0),
     )
     table.finish()
     return pages
 
 
 def _timeouts(table: Table) -> Timeouts:
-    timeouts = Timeouts(
-        stop_s=table.seconds("stop_s", 60.0, 0.0, 3600.0),
-        vmm_s=table.seconds("vmm_s", 10.0, 0.1, 600.0),
-        pager_s=table.seconds("pager_s", 10.0, 0.1, 600.0),
-        peer_s=table.seconds("peer_s", 10.0, 0.1, 600.0),
-        attach_s=table.seconds("attach_s", 10.0, 0.1, 600.0),
-    )
+    timeouts = Timeouts(stop_s=table.seconds("stop_s", 60.0, 0.0, 3600.0))
     table.finish()
     return timeouts
 

@@ -1,4 +1,4 @@
-"""What a daemon must have of its host before it starts: directories it can write, and the state directory for itself."""
+"""What a daemon must have of its host before it starts: writable directories, and the state's for itself."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ import structlog
 
 DAEMON_STARTING = "daemon.starting"
 DAEMON_READY = "daemon.ready"
+DAEMON_NOT_READY = "daemon.not_ready"
 DAEMON_STOPPING = "daemon.stopping"
 DAEMON_STOPPED = "daemon.stopped"
 DAEMON_TASK_RETURNED = "daemon.task_returned"
 DAEMON_FAILED = "daemon.failed"
-API_CALL_FAILED = "api.call_failed"
 
 
 def configure(format_: str, level: str, host: str, stream: TextIO | None = None) -> None:

@@ -40,7 +40,8 @@ class Api:
 async def api() -> AsyncIterator[Api]:
     control = ScriptedControl()
     server = ApiServer(control, control)
-    port = await server.start("127.0.0.1:0")
+    port = server.bind("127.0.0.1:0")
+    await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Api(control, server, channel, port)
     await server.stop(0)
@@ -152,7 +153,7 @@ async def test_a_watch_whose_client_leaves_ends_its_work(api: Api, ends: str) ->
         call.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     async with asyncio.timeout(30):
-        while not api.control.closed:
+        while not api.control.closed:  # noqa: ASYNC110 - the scripted control has no event for it
             await asyncio.sleep(0.01)
 
 
@@ -215,5 +216,5 @@ async def test_reflection_lists_the_services(api: Api) -> None:
 async def test_an_address_in_use_is_said(api: Api) -> None:
     other = ApiServer(api.control, api.control)
     with pytest.raises(VmferryError, match="cannot be listened on"):
-        await other.start(f"127.0.0.1:{api.port}")
+        other.bind(f"127.0.0.1:{api.port}")
     await other.stop(0)

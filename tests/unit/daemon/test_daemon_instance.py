@@ -41,7 +41,7 @@ def test_a_directory_is_made_with_its_mode(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HostUnfit, match="state_dir .*cannot be written"):
+    with pytest.raises(HostUnfit, match=r"state_dir .*cannot be written"):
         make_directory(tmp_path / "file/x", "state_dir", 0o700)
     with pytest.raises(HostUnfit, match="runtime_dir /proc/x"):
         make_directory(Path("/proc/x"), "runtime_dir", 0o700)

@@ -33,7 +33,13 @@ ERROR = LedgerEntry(
     last_seen_us=1_700_000_001_000_000,
 )
 JOB = Job(
-    migration="m1", vm="web-1", destination="h:1", phase=Phase.POSTCOPY, created_us=1, downtime_s=0.012, progress=PROGRESS
+    migration="m1",
+    vm="web-1",
+    destination="h:1",
+    phase=Phase.POSTCOPY,
+    created_us=1,
+    downtime_s=0.012,
+    progress=PROGRESS,
 )
 STATE = State(
     host="host-a",

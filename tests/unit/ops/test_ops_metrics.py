@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
 from ops_scripted import JOB, STATE
+from prometheus_client.parser import text_string_to_metric_families
 
 from vmferry.ops.metrics import Metrics
 

@@ -131,7 +131,11 @@ async def test_a_state_that_cannot_be_read_is_said_and_recovers(ops: Ops) -> Non
 
 async def test_readiness_names_each_cause(ops: Ops) -> None:
     assert (await ops.get("/readyz"))[0] == 200
-    ops.readiness.value = (Check("store", False, "/x is read-only"), Check("pager", False, "not found"), Check("api", True, ""))
+    ops.readiness.value = (
+        Check("store", False, "/x is read-only"),
+        Check("pager", False, "not found"),
+        Check("api", True, ""),
+    )
     status, text, _ = await ops.get("/readyz")
     assert status == 503
     assert json.loads(text)["causes"] == ["store: /x is read-only", "pager: not found"]

@@ -1,0 +1,170 @@
+"""The daemon's frame: binds its addresses, runs the services, says when it is ready, and stops as asked.
+
+```
+ bind api, peer, ops ─▶ services run ─▶ core started ─▶ peer and API answer ─▶ ready
+ SIGTERM, SIGINT ─▶ not serving ─▶ drain (a second signal ends it) ─▶ servers stop ─▶ services are cancelled
+```
+
+Every task has a name and belongs to one TaskGroup. A service that returns, like one that raises, ends the daemon: it is
+started again by its supervisor, and finds its pagers and jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import NoReturn
+
+import grpc
+import structlog
+
+from vmferry.api.server import ApiServer
+from vmferry.daemon import log as events
+from vmferry.daemon.config import Config
+from vmferry.daemon.core import Assemble, Core
+from vmferry.daemon.instance import HostUnfit
+from vmferry.daemon.readiness import HostReadiness, Listeners
+from vmferry.errors import VmferryError
+from vmferry.ops.server import OpsServer
+from vmferry.peer.contract import SERVER_OPTIONS
+from vmferry.peer.servicer import PeerServicer
+from vmferry.v1.peer_pb2_grpc import add_PeerServicer_to_server
+
+_log = structlog.stdlib.get_logger()
+
+READINESS_S = 2.0
+GRACE_S = 1.0
+"""For calls that are open when the servers stop; a watch has no other end."""
+
+
+class ServiceReturned(Exception):  # noqa: N818 - what happened
+    """A task that was to run as long as the daemon has returned."""
+
+
+class Daemon:
+    """One run of the daemon. `run` returns after a stop that was asked for; every other end is an exception."""
+
+    def __init__(self, config: Config, assemble: Assemble, version: str) -> None:
+        self._config = config
+        self._assemble = assemble
+        self._version = version
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._listeners = Listeners()
+        self._readiness = HostReadiness(config, self._listeners)
+
+    def ask_to_stop(self) -> None:
+        """The first time: gracefully; the second: without waiting for jobs."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def run(self) -> None:
+        """Runs until asked to stop.
+
+        Raises:
+            HostUnfit: an address cannot be bound.
+            VmferryError: a part could not start.
+            ServiceReturned: a service ended by itself.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.ask_to_stop)
+        _log.info(events.DAEMON_STARTING, version=self._version, state_dir=str(self._config.state_dir))
+        async with self._assemble(self._config) as core:
+            await self._serve(core)
+        _log.info(events.DAEMON_STOPPED)
+
+    async def _serve(self, core: Core) -> None:
+        api = ApiServer(core.migrations, core.machines)
+        peer = grpc.aio.server(options=SERVER_OPTIONS)
+        add_PeerServicer_to_server(PeerServicer(core.incoming), peer)
+        ops = OpsServer(core.state, self._readiness, self._version)
+        try:
+            api_port, peer_port = self._bind(api, peer)
+            ops_port = await self._start_ops(ops)
+            try:
+                await self._run_services(core, api, peer, ops, {"api": api_port, "peer": peer_port, "ops": ops_port})
+            except* ServiceReturned as group:
+                raise _first(group) from None
+            except* VmferryError as group:
+                raise _first(group) from None
+        finally:
+            await api.stop(0)
+            await peer.stop(0)
+            await ops.stop()
+
+    def _bind(self, api: ApiServer, peer: grpc.aio.Server) -> tuple[int, int]:
+        try:
+            api_port = api.bind(str(self._config.api))
+        except VmferryError as error:
+            raise HostUnfit(str(error)) from error
+        try:
+            return api_port, peer.add_insecure_port(str(self._config.peer))
+        except RuntimeError as error:
+            raise _in_use("peer", self._config.peer) from error
+
+    async def _start_ops(self, ops: OpsServer) -> int:
+        try:
+            return await ops.start(self._config.ops.host, self._config.ops.port)
+        except OSError as error:
+            raise _in_use("ops", self._config.ops) from error
+
+    async def _run_services(
+        self, core: Core, api: ApiServer, peer: grpc.aio.Server, ops: OpsServer, ports: dict[str, int]
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            services = {**core.services(), "ops": ops.run()}
+            running = [group.create_task(_service(name, work), name=name) for name, work in services.items()]
+            leading = group.create_task(self._lead(core, api, peer, ports), name="lead")
+            await self._stop.wait()
+            _log.info(events.DAEMON_STOPPING, limit_s=self._config.timeouts.stop_s)
+            leading.cancel()
+            await asyncio.wait({leading})
+            await api.set_serving(False)
+            await core.drain(self._config.timeouts.stop_s, self._hurry)
+            await asyncio.gather(api.stop(GRACE_S), peer.stop(GRACE_S))
+            for task in running:
+                task.cancel()
+
+    async def _lead(self, core: Core, api: ApiServer, peer: grpc.aio.Server, ports: dict[str, int]) -> NoReturn:
+        """Into service, and then after readiness."""
+        await core.started()
+        await peer.start()
+        await api.start()
+        self._listeners.ports.update(ports)
+        await self._follow_readiness(api)
+
+    async def _follow_readiness(self, api: ApiServer) -> NoReturn:
+        """Tells the health service what /readyz answers, and the log when it changes."""
+        before: tuple[str, ...] | None = None
+        while True:
+            checks = await self._readiness.checks()
+            causes = tuple(f"{check.name}: {check.detail}" for check in checks if not check.ok)
+            if causes != before:
+                if causes:
+                    _log.warning(events.DAEMON_NOT_READY, causes=causes)
+                else:
+                    _log.info(events.DAEMON_READY, **self._listeners.ports)
+                await api.set_serving(not causes)
+                before = causes
+            await asyncio.sleep(READINESS_S)
+
+
+async def _service(name: str, work: Coroutine[object, object, None]) -> None:
+    await work
+    _log.error(events.DAEMON_TASK_RETURNED, task=name)
+    raise ServiceReturned(f"the service {name!r} returned")
+
+
+def _in_use(key: str, address: object) -> HostUnfit:
+    return HostUnfit(
+        f"The {key} address {address} cannot be listened on (in use, or not of this host). "
+        f"Set [{key}] listen to a free address, or stop the program that uses it."
+    )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

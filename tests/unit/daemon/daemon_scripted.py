@@ -1,0 +1,72 @@
+"""A core that a test scripts: the daemon's frame without VMMs, pagers, peers and store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmferry.daemon.config import Config
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import Job
+from vmferry.ops.state import State
+
+
+class ScriptedSide:
+    """Every part of the core that calls go to: knows nothing, refuses politely."""
+
+    async def job(self, migration: str) -> Job:
+        raise VmferryError(Reason.MIGRATION_UNKNOWN, f"No migration {migration}.")
+
+    async def hello(self, migration: str) -> str:
+        return f"host-of-{migration}"
+
+    async def state(self) -> State:
+        return State("host-a", 0, (), (), (), {})
+
+
+@dataclass
+class ScriptedCore:
+    """`faults` ends a service: None makes it return. `drained` ends the wait for jobs."""
+
+    faults: asyncio.Queue[Exception | None] = field(default_factory=asyncio.Queue)
+    begin: asyncio.Event = field(default_factory=asyncio.Event)
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    story: list[str] = field(default_factory=list)
+    migrations: Any = field(default_factory=ScriptedSide)
+    machines: Any = field(default_factory=ScriptedSide)
+    incoming: Any = field(default_factory=ScriptedSide)
+    state: Any = field(default_factory=ScriptedSide)
+
+    def services(self) -> Mapping[str, Coroutine[object, object, None]]:
+        return {"scripted": self._service()}
+
+    async def _service(self) -> None:
+        try:
+            if (fault := await self.faults.get()) is not None:
+                raise fault
+        except asyncio.CancelledError:
+            self.story.append("service cancelled")
+            raise
+
+    async def started(self) -> None:
+        await self.begin.wait()
+        self.story.append("started")
+
+    async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
+        self.story.append(f"drain {limit_s:g}")
+        waiting = {asyncio.create_task(hurry.wait()), asyncio.create_task(self.drained.wait())}
+        _, left = await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        self.story.append("hurried" if hurry.is_set() else "drained")
+
+    @contextlib.asynccontextmanager
+    async def assemble(self, _config: Config) -> AsyncIterator[ScriptedCore]:
+        self.story.append("open")
+        try:
+            yield self
+        finally:
+            self.story.append("closed")

@@ -1,0 +1,198 @@
+"""The daemon's frame: start, readiness, stop, and the ends that nobody asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import grpc
+import pytest
+from daemon_scripted import ScriptedCore
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from vmferry.daemon.app import Daemon, ServiceReturned
+from vmferry.daemon.config import Config, parse
+from vmferry.daemon.instance import HostUnfit
+from vmferry.errors import Reason, VmferryError
+from vmferry.peer.contract import PROTOCOL_VERSION
+from vmferry.v1 import peer_pb2
+from vmferry.v1.peer_pb2_grpc import PeerStub
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, below the range the kernel gives out."""
+    found: list[int] = []
+    for port in range(20000 + os.getpid() % 5000, 32000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+def make_config(directory: Path, **extra: object) -> Config:
+    api, peer, ops = free_ports(3)
+    values = {
+        "host": "host-a",
+        "runtime_dir": str(directory),
+        "state_dir": str(directory),
+        "pager": {"program": "sh"},
+        "api": {"listen": f"127.0.0.1:{api}"},
+        "peer": {"listen": f"127.0.0.1:{peer}"},
+        "ops": {"listen": f"127.0.0.1:{ops}"},
+    }
+    return parse(values | extra, "host-a")
+
+
+@dataclass
+class Running:
+    config: Config
+    core: ScriptedCore
+    daemon: Daemon
+    task: asyncio.Task[None]
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.config.ops}{path}") as answer:
+            return answer.status, await answer.text()
+
+    async def causes(self) -> list[str]:
+        found: list[str] = json.loads((await self.get("/readyz"))[1])["causes"]
+        return [cause for cause in found if not cause.startswith("userfaultfd")]
+
+    async def until_answering(self) -> None:
+        async with grpc.aio.insecure_channel(str(self.config.api)) as channel, asyncio.timeout(30):
+            await channel.channel_ready()
+
+    async def serving(self) -> bool:
+        async with grpc.aio.insecure_channel(str(self.config.api)) as channel:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""))
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def end(self) -> None:
+        async with asyncio.timeout(30):
+            await self.task
+
+
+@asynccontextmanager
+async def running(directory: Path, core: ScriptedCore, **extra: object) -> AsyncIterator[Running]:
+    config = make_config(directory, **extra)
+    daemon = Daemon(config, core.assemble, "1")
+    task = asyncio.create_task(daemon.run())
+    try:
+        yield Running(config, core, daemon, task)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_ops(run: Running) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await run.get("/healthz")
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+
+async def test_ready_only_when_everything_is(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        await until_ops(run)
+        assert [cause.split(":")[0] for cause in await run.causes()] == ["vmm_socket", "api", "peer"]
+        run.core.begin.set()
+        await run.until_answering()
+        assert not await run.serving()
+        with socket.socket(socket.AF_UNIX) as vmm:
+            vmm.bind(str(run.config.vmm_socket))
+            vmm.listen()
+            assert await run.causes() == []
+            if (await run.get("/readyz"))[0] == 200:  # this machine has userfaultfd
+                async with asyncio.timeout(30):
+                    while not await run.serving():  # noqa: ASYNC110 - asked over the network
+                        await asyncio.sleep(0.05)
+
+
+async def test_the_peer_port_serves_peers_and_the_api_port_does_not(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.begin.set()
+        await run.until_answering()
+        request = peer_pb2.HelloRequest(protocol_version=PROTOCOL_VERSION, migration="m1")
+        async with grpc.aio.insecure_channel(str(run.config.peer)) as channel:
+            assert (await PeerStub(channel).Hello(request)).host == "host-of-m1"
+        async with grpc.aio.insecure_channel(str(run.config.api)) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await PeerStub(channel).Hello(request)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_signal_stops_it_gracefully(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.begin.set()
+        await run.until_answering()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(30):
+            while "drain 60" not in run.core.story:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not await run.serving()
+        assert not run.task.done()
+        run.core.drained.set()
+        await run.end()
+        assert run.core.story == ["open", "started", "drain 60", "drained", "service cancelled", "closed"]
+
+
+async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.begin.set()
+        await run.until_answering()
+        run.daemon.ask_to_stop()
+        run.daemon.ask_to_stop()
+        await run.end()
+        assert "hurried" in run.core.story
+
+
+async def test_a_stop_before_it_has_started(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        await until_ops(run)
+        run.core.drained.set()
+        run.daemon.ask_to_stop()
+        await run.end()
+        assert "started" not in run.core.story
+
+
+async def test_a_service_that_returns_is_a_fault(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.begin.set()
+        await run.until_answering()
+        run.core.faults.put_nowait(None)
+        with pytest.raises(ServiceReturned, match="'scripted'"):
+            await run.end()
+        assert run.core.story[-1] == "closed"
+
+
+async def test_a_service_that_fails_ends_the_daemon_with_its_error(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.faults.put_nowait(VmferryError(Reason.STORE_FAILED, "disk full"))
+        with pytest.raises(VmferryError, match="disk full"):
+            await run.end()
+
+
+@pytest.mark.parametrize("key", ["api", "peer", "ops"])
+async def test_an_address_in_use_is_named(tmp_path: Path, key: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = {key: {"listen": f"127.0.0.1:{holder.getsockname()[1]}"}}
+        async with running(tmp_path, ScriptedCore(), **taken) as run:
+            with pytest.raises(HostUnfit, match=rf"{holder.getsockname()[1]}.*cannot be listened on"):
+                await run.end()
+            assert run.core.story[-1] == "closed"
