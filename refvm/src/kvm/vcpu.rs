@@ -1,0 +1,305 @@
+//! One vCPU and its thread, which alone enters `KVM_RUN` and touches the vCPU's state.
+//!
+//! ```text
+//!              Run                       kick + Stand, or failure
+//!   standing ───────▶ running ────────────────────────────────────▶ standing
+//! ```
+//!
+//! Everybody else sends [`Command`]s; to a running vCPU with a kick after it. Every exit is finished before the next
+//! command is looked at, so a standing vCPU has nothing pending in KVM that would not be saved.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kvm_bindings::{kvm_regs, kvm_sregs, kvm_x86_mce};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+use super::machine_check::{CAPABILITIES, IN_PROGRESS, Severity, Told, machine_check};
+use super::signals::{Installed, Slot};
+use super::state::{VcpuState, host, load_vcpu, read_msr, save_vcpu};
+use crate::guest::PAGE_SIZE;
+use crate::guest::mapped::{gpa_of, hva_of};
+use crate::guest::payload::{MSR_MCG_STATUS, PORT_FATAL, PORT_HANDLED, PORT_PAUSE};
+use crate::machine::{GuestMemoryError, MachineError, MappedRegion};
+
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, kvm_bindings::KVMIO, 0x9c, u64);
+ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
+
+/// What a vCPU thread is asked.
+pub enum Command {
+    /// Set the registers with which the guest begins.
+    Begin(Box<(kvm_regs, kvm_sregs)>, Sender<Result<(), MachineError>>),
+    /// Run until told to stand.
+    Run,
+    /// Stand, and answer then; the answer says why the vCPU cannot run any more, if so.
+    Stand(Sender<Option<String>>),
+    /// Tell the guest of a page found bad, when it can take it. Only sent to a standing vCPU.
+    FoundBad(u64),
+    /// Save (standing).
+    Save(Sender<Result<VcpuState, MachineError>>),
+    /// Load (standing).
+    Load(Box<VcpuState>, Sender<Result<(), MachineError>>),
+    /// End the thread.
+    Quit,
+}
+
+/// What all vCPUs of a machine share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Guest memory.
+    pub regions: Arc<[MappedRegion]>,
+    /// Which errors the guest was told of.
+    pub told: Arc<Mutex<Told>>,
+    /// Receives every machine check given to the guest.
+    pub errors: Sender<GuestMemoryError>,
+    /// The MSRs to save.
+    pub msr_indices: Arc<[u32]>,
+}
+
+impl Shared {
+    /// The ledger, whoever panicked with it in hand: its operations leave it whole.
+    pub fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why `KVM_RUN` returned.
+enum Exit {
+    Interrupted,
+    Handled,
+    Pause(Duration),
+    /// A page is poison; GPA of the access.
+    Poison(u64),
+    Failed(String),
+}
+
+/// How a command leaves the run loop.
+enum Next {
+    GoOn,
+    Stand,
+    Quit,
+}
+
+/// A vCPU, owned by its thread.
+pub struct Vcpu {
+    fd: VcpuFd,
+    commands: Receiver<Command>,
+    shared: Shared,
+    waiting: VecDeque<u64>,
+    /// A command that arrived during a pause.
+    early: Option<Command>,
+    failed: Option<String>,
+    thread: u32,
+}
+
+/// Gives a new vCPU its machine-check banks.
+pub fn set_up_machine_checks(fd: &VcpuFd) -> Result<(), MachineError> {
+    // SAFETY: the ioctl reads a u64.
+    let result = unsafe { ioctl_with_ref(fd, KVM_X86_SETUP_MCE(), &CAPABILITIES) };
+    if result < 0 { Err(host("KVM_X86_SETUP_MCE", kvm_ioctls::Error::last())) } else { Ok(()) }
+}
+
+impl Vcpu {
+    /// Not running yet.
+    pub fn new(fd: VcpuFd, commands: Receiver<Command>, shared: Shared) -> Self {
+        Self { fd, commands, shared, waiting: VecDeque::new(), early: None, failed: None, thread: 0 }
+    }
+
+    /// The thread's life.
+    pub fn serve(mut self) {
+        // SAFETY: gettid has no preconditions.
+        self.thread = unsafe { libc::gettid() } as u32;
+        let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
+        // SAFETY: kvm_run is mapped as long as `self.fd` lives, which is longer than the slot.
+        let slot = unsafe { Slot::new(immediate_exit, self.shared.regions.clone()) };
+        let installed = slot.install();
+        while let Some(command) = self.early.take().or_else(|| self.commands.recv().ok()) {
+            match command {
+                Command::Run if self.failed.is_none() => {
+                    if self.run(&installed) {
+                        return;
+                    }
+                }
+                Command::Quit => return,
+                command => self.obey(command),
+            }
+        }
+    }
+
+    /// Commands that a standing vCPU obeys. An answer nobody waits for any more is dropped.
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Begin(registers, answer) => {
+                let (regs, sregs) = *registers;
+                let set = self.fd.set_sregs(&sregs).map_err(|e| host("KVM_SET_SREGS", e));
+                let set = set.and_then(|()| self.fd.set_regs(&regs).map_err(|e| host("KVM_SET_REGS", e)));
+                let _ = answer.send(set);
+            }
+            Command::Stand(answer) => drop(answer.send(self.failed.clone())),
+            Command::FoundBad(gpa) => self.waiting.push_back(gpa),
+            Command::Save(answer) => {
+                let waiting = self.waiting.iter().copied().collect();
+                let _ = answer.send(save_vcpu(&self.fd, &self.shared.msr_indices, waiting));
+            }
+            Command::Load(state, answer) => {
+                self.waiting = state.waiting.iter().copied().collect();
+                let _ = answer.send(load_vcpu(&self.fd, &state));
+            }
+            Command::Run | Command::Quit => {}
+        }
+    }
+
+    /// Runs until told to stand, or to quit (true), or until the vCPU cannot go on.
+    fn run(&mut self, slot: &Installed) -> bool {
+        loop {
+            slot.arm();
+            match self.look_at_commands() {
+                Next::GoOn => {}
+                Next::Stand => return false,
+                Next::Quit => return true,
+            }
+            if let Err(reason) = self.step(slot) {
+                tracing::error!(thread = self.thread, reason, "kvm.vcpu_failed");
+                self.failed = Some(reason);
+                return false;
+            }
+        }
+    }
+
+    fn look_at_commands(&mut self) -> Next {
+        let early = self.early.take().ok_or(TryRecvError::Empty);
+        match early.or_else(|_| self.commands.try_recv()) {
+            Err(TryRecvError::Empty) | Ok(Command::Run) => Next::GoOn,
+            Err(TryRecvError::Disconnected) | Ok(Command::Quit) => Next::Quit,
+            Ok(command @ Command::Stand(_)) => {
+                self.obey(command);
+                Next::Stand
+            }
+            Ok(command) => {
+                self.obey(command);
+                Next::GoOn
+            }
+        }
+    }
+
+    /// One `KVM_RUN` and what follows from it.
+    fn step(&mut self, slot: &Installed) -> Result<(), String> {
+        self.tell_found_bad()?;
+        match self.enter(slot) {
+            Exit::Interrupted => Ok(()),
+            Exit::Handled => self.finish(slot),
+            Exit::Pause(time) => {
+                self.finish(slot)?;
+                match self.commands.recv_timeout(time) {
+                    Ok(command) => self.early = Some(command),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => self.early = Some(Command::Quit),
+                }
+                Ok(())
+            }
+            Exit::Poison(gpa) => {
+                self.finish(slot)?;
+                self.tell_consumed(gpa & !(PAGE_SIZE - 1))
+            }
+            Exit::Failed(reason) => Err(reason),
+        }
+    }
+
+    /// Lets KVM finish the instruction that exited, without going on: what it began in user space (a port or an access
+    /// that it took for MMIO) is neither saved with the state nor compatible with an exception set now.
+    fn finish(&mut self, slot: &Installed) -> Result<(), String> {
+        for _ in 0..64 {
+            slot.finish_only();
+            match self.enter(slot) {
+                Exit::Interrupted => return Ok(()),
+                // Another part of the same access.
+                Exit::Poison(_) | Exit::Handled | Exit::Pause(_) => {}
+                Exit::Failed(reason) => return Err(reason),
+            }
+        }
+        Err("an exit does not finish".into())
+    }
+
+    fn enter(&mut self, slot: &Installed) -> Exit {
+        slot.running(true);
+        let exit = self.fd.run();
+        slot.running(false);
+        let regions = &self.shared.regions;
+        // Of all that can have happened, the SIGBUS comes first: it is the one that is told only once.
+        if let Some(hva) = slot.take_poisoned() {
+            return gpa_of(regions, hva).map_or(Exit::Interrupted, Exit::Poison);
+        }
+        let is_ram = |gpa: u64| hva_of(regions, gpa).is_some();
+        match exit {
+            Ok(VcpuExit::IoOut(PORT_HANDLED, _)) => Exit::Handled,
+            Ok(VcpuExit::IoOut(PORT_PAUSE, data)) => Exit::Pause(pause(data)),
+            Ok(VcpuExit::IoOut(PORT_FATAL, _)) => Exit::Failed("the guest had an exception, see its report".into()),
+            Ok(VcpuExit::MmioRead(gpa, data)) if is_ram(gpa) => {
+                data.fill(0xff);
+                Exit::Poison(gpa)
+            }
+            Ok(VcpuExit::MmioWrite(gpa, _)) if is_ram(gpa) => Exit::Poison(gpa),
+            Ok(VcpuExit::MemoryFault { gpa, .. }) if is_ram(gpa) => Exit::Poison(gpa),
+            Ok(VcpuExit::Intr) => Exit::Interrupted,
+            Ok(other) => Exit::Failed(format!("unexpected exit {other:?}")),
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => Exit::Interrupted,
+            Err(error) => Exit::Failed(format!("KVM_RUN: {error}")),
+        }
+    }
+
+    /// The guest can take one machine check at a time: another while `MCIP` is set would be a shutdown.
+    fn is_busy(&self) -> Result<bool, String> {
+        let status = read_msr(&self.fd, MSR_MCG_STATUS).ok_or("MCG_STATUS cannot be read")?;
+        Ok(status & IN_PROGRESS != 0)
+    }
+
+    fn tell_found_bad(&mut self) -> Result<(), String> {
+        {
+            let told = self.shared.told();
+            self.waiting.retain(|gpa| !told.is_superfluous(*gpa));
+        }
+        let Some(gpa) = self.waiting.front().copied() else { return Ok(()) };
+        if self.is_busy()? {
+            return Ok(());
+        }
+        self.waiting.pop_front();
+        self.inject(gpa, Severity::Optional)?;
+        if self.shared.told().announce(gpa) {
+            self.report(gpa, false);
+        }
+        Ok(())
+    }
+
+    fn tell_consumed(&mut self, gpa: u64) -> Result<(), String> {
+        if self.is_busy()? {
+            return Err(format!("poison at {gpa:#x} while a machine check was being handled"));
+        }
+        self.inject(gpa, Severity::Required)?;
+        self.shared.told().consumed(gpa);
+        self.report(gpa, true);
+        Ok(())
+    }
+
+    fn inject(&self, gpa: u64, severity: Severity) -> Result<(), String> {
+        let check = machine_check(gpa, severity);
+        // SAFETY: the ioctl reads a kvm_x86_mce.
+        if unsafe { ioctl_with_ref(&self.fd, KVM_X86_SET_MCE(), &check) } < 0 {
+            return Err(format!("KVM_X86_SET_MCE: {}", std::io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+
+    fn report(&self, gpa: u64, action_required: bool) {
+        // Nobody listens any more only while the machine is taken down.
+        let _ = self.shared.errors.send(GuestMemoryError { gpa, action_required, thread: self.thread });
+    }
+}
+
+fn pause(data: &[u8]) -> Duration {
+    let micros = data.try_into().map_or(0, u32::from_le_bytes);
+    Duration::from_micros(u64::from(micros))
+}
