@@ -91,5 +91,3 @@ class Jobs:
     def _live(self, job: Job) -> Job:
         shown = self._progress.get(job.migration)
         return shown if shown is not None and shown.revision == job.revision else job
-
-

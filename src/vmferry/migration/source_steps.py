@@ -1,0 +1,191 @@
+"""What the commands of `machine.py` do to the world, on the source. No decisions here; each step is safe to repeat."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+
+import structlog
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration import machine as m
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import Job, Outcome
+from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm
+from vmferry.migration.world import Backoff, World, vmm_by_pid
+
+log = structlog.get_logger()
+
+RETRY = "migration.step_retried"
+
+
+class SourceSteps:
+    """The hands of one job; they keep what one step leaves for the next."""
+
+    def __init__(self, world: World, errors: MemoryErrors, job: Job) -> None:
+        self.migration, self.vm = job.migration, job.vm
+        self.key = f"{job.migration}-source"
+        self.peer: Peer = world.peers.connect(job.destination)
+        self.stopped_us = job.stopped_us
+        self.stopped_at_s: float | None = None
+        self.asked_destination = False
+        self.commit_tried = False
+        self._world = world
+        self._errors = errors
+        self._vmm: Vmm | None = None
+        self._pid: int | None = None
+        self._pager: Pager | None = None
+        self._token = secrets.token_urlsafe(32)
+        self._lane = ""
+        self._state = b""
+
+    async def take_up(self) -> None:
+        """After a restart: what the journal and the host still know."""
+        self.asked_destination = self.commit_tried = True
+        for entry in await self._world.store.journal(self.migration):
+            pid = entry.data.get("vmm_pid")
+            if entry.kind == m.JournalKind.BEGIN and isinstance(pid, int):
+                self._pid = pid
+        self._pager = await self._world.pagers.find(self.key)
+        if self._pager is not None:
+            self._errors.serve(self.key, self.vm, self._pager)
+
+    async def prepare(self, command: m.Command) -> None:
+        """The steps before the VM stands still."""
+        vmm = self._running_vmm()
+        match command:
+            case m.StartPager():
+                self._pager = await self._world.pagers.start(self.key, self.vm, True)
+                self._errors.serve(self.key, self.vm, self._pager)
+            case m.ServePages():
+                self._lane = await self._the_pager().serve_source(vmm.identity.layout, self._token)
+            case m.AttachMemory():
+                await vmm.attach_memory(self._the_pager().memory_socket)
+            case m.SayHello():
+                await self.peer.hello(self.migration)
+            case m.AskPrepare():
+                self.asked_destination = True
+                what = vmm.identity
+                await self.peer.prepare(self.migration, self.vm, what.layout, what.vcpus, what.platform)
+            case _:
+                raise AssertionError(f"not a step of preparing: {command}")
+
+    async def switch(self, command: m.Command) -> None:
+        """The steps of the blackout before the commit."""
+        match command:
+            case m.StopVcpus():
+                await self._running_vmm().stop()
+                self.stopped_us = self._world.clock.now_us()
+                self.stopped_at_s = self._world.clock.monotonic_s()
+            case m.FreezePager():
+                await self._the_pager().freeze()
+            case m.SaveState():
+                self._state = await self._running_vmm().save_state()
+            case m.MarkKnownPoison():
+                ledger = await self._errors.ledger(self.vm)
+                if ledger:
+                    await self._the_pager().mark_poisoned(ledger)
+            case m.SendReady():
+                ledger = await self._errors.ledger(self.vm)
+                await self.peer.ready(self.migration, self._state, ledger, self._lane, self._token)
+                self._state = b""
+            case _:
+                raise AssertionError(f"not a step of the switchover: {command}")
+
+    async def journal(self, kind: m.JournalKind) -> None:
+        data: dict[str, object] = {}
+        if kind is m.JournalKind.BEGIN:
+            data = {"vmm_pid": self._running_vmm().identity.pid}
+        if kind is m.JournalKind.SETTLED:
+            data = {"outcome": Outcome.REFUSED.value}
+        if kind is m.JournalKind.COMMIT:
+            self.commit_tried = True
+        entry = JournalEntry(self.migration, kind.value, self._world.clock.now_us(), data)
+        await self._world.store.append_journal(entry)
+
+    async def call_start(self) -> m.Event:
+        """Start, again and again until the destination answers or the deadline."""
+        clock, timeouts = self._world.clock, self._world.timeouts
+        deadline = clock.monotonic_s() + timeouts.start_s
+        backoff = Backoff(self._world)
+        while True:
+            try:
+                return m.Started(await self.peer.start(self.migration))
+            except VmferryError as error:
+                if error.reason is Reason.MIGRATION_REFUSED:
+                    return await self._outcome_or_unanswered()
+                log.warning(RETRY, migration=self.migration, step="start", error=str(error))
+                if clock.monotonic_s() >= deadline:
+                    return m.StartUnanswered(f"Start was not answered: {error.message}")
+            await backoff.pause()
+
+    async def ask_outcome(self, backoff: Backoff) -> m.Event:
+        """One look into the destination's journal, after a pause."""
+        await backoff.pause()
+        return await self._outcome_or_unanswered()
+
+    async def _outcome_or_unanswered(self) -> m.Event:
+        """Only the journal itself settles; the answer to a Start may be an old one."""
+        try:
+            return m.OutcomeLearned(*await self.peer.outcome(self.migration))
+        except VmferryError as error:
+            return m.StartUnanswered(f"the destination's journal could not be asked: {error.message}")
+
+    def updates(self) -> AsyncIterator[IncomingUpdate]:
+        return self.peer.watch(self.migration)
+
+    async def thaw(self) -> None:
+        if self._pager is not None:
+            await self._pager.thaw()
+
+    async def resume(self) -> None:
+        """Raises: VmferryError VMM_GONE once the VMM has not come back in time."""
+        vmm = await self._source_vmm()
+        try:
+            await vmm.resume()
+        except VmferryError as error:
+            if error.reason is not Reason.VMM_GONE:
+                raise
+            self._vmm = None
+            await (await self._source_vmm()).resume()
+
+    async def abandon(self) -> None:
+        """A VMM that is gone has nothing to give back."""
+        try:
+            await (await self._source_vmm()).abandon()
+        except VmferryError as error:
+            if error.reason is not Reason.VMM_GONE:
+                raise
+
+    async def remove_pager(self) -> None:
+        self._errors.forget(self.key)
+        await self._world.pagers.remove(self.key)
+        self._pager = None
+
+    async def refuse(self, reason: str) -> None:
+        await self.peer.refuse(self.migration, reason)
+
+    async def finish(self) -> None:
+        await self.peer.finish(self.migration)
+
+    def _running_vmm(self) -> Vmm:
+        """The one that holds the VM now; remembered, so that a move within the host never mixes up its two VMMs."""
+        if self._vmm is None:
+            self._vmm = self._world.vmms.running(self.vm)
+        if self._vmm is None:
+            raise VmferryError(
+                Reason.VMM_GONE, f"the VMM of {self.vm} is not connected.", "Start it, or look at its log."
+            )
+        self._pid = self._vmm.identity.pid
+        return self._vmm
+
+    async def _source_vmm(self) -> Vmm:
+        connected = self._world.vmms.all()
+        if self._vmm is None or not any(self._vmm is vmm for vmm in connected):
+            self._vmm = await vmm_by_pid(self._world, self.vm, self._pid)
+        return self._vmm
+
+    def _the_pager(self) -> Pager:
+        if self._pager is None:
+            raise VmferryError(Reason.PAGER_FAILED, f"the pager {self.key} was not started.", "")
+        return self._pager
