@@ -10,6 +10,7 @@ pub mod cli;
 pub mod control;
 pub mod guest;
 pub mod inject;
+pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod machine_thread;
