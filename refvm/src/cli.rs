@@ -13,7 +13,7 @@ use crate::machine::{GuestConfig, MakeMachine, Workload};
 use crate::memory::GuestMemory;
 use crate::protocol::state::Verb;
 use crate::vmm::{Event, Vmm};
-use crate::{admin, control, process};
+use crate::{admin, control, kvm, process};
 
 /// What runs the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,7 +28,7 @@ impl Accel {
     /// What makes its machines.
     pub fn make(self) -> MakeMachine {
         match self {
-            Self::Kvm => no_kvm,
+            Self::Kvm => kvm::make,
             Self::Process => process::make,
         }
     }
@@ -48,15 +48,6 @@ impl Accel {
             Self::Process => "x86_64/process",
         }
     }
-}
-
-fn no_kvm(
-    _: std::sync::Arc<[crate::machine::MappedRegion]>,
-    _: GuestConfig,
-    _: mpsc::Sender<crate::machine::GuestMemoryError>,
-) -> Result<Box<dyn crate::machine::Machine>, crate::machine::MachineError> {
-    let source = std::io::ErrorKind::Unsupported.into();
-    Err(crate::machine::MachineError::Host { what: "KVM, which this build lacks", source })
 }
 
 /// The reference VMM of vmferry: a small VMM with a guest that verifies its own memory.
