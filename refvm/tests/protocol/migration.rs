@@ -9,9 +9,9 @@ use tempfile::tempdir;
 
 const FIRST_PAGE: u64 = 16 << 20;
 
-fn source(dir: &Path, backing: &str) -> Vmm {
+fn source(accel: &str, dir: &Path, backing: &str) -> Vmm {
     let arguments = ["--memory", "40M", "--regions", "2", "--vcpus", "2", "--workload", "random", "--backing", backing];
-    Vmm::start(dir, "source", &arguments)
+    Vmm::start_with(accel, dir, "source", &arguments)
 }
 
 fn checks_at(report: &Value, gpa: u64) -> usize {
@@ -36,9 +36,9 @@ fn migrate(dir: &Path, source: &mut Vmm, destination: &mut Vmm) -> Value {
     before
 }
 
-fn moves_with_its_errors(backing: &str) {
+fn moves_with_its_errors(accel: &str, backing: &str) {
     let dir = tempdir().unwrap();
-    let mut source = source(dir.path(), backing);
+    let mut source = source(accel, dir.path(), backing);
     assert_eq!((&source.hello["state"], &source.hello["vcpus"]), (&json!("running"), &json!(2)));
     source.report_until("at work", |report| report["writes"].as_u64() > Some(500));
     // One that the guest finds before it moves.
@@ -49,7 +49,7 @@ fn moves_with_its_errors(backing: &str) {
     assert_eq!((&source.told[0]["gpa"], &source.told[0]["severity"]), (&json!(found), &json!("AR")));
     assert_eq!(source.told[0]["guest_visible"], true);
 
-    let mut destination = Vmm::start(dir.path(), "destination", &["--incoming"]);
+    let mut destination = Vmm::start_with(accel, dir.path(), "destination", &["--incoming"]);
     assert_eq!((&destination.hello["state"], &destination.hello["regions"]), (&json!("incoming"), &json!([])));
     let before = migrate(dir.path(), &mut source, &mut destination);
     let after = destination.report_until("through all its memory", |report| {
@@ -75,18 +75,28 @@ fn moves_with_its_errors(backing: &str) {
 
 #[test]
 fn a_guest_in_anonymous_memory_moves_with_its_errors() {
-    moves_with_its_errors("anonymous");
+    moves_with_its_errors("process", "anonymous");
 }
 
 #[test]
 fn a_guest_in_memfds_moves_with_its_errors() {
-    moves_with_its_errors("memfd");
+    moves_with_its_errors("process", "memfd");
+}
+
+#[test]
+fn a_guest_of_kvm_moves_with_its_errors() {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("skipped: /dev/kvm: {error}");
+        return;
+    }
+    moves_with_its_errors("kvm", "anonymous");
+    moves_with_its_errors("kvm", "memfd");
 }
 
 #[test]
 fn an_error_that_nobody_told_is_found_by_reading_and_hits_once() {
     let dir = tempdir().unwrap();
-    let mut source = source(dir.path(), "anonymous");
+    let mut source = source("process", dir.path(), "anonymous");
     source.done(json!({"type": "stop"}));
     let bad: Vec<u64> = (1..9).map(|n| FIRST_PAGE + n * 400 * 4096).collect();
     for gpa in &bad {

@@ -43,10 +43,15 @@ fn accept(listener: &UnixListener) -> (UnixStream, Decoder) {
 impl Vmm {
     /// Starts a VMM of threads and answers its `hello`.
     pub fn start(dir: &Path, name: &str, arguments: &[&str]) -> Self {
+        Self::start_with("process", dir, name, arguments)
+    }
+
+    /// Starts a VMM with this accelerator and answers its `hello`.
+    pub fn start_with(accel: &str, dir: &Path, name: &str, arguments: &[&str]) -> Self {
         let (daemon, admin) = (dir.join(format!("{name}.vmm.sock")), dir.join(format!("{name}.admin.sock")));
         let listener = UnixListener::bind(&daemon).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_refvm-under-test"))
-            .args(["--vm", "web-1", "--accel", "process", "--daemon"])
+            .args(["--vm", "web-1", "--accel", accel, "--daemon"])
             .arg(&daemon)
             .arg("--admin")
             .arg(&admin)
