@@ -109,7 +109,7 @@ async def test_injections_go_out_together_and_refusals_come_back_by_page(tmp_pat
     async with await _admin_server(tmp_path / "a", [json.dumps(a).encode() + b"\n" for a in answers]):
         admin = Admin(tmp_path / "a")
         assert await admin.inject([(0x1000, True), (0x2000, False)]) == ["", "not RAM"]
-        with pytest.raises(AdminError, match="closed by the VMM|Connection lost"):
+        with pytest.raises(AdminError, match=r"closed by the VMM|Connection lost"):
             await admin.report()
         await admin.close()
 

@@ -1,0 +1,158 @@
+"""One move of a guest, with the evidence gathered on the way: shared by the demo and the scenario tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vmferry.client.api import Api
+from vmferry.client.follow import TERMINAL_PHASES, follow_migrations
+from vmferry.client.progress import arrived, phase_word
+from vmferry.client.refusal import ApiError
+from vmferry.demo.admin import AdminError, GuestReport
+from vmferry.demo.options import PAYLOAD_BYTES
+from vmferry.demo.stage import Guest, StageError, until
+from vmferry.demo.verdict import Evidence, LedgerPage
+from vmferry.units import PAGE_4K
+from vmferry.v1 import machines_pb2
+from vmferry.v1.common_pb2 import MemoryError as LedgerError
+from vmferry.v1.common_pb2 import MemoryLayout
+from vmferry.v1.migrations_pb2 import PHASE_POSTCOPY, Migration
+
+SETTLE_S = 60.0
+"""For the guest to touch every page once more; a guest without pauses needs about a second."""
+SOURCE_ENDS_S = 10.0
+
+Page = tuple[int, bool]
+"""GPA of a page to go bad, and whether the daemon is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The guest's two VMMs and the APIs of their hosts."""
+
+    source: Guest
+    destination: Guest
+    home: Api
+    away: Api
+
+
+def workload_pages(layout: MemoryLayout) -> list[int]:
+    """GPAs of the pages that may go bad: any but the payload's."""
+    return [
+        gpa
+        for region in layout.regions
+        for gpa in range(max(region.gpa, PAYLOAD_BYTES), region.gpa + region.size, PAGE_4K)
+    ]
+
+
+class Course:
+    """Use in this order: `poison_before`, `move`, `judge`. `idle`: the guest touches nothing after its first pass."""
+
+    def __init__(self, cast: Cast, idle: bool = False) -> None:
+        self.cast = cast
+        self.migration = Migration()
+        self.at_source = GuestReport()
+        self.bad_before: frozenset[int] = frozenset()
+        self.bad_during: frozenset[int] = frozenset()
+        self.ledger: list[LedgerError] = []
+        self._idle = idle
+
+    async def poison_before(self, pages: Sequence[Page]) -> None:
+        """Raises:
+        StageError: the VMM could not make one of the errors.
+        """
+        refused = await self.cast.source.admin.inject(pages)
+        for (gpa, _), why in zip(pages, refused, strict=True):
+            if why:
+                raise StageError(f"no memory error could be made at {gpa:#x}: {why}")
+        self.bad_before |= {gpa for gpa, _ in pages}
+
+    async def move(
+        self,
+        migration_id: str,
+        destination: str,
+        during: Sequence[Page] = (),
+        show: Callable[[Migration], None] = lambda _: None,
+    ) -> Migration:
+        """Asks for the migration and follows it to its end; `during` turn bad on the source once postcopy runs."""
+        cast = self.cast
+        self.at_source = await cast.source.admin.report()
+        self.migration = await cast.home.create(migration_id, cast.source.vm, destination)
+        pending = list(during)
+        async for update in follow_migrations(cast.home, migration_id):
+            if update.phase == PHASE_POSTCOPY and pending:
+                self.bad_during = await self._turn_bad(pending)
+                pending = []
+            if update.phase not in TERMINAL_PHASES:
+                self.at_source = await report_or(cast.source, self.at_source)
+            self.migration = update
+            show(update)
+        return self.migration
+
+    async def _turn_bad(self, pages: Sequence[Page]) -> frozenset[int]:
+        """Those that did: a source that has been let go of already has no memory that could go bad."""
+        try:
+            refused = await self.cast.source.admin.inject(pages)
+        except AdminError:
+            return frozenset()
+        return frozenset(gpa for (gpa, _), why in zip(pages, refused, strict=True) if not why)
+
+    async def judge(self, settle_s: float = SETTLE_S) -> Evidence:
+        """Lets the guest go through all of its memory once more, and gathers what there is to know."""
+        cast, migration = self.cast, self.migration
+        arrival = await report_or(cast.destination, GuestReport())
+        end = await self._settle(arrival, settle_s)
+        await cast.source.process.ended(SOURCE_ENDS_S)
+        self.ledger = [error async for error in cast.away.memory_errors(cast.destination.vm)]
+        return Evidence(
+            phase=phase_word(migration),
+            reason=f"{migration.reason_code} {migration.reason}".strip(),
+            poisoned_before=self.bad_before,
+            poisoned_during=self.bad_during,
+            at_source=self.at_source,
+            at_arrival=arrival,
+            at_end=end,
+            ledger=tuple(LedgerPage(error.gpa, error.guest_visible) for error in self.ledger),
+            poison_pages=migration.progress.poison,
+            pages_total=migration.progress.total,
+            pages_arrived=arrived(migration),
+            source_running=cast.source.process.alive or await _runs(cast.home, cast.source.vm),
+            idle=self._idle,
+        )
+
+    async def _settle(self, first: GuestReport, settle_s: float) -> GuestReport:
+        """The last that the guest said. Not to get through in time is no fault by itself: `passes` tells."""
+        guest = self.cast.destination
+        last = await report_or(guest, first)
+        if self._idle:
+            return last
+
+        async def again() -> bool:
+            nonlocal last
+            last = await report_or(guest, last)
+            # The pass that was under way when the guest arrived does not count: hence two.
+            return last.passes >= first.passes + 2 or not guest.process.alive
+
+        try:
+            await until("the guest to touch every page again", again, settle_s)
+        except StageError:
+            return last
+        return last
+
+
+async def report_or(guest: Guest, otherwise: GuestReport) -> GuestReport:
+    """The guest's report, or the one before if the VMM is gone."""
+    try:
+        return await guest.admin.report()
+    except AdminError:
+        return otherwise
+
+
+async def _runs(api: Api, vm: str) -> bool:
+    """Whether a host's daemon knows a running VM of that name."""
+    try:
+        machine = await api.machine(vm)
+    except ApiError:
+        return False
+    return bool(machine.state in (machines_pb2.MACHINE_STATE_RUNNING, machines_pb2.MACHINE_STATE_MIGRATING_OUT))
