@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +63,7 @@ class Host:
         self._root = root
 
     def write_config(self, **extra: str) -> Path:
-        """The daemon's TOML file; `extra` are further lines by section."""
+        """The daemon's TOML file; `extra` are lines by section, which come before those here."""
         for part in ("run", "state"):
             (self.directory / part).mkdir(parents=True, exist_ok=True)
         first, last = self.place.page_ports
@@ -77,7 +77,8 @@ class Host:
             "log": 'format = "json"\nlevel = "info"',
         }
         for section, lines in extra.items():
-            sections[section] = "\n".join(filter(None, (sections.get(section), lines)))
+            kept = [line for line in sections.get(section, "").splitlines() if line.split(" =")[0] + " =" not in lines]
+            sections[section] = "\n".join([*kept, lines])
         head = f'host = "{self.name}"\nruntime_dir = "{self.directory}/run"\nstate_dir = "{self.directory}/state"\n'
         body = "".join(f"\n[{section}]\n{lines}\n" for section, lines in sections.items())
         path = self.directory / "vmferryd.toml"
@@ -167,23 +168,23 @@ class Stage:
         return await self._connections.enter_async_context(open_api(host.place.api, timeout_s))
 
     async def guest(
-        self, vm: str, host: Host, accel: str, shape: GuestShape | None, expect_state: int | None = None
+        self, vm: str, host: Host, accel: str, shape: GuestShape | None, options: Sequence[str] = ()
     ) -> Guest:
         """Starts a reference VMM on the host: one that runs, or with `shape` None one that waits to be a destination;
-        returns when the daemon knows it."""
+        returns when the daemon knows it. `options`: further ones of the program."""
         role = "incoming" if shape is None else "running"
         number = len(self.guests)
         admin = self.root / f"{host.name}.{number}.admin"
         argv = [str(find_program("vmferry-refvm")), "--vm", vm, "--accel", accel]
         argv += ["--daemon", str(host.vmm_socket), "--admin", str(admin)]
         argv += ["--incoming"] if shape is None else guest_arguments(shape)
+        argv += options
         log = self.root / f"{host.name}.{number}.refvm.log"
         process = await Process.start(f"{host.name} refvm", argv, log, host.place.netns)
         guest = Guest(vm, host, process, Admin(admin))
         self.guests.append(guest)
-        state = {"incoming": machines_pb2.MACHINE_STATE_INCOMING, "running": machines_pb2.MACHINE_STATE_RUNNING}[role]
+        wanted = {"incoming": machines_pb2.MACHINE_STATE_INCOMING, "running": machines_pb2.MACHINE_STATE_RUNNING}[role]
         async with open_api(host.place.api, 2.0) as api:
-            wanted = state if expect_state is None else expect_state
             await until(f"{vm} {role} on {host.name}", lambda: self._is_known(api, guest, wanted))
         return guest
 

@@ -1,0 +1,31 @@
+"""Two daemons a module."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from harness import Pair, two_hosts, unique
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def pair(programs, uffd_poison) -> AsyncIterator[Pair]:
+    """Two hosts; short time-outs, so that what never answers is found soon."""
+    quick = {"timeouts": "vmm_s = 3.0\npeer_s = 10.0\nattach_s = 5.0"}
+    async with two_hosts(quick, quick) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest) -> str:
+    """A name of the test's own."""
+    return unique(request.node.name.removeprefix("test_"))
+
+
+@pytest.fixture
+def accel(request: pytest.FixtureRequest) -> str:
+    """The accelerator of an indirect parameter; skips where the machine has no KVM."""
+    if request.param == "kvm":
+        request.getfixturevalue("kvm")
+    return str(request.param)
