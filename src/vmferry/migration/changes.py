@@ -1,4 +1,4 @@
-"""Tells watchers that something durable, or some progress, is new. The store is the truth: a missed bell loses nothing."""
+"""Tells watchers that something is new. The store is the truth: a bell that is missed loses nothing."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Departure:
         if step.state in (m.State.COMMITTED, m.State.COMPLETING):
             self._decided.set()
             return None
-        if job == self.job and before is not m.State.COMMITTED:
+        if job == self.job:
             return None
         if step.state in m.RESTORING:
             self.job = job  # durable with its end; the VM must not wait for a store that may be what failed
@@ -127,7 +127,9 @@ class Departure:
                 return None
             await backoff.pause()
 
-    async def _perform(self, step: m.Transition) -> m.Event | None:
+    async def _perform(  # noqa: PLR0911 one for each state
+        self, step: m.Transition
+    ) -> m.Event | None:
         """Does the commands in order; the event that comes of them, None once the job has ended."""
         match step.state:
             case m.State.QUEUED:
@@ -173,7 +175,7 @@ class Departure:
         except VmferryError as error:
             self._log.warning(STEP_FAILED, step=name, reason=error.reason.value, error=str(error))
             return self._cancel or m.Failed(error.reason, str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 whatever it is, the VM must come back
             self._log.exception(STEP_FAILED, step=name)
             return self._cancel or m.Failed(Reason.INTERNAL, f"{name}: {error!r}")
         finally:
@@ -344,9 +346,11 @@ class Departure:
         backoff = Backoff(self._world)
         for _ in range(ONCE_THEN_GIVE_UP):
             try:
-                return await work()
+                await work()
             except VmferryError as error:
                 self._log.warning(STEP_FAILED, step=type(command).__name__, error=str(error))
+            else:
+                return
             await backoff.pause()
 
 

@@ -505,7 +505,7 @@ def _restoring(state: State, event: Event) -> Transition | None:
             return None
 
 
-def _admitting(event: Event) -> frozenset[State]:
+def _admitting(event: Event) -> frozenset[State]:  # noqa: PLR0911 one for each event
     match event:
         case Begun():
             return frozenset({State.QUEUED})

@@ -58,8 +58,8 @@ class Vmm(Protocol):
 class Vmms(Protocol):
     """The VMMs connected to this daemon. One VM may have two here: one that runs and one that waits (same-host move).
 
-    `running` finds a VMM in state running or stopped, one that runs first; `incoming` one in state incoming, prepared or
-    loaded. A connection that ended is in none of them; the VMM's next connection is another `Vmm` with the same pid.
+    `running` finds a VMM in state running or stopped, one that runs first; `incoming` one in state incoming, prepared
+    or loaded. A connection that ended is in none of them; the VMM's next connection is another `Vmm` with the same pid.
     """
 
     def running(self, vm: str) -> Vmm | None: ...

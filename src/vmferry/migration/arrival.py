@@ -1,0 +1,153 @@
+"""One migration on its destination: its journalled state, and the hands that do the commands of `incoming.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.ledger.rules import travel
+from vmferry.migration import incoming as inc
+from vmferry.migration.changes import Bell
+from vmferry.migration.machine import JournalKind
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import Incoming, LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.ports import JournalEntry, Pager, Vmm
+from vmferry.migration.world import World, vmm_by_pid
+
+
+class Arrival:
+    """Owner of one incoming migration. Requests come one at a time, under `lock`."""
+
+    def __init__(self, world: World, errors: MemoryErrors, record: Incoming) -> None:
+        self.record = record
+        self.lock = asyncio.Lock()
+        self.bell = Bell()
+        self.scope: asyncio.Timeout | None = None
+        self.key = f"{record.migration}-destination"
+        self.pid: int | None = None
+        self.starting = asyncio.Event()
+        self._world = world
+        self._errors = errors
+        self._vmm: Vmm | None = None
+
+    @property
+    def holds_memory(self) -> bool:
+        """Something on this host may be made for it."""
+        waits = self.record.outcome in (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.READY)
+        return bool(self.record.vm) and waits
+
+    @property
+    def running(self) -> bool:
+        return self.record.outcome is Outcome.RUNNING and not self.record.lost_reason
+
+    def take_up(self, journal: Sequence[JournalEntry]) -> None:
+        """The journal is the truth; the record beside it is only what people read."""
+        outcome = inc.outcome_of([entry.kind for entry in journal])
+        self.record = replace(self.record, outcome=outcome)
+        for entry in journal:
+            pid = entry.data.get("vmm_pid")
+            if entry.kind == JournalKind.PREPARED and isinstance(pid, int):
+                self.pid = pid
+            if entry.kind == JournalKind.RUNNING and not self.record.started_us:
+                self.record = replace(self.record, started_us=entry.at_us)
+            if entry.kind == JournalKind.LOST and not self.record.lost_reason:
+                self.record = replace(self.record, lost_reason=str(entry.data.get("reason", "")) or "lost")
+
+    def show(self, record: Incoming) -> None:
+        if record != self.record:
+            self.record = record
+            self.bell.ring()
+
+    async def save(self) -> None:
+        await self._world.store.save_incoming(self.record)
+        self.bell.ring()
+
+    async def append(self, kind: JournalKind, reason: str = "") -> None:
+        """Durable when it returns; then the outcome is what the journal says."""
+        data: dict[str, object] = {"reason": reason} if reason else {}
+        if kind is JournalKind.PREPARED:
+            data["vmm_pid"] = self.pid
+        entry = JournalEntry(self.record.migration, kind.value, self._world.clock.now_us(), data)
+        await self._world.store.append_journal(entry)
+        if kind is not JournalKind.LOST:
+            self.record = replace(self.record, outcome=inc.outcome_of([kind.value]))
+        self.record = replace(self.record, reason=reason or self.record.reason)
+        self.bell.ring()
+
+    async def pager(self) -> Pager:
+        """Raises: VmferryError PAGER_FAILED if it does not run."""
+        found = await self._world.pagers.find(self.key)
+        if found is None:
+            raise VmferryError(
+                Reason.PAGER_FAILED,
+                f"the pager {self.key} does not run.",
+                "Look at pager.log in its runtime directory; faults of the VM wait meanwhile.",
+            )
+        self._errors.serve(self.key, self.record.vm, found)
+        return found
+
+    async def make_memory(self, layout: MemoryLayout, vcpus: int) -> None:
+        vmm = self._world.vmms.incoming(self.record.vm)
+        if vmm is None:
+            raise no_vmm(self.record.vm)
+        self._vmm, self.pid = vmm, vmm.identity.pid
+        pager = await self._world.pagers.start(self.key, self.record.vm, False)
+        self._errors.serve(self.key, self.record.vm, pager)
+        features = await pager.expect_destination(layout)
+        await vmm.prepare(layout, vcpus, features, pager.memory_socket)
+
+    async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> None:
+        await self._errors.record(self.record.vm, travel(ledger))
+
+    async def connect_lanes(self, address: str, token: str, ledger: Sequence[LedgerEntry]) -> None:
+        """What travelled is marked, and what this host knew of the VM before."""
+        pager = await self.pager()
+        await pager.connect_lanes(address, token)
+        known = await self._errors.ledger(self.record.vm)
+        if known or ledger:
+            await pager.mark_poisoned(known)
+
+    async def load_state(self, state: bytes) -> None:
+        await (await self.vmm()).load_state(state)
+
+    async def start_vcpus(self) -> None:
+        if self.record.lost_reason:
+            raise VmferryError(Reason.VMM_GONE, f"{self.record.vm} was lost here: {self.record.lost_reason}")
+        if self.record.started_us and self.starting.is_set():
+            return
+        await (await self.vmm()).start()
+        self.record = replace(self.record, started_us=self._world.clock.now_us())
+        self.starting.set()
+        self.bell.ring()
+
+    async def give_back(self, reset_vmm: bool) -> None:
+        """Nothing stays. A VMM that is gone has nothing to give back."""
+        self._errors.forget(self.key)
+        if reset_vmm:
+            vmm = self._world.vmms.incoming(self.record.vm)
+            if vmm is not None:
+                try:
+                    await vmm.reset()
+                except VmferryError as error:
+                    if error.reason is not Reason.VMM_GONE:
+                        raise
+        await self._world.pagers.remove(self.key)
+
+    async def vmm(self) -> Vmm:
+        """The VMM prepared for this migration, also after it connected again.
+
+        Raises: VmferryError VMM_GONE once it has not come back in time.
+        """
+        if self._vmm is None or not any(self._vmm is vmm for vmm in self._world.vmms.all()):
+            self._vmm = await vmm_by_pid(self._world, self.record.vm, self.pid)
+        return self._vmm
+
+
+def no_vmm(vm: str) -> VmferryError:
+    return VmferryError(
+        Reason.DESTINATION_NO_VMM,
+        f"no VMM waits for {vm} on the destination.",
+        "Start one there with the VM's name, waiting to be a destination (state incoming).",
+    )

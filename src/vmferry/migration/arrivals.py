@@ -1,0 +1,311 @@
+"""What the destination answers to the source's daemon: `peer/` calls these methods. Idempotent by migration.
+
+A request is decided by `incoming.py` from the journal and done under the migration's lock. A Refuse does not wait for a
+Prepare or Ready that hangs: it ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration import incoming as inc
+from vmferry.migration.arrival import Arrival, no_vmm
+from vmferry.migration.following import Following
+from vmferry.migration.machine import JournalKind
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.ports import IncomingUpdate
+from vmferry.migration.world import World
+
+log = structlog.get_logger()
+
+OUTCOME = "incoming.outcome"
+CLEANING_FAILED = "incoming.cleaning_failed"
+
+Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
+UPDATE_S = 0.1
+"""At most 10 updates a second go to the source (peer.proto)."""
+
+
+class Arrivals:
+    """Owner of this host's incoming migrations."""
+
+    def __init__(self, world: World, errors: MemoryErrors, spawn: Spawn) -> None:
+        self._world = world
+        self._errors = errors
+        self._spawn = spawn
+        self._known: dict[str, Arrival] = {}
+
+    async def take_up(self) -> None:
+        """After a restart: goes on where the journal stands. A Prepare that was cut off is refused: nobody waits."""
+        for record in await self._world.store.incomings():
+            arrival = await self._load(record.migration)
+            if arrival.record.outcome is Outcome.UNKNOWN:
+                self._spawn(f"refuse {record.migration}", self._refuse_cut_off(arrival))
+            elif arrival.record.outcome is not Outcome.REFUSED and not arrival.record.lost_reason:
+                self._follow(arrival)
+
+    def all(self) -> list[Incoming]:
+        return [arrival.record for arrival in self._known.values() if arrival.record.vm]
+
+    async def hello(self, migration: str) -> str:
+        """Returns this host's name."""
+        del migration
+        return self._world.host
+
+    async def prepare(
+        self,
+        migration: str,
+        vm: str,
+        layout: MemoryLayout,
+        vcpus: int,
+        platform: str,
+        source_host: str = "",
+    ) -> None:
+        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_HAS_VM, PLATFORM_MISMATCH, LAYOUT_MISMATCH, …"""
+        arrival = await self._load(migration)
+        async with self._interruptible(arrival):
+            found = inc.answer(arrival.record.outcome, inc.PrepareAsked(), migration)
+            if not found.commands:
+                return
+            check_layout(layout)
+            await self._check_vm(arrival, vm, platform)
+            arrival.record = replace(arrival.record, vm=vm, source_host=source_host)
+            await arrival.save()
+            try:
+                await arrival.make_memory(layout, vcpus)
+                await self._append(arrival, JournalKind.PREPARED)
+                await arrival.save()
+            except BaseException:
+                await self._clean(arrival)
+                raise
+        self._follow(arrival)
+
+    async def ready(
+        self,
+        migration: str,
+        device_state: bytes,
+        ledger: Sequence[LedgerEntry],
+        lane_address: str,
+        lane_token: str,
+    ) -> None:
+        """Known poison is durable and marked before the device state is loaded."""
+        arrival = await self._load(migration)
+        async with self._interruptible(arrival):
+            found = inc.answer(arrival.record.outcome, inc.ReadyAsked(), migration)
+            for command in found.commands:
+                match command:
+                    case inc.TakeLedger():
+                        await arrival.take_ledger(ledger)
+                    case inc.ConnectLanes():
+                        await arrival.connect_lanes(lane_address, lane_token, ledger)
+                    case inc.LoadState():
+                        await arrival.load_state(device_state)
+                    case inc.Record(kind):
+                        await self._append(arrival, kind)
+                    case _:
+                        raise AssertionError(f"not a step of ready: {command}")
+
+    async def start(self, migration: str) -> int:
+        """Returns when the vCPUs were told to run, Unix microseconds."""
+        arrival = await self._load(migration)
+        async with arrival.lock:
+            found = inc.answer(arrival.record.outcome, inc.StartAsked(), migration)
+            for command in found.commands:
+                match command:
+                    case inc.CheckVmm():
+                        await self._vmm_or_refuse(arrival)
+                    case inc.Record(kind):
+                        await self._append(arrival, kind)
+                    case inc.StartVcpus():
+                        await arrival.start_vcpus()
+                    case _:
+                        raise AssertionError(f"not a step of start: {command}")
+            return arrival.record.started_us
+
+    async def refuse(self, migration: str, reason: str) -> None:
+        """Raises: VmferryError MIGRATION_RUNNING."""
+        arrival = await self._load(migration)
+        if arrival.scope is not None:
+            arrival.scope.reschedule(asyncio.get_running_loop().time())
+        async with arrival.lock:
+            await self._refuse(arrival, reason)
+
+    async def outcome(self, migration: str) -> tuple[Outcome, str]:
+        """What the journal says, read through the lock: not between a decision and its entry."""
+        arrival = await self._load(migration)
+        async with arrival.lock:
+            return arrival.record.outcome, arrival.record.lost_reason or arrival.record.reason
+
+    async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
+        """Progress, and every memory error once a stream; ends with COMPLETED, REFUSED or the loss of the VM."""
+        arrival = await self._load(migration)
+        if not arrival.record.vm:
+            raise VmferryError(Reason.MIGRATION_UNKNOWN, f"{migration} never came to this host.", "")
+        revision = 0
+        while True:
+            seen = arrival.bell.count
+            record = arrival.record
+            changes = await self._world.store.ledger_changes(record.vm, revision, 1000)
+            revision = changes[-1][0] if changes else revision
+            errors = tuple(entry for _, _, entry in changes)
+            ended = record.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or bool(record.lost_reason)
+            last = ended and not changes
+            outcome = record.outcome if last or not ended else Outcome.RUNNING
+            lost = record.lost_reason if last else ""
+            yield IncomingUpdate(outcome, record.progress, record.paused_reason, errors, lost)
+            if last:
+                return
+            if not changes:
+                await arrival.bell.after(seen)
+            await self._world.clock.sleep(UPDATE_S if not ended else 0)
+
+    async def finish(self, migration: str) -> None:
+        """The source is gone; what this host keeps, it keeps for itself (journal, ledger, poison guard)."""
+        await self._load(migration)
+
+    async def _load(self, migration: str) -> Arrival:
+        known = self._known.get(migration)
+        if known is None:
+            record = await self._world.store.incoming(migration)
+            journal = await self._world.store.journal(migration)
+            blank = Incoming(migration, "", "", Outcome.UNKNOWN)
+            fresh = Arrival(self._world, self._errors, record or blank)
+            fresh.take_up(journal)
+            known = self._known.setdefault(migration, fresh)
+        return known
+
+    @asynccontextmanager
+    async def _interruptible(self, arrival: Arrival) -> AsyncIterator[None]:
+        """Under the lock, until done or until a Refuse comes."""
+        async with arrival.lock:
+            try:
+                async with asyncio.timeout(None) as scope:
+                    arrival.scope = scope
+                    try:
+                        yield
+                    finally:
+                        arrival.scope = None
+            except TimeoutError:
+                raise VmferryError(
+                    Reason.MIGRATION_REFUSED, f"{arrival.record.migration} was refused meanwhile.", ""
+                ) from None
+
+    async def _check_vm(self, arrival: Arrival, vm: str, platform: str) -> None:
+        migration = arrival.record.migration
+        for other in self._known.values():
+            if other is not arrival and other.record.vm == vm and (other.holds_memory or other.running):
+                raise VmferryError(
+                    Reason.VM_ALREADY_MIGRATING,
+                    f"{vm} is on its way into this host by {other.record.migration}.",
+                    "Wait for it, or cancel it on its source.",
+                )
+        here = self._world.vmms.running(vm)
+        own_job = await self._world.store.job(migration)
+        within_host = own_job is not None and own_job.vm == vm and own_job.phase not in TERMINAL
+        if here is not None and not within_host:
+            raise VmferryError(
+                Reason.DESTINATION_HAS_VM,
+                f"{vm} is on the destination already (VMM pid {here.identity.pid}, {here.identity.state}).",
+                "Two VMs of one name cannot be on one host: end or rename the other.",
+            )
+        waiting = self._world.vmms.incoming(vm)
+        if waiting is None:
+            raise no_vmm(vm)
+        if waiting.identity.platform != platform:
+            raise VmferryError(
+                Reason.PLATFORM_MISMATCH,
+                f"the source runs {vm} as {platform}, the VMM that waits is {waiting.identity.platform}.",
+                "Start the waiting VMM with the source's accelerator.",
+            )
+
+    async def _append(self, arrival: Arrival, kind: JournalKind, reason: str = "") -> None:
+        await arrival.append(kind, reason)
+        log.info(OUTCOME, migration=arrival.record.migration, vm=arrival.record.vm, kind=kind.value, reason=reason)
+
+    async def _vmm_or_refuse(self, arrival: Arrival) -> None:
+        try:
+            await arrival.vmm()
+        except VmferryError as error:
+            await self._refuse(arrival, f"the waiting VMM is gone: {error.message}")
+            raise VmferryError(Reason.MIGRATION_REFUSED, arrival.record.reason, "") from error
+
+    async def _refuse(self, arrival: Arrival, reason: str) -> None:
+        found = inc.answer(arrival.record.outcome, inc.RefuseAsked(), arrival.record.migration)
+        for command in found.commands:
+            match command:
+                case inc.Record(kind):
+                    await self._append(arrival, kind, reason)
+                case inc.GiveBack():
+                    await self._give_back(arrival)
+                case _:
+                    raise AssertionError(f"not a step of refuse: {command}")
+        await arrival.save()
+
+    async def _give_back(self, arrival: Arrival) -> None:
+        """Only this migration's: the VMM may have been prepared for a later one meanwhile."""
+        if not arrival.record.vm:
+            return
+        taken = any(
+            other is not arrival and other.record.vm == arrival.record.vm and other.holds_memory
+            for other in self._known.values()
+        )
+        await arrival.give_back(reset_vmm=not taken)
+
+    async def _clean(self, arrival: Arrival) -> None:
+        """After a Prepare that failed: nothing stays, and the name is free for another try."""
+        await self._quietly(self._give_back(arrival))
+        arrival.record = replace(arrival.record, vm="", source_host="")
+        await self._quietly(arrival.save())
+
+    async def _quietly(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except VmferryError as error:
+            log.warning(CLEANING_FAILED, error=str(error))
+
+    async def _refuse_cut_off(self, arrival: Arrival) -> None:
+        async with arrival.lock:
+            if arrival.record.outcome is Outcome.UNKNOWN:
+                await self._quietly(self._refuse(arrival, "the destination's daemon was restarted meanwhile"))
+
+    def _follow(self, arrival: Arrival) -> None:
+        following = Following(self._world, self._errors, arrival, self._vmm_died)
+        self._spawn(f"follow {arrival.record.migration}", following.run())
+
+    async def _vmm_died(self, arrival: Arrival, reason: str) -> None:
+        """Before it ran: this host refuses. After: the VM is lost, and the source is told."""
+        async with arrival.lock:
+            if arrival.running:
+                await self._append(arrival, JournalKind.LOST, reason)
+                arrival.record = replace(arrival.record, lost_reason=reason)
+                await arrival.save()
+                self._errors.forget(arrival.key)
+                await self._quietly(self._world.pagers.remove(arrival.key))
+            elif arrival.holds_memory:
+                await self._refuse(arrival, f"the waiting VMM died: {reason}")
+
+
+def check_layout(layout: MemoryLayout) -> None:
+    """Raises: VmferryError LAYOUT_MISMATCH that names the region and what is wrong with it."""
+    end = 0
+    if not layout.regions:
+        raise VmferryError(Reason.LAYOUT_MISMATCH, "the layout has no memory regions.", "")
+    for number, region in enumerate(layout.regions):
+        wrong = ""
+        if region.page_size < 4096 or region.page_size & (region.page_size - 1):
+            wrong = f"page size {region.page_size} is not a power of two from 4096 on"
+        elif region.size <= 0 or region.size % region.page_size or region.gpa % region.page_size:
+            wrong = f"size {region.size} or GPA {region.gpa:#x} is not a multiple of {region.page_size}"
+        elif region.gpa < end:
+            wrong = f"GPA {region.gpa:#x} is below {end:#x}, where the region before it ends"
+        if wrong:
+            raise VmferryError(Reason.LAYOUT_MISMATCH, f"region {number}: {wrong}.", "")
+        end = region.gpa + region.size

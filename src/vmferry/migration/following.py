@@ -1,0 +1,145 @@
+"""Follows one pager on the destination, from Prepare until its VM needs it no more, across restarts of either.
+
+Events are acknowledged after they are durable here; a restarted daemon gets the others again. Two tasks: one takes
+events, one looks at progress; whichever sees the last page first completes the migration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from vmferry.errors import VmferryError
+from vmferry.migration.arrival import Arrival
+from vmferry.migration.machine import JournalKind
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import Outcome
+from vmferry.migration.ports import (
+    AllPresent,
+    LinkChanged,
+    MemoryAttached,
+    MemoryDetached,
+    MemoryErrorFound,
+    Pager,
+    PagerEventBody,
+    PagerFailedEvent,
+)
+from vmferry.migration.world import Backoff, World
+
+log = structlog.get_logger()
+
+RETRY = "incoming.follow_retried"
+COMPLETED = "incoming.completed"
+LINK = "incoming.link"
+
+VmmDied = Callable[[Arrival, str], Awaitable[None]]
+
+
+class Following:
+    """The task of one arrival's pager."""
+
+    def __init__(self, world: World, errors: MemoryErrors, arrival: Arrival, vmm_died: VmmDied) -> None:
+        self._world = world
+        self._errors = errors
+        self._arrival = arrival
+        self._vmm_died = vmm_died
+        self._pushed = False
+        self._log = log.bind(migration=arrival.record.migration, vm=arrival.record.vm)
+
+    async def run(self) -> None:
+        """Returns once the pager has nothing more to do; connects again until then."""
+        backoff = Backoff(self._world)
+        while not self._over():
+            try:
+                pager = await self._arrival.pager()
+                async with asyncio.TaskGroup() as tasks:
+                    name = self._arrival.record.migration
+                    events = tasks.create_task(self._take_events(pager), name=f"events {name}")
+                    await self._look(pager)
+                    events.cancel()
+            except* VmferryError as group:
+                first = group.exceptions[0]
+                self._log.warning(RETRY, error=str(first))
+                if self._arrival.running:
+                    self._pause(f"the destination's pager cannot be reached: {first}")
+            if not self._over():
+                await backoff.pause()
+
+    def _over(self) -> bool:
+        record = self._arrival.record
+        unguarded = record.outcome is Outcome.COMPLETED and not record.guarded_pages
+        return unguarded or record.outcome in (Outcome.REFUSED, Outcome.UNKNOWN) or bool(record.lost_reason)
+
+    async def _take_events(self, pager: Pager) -> None:
+        async for event in pager.events(0):
+            await self._take(pager, event.body)
+            await pager.acknowledge(event.number)
+        # A stream that ends is a pager that went; `_look` finds out.
+
+    async def _take(self, pager: Pager, body: PagerEventBody) -> None:
+        match body:
+            case MemoryErrorFound():
+                entry = replace(body.error, guest_visible=body.error.guest_visible or body.reported)
+                await self._errors.record(self._arrival.record.vm, [entry])
+                self._arrival.bell.ring()
+            case LinkChanged(up, reason):
+                self._log.info(LINK, up=up, reason=reason)
+                self._pause("" if up else reason or "the link between the pagers is down")
+            case MemoryDetached(reason):
+                if not (await pager.status()).memory_attached:
+                    await self._vmm_died(self._arrival, reason)
+            case PagerFailedEvent(reason):
+                self._pause(f"the destination's pager cannot go on: {reason}")
+            case AllPresent() | MemoryAttached():
+                self._arrival.bell.ring()
+            case _:
+                assert_never(body)
+
+    async def _look(self, pager: Pager) -> None:
+        """Until it is over: progress, the push once the VM runs, and the end once the last page is there."""
+        while not self._over():
+            seen = self._arrival.bell.count
+            if self._arrival.running:
+                await self._push(pager)
+                status = await pager.status()
+                up = status.link_up or status.all_present
+                paused = "" if up else status.link_reason or self._arrival.record.paused_reason
+                self._arrival.show(replace(self._arrival.record, progress=status.progress, paused_reason=paused))
+                if status.all_present:
+                    await self._complete(pager)
+            else:
+                await self._arrival.bell.after(seen)
+                continue
+            await self._world.clock.sleep(self._world.timeouts.progress_s)
+
+    async def _push(self, pager: Pager) -> None:
+        """Also after a daemon's restart between `running` and the first vCPU: the VM is started first."""
+        if self._pushed:
+            return
+        async with self._arrival.lock:
+            await self._arrival.start_vcpus()
+        await self._arrival.save()
+        await pager.start_push()
+        self._pushed = True
+
+    async def _complete(self, pager: Pager) -> None:
+        """Poisoned pages stay guarded: then pager and uffd live as long as the VM."""
+        guarded = await pager.complete()
+        await (await self._arrival.vmm()).migration_complete(guarded > 0)
+        async with self._arrival.lock:
+            record = replace(self._arrival.record, guarded_pages=guarded, paused_reason="")
+            self._arrival.record = record
+            await self._world.store.save_incoming(replace(record, outcome=Outcome.COMPLETED))
+            await self._arrival.append(JournalKind.COMPLETED)
+        self._log.info(COMPLETED, guarded_pages=guarded)
+        if guarded == 0:
+            self._errors.forget(self._arrival.key)
+            await pager.shutdown(False)
+            await self._world.pagers.remove(self._arrival.key)
+
+    def _pause(self, reason: str) -> None:
+        self._arrival.show(replace(self._arrival.record, paused_reason=reason))

@@ -1,0 +1,297 @@
+"""The core's face to `api/`, `ops/` and the wiring. Use it as a context: it takes up what a dead daemon left, runs jobs,
+and stops gracefully.
+
+    async with MigrationService(world) as service:
+        …    # serve `service` (API), `service.arrivals` (Peer), `service.record_vmm_error` (VMMs)
+
+Every method raises `VmferryError` with the reason that the caller is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import structlog
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration import machine as m
+from vmferry.migration.arrivals import Arrivals
+from vmferry.migration.departure import Departure
+from vmferry.migration.jobs import Jobs
+from vmferry.migration.machines import Machine, machines
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import TERMINAL, Incoming, Job, LedgerEntry, MemoryLayout, Origin
+from vmferry.migration.ports import JournalEntry
+from vmferry.migration.world import Backoff, World
+from vmferry.units import LSB_4K, Gpa
+
+log = structlog.get_logger()
+
+TASK_CRASHED = "service.task_crashed"
+STOPPING = "service.stopping"
+STILL_RUNNING = "service.left_running"
+
+MIGRATION_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class MigrationService:
+    """Owner of this host's jobs, arrivals and ledger, and of every task that they need."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._jobs = Jobs(world.store)
+        self._errors = MemoryErrors(world.store)
+        self._departures: dict[str, Departure] = {}
+        self._creating = asyncio.Lock()
+        self._tasks = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.arrivals = Arrivals(world, self._errors, self._spawn)
+        """What the Peer servicer calls: hello, prepare, ready, start, refuse, outcome, watch, finish."""
+
+    async def __aenter__(self) -> MigrationService:
+        await self._tasks.__aenter__()
+        await self.arrivals.take_up()
+        for job in await self._world.store.jobs():
+            await self._take_up(job)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                await self.stop()
+        finally:
+            for task in list(self._running):
+                task.cancel()
+            await self._tasks.__aexit__(kind, error, trace)
+
+    async def stop(self) -> None:
+        """No new jobs; those before the commit are cancelled, the others waited for up to `Timeouts.stop_s`.
+
+        What is left then goes on after the next start: pagers outlive this process.
+        """
+        self._stopping = True
+        asked = m.CancelAsked(Reason.SHUTTING_DOWN, "the source's daemon was stopped before the commit")
+        log.info(STOPPING, jobs=sorted(self._departures))
+        try:
+            async with asyncio.timeout(self._world.timeouts.stop_s):
+                for departure in list(self._departures.values()):
+                    if departure.cancellable:
+                        await self._cancel_quietly(departure, asked)
+                while self._departures:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            log.warning(STILL_RUNNING, jobs=sorted(self._departures))
+
+    # jobs
+
+    async def create(self, migration: str, vm: str, destination: str) -> Job:
+        """Durable when it returns; the move goes on by itself. The same request again answers the job as it stands.
+
+        Raises: VmferryError INVALID_ARGUMENT, MIGRATION_EXISTS, VM_UNKNOWN, VM_NOT_RUNNING, VM_ALREADY_MIGRATING,
+        SHUTTING_DOWN.
+        """
+        if MIGRATION_ID.fullmatch(migration) is None:
+            raise VmferryError(
+                Reason.INVALID_ARGUMENT, f"migration id {migration!r}.", f"It must match {MIGRATION_ID.pattern}."
+            )
+        async with self._creating:
+            known = await self._world.store.job(migration)
+            if known is not None:
+                if (known.vm, known.destination) == (vm, destination):
+                    return await self._jobs.get(migration)
+                raise VmferryError(
+                    Reason.MIGRATION_EXISTS,
+                    f"{migration} exists and moves {known.vm} to {known.destination}.",
+                    "Choose another migration id.",
+                )
+            await self._check_movable(vm)
+            now = self._world.clock.now_us()
+            errors = len(await self._errors.ledger(vm))
+            job = Job(migration, vm, destination, created_us=now, updated_us=now, memory_errors=errors)
+            job = await self._jobs.save(job)
+            self._depart(job, None)
+            return job
+
+    async def job(self, migration: str) -> Job:
+        """Raises: VmferryError MIGRATION_UNKNOWN."""
+        return await self._jobs.get(migration)
+
+    async def jobs(self) -> Sequence[Job]:
+        """All, oldest first."""
+        return await self._jobs.all()
+
+    def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:
+        """See `Jobs.watch`; "" for all."""
+        return self._jobs.watch(migration, after_revision)
+
+    async def cancel(self, migration: str) -> Job:
+        """Returns once the VM runs on the source again. Raises: VmferryError MIGRATION_UNKNOWN, PAST_NO_RETURN."""
+        departure = self._departures.get(migration)
+        if departure is not None:
+            return await departure.cancel(m.CancelAsked())
+        job = await self._jobs.get(migration)
+        if m.State(job.phase.value) in (m.State.CANCELLED, m.State.FAILED):
+            return job
+        raise m.IllegalEventError(m.State(job.phase.value), m.CancelAsked(), m.CANCELLABLE)
+
+    # machines and their memory errors
+
+    async def machines(self) -> Sequence[Machine]:
+        identities = [vmm.identity for vmm in self._world.vmms.all()]
+        jobs = await self._jobs.all()
+        incomings = self.arrivals.all()
+        vms = {what.vm for what in (*identities, *jobs, *incomings)}
+        counts = {vm: len(await self._errors.ledger(vm)) for vm in vms}
+        return machines(identities, jobs, incomings, counts)
+
+    async def machine(self, vm: str) -> Machine:
+        """Raises: VmferryError VM_UNKNOWN."""
+        for found in await self.machines():
+            if found.vm == vm:
+                return found
+        raise unknown_vm(vm)
+
+    async def incomings(self) -> Sequence[Incoming]:
+        return self.arrivals.all()
+
+    async def events(self, migration: str) -> Sequence[JournalEntry]:
+        """The journal of a migration, either side."""
+        return await self._world.store.journal(migration)
+
+    async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
+        """By GPA. Raises: VmferryError VM_UNKNOWN."""
+        found = await self._errors.ledger(vm)
+        if not found:
+            await self._check_known(vm)
+        return found
+
+    async def watch_errors(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
+        """(revision, vm, entry) after a revision, then live; "" for all VMs. Raises: VmferryError VM_UNKNOWN."""
+        if vm:
+            await self.ledger(vm)
+        async for change in self._errors.watch(vm, after_revision):
+            yield change
+
+    async def report_error(self, vm: str, gpa: int, lsb: int) -> LedgerEntry:
+        """An error that only the operator knows of. Durable when it returns.
+
+        Raises: VmferryError VM_UNKNOWN, INVALID_ARGUMENT: no memory there.
+        """
+        layout = (await self.machine(vm)).layout
+        size = 1 << (lsb or LSB_4K)
+        address = Gpa(gpa - gpa % size)
+        if layout.regions and not _has_memory(layout, address):
+            raise VmferryError(Reason.INVALID_ARGUMENT, f"{vm} has no memory at guest-physical address {gpa:#x}.", "")
+        now = self._world.clock.now_us()
+        entry = LedgerEntry(address, Origin.OPERATOR, lsb=lsb or LSB_4K, first_seen_us=now, last_seen_us=now)
+        changed = await self._errors.record_and_forward(vm, [entry])
+        return changed[0] if changed else entry
+
+    async def record_vmm_error(self, vm: str, entry: LedgerEntry) -> None:
+        """A VMM's `memory_error`: durable when it returns, then told to the pager that serves the VM, on either side."""
+        now = self._world.clock.now_us()
+        if not entry.last_seen_us:
+            entry = replace(entry, first_seen_us=now, last_seen_us=now)
+        await self._errors.record_and_forward(vm, [entry])
+
+    # tasks
+
+    async def _check_movable(self, vm: str) -> None:
+        if self._stopping:
+            raise VmferryError(Reason.SHUTTING_DOWN, "this daemon is being stopped.", "Ask again once it is back.")
+        for job in await self._world.store.jobs():
+            if job.vm == vm and job.phase not in TERMINAL:
+                raise VmferryError(
+                    Reason.VM_ALREADY_MIGRATING,
+                    f"{vm} is being moved by {job.migration} ({job.phase}).",
+                    "Wait for it, or cancel it.",
+                )
+        held = self._world.vmms.running(vm)
+        if held is None and self._world.vmms.incoming(vm) is None:
+            raise unknown_vm(vm)
+        if held is None or held.identity.state != "running":
+            state = held.identity.state if held else "incoming"
+            raise VmferryError(
+                Reason.VM_NOT_RUNNING, f"{vm} is {state} on this host.", "Only a running VM can be moved."
+            )
+        for record in self.arrivals.all():
+            if record.vm == vm and record.outcome is m.Outcome.RUNNING and not record.lost_reason:
+                raise VmferryError(
+                    Reason.VM_ALREADY_MIGRATING,
+                    f"{vm} is still arriving on this host by {record.migration}.",
+                    "Wait until its memory is here.",
+                )
+
+    async def _check_known(self, vm: str) -> None:
+        await self.machine(vm)
+
+    async def _take_up(self, job: Job) -> None:
+        kinds = [entry.kind for entry in await self._world.store.journal(job.migration)]
+        step = m.recovered(job.phase, kinds)
+        if step is not None:
+            self._depart(job, step)
+
+    def _depart(self, job: Job, recovered: m.Transition | None) -> None:
+        departure = Departure(self._world, self._jobs, self._errors, job, self._spawn)
+        self._departures[job.migration] = departure
+        self._spawn(f"migration {job.migration}", self._drive(departure, recovered))
+
+    async def _drive(self, departure: Departure, recovered: m.Transition | None) -> None:
+        """Until the job has ended. A defect in here is logged, and the job taken up as after a restart."""
+        backoff = Backoff(self._world)
+        migration = departure.job.migration
+        while True:
+            try:
+                await departure.run(recovered)
+            except Exception:
+                log.exception(TASK_CRASHED, task=migration)
+            else:
+                break
+            await backoff.pause()
+            job = await self._world.store.job(migration)
+            kinds = [entry.kind for entry in await self._world.store.journal(migration)]
+            recovered = m.recovered(job.phase, kinds) if job is not None else None
+            if job is None or recovered is None:
+                break
+            departure = Departure(self._world, self._jobs, self._errors, job, self._spawn)
+            self._departures[migration] = departure
+        self._departures.pop(migration, None)
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._tasks.create_task(self._guard(name, work), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def _guard(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """One job's defect ends neither the daemon nor the others."""
+        try:
+            await work
+        except Exception:
+            log.exception(TASK_CRASHED, task=name)
+
+    async def _cancel_quietly(self, departure: Departure, asked: m.CancelAsked) -> None:
+        try:
+            await departure.cancel(asked)
+        except VmferryError as error:
+            log.info(STILL_RUNNING, migration=departure.job.migration, reason=error.reason.value)
+
+
+def unknown_vm(vm: str) -> VmferryError:
+    return VmferryError(
+        Reason.VM_UNKNOWN,
+        f"no VMM of the name {vm!r} is connected to this daemon.",
+        "List the machines; a VMM connects to the daemon's [vmm] socket.",
+    )
+
+
+def _has_memory(layout: MemoryLayout, gpa: Gpa) -> bool:
+    return any(region.gpa <= gpa < region.gpa + region.size for region in layout.regions)
