@@ -60,7 +60,7 @@ class Arrivals:
         del migration
         return self._world.host
 
-    async def prepare(
+    async def prepare(  # noqa: PLR0917 as in ports.Peer, and who asks
         self,
         migration: str,
         vm: str,

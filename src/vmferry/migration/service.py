@@ -1,5 +1,5 @@
-"""The core's face to `api/`, `ops/` and the wiring. Use it as a context: it takes up what a dead daemon left, runs jobs,
-and stops gracefully.
+"""The core's face to `api/`, `ops/` and the wiring. Use it as a context: it takes up what a dead daemon left, runs
+jobs, and stops gracefully.
 
     async with MigrationService(world) as service:
         …    # serve `service` (API), `service.arrivals` (Peer), `service.record_vmm_error` (VMMs)
@@ -21,11 +21,12 @@ import structlog
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
 from vmferry.migration.arrivals import Arrivals
+from vmferry.migration.changes import Bell
 from vmferry.migration.departure import Departure
 from vmferry.migration.jobs import Jobs
 from vmferry.migration.machines import Machine, machines
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Incoming, Job, LedgerEntry, MemoryLayout, Origin
+from vmferry.migration.model import TERMINAL, Incoming, Job, LedgerEntry, MemoryLayout, Origin, Outcome
 from vmferry.migration.ports import JournalEntry
 from vmferry.migration.world import Backoff, World
 from vmferry.units import LSB_4K, Gpa
@@ -51,6 +52,7 @@ class MigrationService:
         self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._ended = Bell()
         self.arrivals = Arrivals(world, self._errors, self._spawn)
         """What the Peer servicer calls: hello, prepare, ready, start, refuse, outcome, watch, finish."""
 
@@ -86,7 +88,7 @@ class MigrationService:
                     if departure.cancellable:
                         await self._cancel_quietly(departure, asked)
                 while self._departures:
-                    await asyncio.sleep(0.02)
+                    await self._ended.after(self._ended.count)
         except TimeoutError:
             log.warning(STILL_RUNNING, jobs=sorted(self._departures))
 
@@ -148,7 +150,7 @@ class MigrationService:
         identities = [vmm.identity for vmm in self._world.vmms.all()]
         jobs = await self._jobs.all()
         incomings = self.arrivals.all()
-        vms = {what.vm for what in (*identities, *jobs, *incomings)}
+        vms = {one.vm for one in identities} | {job.vm for job in jobs} | {record.vm for record in incomings}
         counts = {vm: len(await self._errors.ledger(vm)) for vm in vms}
         return machines(identities, jobs, incomings, counts)
 
@@ -196,7 +198,7 @@ class MigrationService:
         return changed[0] if changed else entry
 
     async def record_vmm_error(self, vm: str, entry: LedgerEntry) -> None:
-        """A VMM's `memory_error`: durable when it returns, then told to the pager that serves the VM, on either side."""
+        """A VMM's `memory_error`: durable when it returns; told to the pagers that serve the VM, on either side."""
         now = self._world.clock.now_us()
         if not entry.last_seen_us:
             entry = replace(entry, first_seen_us=now, last_seen_us=now)
@@ -223,7 +225,7 @@ class MigrationService:
                 Reason.VM_NOT_RUNNING, f"{vm} is {state} on this host.", "Only a running VM can be moved."
             )
         for record in self.arrivals.all():
-            if record.vm == vm and record.outcome is m.Outcome.RUNNING and not record.lost_reason:
+            if record.vm == vm and record.outcome is Outcome.RUNNING and not record.lost_reason:
                 raise VmferryError(
                     Reason.VM_ALREADY_MIGRATING,
                     f"{vm} is still arriving on this host by {record.migration}.",
@@ -264,6 +266,7 @@ class MigrationService:
             departure = Departure(self._world, self._jobs, self._errors, job, self._spawn)
             self._departures[migration] = departure
         self._departures.pop(migration, None)
+        self._ended.ring()
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks.create_task(self._guard(name, work), name=name)

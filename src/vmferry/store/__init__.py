@@ -1,0 +1,1 @@
+"""What must outlive the daemon: jobs with their revisions, journals, incoming migrations, ledgers. SQLite."""

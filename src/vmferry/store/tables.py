@@ -1,0 +1,60 @@
+"""The tables as the code uses them; `schema/versions/` makes them.
+
+A job, an incoming migration and a ledger entry are kept as JSON of their dataclass, beside the columns that queries
+need: a field that is added to the model with a default needs no change of the schema.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+job_revisions = Table(
+    "job_revisions",
+    metadata,
+    Column("revision", Integer, primary_key=True, autoincrement=True),
+    Column("migration", String(63), nullable=False),
+    Column("job", Text, nullable=False),
+    Index("job_revisions_by_migration", "migration", "revision"),
+    sqlite_autoincrement=True,
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("migration", String(63), primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+    Column("revision", Integer, ForeignKey("job_revisions.revision"), nullable=False),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("migration", String(63), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("data", Text, nullable=False),
+    Index("journal_by_migration", "migration", "number"),
+    sqlite_autoincrement=True,
+)
+
+incomings = Table(
+    "incomings",
+    metadata,
+    Column("migration", String(63), primary_key=True),
+    Column("incoming", Text, nullable=False),
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("revision", Integer, primary_key=True, autoincrement=True),
+    Column("vm", String(63), nullable=False),
+    Column("gpa", BigInteger, nullable=False),
+    Column("entry", Text, nullable=False),
+    Index("ledger_by_page", "vm", "gpa", "revision"),
+    sqlite_autoincrement=True,
+)
+"""Append-only: the entry of a page is the newest of its rows."""
