@@ -28,19 +28,21 @@ WAYS = ("clean", "known", "unknown", "during", "afterwards")
 BAD = 6
 DURING = 24
 
+# A guest that is quick stumbles over a page before the migration begins: only by one that is not it is left to be found.
+SLOW = ("idle", "paced", "paced", "idle")
+
 COMBINATIONS = [
-    (accel, backing, way, WORKLOADS[(number + index) % len(WORKLOADS)])
+    (accel, backing, way, SLOW[number] if way == "unknown" else WORKLOADS[(number + index) % len(WORKLOADS)])
     for number, (accel, backing) in enumerate(product(ACCELS, BACKINGS))
     for index, way in enumerate(WAYS)
 ]
 
 
 def test_the_combinations_meet_in_pairs():
-    for first, second in ((0, 1), (0, 2), (1, 2), (0, 3), (2, 3)):
+    for first, second in ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3)):
         seen = {(row[first], row[second]) for row in COMBINATIONS}
         values = [{row[column] for row in COMBINATIONS} for column in (first, second)]
-        missing = set(product(*values)) - seen
-        assert len(missing) <= (len(WORKLOADS) if 3 in (first, second) else 0), missing
+        assert set(product(*values)) == seen, (first, second)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,8 @@ async def test_move(pair: Pair, vm, accel, combination):
     if way in ("known", "unknown"):
         assert {error.gpa for error in course.ledger} == course.bad_before
         assert all(error.hop == 1 for error in course.ledger)
+    if way == "unknown" and workload == "idle":
+        assert {error.origin for error in course.ledger} == {common_pb2.ERROR_ORIGIN_READ}
     if way == "during":
         assert healed(evidence) | {error.gpa for error in course.ledger} >= course.bad_during
     if way == "afterwards":

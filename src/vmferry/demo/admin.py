@@ -45,6 +45,11 @@ class GuestReport:
     first_touch_us: tuple[tuple[str, float], ...] = ()
     fatal: str = ""
 
+    @property
+    def pages_touched_here(self) -> int:
+        """Pages that the guest has touched at least once since it runs on this host."""
+        return int(dict(self.first_touch_us).get("count", 0))
+
 
 def report_of(answer: dict[str, Any]) -> GuestReport:
     """Reads the answer to `report`; a field that is missing is a KeyError, never a zero that looks like success."""

@@ -19,8 +19,8 @@ from vmferry.v1.common_pb2 import MemoryError as LedgerError
 from vmferry.v1.common_pb2 import MemoryLayout
 from vmferry.v1.migrations_pb2 import PHASE_POSTCOPY, Migration
 
-SETTLE_S = 60.0
-"""For the guest to touch every page once more; a guest without pauses needs about a second."""
+SETTLE_S = 30.0
+"""For the guest to touch every page once more; a guest without pauses needs a second or two."""
 SOURCE_ENDS_S = 10.0
 
 Page = tuple[int, bool]
@@ -122,20 +122,23 @@ class Course:
         )
 
     async def _settle(self, first: GuestReport, settle_s: float) -> GuestReport:
-        """The last that the guest said. Not to get through in time is no fault by itself: `passes` tells."""
+        """The last that the guest said. Not to get through in time is no fault by itself: the result tells how far."""
         guest = self.cast.destination
         last = await report_or(guest, first)
         if self._idle:
             return last
+        machine = await self.cast.away.machine(guest.vm)
+        pages = len(workload_pages(machine.layout))
 
-        async def again() -> bool:
+        async def everywhere() -> bool:
             nonlocal last
             last = await report_or(guest, last)
-            # The pass that was under way when the guest arrived does not count: hence two.
-            return last.passes >= first.passes + 2 or not guest.process.alive
+            known_bad = {check.gpa for check in last.machine_checks}
+            done = last.pages_touched_here + len(known_bad) >= pages and last.touches > first.touches
+            return done or not guest.process.alive
 
         try:
-            await until("the guest to touch every page again", again, settle_s)
+            await until("the guest to touch every page again", everywhere, settle_s)
         except StageError:
             return last
         return last

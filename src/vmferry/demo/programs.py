@@ -35,7 +35,7 @@ def find_program(name: str) -> Path:
         return Path(on_path)
     looked = ", ".join(map(str, places))
     raise ProgramMissingError(
-        Reason.INTERNAL, f"{name} is neither in {looked} nor on PATH.", "Install the wheel: `make build`."
+        Reason.INTERNAL, f"{name} is neither in {looked} nor on PATH.", "Install the wheel: `make setup`."
     )
 
 

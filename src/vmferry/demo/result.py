@@ -59,6 +59,7 @@ class DemoResult:
                 "touches": end.touches,
                 "touches_on_destination": end.touches - self.evidence.at_source.touches,
                 "passes": end.passes,
+                "pages_touched_on_destination": end.pages_touched_here,
                 "wrong_bytes": end.wrong_bytes,
                 "first_touch_us": dict(end.first_touch_us),
                 "machine_checks": self._checks(),

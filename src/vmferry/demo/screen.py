@@ -37,7 +37,11 @@ def print_result(result: DemoResult, console: Console) -> None:
                 f"{poisoned['before']} before, {poisoned['during']} during postcopy, of which {poisoned['healed']} "
                 "had their good copy there already (healed)",
             ),
-            ("guest touched", f"{guest['touches']} pages, {guest['touches_on_destination']} of them here"),
+            (
+                "guest verified",
+                f"{guest['touches']} times a page, {guest['touches_on_destination']} of them on the destination, "
+                f"{guest['pages_touched_on_destination']} different pages there",
+            ),
             ("wrong bytes", str(guest["wrong_bytes"])),
             ("source runs", "yes" if result.evidence.source_running else "no"),
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from vmferry.cli.probe import host, kvm, userfaultfd
 from vmferry.cli.probe.finding import Finding, warn
 
-REINSTALL = "Install the wheel of vmferry (`make build`), which carries it."
+REINSTALL = "Install the wheel of vmferry (`make setup`), which carries it."
 
 CHECKS: Sequence[Callable[[], Finding]] = (
     host.check_kernel,
