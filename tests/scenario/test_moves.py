@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from combinations import ACCELS, BACKINGS, COMBINATIONS
 from harness import SOON_S, Pair, cast, differing, goes_on, pages_of, read_memory, report, shape, told
 
 from vmferry.demo.course import Course
-from vmferry.demo.options import WORKLOADS
 from vmferry.demo.stage import until
 from vmferry.demo.verdict import healed, problems
 from vmferry.units import MIB
@@ -22,27 +22,8 @@ from vmferry.v1 import common_pb2
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
-ACCELS = ("kvm", "process")
-BACKINGS = ("anonymous", "memfd")
-WAYS = ("clean", "known", "unknown", "during", "afterwards")
 BAD = 6
 DURING = 24
-
-# A guest that is quick stumbles over a page before the migration begins: only by one that is not it is left to be found.
-SLOW = ("idle", "paced", "paced", "idle")
-
-COMBINATIONS = [
-    (accel, backing, way, SLOW[number] if way == "unknown" else WORKLOADS[(number + index) % len(WORKLOADS)])
-    for number, (accel, backing) in enumerate(product(ACCELS, BACKINGS))
-    for index, way in enumerate(WAYS)
-]
-
-
-def test_the_combinations_meet_in_pairs():
-    for first, second in ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3)):
-        seen = {(row[first], row[second]) for row in COMBINATIONS}
-        values = [{row[column] for row in COMBINATIONS} for column in (first, second)]
-        assert set(product(*values)) == seen, (first, second)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""What a move is tried with: every accelerator and backing meets every way to go bad; the workloads go round."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from vmferry.demo.options import WORKLOADS
+
+ACCELS = ("kvm", "process")
+BACKINGS = ("anonymous", "memfd")
+WAYS = ("clean", "known", "unknown", "during", "afterwards")
+
+SLOW = ("idle", "paced", "paced", "idle")
+"""A guest that is quick stumbles over a bad page before the migration begins: these leave it to be found by reading."""
+
+COMBINATIONS = [
+    (accel, backing, way, SLOW[number] if way == "unknown" else WORKLOADS[(number + index) % len(WORKLOADS)])
+    for number, (accel, backing) in enumerate(product(ACCELS, BACKINGS))
+    for index, way in enumerate(WAYS)
+]
