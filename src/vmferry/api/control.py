@@ -6,37 +6,10 @@ Each method raises `VmferryError` with the reason that the caller is told.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
-from vmferry.migration.model import Job, LedgerEntry, MemoryLayout, PageProgress
-
-
-class MachineState(StrEnum):
-    """`MachineState` of machines.proto, without its prefix."""
-
-    RUNNING = "RUNNING"
-    INCOMING = "INCOMING"
-    MIGRATING_OUT = "MIGRATING_OUT"
-    MIGRATING_IN = "MIGRATING_IN"
-    MOVED = "MOVED"
-    DISCONNECTED = "DISCONNECTED"
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A VM that this daemon knows. `layout` has no regions while the VM has none; `progress`: incoming only."""
-
-    vm: str
-    state: MachineState
-    layout: MemoryLayout
-    vcpus: int
-    platform: str
-    memory_errors: int
-    migration: str
-    vmm_pid: int
-    progress: PageProgress | None
+from vmferry.migration.machines import Machine
+from vmferry.migration.model import Job, LedgerEntry
 
 
 class MigrationControl(Protocol):

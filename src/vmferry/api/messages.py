@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmferry import wire
-from vmferry.api.control import Machine, MachineState
+from vmferry.migration.machines import Machine, MachineState
 from vmferry.migration.model import Job, Phase
 from vmferry.v1 import machines_pb2, migrations_pb2
 

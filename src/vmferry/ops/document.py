@@ -76,14 +76,15 @@ def _job(job: Job, rates: Rates, now_s: float, now_us: int) -> Document:
 
 
 def _incoming(incoming: Incoming, rates: Rates, now_s: float) -> Document:
-    ended = incoming.outcome in (Outcome.COMPLETED, Outcome.REFUSED)
+    ended = incoming.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or bool(incoming.lost_reason)
     return {
         "migration": incoming.migration,
         "vm": incoming.vm,
         "source_host": incoming.source_host,
         "outcome": str(incoming.outcome),
         "ended": ended,
-        "reason": incoming.reason,
+        "reason": incoming.lost_reason or incoming.paused_reason or incoming.reason,
+        "lost": bool(incoming.lost_reason),
         "rate_bytes_s": 0.0
         if ended
         else rates.observe(f"in/{incoming.migration}", incoming.progress.bytes_received, now_s),

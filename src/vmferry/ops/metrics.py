@@ -134,7 +134,11 @@ def _pages(state: State) -> Iterable[Metric]:
 def _under_way(state: State) -> dict[str, list[Latency]]:
     return {
         "source": [job.progress.first_touch for job in state.jobs if job.phase not in TERMINAL],
-        "destination": [i.progress.first_touch for i in state.incomings if i.outcome is Outcome.RUNNING],
+        "destination": [
+            incoming.progress.first_touch
+            for incoming in state.incomings
+            if incoming.outcome is Outcome.RUNNING and not incoming.lost_reason
+        ],
     }
 
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from vmferry.api.control import Machine, MachineState
 from vmferry.errors import Reason, VmferryError
+from vmferry.migration.machines import Machine, MachineState
 from vmferry.migration.model import TERMINAL, Backing, Job, LedgerEntry, MemoryLayout, MemoryRegion, Origin
 from vmferry.units import Gpa
 

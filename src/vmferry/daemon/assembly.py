@@ -1,0 +1,102 @@
+"""The only place where the adapters meet the core: store, VMMs, pagers and peers are plugged together here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+
+from vmferry.daemon.config import Config
+from vmferry.daemon.host_state import HostState
+from vmferry.migration.arrivals import Arrivals
+from vmferry.migration.model import LedgerEntry
+from vmferry.migration.ports import Store
+from vmferry.migration.service import MigrationService
+from vmferry.migration.world import SystemClock, Timeouts, World
+from vmferry.pager.client import LaneSettings, PagerSettings
+from vmferry.pager.process import PagerProcesses
+from vmferry.peer.client import GrpcPeers
+from vmferry.store.sqlite import open_store
+from vmferry.vmm.server import VmmCallbacks, VmmServer
+
+
+class HostCore:
+    """Implements `core.Core`: the service and what it stands on."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        clock = SystemClock()
+        self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(on_memory_error=self._record), clock.now_us)
+        lanes = LaneSettings(config.pages.ip, config.pages.ports, config.pages.demand_timeout_s)
+        self.pagers = PagerProcesses(config.runtime_dir, config.pager_program, PagerSettings(lanes))
+        self._service = MigrationService(
+            World(
+                host=config.host,
+                store=store,
+                vmms=self._vmms,
+                pagers=self.pagers,
+                peers=GrpcPeers(config.host),
+                clock=clock,
+                timeouts=Timeouts(stop_s=config.timeouts.stop_s),
+            )
+        )
+        self._state = HostState(config.host, self._service)
+        self._running = asyncio.Event()
+
+    @property
+    def migrations(self) -> MigrationService:
+        return self._service
+
+    @property
+    def machines(self) -> MigrationService:
+        return self._service
+
+    @property
+    def incoming(self) -> Arrivals:
+        return self._service.arrivals
+
+    @property
+    def state(self) -> HostState:
+        return self._state
+
+    def services(self) -> Mapping[str, Coroutine[object, object, None]]:
+        return {"vmms": self._vmms.serve(), "migrations": self._run()}
+
+    async def started(self) -> None:
+        await self._vmms.listening.wait()
+        await self._running.wait()
+
+    async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
+        """`limit_s` bounds the service's own stop as well (`World.timeouts`); here it bounds what could hang in it."""
+        stopping = asyncio.create_task(self._service.stop(), name="drain")
+        hurried = asyncio.create_task(hurry.wait(), name="hurry")
+        try:
+            await asyncio.wait({stopping, hurried}, timeout=limit_s + 1.0, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (stopping, hurried):
+                task.cancel()
+            await asyncio.gather(stopping, hurried, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """Takes up what an earlier daemon left, and runs jobs, until it is cancelled: pagers live on."""
+        await self._vmms.listening.wait()
+        async with self._service:
+            self._running.set()
+            await asyncio.Event().wait()
+
+    async def _record(self, vm: str, entry: LedgerEntry) -> None:
+        await self._running.wait()
+        await self._service.record_vmm_error(vm, entry)
+
+
+@asynccontextmanager
+async def assemble(config: Config) -> AsyncIterator[HostCore]:
+    """Opens the store and makes the parts. Raises: VmferryError STORE_FAILED."""
+    store = await open_store(config.database)
+    try:
+        core = HostCore(config, store)
+        try:
+            yield core
+        finally:
+            await core.pagers.close()
+    finally:
+        await store.close()

@@ -1,0 +1,79 @@
+"""The service's figures as the ops endpoint reads them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.machines import Machine
+from vmferry.migration.model import Incoming, Job, LedgerEntry
+from vmferry.migration.ports import JournalEntry
+from vmferry.migration.service import MigrationService
+from vmferry.ops.state import EventView, MachineView, State
+
+EVENTS_SHOWN = 100
+JOURNALS_READ = 20
+"""Of so many migrations, the newest, events are shown."""
+
+
+class HostState:
+    """Implements `ops.state.StateSource`."""
+
+    def __init__(self, host: str, service: MigrationService) -> None:
+        self._host = host
+        self._service = service
+
+    async def state(self) -> State:
+        machines = await self._service.machines()
+        jobs = await self._service.jobs()
+        incomings = await self._service.incomings()
+        vms = sorted({machine.vm for machine in machines} | {job.vm for job in jobs} | {one.vm for one in incomings})
+        return State(
+            host=self._host,
+            at_us=time.time_ns() // 1000,
+            machines=tuple(_view(machine) for machine in machines),
+            jobs=tuple(jobs),
+            incomings=tuple(incomings),
+            ledgers={vm: await self._ledger(vm) for vm in vms if vm},
+            events=await self._events(jobs, incomings),
+        )
+
+    async def _ledger(self, vm: str) -> tuple[LedgerEntry, ...]:
+        try:
+            return tuple(await self._service.ledger(vm))
+        except VmferryError as error:
+            if error.reason is Reason.VM_UNKNOWN:
+                return ()
+            raise
+
+    async def _events(self, jobs: Sequence[Job], incomings: Sequence[Incoming]) -> tuple[EventView, ...]:
+        newest = sorted(jobs, key=lambda job: -job.created_us)[:JOURNALS_READ]
+        arrived = sorted(incomings, key=lambda incoming: -incoming.started_us)[:JOURNALS_READ]
+        names = {job.migration for job in newest} | {incoming.migration for incoming in arrived}
+        entries: list[JournalEntry] = []
+        for name in names:
+            entries += await self._service.events(name)
+        entries.sort(key=lambda entry: -entry.at_us)
+        return tuple(
+            EventView(entry.at_us, entry.migration, entry.kind, _words(entry.data.items()))
+            for entry in entries[:EVENTS_SHOWN]
+        )
+
+
+def _words(data: Iterable[tuple[str, object]]) -> str:
+    """`key value` of what is short enough to read."""
+    return ", ".join(f"{key} {value}" for key, value in data if isinstance(value, str | int | float) and value != "")
+
+
+def _view(machine: Machine) -> MachineView:
+    return MachineView(
+        vm=machine.vm,
+        state=machine.state,
+        vcpus=machine.vcpus,
+        platform=machine.platform,
+        memory_bytes=sum(region.size for region in machine.layout.regions),
+        vmm_pid=machine.vmm_pid,
+        migration=machine.migration,
+        progress=machine.progress,
+    )
