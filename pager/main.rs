@@ -1,2 +1,5 @@
 //! The pager program.
-fn main() {}
+
+fn main() -> std::io::Result<()> {
+    vmferry_pager::program::run()
+}

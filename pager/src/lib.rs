@@ -4,13 +4,26 @@
 
 pub mod guest_memory;
 pub mod attached;
+pub mod control;
+pub mod demand;
 pub mod descriptors;
+pub mod destination;
 pub mod events;
+pub mod fault_loop;
 pub mod histogram;
+pub mod install;
+pub mod memory_message;
+pub mod memory_socket;
 pub mod page_file;
 pub mod page_table;
+pub mod pager;
 pub mod placement;
+pub mod program;
+pub mod push;
 pub mod region_map;
+pub mod resolver;
+pub mod run;
+pub mod teller;
 pub mod userfaultfd;
 pub mod serve;
 

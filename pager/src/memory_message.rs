@@ -1,0 +1,282 @@
+//! The one message of a VMM on the memory socket, parsed and held against the expected layout. Pure: descriptors are
+//! numbers here.
+
+use serde_json::{Map, Value};
+
+use crate::region_map::{Backing, Hva, Layout};
+
+/// Longest message, in bytes.
+pub const LONGEST: usize = 64 << 10;
+/// Most descriptors.
+pub const MOST_DESCRIPTORS: usize = 64;
+/// Version of the protocol.
+pub const VERSION: u64 = 1;
+
+/// Why a message is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct Refusal {
+    /// Which field, e.g. `regions[1].size`; `message` for the message itself, `descriptors` for those.
+    pub field: String,
+    /// The actual value and what is required.
+    pub message: String,
+}
+
+impl Refusal {
+    /// Names a field.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// What the pager expects of the VMM.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Name of the VM.
+    pub vm: String,
+    /// True for a destination.
+    pub destination: bool,
+    /// Its layout.
+    pub layout: Layout,
+}
+
+/// A message that fits: which descriptor is what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handover {
+    /// The VMM's process; `None` in Firecracker's form (the peer of the socket).
+    pub pid: Option<u32>,
+    /// Index of the userfaultfd.
+    pub uffd: Option<usize>,
+    /// The regions, in the order of the layout.
+    pub regions: Vec<RegionPlace>,
+    /// Firecracker's form: nothing is ever sent back.
+    pub silent: bool,
+}
+
+/// Where a region is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionPlace {
+    /// First byte.
+    pub hva: Hva,
+    /// Index of its file's descriptor, and the offset in it.
+    pub file: Option<(usize, u64)>,
+}
+
+/// Whether bytes are a whole JSON value yet.
+///
+/// # Errors
+/// They never will be: not JSON, or something follows it.
+pub fn complete(bytes: &[u8]) -> Result<Option<Value>, Refusal> {
+    let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Value>();
+    match values.next() {
+        None => Ok(None),
+        Some(Err(error)) if error.is_eof() => Ok(None),
+        Some(Err(error)) => Err(Refusal::new("message", format!("is not JSON: {error}"))),
+        Some(Ok(value)) if value.is_object() || value.is_array() => {
+            let rest = &bytes[values.byte_offset()..];
+            match rest.iter().all(u8::is_ascii_whitespace) {
+                true => Ok(Some(value)),
+                false => Err(Refusal::new("message", format!("{} bytes follow the JSON value", rest.len()))),
+            }
+        }
+        Some(Ok(_)) => Err(Refusal::new("message", "is neither an object nor an array")),
+    }
+}
+
+/// Holds a message against what is expected.
+///
+/// # Errors
+/// [`Refusal`] names the first field that does not fit.
+pub fn fit(message: &Value, descriptors: usize, expected: &Expected) -> Result<Handover, Refusal> {
+    if descriptors > MOST_DESCRIPTORS {
+        return Err(Refusal::new("descriptors", format!("{descriptors} are more than {MOST_DESCRIPTORS}")));
+    }
+    let handover = match message {
+        Value::Array(regions) => firecracker(regions, expected)?,
+        Value::Object(object) => full(object, expected)?,
+        _ => return Err(Refusal::new("message", "is neither an object nor an array")),
+    };
+    let files = handover.regions.iter().zip(0..).filter_map(|(r, i)| Some((format!("regions[{i}].fd"), r.file?.0)));
+    let mut unnamed: Vec<bool> = vec![true; descriptors];
+    for (field, index) in handover.uffd.map(|index| ("uffd".to_owned(), index)).into_iter().chain(files) {
+        match unnamed.get_mut(index) {
+            Some(slot) => *slot = false,
+            None => {
+                return Err(Refusal::new(field, format!("descriptor {index} is missing: {descriptors} were sent")));
+            }
+        }
+    }
+    if let Some(index) = unnamed.iter().position(|unnamed| *unnamed) {
+        return Err(Refusal::new("descriptors", format!("no field names descriptor {index}")));
+    }
+    Ok(handover)
+}
+
+fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Refusal> {
+    let top = Fields { object, prefix: String::new() };
+    let version = top.number("version")?;
+    if version != VERSION {
+        return Err(Refusal::new("version", format!("{version} is not {VERSION}")));
+    }
+    top.is("vm", &expected.vm)?;
+    top.is("role", if expected.destination { "destination" } else { "source" })?;
+    let pid = top.number("pid")?;
+    let pid = u32::try_from(pid).ok().filter(|pid| (1..=i32::MAX as u32).contains(pid));
+    let pid = pid.ok_or_else(|| Refusal::new("pid", "is no process id"))?;
+    let uffd = match (object.contains_key("uffd"), expected.destination) {
+        (true, true) => Some(top.index("uffd")?),
+        (false, false) => None,
+        (true, false) => return Err(Refusal::new("uffd", "a source has none")),
+        (false, true) => return Err(Refusal::new("uffd", "is missing: a destination needs one")),
+    };
+    let regions = match object.get("regions") {
+        Some(Value::Array(regions)) => regions,
+        Some(_) => return Err(Refusal::new("regions", "is not an array")),
+        None => return Err(Refusal::new("regions", "is missing")),
+    };
+    count_fits(regions.len(), expected)?;
+    let mut places = Vec::new();
+    for (index, (value, region)) in regions.iter().zip(expected.layout.regions()).enumerate() {
+        let fields = Fields::of(value, format!("regions[{index}]"))?;
+        fields.number_is("gpa", region.gpa.0)?;
+        fields.number_is("size", region.size)?;
+        fields.number_is("page_size", region.page_size)?;
+        let backing = match region.backing {
+            Backing::Anonymous => "anonymous",
+            Backing::Memfd => "memfd",
+        };
+        fields.is("backing", backing)?;
+        let file = match region.backing {
+            Backing::Memfd => Some((fields.index("fd")?, fields.number("offset")?)),
+            Backing::Anonymous if fields.object.contains_key("fd") => {
+                return Err(Refusal::new(fields.name("fd"), "anonymous memory has none"));
+            }
+            Backing::Anonymous => None,
+        };
+        if let Some((_, offset)) = file
+            && !offset.is_multiple_of(region.page_size)
+        {
+            return Err(Refusal::new(fields.name("offset"), format!("{offset:#x} is not aligned")));
+        }
+        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file });
+    }
+    apart(&places, &expected.layout)?;
+    Ok(Handover { pid: Some(pid), uffd, regions: places, silent: false })
+}
+
+/// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
+fn firecracker(regions: &[Value], expected: &Expected) -> Result<Handover, Refusal> {
+    if !expected.destination {
+        return Err(Refusal::new("role", "a bare array is a destination, not a source"));
+    }
+    count_fits(regions.len(), expected)?;
+    let mut found = Vec::new();
+    for (index, value) in regions.iter().enumerate() {
+        let fields = Fields::of(value, format!("[{index}]"))?;
+        found.push((fields.number("offset")?, fields));
+    }
+    found.sort_by_key(|(offset, _)| *offset);
+    let mut sum = 0;
+    let mut places = Vec::new();
+    for ((offset, fields), region) in found.into_iter().zip(expected.layout.regions()) {
+        if offset != sum {
+            let message = format!("{offset:#x} is not {sum:#x}, the sum of the sizes before");
+            return Err(Refusal::new(fields.name("offset"), message));
+        }
+        fields.number_is("size", region.size)?;
+        fields.number_is("page_size", region.page_size)?;
+        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file: None });
+        sum += region.size;
+    }
+    apart(&places, &expected.layout)?;
+    Ok(Handover { pid: None, uffd: Some(0), regions: places, silent: true })
+}
+
+fn count_fits(count: usize, expected: &Expected) -> Result<(), Refusal> {
+    let needed = expected.layout.regions().len();
+    match count == needed {
+        true => Ok(()),
+        false => Err(Refusal::new("regions", format!("{count} regions are not the {needed} of the layout"))),
+    }
+}
+
+fn apart(places: &[RegionPlace], layout: &Layout) -> Result<(), Refusal> {
+    let mut ranges: Vec<_> =
+        places.iter().zip(layout.regions()).enumerate().map(|(i, (p, r))| (p.hva.0, p.hva.0 + r.size, i)).collect();
+    ranges.sort_unstable();
+    match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+        None => Ok(()),
+        Some(pair) => {
+            let field = format!("regions[{}].base_host_virt_addr", pair[1].2);
+            Err(Refusal::new(field, format!("{:#x} lies in region {}", pair[1].0, pair[0].2)))
+        }
+    }
+}
+
+/// The fields of an object, which know their own names.
+struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    prefix: String,
+}
+
+impl<'a> Fields<'a> {
+    fn of(value: &'a Value, prefix: String) -> Result<Self, Refusal> {
+        match value {
+            Value::Object(object) => Ok(Self { object, prefix }),
+            _ => Err(Refusal::new(prefix, "is not an object")),
+        }
+    }
+
+    fn name(&self, field: &str) -> String {
+        if self.prefix.is_empty() { field.to_owned() } else { format!("{}.{field}", self.prefix) }
+    }
+
+    fn get(&self, field: &str) -> Result<&Value, Refusal> {
+        self.object.get(field).ok_or_else(|| Refusal::new(self.name(field), "is missing"))
+    }
+
+    fn number(&self, field: &str) -> Result<u64, Refusal> {
+        let value = self.get(field)?;
+        value.as_u64().ok_or_else(|| Refusal::new(self.name(field), "is not an integer of 0 to 2^64-1"))
+    }
+
+    fn index(&self, field: &str) -> Result<usize, Refusal> {
+        let number = self.number(field)?;
+        usize::try_from(number).map_err(|_| Refusal::new(self.name(field), format!("{number} is no descriptor")))
+    }
+
+    fn number_is(&self, field: &str, needed: u64) -> Result<(), Refusal> {
+        let number = self.number(field)?;
+        match number == needed {
+            true => Ok(()),
+            false => Err(Refusal::new(self.name(field), format!("{number:#x} is not {needed:#x}, that of the layout"))),
+        }
+    }
+
+    fn is(&self, field: &str, needed: &str) -> Result<(), Refusal> {
+        match self.get(field)? {
+            Value::String(text) if text == needed => Ok(()),
+            Value::String(text) => {
+                let text: String = text.chars().take(80).collect();
+                Err(Refusal::new(self.name(field), format!("{text:?} is not {needed:?}")))
+            }
+            _ => Err(Refusal::new(self.name(field), "is not a string")),
+        }
+    }
+
+    fn hva(&self, size: u64, page_size: u64) -> Result<Hva, Refusal> {
+        let name = "base_host_virt_addr";
+        let hva = self.number(name)?;
+        if !hva.is_multiple_of(page_size) {
+            return Err(Refusal::new(self.name(name), format!("{hva:#x} is not aligned to {page_size:#x}")));
+        }
+        match hva.checked_add(size) {
+            Some(_) => Ok(Hva(hva)),
+            None => Err(Refusal::new(self.name(name), format!("{hva:#x} ends beyond 2^64"))),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "memory_message_tests.rs"]
+mod tests;

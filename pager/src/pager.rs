@@ -1,0 +1,333 @@
+//! What this process is and holds: shared by the control service and the memory socket.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as Short, MutexGuard, PoisonError};
+
+use tokio::sync::{Mutex, oneshot, watch};
+use tonic::Status;
+
+use crate::attached::AttachedMemory;
+use crate::destination::{Command, Destination, Snapshot, feature_names, needed_features};
+use crate::events::EventLog;
+use crate::memory_message::Expected;
+use crate::proto::pager_event::Event;
+use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEvent, PagerRole, PagerStatus};
+use crate::region_map::Layout;
+use crate::serve::SourceServer;
+use crate::teller::Teller;
+use crate::userfaultfd::probe;
+
+/// A source that serves lanes.
+#[derive(Debug)]
+pub struct Source {
+    /// Serves pages.
+    pub server: SourceServer,
+    /// Where lanes connect.
+    pub address: SocketAddr,
+    token: String,
+    /// Dropping it ends the service.
+    _stop: oneshot::Sender<()>,
+}
+
+/// What the pager was configured as.
+#[derive(Debug)]
+pub enum Mode {
+    /// Nothing yet.
+    Unconfigured,
+    /// Serves pages.
+    Source(Source),
+    /// Takes pages.
+    Destination(Layout, Destination),
+}
+
+/// The VMM's memory connection.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStatus {
+    /// A VMM is attached.
+    pub attached: bool,
+    /// Its process; that of the last one after it hung up.
+    pub vmm_pid: u32,
+    /// Why one was refused or lost.
+    pub reason: String,
+}
+
+/// The pager of one VM on one side.
+#[derive(Debug)]
+pub struct Pager {
+    /// Name of the VM.
+    pub vm: String,
+    /// Which side.
+    pub role: PagerRole,
+    /// `pager.sock`, `memory.sock` and `pages` are there.
+    pub directory: PathBuf,
+    /// Its events.
+    pub events: EventLog,
+    /// True once the process is to end.
+    end: watch::Sender<bool>,
+    mode: Mutex<Mode>,
+    memory: Short<MemoryStatus>,
+}
+
+impl Pager {
+    /// Unconfigured.
+    pub fn new(vm: String, role: PagerRole, directory: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            vm,
+            role,
+            directory,
+            events: EventLog::default(),
+            end: watch::Sender::new(false),
+            mode: Mutex::new(Mode::Unconfigured),
+            memory: Short::default(),
+        })
+    }
+
+    fn memory(&self) -> MutexGuard<'_, MemoryStatus> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn requires(&self, role: PagerRole) -> Result<(), Status> {
+        if self.role == role {
+            return Ok(());
+        }
+        let (is, needs) = (self.role.as_str_name(), role.as_str_name());
+        Err(Status::failed_precondition(format!("this pager's role is {is}, the call needs {needs}")))
+    }
+
+    /// The server of a source.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: not a source, or not configured.
+    pub async fn server(&self) -> Result<SourceServer, Status> {
+        self.requires(PagerRole::Source)?;
+        match &*self.mode.lock().await {
+            Mode::Source(source) => Ok(source.server.clone()),
+            _ => Err(Status::failed_precondition("ServeSource comes first")),
+        }
+    }
+
+    /// The page path of a destination.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: not a destination, or not configured.
+    pub async fn destination(&self) -> Result<Destination, Status> {
+        self.requires(PagerRole::Destination)?;
+        match &*self.mode.lock().await {
+            Mode::Destination(_, destination) => Ok(destination.clone()),
+            _ => Err(Status::failed_precondition("ExpectDestination comes first")),
+        }
+    }
+
+    /// Becomes a source: opens a port and serves lanes on a thread of its own. Repeated: the same address.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`, `ALREADY_EXISTS` (configured otherwise), `RESOURCE_EXHAUSTED` (no free port).
+    pub async fn serve_source(
+        &self,
+        layout: Layout,
+        ip: IpAddr,
+        ports: std::ops::Range<u16>,
+        token: String,
+    ) -> Result<SocketAddr, Status> {
+        self.requires(PagerRole::Source)?;
+        let mut mode = self.mode.lock().await;
+        if let Mode::Source(source) = &*mode {
+            return match *source.server.layout() == layout && source.token == token && source.address.ip() == ip {
+                true => Ok(source.address),
+                false => Err(Status::already_exists(format!("serves another layout or token at {}", source.address))),
+            };
+        }
+        let listener = listen(ip, ports)?;
+        let address = listener.local_addr().map_err(|e| Status::internal(format!("local address: {e}")))?;
+        let server = SourceServer::new(layout, token.clone());
+        let (stop, stopped) = oneshot::channel();
+        let (serving, events) = (server.clone(), self.events.clone());
+        let run = move || {
+            let outcome = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+                runtime.block_on(async {
+                    let listener = tokio::net::TcpListener::from_std(listener)?;
+                    serving.serve(listener, async { drop(stopped.await) }).await
+                })
+            });
+            if let Err(error) = outcome {
+                events.append(Event::Failed(FailedEvent { reason: format!("lanes at {address}: {error}") }));
+            }
+        };
+        let spawned = std::thread::Builder::new().name("lanes".into()).spawn(run);
+        spawned.map_err(|e| Status::resource_exhausted(format!("thread: {e}")))?;
+        *mode = Mode::Source(Source { server, address, token, _stop: stop });
+        Ok(address)
+    }
+
+    /// Becomes a destination. Repeated: the same features.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` (role, kernel, foreign page table), `ALREADY_EXISTS` (another layout before).
+    pub async fn expect_destination(&self, layout: Layout) -> Result<Vec<String>, Status> {
+        self.requires(PagerRole::Destination)?;
+        let features = needed_features(&layout);
+        let mut mode = self.mode.lock().await;
+        if let Mode::Destination(expected, _) = &*mode {
+            return match *expected == layout {
+                true => Ok(feature_names(features)),
+                false => Err(Status::already_exists("another layout is expected already")),
+            };
+        }
+        probe(features).map_err(Status::failed_precondition)?;
+        let started = Destination::start(&layout, &self.directory.join("pages"), self.events.clone());
+        let destination = started.map_err(|e| {
+            let cause = std::error::Error::source(&e).map(|c| format!(": {c}")).unwrap_or_default();
+            Status::failed_precondition(format!("{e}{cause}"))
+        })?;
+        *mode = Mode::Destination(layout, destination);
+        Ok(feature_names(features))
+    }
+
+    /// What a VMM must hand over; `None` before the pager is configured.
+    pub async fn expected(&self) -> Option<Expected> {
+        let (destination, layout) = match &*self.mode.lock().await {
+            Mode::Unconfigured => return None,
+            Mode::Source(source) => (false, source.server.layout().clone()),
+            Mode::Destination(layout, _) => (true, layout.clone()),
+        };
+        Some(Expected { vm: self.vm.clone(), destination, layout })
+    }
+
+    /// Takes the VMM's memory and tells it so.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub async fn attach(&self, memory: AttachedMemory, teller: Option<Teller>) -> Result<(), String> {
+        let vmm_pid = memory.vmm_pid;
+        let destination = match &*self.mode.lock().await {
+            Mode::Unconfigured => return Err("the pager expects no memory yet".into()),
+            Mode::Source(source) => {
+                source.server.attach(memory).map_err(|e| e.to_string())?;
+                None
+            }
+            Mode::Destination(_, destination) => Some((destination.clone(), memory)),
+        };
+        // Before the VMM is told: whoever it tells in turn finds the memory attached.
+        match destination {
+            None => {
+                self.attached(vmm_pid);
+                let told = teller.map_or(Ok(()), |teller| teller.attached());
+                told.map_err(|e| format!("the VMM cannot be answered: {e}"))
+            }
+            Some((destination, memory)) => {
+                let taken = destination.ask(|answer| Command::Attach(memory, teller, answer)).await;
+                taken.map_err(|status| status.message().to_owned())??;
+                self.attached(vmm_pid);
+                Ok(())
+            }
+        }
+    }
+
+    fn attached(&self, vmm_pid: u32) {
+        *self.memory() = MemoryStatus { attached: true, vmm_pid, reason: String::new() };
+        self.events.append(Event::MemoryAttached(MemoryAttachedEvent { vmm_pid }));
+        tracing::info!(vmm_pid, "pager.memory_attached");
+    }
+
+    /// Whether a VMM is attached.
+    pub fn is_attached(&self) -> bool {
+        self.memory().attached
+    }
+
+    /// A VMM was refused.
+    pub fn refused(&self, reason: String) {
+        tracing::warn!(reason, "pager.memory_refused");
+        self.memory().reason = reason;
+    }
+
+    /// The attached VMM hung up.
+    pub async fn detached(&self, reason: String) {
+        tracing::warn!(reason, "pager.memory_detached");
+        {
+            let mut memory = self.memory();
+            memory.attached = false;
+            memory.reason.clone_from(&reason);
+        }
+        if let Ok(destination) = self.destination().await {
+            destination.send(Command::HangUp);
+        }
+        self.events.append(Event::MemoryDetached(MemoryDetachedEvent { reason }));
+    }
+
+    /// What GetStatus answers.
+    ///
+    /// # Errors
+    /// `INTERNAL`: the page path is gone.
+    pub async fn status(&self) -> Result<PagerStatus, Status> {
+        let memory = self.memory().clone();
+        let mut status = PagerStatus {
+            vm: self.vm.clone(),
+            role: self.role.into(),
+            pid: std::process::id(),
+            memory_attached: memory.attached,
+            vmm_pid: memory.vmm_pid,
+            memory_reason: memory.reason,
+            link: LinkState::Idle.into(),
+            newest_event: self.events.newest(),
+            ..PagerStatus::default()
+        };
+        if let Ok(server) = self.server().await {
+            status.frozen = server.is_frozen();
+            (status.pages_served, status.bytes_served) = server.served();
+        }
+        if let Mode::Source(source) = &*self.mode.lock().await {
+            status.lane_address = source.address.to_string();
+        }
+        if let Some(snapshot) = self.snapshot().await? {
+            status.all_present = snapshot.progress.absent == 0;
+            status.link = snapshot.link.into();
+            status.link_reason = snapshot.link_reason;
+            status.progress = Some(snapshot.progress);
+        }
+        Ok(status)
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, Status> {
+        match self.destination().await {
+            Ok(destination) => destination.ask(Command::Look).await.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Why ending now would harm a guest; `None` if it would not.
+    pub async fn guards(&self) -> Option<String> {
+        let progress = self.snapshot().await.ok().flatten()?.progress;
+        // Before a VMM attached there is no guest.
+        if self.memory().vmm_pid == 0 || (progress.absent == 0 && progress.poison == 0) {
+            return None;
+        }
+        Some(format!("{} pages are absent and {} poisoned ones are guarded", progress.absent, progress.poison))
+    }
+
+    /// Ends the process: the page table goes with it.
+    pub async fn shut_down(&self) {
+        if let Ok(destination) = self.destination().await {
+            let _ = destination.ask(Command::End).await;
+        }
+        self.end.send_replace(true);
+    }
+
+    /// Waits until the process is to end.
+    pub async fn ended(&self) {
+        let _ = self.end.subscribe().wait_for(|end| *end).await;
+    }
+}
+
+fn listen(ip: IpAddr, ports: std::ops::Range<u16>) -> Result<TcpListener, Status> {
+    let mut last = None;
+    for port in ports.clone() {
+        match TcpListener::bind((ip, port)).and_then(|l| l.set_nonblocking(true).map(|()| l)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => last = Some(error),
+            Err(error) => return Err(Status::invalid_argument(format!("listen at {ip}:{port}: {error}"))),
+        }
+    }
+    let why = last.map_or_else(|| "the range is empty".to_owned(), |e| e.to_string());
+    Err(Status::resource_exhausted(format!("no free port in [{}, {}) of {ip}: {why}", ports.start, ports.end)))
+}

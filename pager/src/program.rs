@@ -1,0 +1,101 @@
+//! The program `vmferry-pager`: arguments, sockets, signals.
+//!
+//! The control service, the memory socket and the events live on the main thread; the page path of a destination and
+//! the lanes of a source each have a thread of their own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::control::Control;
+use crate::memory_socket::{bind_private, serve};
+use crate::pager::Pager;
+use crate::proto::PagerRole;
+use crate::proto::pager_server::PagerServer;
+
+/// Stands between a VM's page faults and their resolution. Driven by vmferryd over DIR/pager.sock.
+#[derive(Debug, Parser)]
+#[command(name = "vmferry-pager", version)]
+pub struct Arguments {
+    /// Where pager.sock, memory.sock and pages are made; must exist, best on a tmpfs.
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: PathBuf,
+    /// Name of the VM.
+    #[arg(long, value_name = "NAME")]
+    vm: String,
+    /// Which side of the migration.
+    #[arg(long)]
+    role: Role,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Role {
+    Source,
+    Destination,
+}
+
+/// Runs the program; returns when it was shut down, or by SIGTERM when it guards nothing.
+///
+/// # Errors
+/// A socket cannot be made or served.
+pub fn run() -> std::io::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VMFERRY_PAGER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(main(arguments))
+}
+
+async fn main(arguments: Arguments) -> std::io::Result<()> {
+    let role = match arguments.role {
+        Role::Source => PagerRole::Source,
+        Role::Destination => PagerRole::Destination,
+    };
+    let directory = arguments.runtime_dir;
+    let pager = Pager::new(arguments.vm, role, directory.clone());
+    let (control, memory) = (directory.join("pager.sock"), directory.join("memory.sock"));
+    let memory_listener = bind_private(&memory)?;
+    let control_listener = bind_private(&control)?;
+    tracing::info!(vm = pager.vm, role = role.as_str_name(), pid = std::process::id(), "pager.started");
+    let service = PagerServer::new(Control(pager.clone())).max_decoding_message_size(64 << 20);
+    let ended = pager.clone();
+    let control_service = Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(control_listener), async move { ended.ended().await });
+    let outcome = tokio::select! {
+        outcome = control_service => outcome.map_err(std::io::Error::other),
+        outcome = serve(memory_listener, pager.clone()) => outcome,
+        outcome = terminated(pager.clone()) => outcome,
+        // Watchers of events keep their streams open: they are not waited for longer than this.
+        () = after_end(pager.clone()) => Ok(()),
+    };
+    for socket in [control, memory] {
+        let _ = std::fs::remove_file(socket);
+    }
+    tracing::info!("pager.ended");
+    outcome
+}
+
+async fn after_end(pager: Arc<Pager>) {
+    pager.ended().await;
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+}
+
+/// SIGTERM and SIGINT end a pager that guards nothing; one that does goes on serving, for a guest depends on it.
+async fn terminated(pager: Arc<Pager>) -> std::io::Result<()> {
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        match pager.guards().await {
+            None => return Ok(()),
+            Some(guards) => tracing::warn!(guards, "pager.signal_ignored"),
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! What a fault, an arrived run, a REMOVE and a known error do: synchronous, no network. One thread owns it.
+//!
+//! A page that is resolved as poison is reported first (frame to the VMM, numbered event), then marked, which wakes
+//! the vCPU. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::events::{EventLog, now_us};
+use crate::histogram::FirstTouch;
+use crate::install::Installer;
+use crate::page_file::Word;
+use crate::page_table::{DiscardOutcome, PageState, PageTable, PoisonOutcome};
+use crate::placement::{Numbering, PageIndex, Placement};
+use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress, Severity, pager_event};
+use crate::region_map::{Gpa, Hva};
+use crate::run::{Contents, PageRun, PoisonNote};
+use crate::teller::Teller;
+use crate::userfaultfd::{Stop, Userfaultfd};
+
+/// A page on which a vCPU waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    /// When its first fault was read.
+    pub since: Instant,
+    /// The thread that came first.
+    pub thread: u32,
+    /// When it was asked for on the lane that is up; `None` while there is none.
+    pub asked: Option<Instant>,
+}
+
+/// What a fault needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// The page must be asked for.
+    Ask(PageIndex),
+    /// It was asked for already.
+    Waits,
+    /// Woken: data, zeros or a marker are there.
+    Resolved,
+    /// Woken for another try: the ioctl could not be done now.
+    Again(Stop),
+    /// No page of the layout.
+    Outside,
+}
+
+/// The pages of a destination VM.
+#[derive(Debug)]
+pub struct Resolver {
+    numbering: Numbering,
+    table: PageTable,
+    memory: Option<Installer>,
+    teller: Option<Teller>,
+    events: EventLog,
+    waiting: HashMap<PageIndex, Waiting>,
+    notes: HashMap<PageIndex, PoisonNote>,
+    first_touch: FirstTouch,
+    unregistered: bool,
+}
+
+impl Resolver {
+    /// No memory is attached yet.
+    pub fn new(numbering: Numbering, table: PageTable, events: EventLog) -> Self {
+        Self {
+            numbering,
+            table,
+            memory: None,
+            teller: None,
+            events,
+            waiting: HashMap::new(),
+            notes: HashMap::new(),
+            first_touch: FirstTouch::default(),
+            unregistered: false,
+        }
+    }
+
+    /// The numbering of the pages.
+    pub fn numbering(&self) -> &Numbering {
+        &self.numbering
+    }
+
+    /// The table, to look at.
+    pub fn table(&self) -> &PageTable {
+        &self.table
+    }
+
+    /// The memory, if one is attached.
+    pub fn memory(&self) -> Option<&Installer> {
+        self.memory.as_ref()
+    }
+
+    /// Takes the VMM's memory: its poison gets its markers, threads that wait try again.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people; the VMM is not told `attached` then.
+    pub fn attach(
+        &mut self,
+        pid: u32,
+        started: u64,
+        uffd: Rc<Userfaultfd>,
+        placement: Placement,
+        teller: Option<Teller>,
+    ) -> Result<(), String> {
+        if !self.table.bind(pid, started) {
+            return Err(format!("the page table belongs to another VMM than process {pid}"));
+        }
+        if let Some(teller) = &teller {
+            teller.attached().map_err(|e| format!("the VMM cannot be answered: {e}"))?;
+        }
+        self.memory = Some(Installer::new(uffd, placement));
+        self.teller = teller;
+        for page in self.poisoned_pages() {
+            self.report(page, None);
+            self.mark(page);
+        }
+        if let Some(memory) = &self.memory {
+            memory.wake_all();
+        }
+        Ok(())
+    }
+
+    /// The VMM hung up: nobody can be told any more. Its memory is served as long as it is there.
+    pub fn hang_up(&mut self) {
+        self.teller = None;
+    }
+
+    /// The VMM's address space is gone.
+    pub fn drop_memory(&mut self) {
+        self.memory = None;
+    }
+
+    fn poisoned_pages(&self) -> Vec<PageIndex> {
+        let end = PageIndex(self.table.total());
+        let runs = self.table.runs(PageIndex(0), end, PageState::is_poisoned);
+        runs.into_iter().flat_map(|(from, to)| (from.0..to.0).map(PageIndex)).collect()
+    }
+
+    /// A thread waits at an address.
+    pub fn fault(&mut self, at: Hva, thread: u32) -> FaultOutcome {
+        let Some(page) = self.memory.as_ref().and_then(|m| m.placement().page_at(at)) else {
+            return FaultOutcome::Outside;
+        };
+        self.table.add(Word::Faults, 1);
+        let state = self.table.state(page).unwrap_or(PageState::Absent);
+        if state.is_missing() {
+            let now = Instant::now();
+            if self.waiting.contains_key(&page) {
+                self.table.add(Word::DuplicateFaults, 1);
+                return FaultOutcome::Waits;
+            }
+            self.waiting.insert(page, Waiting { since: now, thread, asked: None });
+            return FaultOutcome::Ask(page);
+        }
+        let stop = match (state, &mut self.memory) {
+            (PageState::Discarded, Some(memory)) => memory.give_zero(page),
+            (state, _) if state.is_poisoned() => {
+                self.report(page, Some(thread));
+                self.mark(page)
+            }
+            (_, memory) => {
+                memory.iter().for_each(|m| m.wake(page));
+                None
+            }
+        };
+        match stop {
+            None => FaultOutcome::Resolved,
+            Some(stop) => {
+                self.memory.iter().for_each(|m| m.wake(page));
+                FaultOutcome::Again(stop)
+            }
+        }
+    }
+
+    /// Claims a waiting page for a request. False: it need not be asked for.
+    pub fn ask(&mut self, page: PageIndex) -> bool {
+        if !self.table.claim_for_request(page) {
+            return false;
+        }
+        if let Some(waiting) = self.waiting.get_mut(&page) {
+            waiting.asked = Some(Instant::now());
+        }
+        true
+    }
+
+    /// Pages on which somebody waits.
+    pub fn waiting(&self) -> impl Iterator<Item = (PageIndex, Waiting)> + '_ {
+        self.waiting.iter().map(|(page, waiting)| (*page, *waiting))
+    }
+
+    /// The link is lost: what was asked for is absent again; who waits goes on waiting.
+    pub fn release_requests(&mut self) {
+        for (page, waiting) in &mut self.waiting {
+            self.table.release_request(*page);
+            waiting.asked = None;
+        }
+    }
+
+    /// Deals with at most `most` pages of a run and advances it; the reason if it stopped before.
+    pub fn apply(&mut self, run: &mut PageRun, most: u64) -> Option<Stop> {
+        if let Contents::Poison(note) = run.contents {
+            return self.apply_poison(run, note, most);
+        }
+        let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
+        let installed = memory.install(&mut self.table, run, most);
+        for (from, to) in &installed.runs {
+            if matches!(run.contents, Contents::Data(_)) {
+                self.table.add(Word::BytesReceived, (to.0 - from.0) * run.page_size);
+            }
+            self.touched(*from, *to);
+        }
+        run.advance(installed.dealt);
+        installed.stop
+    }
+
+    fn apply_poison(&mut self, run: &mut PageRun, note: PoisonNote, most: u64) -> Option<Stop> {
+        for _ in 0..run.count.min(most) {
+            let page = run.first;
+            let outcome = self.table.mark_poisoned(page, note.guest_visible);
+            let stop = match outcome {
+                PoisonOutcome::Healed | PoisonOutcome::Outside => None,
+                PoisonOutcome::New { .. } | PoisonOutcome::Already { .. } => self.resolve_poison(page, note, outcome),
+            };
+            if stop.is_some() {
+                return stop;
+            }
+            run.advance(1);
+        }
+        None
+    }
+
+    /// Report, then marker, then the wait is over.
+    fn resolve_poison(&mut self, page: PageIndex, note: PoisonNote, outcome: PoisonOutcome) -> Option<Stop> {
+        if matches!(outcome, PoisonOutcome::New { .. }) {
+            self.notes.insert(page, note);
+            if note.guest_visible {
+                self.events.append(pager_event::Event::MemoryError(self.event(page, None, false)));
+            }
+        }
+        let waits = self.waiting.get(&page).map(|w| w.thread);
+        self.report(page, waits);
+        let stop = self.mark(page);
+        if stop.is_none() {
+            self.touched(page, PageIndex(page.0 + 1));
+        }
+        stop
+    }
+
+    /// Who waited on these pages goes on: they are counted as first touches.
+    fn touched(&mut self, from: PageIndex, to: PageIndex) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        for page in (from.0..to.0).map(PageIndex) {
+            if let Some(waiting) = self.waiting.remove(&page) {
+                self.first_touch.record(waiting.since.elapsed());
+            }
+        }
+    }
+
+    /// Reports a poisoned page once. `waits`: the thread that waits on it, if one does. Before a VMM is attached nothing is reported:
+    /// attaching does it.
+    fn report(&mut self, page: PageIndex, waits: Option<u32>) {
+        if self.memory.is_none() || !self.table.mark_told(page) {
+            return;
+        }
+        let mut event = self.event(page, waits, true);
+        event.reported = match self.teller.as_ref().map(|t| t.memory_error(&event)) {
+            Some(Ok(())) => {
+                self.table.add(Word::MachineChecks, 1);
+                true
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, page = page.0, "pager.report_lost");
+                false
+            }
+            None => false,
+        };
+        if let Some(error) = &mut event.error {
+            error.guest_visible = event.reported;
+        }
+        self.events.append(pager_event::Event::MemoryError(event));
+    }
+
+    fn event(&self, page: PageIndex, waits: Option<u32>, report: bool) -> MemoryErrorEvent {
+        let region = self.numbering.region_of(page);
+        let note = self.notes.get(&page).copied().unwrap_or(PoisonNote {
+            origin: crate::proto::ErrorOrigin::Read,
+            guest_visible: false,
+            hop: 0,
+        });
+        let severity = match (report, waits) {
+            (false, _) => Severity::Unspecified,
+            (true, None) => Severity::ActionOptional,
+            (true, Some(_)) => Severity::ActionRequired,
+        };
+        let error = MemoryError {
+            gpa: region.map_or(0, |r| r.gpa_of(page).0),
+            lsb: region.map_or(12, |r| r.lsb()),
+            origin: note.origin.into(),
+            severity: severity.into(),
+            guest_visible: note.guest_visible,
+            hop: note.hop,
+            count: 1,
+            first_seen_us: now_us(),
+            last_seen_us: now_us(),
+        };
+        let hva = self.memory.as_ref().and_then(|m| m.placement().address_of(page)).map_or(0, |(hva, _)| hva.0);
+        MemoryErrorEvent { error: Some(error), hva, thread_id: waits.unwrap_or(0), reported: false }
+    }
+
+    fn mark(&self, page: PageIndex) -> Option<Stop> {
+        self.memory.as_ref().and_then(|memory| memory.poison(page))
+    }
+
+    /// The daemon knows of errors.
+    pub fn mark_poisoned(&mut self, errors: &[MemoryError]) -> MarkPoisonedReply {
+        let mut reply = MarkPoisonedReply::default();
+        for error in errors {
+            for page in self.pages_of(error) {
+                let note = PoisonNote { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
+                let outcome = self.table.mark_poisoned(page, error.guest_visible);
+                match outcome {
+                    PoisonOutcome::New { .. } => reply.marked += 1,
+                    PoisonOutcome::Already { .. } => reply.already += 1,
+                    PoisonOutcome::Healed => reply.healed += 1,
+                    PoisonOutcome::Outside => continue,
+                }
+                if outcome != PoisonOutcome::Healed
+                    && let Some(stop) = self.resolve_poison(page, note, outcome)
+                {
+                    // The state is kept; the marker comes with the next fault on the page.
+                    tracing::warn!(?stop, page = page.0, "pager.marker_postponed");
+                    self.waiting.remove(&page);
+                    self.memory.iter().for_each(|m| m.wake(page));
+                }
+            }
+        }
+        reply
+    }
+
+    /// Every page that the error's block of `1 << lsb` bytes covers.
+    fn pages_of(&self, error: &MemoryError) -> Vec<PageIndex> {
+        let Some(first) = self.numbering.page_at(Gpa(error.gpa)) else { return Vec::new() };
+        let Some(region) = self.numbering.region_of(first) else { return Vec::new() };
+        let block = 1u64.checked_shl(error.lsb).unwrap_or(1).max(1);
+        let end = first.0.saturating_add(block.div_ceil(region.region.page_size)).min(region.end().0);
+        (first.0..end).map(PageIndex).collect()
+    }
+
+    /// A range is given back by the guest (or unmapped): poison stays, everything else reads as zeros.
+    pub fn discard(&mut self, start: Hva, end: Hva) {
+        let Some(memory) = &self.memory else { return };
+        for (from, to) in memory.placement().pages_in(start, end) {
+            for page in (from.0..to.0).map(PageIndex) {
+                if self.table.mark_discarded(page) == DiscardOutcome::Discarded && self.waiting.remove(&page).is_some()
+                {
+                    memory.wake(page);
+                }
+            }
+        }
+    }
+
+    /// Half-open runs of pages that nobody asked for.
+    pub fn lacking(&self) -> Vec<(PageIndex, PageIndex)> {
+        let absent = |state| state == PageState::Absent;
+        let regions = self.numbering.regions().iter();
+        regions.flat_map(|r| self.table.runs(r.first, r.end(), absent)).collect()
+    }
+
+    /// Unregisters every range without poison, once nothing is missing; returns the pages that stay guarded.
+    ///
+    /// # Errors
+    /// What the kernel said, for people.
+    pub fn complete(&mut self) -> Result<u64, String> {
+        if let (Some(memory), false) = (&self.memory, self.unregistered) {
+            for region in self.numbering.regions() {
+                for (from, to) in self.table.runs(region.first, region.end(), |s| !s.is_poisoned() && !s.is_missing()) {
+                    memory.unregister(from, to).map_err(|e| format!("UFFDIO_UNREGISTER: {e}"))?;
+                }
+            }
+            self.unregistered = true;
+        }
+        Ok(self.table.counts().poisoned())
+    }
+
+    /// Where the pages stand.
+    pub fn progress(&self) -> PageProgress {
+        let counts = self.table.counts();
+        PageProgress {
+            total: self.table.total(),
+            absent: counts.missing(),
+            demand: counts.of(PageState::PresentDemand),
+            push: counts.of(PageState::PresentPush),
+            zero: counts.of(PageState::PresentZero),
+            poison: counts.poisoned(),
+            discarded: counts.of(PageState::Discarded),
+            bytes_received: self.table.word(Word::BytesReceived),
+            faults: self.table.word(Word::Faults),
+            duplicate_faults: self.table.word(Word::DuplicateFaults),
+            machine_checks: self.table.word(Word::MachineChecks),
+            first_touch: Some(self.first_touch.summary()),
+        }
+    }
+
+    /// The userfaultfd's number, for logs.
+    pub fn descriptor(&self) -> Option<i32> {
+        self.memory.as_ref().map(|m| m.uffd().as_raw_fd())
+    }
+}
