@@ -10,8 +10,8 @@
 //! is set, goes on at `skip` instead: the access that consumed the error is not made again, and a page that is found
 //! bad between the look at the bitmap and the first load is not touched at all.
 //!
-//! The handlers have no stack of their own by IST, on purpose: a machine check may interrupt the handler of another one
-//! once that has cleared `MCG_STATUS`, and an IST would then overwrite the outer frame.
+//! The handlers have no stack of their own by IST, on purpose: a machine check may interrupt a handler (`pause` sends one
+//! to sleep), and an IST would then overwrite the outer frame.
 
 use std::arch::global_asm;
 use std::mem::{offset_of, size_of};
@@ -19,10 +19,10 @@ use std::mem::{offset_of, size_of};
 use super::config::{ConfigPage, workload_code};
 use super::content::{GENERATION_FACTOR, PAGE_FACTOR, STEP_FACTOR, STEP_INCREMENT, WORDS};
 use super::report::{BUCKETS, MAX_WRONG_PAGES, MachineCheckRecord, ReportHeader, SEVERITY_AO, SEVERITY_AR, VcpuBlock};
-use super::{BAD_PAGES_GPA, GENERATIONS_GPA, MAX_RECORDS, RECORDS_GPA, SEEN_GPA};
+use super::{BAD_PAGES_GPA, CODE_GPA, GENERATIONS_GPA, MAX_RECORDS, RECORDS_GPA, SEEN_GPA};
 use crate::machine::{REPORT_GPA, Workload};
 
-/// Port that a handler writes when the machine check is handled and `MCG_STATUS` clear: the next may come.
+/// Port that the handler writes when the machine check is handled and `MCG_STATUS` clear.
 pub const PORT_HANDLED: u16 = 0x510;
 /// Port to which the guest writes how many µs it wants to pause (32 bits).
 pub const PORT_PAUSE: u16 = 0x514;
@@ -467,6 +467,13 @@ pub struct Payload {
     pub machine_check: u64,
     /// Where the other vectors end, after pushing an error code and their number.
     pub fatal: u64,
+}
+
+impl Payload {
+    /// Whether an instruction pointer is in a handler, not in the workload.
+    pub fn is_handler(&self, rip: u64) -> bool {
+        rip >= CODE_GPA + self.invalid_opcode
+    }
 }
 
 /// The code of the guest.

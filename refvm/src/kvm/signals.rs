@@ -12,6 +12,7 @@ use std::ptr::null;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::guest::mapped::gpa_of;
 use crate::machine::MappedRegion;
@@ -90,6 +91,40 @@ impl Drop for Installed<'_> {
     }
 }
 
+/// A kick that a vCPU thread gives itself, later.
+pub struct Alarm(libc::timer_t);
+
+impl Alarm {
+    /// For the calling thread.
+    pub fn new() -> io::Result<Self> {
+        let mut timer = std::ptr::null_mut();
+        // SAFETY: all-zero is a sigevent; both pointers are to live ones of the right type.
+        let result = unsafe {
+            let mut event: libc::sigevent = std::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = kick_signal();
+            event.sigev_notify_thread_id = libc::gettid();
+            libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer)
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(timer)) }
+    }
+
+    /// Once, after this time (below a second).
+    pub fn ring_in(&self, time: Duration) {
+        let at = libc::timespec { tv_sec: 0, tv_nsec: i64::from(time.subsec_nanos()) };
+        let once = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: at };
+        // SAFETY: the timer lives as long as `self`. It cannot fail: the values are in range.
+        unsafe { libc::timer_settime(self.0, 0, &once, std::ptr::null_mut()) };
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, deleted once.
+        unsafe { libc::timer_delete(self.0) };
+    }
+}
+
 /// Installs the handlers, once a process.
 pub fn install_handlers() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
@@ -150,30 +185,33 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
     not_ours(signal, info, context, hva);
 }
 
-/// Only async-signal-safe calls.
+/// Says so, since whoever comes next may end the process in silence (as the standard library's handler does). Only
+/// async-signal-safe calls.
 fn not_ours(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void, hva: u64) {
-    if let Some(previous) =
-        PREVIOUS.get().filter(|p| p.sa_sigaction != libc::SIG_DFL && p.sa_sigaction != libc::SIG_IGN)
-    {
-        if previous.sa_flags & libc::SA_SIGINFO != 0 {
-            // SAFETY: a handler installed with SA_SIGINFO has this signature.
-            let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
-                unsafe { std::mem::transmute(previous.sa_sigaction) };
-            return handler(signal, info, context);
-        }
-        // SAFETY: a handler installed without SA_SIGINFO has this signature.
-        let handler: extern "C" fn(i32) = unsafe { std::mem::transmute(previous.sa_sigaction) };
-        return handler(signal);
-    }
     let mut text = *b"SIGBUS outside KVM_RUN of a vCPU, at 0x0000000000000000\n";
     let digits = text.len() - 17;
     for (n, digit) in text[digits..digits + 16].iter_mut().enumerate() {
         *digit = b"0123456789abcdef"[(hva >> (60 - 4 * n) & 0xf) as usize];
     }
-    // SAFETY: write, signal and raise are async-signal-safe; the text outlives the call.
-    unsafe {
-        libc::write(2, text.as_ptr().cast(), text.len());
-        libc::signal(signal, libc::SIG_DFL);
-        libc::raise(signal);
+    // SAFETY: write is async-signal-safe; the text outlives the call.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+    let has_handler = |p: &&libc::sigaction| ![libc::SIG_DFL, libc::SIG_IGN].contains(&p.sa_sigaction);
+    match PREVIOUS.get().filter(has_handler) {
+        Some(previous) if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: a handler installed with SA_SIGINFO has this signature.
+            let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                unsafe { std::mem::transmute(previous.sa_sigaction) };
+            handler(signal, info, context);
+        }
+        Some(previous) => {
+            // SAFETY: a handler installed without SA_SIGINFO has this signature.
+            let handler: extern "C" fn(i32) = unsafe { std::mem::transmute(previous.sa_sigaction) };
+            handler(signal);
+        }
+        // SAFETY: both calls are async-signal-safe.
+        None => unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        },
     }
 }

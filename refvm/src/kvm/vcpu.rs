@@ -19,15 +19,19 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
 use super::machine_check::{CAPABILITIES, IN_PROGRESS, Severity, Told, machine_check};
-use super::signals::{Installed, Slot};
+use super::signals::{Alarm, Installed, Slot};
 use super::state::{VcpuState, host, load_vcpu, read_msr, save_vcpu};
 use crate::guest::PAGE_SIZE;
 use crate::guest::mapped::{gpa_of, hva_of};
-use crate::guest::payload::{MSR_MCG_STATUS, PORT_FATAL, PORT_HANDLED, PORT_PAUSE};
+use crate::guest::payload::{MSR_MCG_STATUS, PORT_FATAL, PORT_HANDLED, PORT_PAUSE, payload};
 use crate::machine::{GuestMemoryError, MachineError, MappedRegion};
 
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, kvm_bindings::KVMIO, 0x9c, u64);
 ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
+
+/// How soon a vCPU is asked again that was in a handler when it was to be told of a page; about as long as one takes
+/// where ring 0 is emulated.
+const ASK_AGAIN_AFTER: Duration = Duration::from_micros(200);
 
 /// What a vCPU thread is asked.
 pub enum Command {
@@ -72,9 +76,20 @@ enum Exit {
     Interrupted,
     Handled,
     Pause(Duration),
-    /// A page is poison; GPA of the access.
-    Poison(u64),
+    /// A page is poison; GPA of the access, and how KVM told.
+    Poison(u64, Way),
     Failed(String),
+}
+
+/// How KVM tells of poison.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// SIGBUS in the vCPU thread: the vCPU itself touched the page.
+    Signal,
+    /// The access was emulated, and there is nothing at that address for KVM.
+    Mmio,
+    /// `KVM_EXIT_MEMORY_FAULT`.
+    MemoryFault,
 }
 
 /// How a command leaves the run loop.
@@ -92,6 +107,8 @@ pub struct Vcpu {
     waiting: VecDeque<u64>,
     /// A command that arrived during a pause.
     early: Option<Command>,
+    /// The guest asked for a pause and has not run since.
+    pausing: bool,
     failed: Option<String>,
     thread: u32,
 }
@@ -106,7 +123,7 @@ pub fn set_up_machine_checks(fd: &VcpuFd) -> Result<(), MachineError> {
 impl Vcpu {
     /// Not running yet.
     pub fn new(fd: VcpuFd, commands: Receiver<Command>, shared: Shared) -> Self {
-        Self { fd, commands, shared, waiting: VecDeque::new(), early: None, failed: None, thread: 0 }
+        Self { fd, commands, shared, waiting: VecDeque::new(), early: None, pausing: false, failed: None, thread: 0 }
     }
 
     /// The thread's life.
@@ -117,10 +134,14 @@ impl Vcpu {
         // SAFETY: kvm_run is mapped as long as `self.fd` lives, which is longer than the slot.
         let slot = unsafe { Slot::new(immediate_exit, self.shared.regions.clone()) };
         let installed = slot.install();
+        let alarm = match Alarm::new() {
+            Ok(alarm) => alarm,
+            Err(error) => return tracing::error!(%error, "kvm.no_timer"),
+        };
         while let Some(command) = self.early.take().or_else(|| self.commands.recv().ok()) {
             match command {
                 Command::Run if self.failed.is_none() => {
-                    if self.run(&installed) {
+                    if self.run(&installed, &alarm) {
                         return;
                     }
                 }
@@ -154,7 +175,7 @@ impl Vcpu {
     }
 
     /// Runs until told to stand, or to quit (true), or until the vCPU cannot go on.
-    fn run(&mut self, slot: &Installed) -> bool {
+    fn run(&mut self, slot: &Installed, alarm: &Alarm) -> bool {
         loop {
             slot.arm();
             match self.look_at_commands() {
@@ -162,7 +183,7 @@ impl Vcpu {
                 Next::Stand => return false,
                 Next::Quit => return true,
             }
-            if let Err(reason) = self.step(slot) {
+            if let Err(reason) = self.step(slot, alarm) {
                 tracing::error!(thread = self.thread, reason, "kvm.vcpu_failed");
                 self.failed = Some(reason);
                 return false;
@@ -187,13 +208,20 @@ impl Vcpu {
     }
 
     /// One `KVM_RUN` and what follows from it.
-    fn step(&mut self, slot: &Installed) -> Result<(), String> {
-        self.tell_found_bad()?;
+    fn step(&mut self, slot: &Installed, alarm: &Alarm) -> Result<(), String> {
+        if !self.tell_found_bad()? {
+            alarm.ring_in(ASK_AGAIN_AFTER);
+        }
+        self.pausing = false;
         match self.enter(slot) {
             Exit::Interrupted => Ok(()),
             Exit::Handled => self.finish(slot),
             Exit::Pause(time) => {
                 self.finish(slot)?;
+                self.pausing = true;
+                if !self.waiting.is_empty() {
+                    return Ok(());
+                }
                 match self.commands.recv_timeout(time) {
                     Ok(command) => self.early = Some(command),
                     Err(RecvTimeoutError::Timeout) => {}
@@ -201,7 +229,8 @@ impl Vcpu {
                 }
                 Ok(())
             }
-            Exit::Poison(gpa) => {
+            Exit::Poison(gpa, way) => {
+                tracing::debug!(gpa, ?way, thread = self.thread, "kvm.poison_consumed");
                 self.finish(slot)?;
                 self.tell_consumed(gpa & !(PAGE_SIZE - 1))
             }
@@ -217,7 +246,7 @@ impl Vcpu {
             match self.enter(slot) {
                 Exit::Interrupted => return Ok(()),
                 // Another part of the same access.
-                Exit::Poison(_) | Exit::Handled | Exit::Pause(_) => {}
+                Exit::Poison(..) | Exit::Handled | Exit::Pause(_) => {}
                 Exit::Failed(reason) => return Err(reason),
             }
         }
@@ -231,7 +260,7 @@ impl Vcpu {
         let regions = &self.shared.regions;
         // Of all that can have happened, the SIGBUS comes first: it is the one that is told only once.
         if let Some(hva) = slot.take_poisoned() {
-            return gpa_of(regions, hva).map_or(Exit::Interrupted, Exit::Poison);
+            return gpa_of(regions, hva).map_or(Exit::Interrupted, |gpa| Exit::Poison(gpa, Way::Signal));
         }
         let is_ram = |gpa: u64| hva_of(regions, gpa).is_some();
         match exit {
@@ -240,10 +269,10 @@ impl Vcpu {
             Ok(VcpuExit::IoOut(PORT_FATAL, _)) => Exit::Failed("the guest had an exception, see its report".into()),
             Ok(VcpuExit::MmioRead(gpa, data)) if is_ram(gpa) => {
                 data.fill(0xff);
-                Exit::Poison(gpa)
+                Exit::Poison(gpa, Way::Mmio)
             }
-            Ok(VcpuExit::MmioWrite(gpa, _)) if is_ram(gpa) => Exit::Poison(gpa),
-            Ok(VcpuExit::MemoryFault { gpa, .. }) if is_ram(gpa) => Exit::Poison(gpa),
+            Ok(VcpuExit::MmioWrite(gpa, _)) if is_ram(gpa) => Exit::Poison(gpa, Way::Mmio),
+            Ok(VcpuExit::MemoryFault { gpa, .. }) if is_ram(gpa) => Exit::Poison(gpa, Way::MemoryFault),
             Ok(VcpuExit::Intr) => Exit::Interrupted,
             Ok(other) => Exit::Failed(format!("unexpected exit {other:?}")),
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => Exit::Interrupted,
@@ -257,21 +286,35 @@ impl Vcpu {
         Ok(status & IN_PROGRESS != 0)
     }
 
-    fn tell_found_bad(&mut self) -> Result<(), String> {
-        {
-            let told = self.shared.told();
-            self.waiting.retain(|gpa| !told.is_superfluous(*gpa));
-        }
-        let Some(gpa) = self.waiting.front().copied() else { return Ok(()) };
-        if self.is_busy()? {
-            return Ok(());
+    /// Whether the guest may be interrupted: in its workload, or in a pause, but not anywhere else in a handler. A row of
+    /// machine checks would else pile up frames on the handler's stack, and a host that emulates ring 0 was seen to lose
+    /// the stack pointer when interrupted between two instructions of it.
+    fn is_interruptible(&self) -> Result<bool, String> {
+        let rip = self.fd.get_regs().map_err(|error| format!("KVM_GET_REGS: {error}"))?.rip;
+        Ok((self.pausing || !payload().is_handler(rip)) && !self.is_busy()?)
+    }
+
+    /// Tells the guest of the next page found bad, if there is one. False: it cannot take it now, ask again.
+    fn tell_found_bad(&mut self) -> Result<bool, String> {
+        let Some(gpa) = self.next_found_bad() else { return Ok(true) };
+        if !self.is_interruptible()? {
+            return Ok(false);
         }
         self.waiting.pop_front();
         self.inject(gpa, Severity::Optional)?;
         if self.shared.told().announce(gpa) {
             self.report(gpa, false);
         }
-        Ok(())
+        Ok(self.waiting.is_empty())
+    }
+
+    fn next_found_bad(&mut self) -> Option<u64> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let told = self.shared.told();
+        self.waiting.retain(|gpa| !told.is_superfluous(*gpa));
+        self.waiting.front().copied()
     }
 
     fn tell_consumed(&mut self, gpa: u64) -> Result<(), String> {
