@@ -18,7 +18,7 @@ from vmferry.units import Gpa
 
 def save_job(db: Connection, job: Job) -> Job:
     row = t.job_revisions.insert().values(migration=job.migration, job=_text(job))
-    revision = int(db.execute(row).inserted_primary_key[0])
+    revision: int = db.execute(row.returning(t.job_revisions.c.revision)).scalar_one()
     keyed = insert(t.jobs).values(migration=job.migration, created_us=job.created_us, revision=revision)
     db.execute(keyed.on_conflict_do_update(index_elements=["migration"], set_={"revision": revision}))
     return replace(job, revision=revision)
@@ -26,18 +26,18 @@ def save_job(db: Connection, job: Job) -> Job:
 
 def job(db: Connection, migration: str) -> Job | None:
     found = db.execute(_newest_jobs().where(t.jobs.c.migration == migration)).first()
-    return None if found is None else _job(*found)
+    return None if found is None else _job(found[0], found[1])
 
 
 def jobs(db: Connection) -> list[Job]:
     rows = db.execute(_newest_jobs().order_by(t.jobs.c.created_us, t.jobs.c.migration))
-    return [_job(revision, text) for revision, text in rows]
+    return [_job(row[0], row[1]) for row in rows]
 
 
 def job_revisions(db: Connection, after: int, limit: int) -> list[Job]:
     columns = t.job_revisions.c
     wanted = select(columns.revision, columns.job).where(columns.revision > after)
-    return [_job(revision, text) for revision, text in db.execute(wanted.order_by(columns.revision).limit(limit))]
+    return [_job(row[0], row[1]) for row in db.execute(wanted.order_by(columns.revision).limit(limit))]
 
 
 def append_journal(db: Connection, entry: JournalEntry) -> None:

@@ -1,0 +1,142 @@
+"""Pagers without pages: they keep numbered events, and the test says when the last page has come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.changes import Bell
+from vmferry.migration.model import LedgerEntry, MemoryLayout, PageProgress
+from vmferry.migration.ports import AllPresent, PagerEvent, PagerEventBody, PagerStatus
+from vmferry.testing.script import Script
+
+
+class FakePager:
+    """Steps: `pager.METHOD`. With `arrives`, all pages are there once the push starts."""
+
+    def __init__(self, key: str, script: Script, *, arrives: bool) -> None:
+        self.key = key
+        self.script = script
+        self.arrives = arrives
+        self.poisoned: dict[int, LedgerEntry] = {}
+        self.serving = False
+        self.ended = False
+        self.state = PagerStatus(1, True, "", False, "", False, PageProgress(total=16, absent=16))
+        self._events: list[PagerEvent] = []
+        self._numbered = 0
+        self._bell = Bell()
+
+    @property
+    def memory_socket(self) -> Path:
+        return Path("/run/vmferry/vms") / self.key / "memory.sock"
+
+    def emit(self, body: PagerEventBody) -> None:
+        self._numbered += 1
+        self._events.append(PagerEvent(self._numbered, self._numbered, body))
+        self._bell.ring()
+
+    def all_arrive(self) -> None:
+        progress = PageProgress(total=16, push=16 - len(self.poisoned), poison=len(self.poisoned))
+        self.state = replace(self.state, all_present=True, progress=progress)
+        self.emit(AllPresent())
+
+    @property
+    def kept_events(self) -> int:
+        return len(self._events)
+
+    async def status(self) -> PagerStatus:
+        self._must_live()
+        await asyncio.sleep(0)
+        return self.state
+
+    async def serve_source(self, layout: MemoryLayout, token: str) -> str:
+        await self._do("serve_source")
+        return "127.0.0.1:7700"
+
+    async def freeze(self) -> None:
+        await self._do("freeze")
+        self.serving = True
+
+    async def thaw(self) -> None:
+        await self._do("thaw")
+        self.serving = False
+
+    async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
+        await self._do("expect_destination")
+        return ("UFFD_FEATURE_POISON",)
+
+    async def connect_lanes(self, lane_address: str, token: str) -> None:
+        await self._do("connect_lanes")
+        self.state = replace(self.state, link_up=True)
+
+    async def start_push(self) -> None:
+        await self._do("start_push")
+        if self.arrives and not self.state.all_present:
+            self.all_arrive()
+
+    async def complete(self) -> int:
+        await self._do("complete")
+        return len(self.poisoned)
+
+    async def mark_poisoned(self, errors: Sequence[LedgerEntry]) -> None:
+        await self._do("mark_poisoned")
+        self.poisoned.update({entry.gpa: entry for entry in errors})
+
+    async def events(self, after: int) -> AsyncIterator[PagerEvent]:
+        while True:
+            seen = self._bell.count
+            self._must_live()
+            for event in list(self._events):
+                if event.number > after:
+                    after = event.number
+                    yield event
+            await self._bell.after(seen)
+
+    async def acknowledge(self, up_to: int) -> None:
+        self._must_live()
+        self._events = [event for event in self._events if event.number > up_to]
+
+    async def shutdown(self, even_if_guest_dies: bool) -> None:
+        await self._do("shutdown")
+        self.end()
+
+    def end(self) -> None:
+        self.ended = True
+        self._bell.ring()
+
+    async def _do(self, name: str) -> None:
+        self._must_live()
+        await self.script.do(f"pager.{name}")
+        self._must_live()
+
+    def _must_live(self) -> None:
+        if self.ended:
+            raise VmferryError(Reason.PAGER_FAILED, f"the pager {self.key} has ended.")
+
+
+class FakePagers:
+    """The pagers of one host; they outlive the daemon."""
+
+    def __init__(self, script: Script, *, arrives: bool = True) -> None:
+        self.script = script
+        self.arrives = arrives
+        self.running: dict[str, FakePager] = {}
+
+    async def start(self, key: str, vm: str, source: bool) -> FakePager:
+        await self.script.do("pagers.start")
+        if key not in self.running:
+            self.running[key] = FakePager(key, self.script, arrives=self.arrives)
+        return self.running[key]
+
+    async def find(self, key: str) -> FakePager | None:
+        found = self.running.get(key)
+        return None if found is None or found.ended else found
+
+    async def remove(self, key: str) -> None:
+        await self.script.do("pagers.remove")
+        gone = self.running.pop(key, None)
+        if gone is not None:
+            gone.end()

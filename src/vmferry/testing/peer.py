@@ -1,0 +1,128 @@
+"""Another daemon's destination side, in this process, over a wire that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.ports import IncomingUpdate
+from vmferry.testing.script import Script
+
+Answer = TypeVar("Answer")
+
+
+class Destination(Protocol):
+    """What `Arrivals` offers to a peer."""
+
+    async def hello(self, migration: str) -> str: ...
+    async def prepare(  # noqa: PLR0917 as in `Arrivals`
+        self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str, source_host: str = ""
+    ) -> None: ...
+    async def ready(
+        self,
+        migration: str,
+        device_state: bytes,
+        ledger: Sequence[LedgerEntry],
+        lane_address: str,
+        lane_token: str,
+    ) -> None: ...
+    async def start(self, migration: str) -> int: ...
+    async def refuse(self, migration: str, reason: str) -> None: ...
+    async def outcome(self, migration: str) -> tuple[Outcome, str]: ...
+    def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]: ...
+    async def finish(self, migration: str) -> None: ...
+
+
+Find = Callable[[str], Destination | None]
+
+
+class FakePeers:
+    """`find` gives the daemon that listens on an address now; None: nobody does. Steps: `peer.METHOD`."""
+
+    def __init__(self, script: Script, find: Find) -> None:
+        self.script = script
+        self.find = find
+
+    def connect(self, address: str) -> FakePeer:
+        return FakePeer(self, address)
+
+
+class FakePeer:
+    """As over a network: the other side's work goes on in a task of its own when the caller goes away."""
+
+    def __init__(self, peers: FakePeers, address: str) -> None:
+        self._peers = peers
+        self._address = address
+
+    async def hello(self, migration: str) -> str:
+        return await self._call("hello", lambda there: there.hello(migration))
+
+    async def prepare(self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str) -> None:
+        await self._call("prepare", lambda there: there.prepare(migration, vm, layout, vcpus, platform, "source"))
+
+    async def ready(
+        self,
+        migration: str,
+        device_state: bytes,
+        ledger: Sequence[LedgerEntry],
+        lane_address: str,
+        lane_token: str,
+    ) -> None:
+        await self._call("ready", lambda there: there.ready(migration, device_state, ledger, lane_address, lane_token))
+
+    async def start(self, migration: str) -> int:
+        return await self._call("start", lambda there: there.start(migration))
+
+    async def refuse(self, migration: str, reason: str) -> None:
+        await self._call("refuse", lambda there: there.refuse(migration, reason))
+
+    async def outcome(self, migration: str) -> tuple[Outcome, str]:
+        return await self._call("outcome", lambda there: there.outcome(migration))
+
+    async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
+        await self._peers.script.do("peer.watch")
+        there = self._there()
+        async for update in there.watch(migration):
+            if self._peers.find(self._address) is not there:
+                raise self._unreachable()
+            yield update
+
+    async def finish(self, migration: str) -> None:
+        await self._call("finish", lambda there: there.finish(migration))
+
+    async def close(self) -> None:
+        pass
+
+    async def _call(self, name: str, ask: Callable[[Destination], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Fails before it is sent, or after it was done: then the answer is lost."""
+        answers: list[Answer] = []
+        await self._peers.script.do(f"peer.{name}")
+        there = self._there()
+        work = asyncio.ensure_future(ask(there))
+        try:
+            answers.append(await _apart(work))
+        except asyncio.CancelledError:
+            if work.cancelled() and self._peers.find(self._address) is not there:
+                raise self._unreachable() from None
+            raise
+        await self._peers.script.do(f"peer.{name} answered")
+        return answers[0]
+
+    def _there(self) -> Destination:
+        found = self._peers.find(self._address)
+        if found is None:
+            raise self._unreachable()
+        return found
+
+    def _unreachable(self) -> VmferryError:
+        return VmferryError(
+            Reason.DESTINATION_UNREACHABLE, f"nobody answers at {self._address}.", "Is vmferryd running there?"
+        )
+
+
+async def _apart(work: asyncio.Future[Answer]) -> Answer:
+    waiting: Awaitable[Answer] = asyncio.shield(work)
+    return await waiting

@@ -1,0 +1,81 @@
+"""`ports.Store` in memory: outlives the service of a test, as a file outlives a daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vmferry.ledger.rules import merge_all
+from vmferry.migration.model import Incoming, Job, LedgerEntry
+from vmferry.migration.ports import JournalEntry
+from vmferry.testing.script import Script
+
+
+class MemoryStore:
+    """Steps: `store.job PHASE`, `store.journal KIND`, `store.incoming OUTCOME`, `store.errors`."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or Script()
+        self._revisions: list[Job] = []
+        self._journal: list[JournalEntry] = []
+        self._incomings: dict[str, Incoming] = {}
+        self._ledger: list[tuple[int, str, LedgerEntry]] = []
+
+    async def save_job(self, job: Job) -> Job:
+        saved: list[Job] = []
+
+        def write() -> None:
+            saved.append(replace(job, revision=len(self._revisions) + 1))
+            self._revisions.append(saved[0])
+
+        await self.script.do(f"store.job {job.phase}", write)
+        return saved[0]
+
+    async def job(self, migration: str) -> Job | None:
+        return self._newest().get(migration)
+
+    async def jobs(self) -> Sequence[Job]:
+        return sorted(self._newest().values(), key=lambda job: (job.created_us, job.migration))
+
+    async def job_revisions(self, after: int, limit: int) -> Sequence[Job]:
+        return self._revisions[after : after + limit]
+
+    async def append_journal(self, entry: JournalEntry) -> None:
+        await self.script.do(f"store.journal {entry.kind}", lambda: self._journal.append(entry))
+
+    async def journal(self, migration: str) -> Sequence[JournalEntry]:
+        return [entry for entry in self._journal if entry.migration == migration]
+
+    async def save_incoming(self, incoming: Incoming) -> None:
+        def write() -> None:
+            self._incomings[incoming.migration] = incoming
+
+        await self.script.do(f"store.incoming {incoming.outcome}", write)
+
+    async def incoming(self, migration: str) -> Incoming | None:
+        return self._incomings.get(migration)
+
+    async def incomings(self) -> Sequence[Incoming]:
+        return [self._incomings[name] for name in sorted(self._incomings)]
+
+    async def record_errors(self, vm: str, errors: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
+        changed: list[LedgerEntry] = []
+
+        def write() -> None:
+            known = {entry.gpa: entry for _, name, entry in self._ledger if name == vm}
+            for entry in merge_all(known, errors).values():
+                self._ledger.append((len(self._ledger) + 1, vm, entry))
+                changed.append(entry)
+
+        await self.script.do("store.errors", write)
+        return changed
+
+    async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
+        newest = {entry.gpa: entry for _, name, entry in self._ledger if name == vm}
+        return sorted(newest.values(), key=lambda entry: entry.gpa)
+
+    async def ledger_changes(self, vm: str, after: int, limit: int) -> Sequence[tuple[int, str, LedgerEntry]]:
+        return [change for change in self._ledger[after:] if vm in ("", change[1])][:limit]
+
+    def _newest(self) -> dict[str, Job]:
+        return {job.migration: job for job in self._revisions}
