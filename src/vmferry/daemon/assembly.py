@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 
+from vmferry.daemon import deadlines
 from vmferry.daemon.config import Config
 from vmferry.daemon.host_state import HostState
 from vmferry.migration.arrivals import Arrivals
@@ -24,19 +25,20 @@ class HostCore:
     """Implements `core.Core`: the service and what it stands on."""
 
     def __init__(self, config: Config, store: Store) -> None:
-        clock = SystemClock()
-        self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(on_memory_error=self._record), clock.now_us)
+        clock, limits = SystemClock(), config.timeouts
+        self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(self._record), clock.now_us, deadlines.vmm(limits))
         lanes = LaneSettings(config.pages.ip, config.pages.ports, config.pages.demand_timeout_s)
-        self.pagers = PagerProcesses(config.runtime_dir, config.pager_program, PagerSettings(lanes))
+        settings = PagerSettings(lanes, deadlines.pager(limits))
+        self.pagers = PagerProcesses(config.runtime_dir, config.pager_program, settings)
         self._service = MigrationService(
             World(
                 host=config.host,
                 store=store,
                 vmms=self._vmms,
                 pagers=self.pagers,
-                peers=GrpcPeers(config.host),
+                peers=GrpcPeers(config.host, deadlines.peer(limits)),
                 clock=clock,
-                timeouts=Timeouts(stop_s=config.timeouts.stop_s),
+                timeouts=Timeouts(stop_s=limits.stop_s),
             )
         )
         self._state = HostState(config.host, self._service)

@@ -32,10 +32,18 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest waits, seconds, that an operator may want to change; each call has a deadline of its own beside them."""
+    """Longest waits, seconds. Each ends in a named refusal or a paused job, never in a hang."""
 
     stop_s: float
     """Graceful stop: how long jobs past the point of no return are waited for."""
+    vmm_s: float
+    """A VMM's answer; three times as long to save or reset, six times to make memory or load a state."""
+    attach_s: float
+    """A VMM's memory to be attached to its pager."""
+    pager_s: float
+    """A pager's answer; three times as long to connect lanes, six times to complete."""
+    peer_s: float
+    """Another daemon's answer; three times as long to start, refuse or finish, six times to prepare or get ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,13 @@ def _pages(table: Table) -> Pages:
 
 
 def _timeouts(table: Table) -> Timeouts:
-    timeouts = Timeouts(stop_s=table.seconds("stop_s", 60.0, 0.0, 3600.0))
+    timeouts = Timeouts(
+        stop_s=table.seconds("stop_s", 60.0, 0.0, 3600.0),
+        vmm_s=table.seconds("vmm_s", 10.0, 0.1, 600.0),
+        attach_s=table.seconds("attach_s", 10.0, 0.1, 600.0),
+        pager_s=table.seconds("pager_s", 10.0, 0.1, 600.0),
+        peer_s=table.seconds("peer_s", 10.0, 0.1, 600.0),
+    )
     table.finish()
     return timeouts
 

@@ -73,13 +73,14 @@ def test_all_problems_come_together() -> None:
             "peer": {"listen": "nowhere"},
             "pages": {"ip": "host", "ports": [9, 9], "demand_timeout_s": True},
             "pager": {"program": ""},
-            "timeouts": {"stop_s": float("nan")},
+            "timeouts": {"stop_s": float("nan"), "vmm_s": "1"},
             "log": {"format": "xml", "level": "loud"},
         }
     )
     assert set(found) == {
         "host", "runtime_dir", "state_dir", "api", "peer.listen", "pages.ip", "pages.ports", "pages.demand_timeout_s",
-        "pager.program", "timeouts.stop_s", "log.format", "log.level",
+        "pager.program", "timeouts.stop_s",
+        "timeouts.vmm_s", "log.format", "log.level",
     }  # fmt: skip
     assert found["runtime_dir"] == 'runtime_dir: is "run", must be an absolute path'
 

@@ -1,0 +1,47 @@
+"""The configured time-outs as the deadlines of each call. The factors stand in docs/reference/configuration.md."""
+
+from __future__ import annotations
+
+from vmferry.daemon.config import Timeouts
+from vmferry.pager.client import PagerDeadlines
+from vmferry.peer.client import PeerDeadlines
+from vmferry.vmm.session import VmmDeadlines
+
+LONGER = 3.0
+"""Calls that move what fits in memory: a device state, a journal and its clean-up."""
+LONGEST = 6.0
+"""Calls that make a guest's memory or load its state."""
+
+
+def vmm(limits: Timeouts) -> VmmDeadlines:
+    short = limits.vmm_s
+    return VmmDeadlines(
+        hello_s=short,
+        attach_memory_s=limits.attach_s,
+        stop_s=short,
+        save_state_s=LONGER * short,
+        resume_s=short,
+        abandon_s=short,
+        prepare_s=LONGEST * short,
+        load_state_s=LONGEST * short,
+        start_s=short,
+        migration_complete_s=short,
+        reset_s=LONGER * short,
+    )
+
+
+def pager(limits: Timeouts) -> PagerDeadlines:
+    return PagerDeadlines(call_s=limits.pager_s, connect_s=LONGER * limits.pager_s, complete_s=LONGEST * limits.pager_s)
+
+
+def peer(limits: Timeouts) -> PeerDeadlines:
+    short = limits.peer_s
+    return PeerDeadlines(
+        hello_s=short,
+        prepare_s=LONGEST * short,
+        ready_s=LONGEST * short,
+        start_s=LONGER * short,
+        refuse_s=LONGER * short,
+        outcome_s=short,
+        finish_s=LONGER * short,
+    )
