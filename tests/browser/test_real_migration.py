@@ -47,7 +47,7 @@ async def test_both_dashboards_show_the_move(
 
         home = look(pair.home.place.ops_port, "home", left)
         away = look(pair.away.place.ops_port, "away", arrived)
-        while not all(_looks(tmp_path / name) or task.done() for name, task in (("home", home), ("away", away))):
+        while not all(_looks(tmp_path / name) or task.done() for name, task in (("home", home), ("away", away))):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await course.move(vm, pair.away.place.peer)
         source, destination = await asyncio.gather(home, away)
