@@ -17,7 +17,7 @@ from vmferry.units import PAGE_4K
 from vmferry.v1 import machines_pb2
 from vmferry.v1.common_pb2 import MemoryError as LedgerError
 from vmferry.v1.common_pb2 import MemoryLayout
-from vmferry.v1.migrations_pb2 import PHASE_POSTCOPY, Migration
+from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY, Migration
 
 SETTLE_S = 30.0
 """For the guest to touch every page once more; a guest without pauses needs a second or two."""
@@ -101,9 +101,10 @@ class Course:
     async def judge(self, settle_s: float = SETTLE_S) -> Evidence:
         """Lets the guest go through all of its memory once more, and gathers what there is to know."""
         cast, migration = self.cast, self.migration
-        arrival = await report_or(cast.destination, GuestReport())
-        end = await self._settle(arrival, settle_s)
-        await cast.source.process.ended(SOURCE_ENDS_S)
+        arrival = end = await report_or(cast.destination, GuestReport())
+        if migration.phase == PHASE_COMPLETED:
+            end = await self._settle(arrival, settle_s)
+            await cast.source.process.ended(SOURCE_ENDS_S)
         self.ledger = [error async for error in cast.away.memory_errors(cast.destination.vm)]
         return Evidence(
             phase=phase_word(migration),

@@ -57,7 +57,7 @@ class DemoResult:
             },
             "guest": {
                 "touches": end.touches,
-                "touches_on_destination": end.touches - self.evidence.at_source.touches,
+                "touches_on_destination": max(0, end.touches - self.evidence.at_source.touches),
                 "passes": end.passes,
                 "pages_touched_on_destination": end.pages_touched_here,
                 "wrong_bytes": end.wrong_bytes,

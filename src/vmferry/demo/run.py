@@ -19,6 +19,7 @@ from vmferry.demo.options import DemoOptions, choose_accel
 from vmferry.demo.result import DemoResult
 from vmferry.demo.stage import Stage, StageError
 from vmferry.v1.common_pb2 import ErrorOrigin, MemoryLayout
+from vmferry.v1.migrations_pb2 import PHASE_COMPLETED
 
 VM = "demo"
 WARM_S = 60.0
@@ -94,11 +95,12 @@ class _Play:
         self._say(f"{len(before)} pages are poisoned: the daemon is told of {told}, the others it has to find.")
         with ProgressView(progress) as view:
             await course.move(VM, places[1].peer, during, view.show)
-        if len(course.bad_during) < options.poison_during:
+        if course.migration.phase == PHASE_COMPLETED and len(course.bad_during) < options.poison_during:
             self._say(
                 f"{len(course.bad_during)} of {options.poison_during} pages turned bad before the source was gone."
             )
-        self._say("The guest goes through its memory once more.")
+        if course.migration.phase == PHASE_COMPLETED:
+            self._say("The guest goes through its memory once more.")
         evidence = await course.judge()
         found = Counter(enum_word(ErrorOrigin.DESCRIPTOR, error.origin).lower() for error in course.ledger)
         return DemoResult(self._accel, "", course.migration, evidence, dict(found))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from vmferry.demo.admin import GuestReport
 
 COMPLETED = "COMPLETED"
+NAMED = 8
+"""Addresses that a problem names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,12 @@ def healed(evidence: Evidence) -> frozenset[int]:
 
 def problems(evidence: Evidence) -> list[str]:
     """Everything that is wrong; empty if the move was right."""
+    if evidence.phase != COMPLETED:  # the rest would only say the same in other words
+        return [f"the migration is {evidence.phase}, not COMPLETED: {evidence.reason or 'no reason given'}"]
     return [*_move(evidence), *_memory(evidence), *_machine_checks(evidence), *_ledger(evidence)]
 
 
 def _move(evidence: Evidence) -> Iterator[str]:
-    if evidence.phase != COMPLETED:
-        yield f"the migration is {evidence.phase}, not COMPLETED: {evidence.reason or 'no reason given'}"
     if evidence.source_running:
         yield "the source VM still runs"
     if evidence.pages_total == 0 or evidence.pages_arrived != evidence.pages_total:
@@ -87,8 +89,14 @@ def _machine_checks(evidence: Evidence) -> Iterator[str]:
             yield f"a machine check at {gpa:#x}, which is not poisoned"
         elif count > 1:
             yield f"{count} machine checks at {gpa:#x}, not one"
-    for gpa in sorted(evidence.poisoned_before - seen.keys()):
-        yield f"no machine check at {gpa:#x}, poisoned before the migration"
+    if untold := evidence.poisoned_before - seen.keys():
+        yield f"no machine check at {_some(untold)}, poisoned before the migration"
+
+
+def _some(pages: frozenset[int]) -> str:
+    """The first few addresses, and how many more there are."""
+    first = ", ".join(f"{gpa:#x}" for gpa in sorted(pages)[:NAMED])
+    return first if len(pages) <= NAMED else f"{first} and {len(pages) - NAMED} more"
 
 
 def _ledger(evidence: Evidence) -> Iterator[str]:
