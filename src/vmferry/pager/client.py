@@ -44,6 +44,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_AUTHORITY = ("grpc.default_authority", "localhost")
+"""gRPC would name the percent-encoded socket path as :authority, which HTTP/2 servers in Rust refuse (RST_STREAM 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class GrpcPager:
         self._vm = vm
         self._lanes = settings.lanes
         self._deadlines = settings.deadlines
-        self._channel = grpc.aio.insecure_channel(f"unix:{directory / CONTROL_SOCKET}", options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(f"unix:{directory / CONTROL_SOCKET}", options=(*_OPTIONS, _AUTHORITY))
         self._stub = PagerStub(self._channel)
         self._closed = False
 
