@@ -287,8 +287,8 @@ impl Vcpu {
     }
 
     /// Whether the guest may be interrupted: in its workload, or in a pause, but not anywhere else in a handler. A row of
-    /// machine checks would else pile up frames on the handler's stack, and a host that emulates ring 0 was seen to lose
-    /// the stack pointer when interrupted between two instructions of it.
+    /// machine checks would else pile up frames on the handler's stack; and on a host that emulates ring 0 (`kvm-pvm`,
+    /// Linux 6.18) handlers that were interrupted at any instruction ended with #GP in `iretq`, their stack pointer wrong.
     fn is_interruptible(&self) -> Result<bool, String> {
         let rip = self.fd.get_regs().map_err(|error| format!("KVM_GET_REGS: {error}"))?.rip;
         Ok((self.pausing || !payload().is_handler(rip)) && !self.is_busy()?)
@@ -301,11 +301,16 @@ impl Vcpu {
             return Ok(false);
         }
         self.waiting.pop_front();
+        self.give_found_bad(gpa)?;
+        Ok(self.waiting.is_empty())
+    }
+
+    fn give_found_bad(&mut self, gpa: u64) -> Result<(), String> {
         self.inject(gpa, Severity::Optional)?;
         if self.shared.told().announce(gpa) {
             self.report(gpa, false);
         }
-        Ok(self.waiting.is_empty())
+        Ok(())
     }
 
     fn next_found_bad(&mut self) -> Option<u64> {
@@ -320,6 +325,12 @@ impl Vcpu {
     fn tell_consumed(&mut self, gpa: u64) -> Result<(), String> {
         if self.is_busy()? {
             return Err(format!("poison at {gpa:#x} while a machine check was being handled"));
+        }
+        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == gpa) {
+            // The AO was on its way and another vCPU may have taken it: the same error is not told twice. If the guest
+            // does not keep off the page now, it stumbles again and takes the AR.
+            self.waiting.remove(at);
+            return self.give_found_bad(gpa);
         }
         self.inject(gpa, Severity::Required)?;
         self.shared.told().consumed(gpa);
