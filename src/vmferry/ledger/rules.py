@@ -36,9 +36,7 @@ def merge(one: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
     )
 
 
-def merge_all(
-    ledger: Mapping[Gpa, LedgerEntry], found: Iterable[LedgerEntry]
-) -> dict[Gpa, LedgerEntry]:
+def merge_all(ledger: Mapping[Gpa, LedgerEntry], found: Iterable[LedgerEntry]) -> dict[Gpa, LedgerEntry]:
     """Only the entries that are new or changed, as they are now."""
     changed: dict[Gpa, LedgerEntry] = {}
     for entry in found:
@@ -54,8 +52,8 @@ def travel(ledger: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
     return tuple(replace(entry, hop=entry.hop + 1) for entry in ledger)
 
 
-def _age(entry: LedgerEntry) -> tuple[int, int, str]:
-    return entry.first_seen_us, entry.last_seen_us, entry.origin.value
+def _age(entry: LedgerEntry) -> tuple[int, str]:
+    return entry.first_seen_us, entry.origin.value
 
 
 def _graver(one: Severity | None, other: Severity | None) -> Severity | None:

@@ -68,6 +68,20 @@ class Following:
                     self._pause(f"the destination's pager cannot be reached: {first}")
             if not self._over():
                 await backoff.pause()
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """After COMPLETED without poison to guard; in the other ends whoever ended it gave the pager back."""
+        if self._arrival.record.outcome is not Outcome.COMPLETED:
+            return
+        self._errors.forget(self._arrival.key)
+        try:
+            pager = await self._world.pagers.find(self._arrival.key)
+            if pager is not None:
+                await pager.shutdown(False)
+            await self._world.pagers.remove(self._arrival.key)
+        except VmferryError as error:
+            self._log.warning(RETRY, error=str(error))
 
     def _over(self) -> bool:
         record = self._arrival.record
@@ -136,10 +150,6 @@ class Following:
             await self._world.store.save_incoming(replace(record, outcome=Outcome.COMPLETED))
             await self._arrival.append(JournalKind.COMPLETED)
         self._log.info(COMPLETED, guarded_pages=guarded)
-        if guarded == 0:
-            self._errors.forget(self._arrival.key)
-            await pager.shutdown(False)
-            await self._world.pagers.remove(self._arrival.key)
 
     def _pause(self, reason: str) -> None:
         self._arrival.show(replace(self._arrival.record, paused_reason=reason))

@@ -97,7 +97,7 @@ def ledger_changes(db: Connection, vm: str, after: int, limit: int) -> list[tupl
     return [(revision, name, _entry(text)) for revision, name, text in rows]
 
 
-def _newest_jobs() -> Select[tuple[int, str]]:
+def _newest_jobs() -> Select[int, str]:
     joined = t.jobs.join(t.job_revisions, t.jobs.c.revision == t.job_revisions.c.revision)
     return select(t.job_revisions.c.revision, t.job_revisions.c.job).select_from(joined)
 

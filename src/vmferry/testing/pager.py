@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 a fake takes what its port is given
 """Pagers without pages: they keep numbered events, and the test says when the last page has come."""
 
 from __future__ import annotations

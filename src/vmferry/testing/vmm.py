@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 a fake takes what its port is given
 """VMMs that hold no memory but know what they were told, and whether their vCPUs run."""
 
 from __future__ import annotations

@@ -1,0 +1,124 @@
+"""Whole hosts in memory: a real `MigrationService` over fakes, that can be killed and started again.
+
+VMMs, pagers and the store outlive the daemon, as they do on a real host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from vmferry.migration.model import TERMINAL, Job
+from vmferry.migration.service import MigrationService
+from vmferry.migration.world import Timeouts, World
+from vmferry.testing.clock import ManualClock
+from vmferry.testing.pager import FakePagers
+from vmferry.testing.peer import Destination, FakePeers
+from vmferry.testing.script import Script
+from vmferry.testing.store import MemoryStore
+from vmferry.testing.vmm import FakeVmm, FakeVmms, identity
+
+TIMEOUTS = Timeouts(start_s=1.0, vmm_return_s=1.0, refuse_attempts=5, stop_s=5.0)
+
+
+class Network:
+    """Who listens where."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.hosts: dict[str, FakeHost] = {}
+        self.cut: set[str] = set()
+
+    def host(self, name: str, *, arrives: bool = True) -> FakeHost:
+        return self.hosts.setdefault(name, FakeHost(self, name, arrives=arrives))
+
+    def find(self, address: str) -> Destination | None:
+        host = self.hosts.get(address)
+        if host is None or address in self.cut or host.service is None:
+            return None
+        return host.service.arrivals
+
+
+class FakeHost:
+    """One host. Use `start`, then `stop` or `kill`."""
+
+    def __init__(self, network: Network, name: str, *, arrives: bool) -> None:
+        self.name = name
+        self.network = network
+        self.script = Script(name)
+        self.vmms = FakeVmms()
+        self.pagers = FakePagers(self.script, arrives=arrives)
+        self.store = MemoryStore(self.script)
+        self.service: MigrationService | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._end = asyncio.Event()
+
+    def add_vmm(self, vm: str, state: str, pid: int, platform: str = "x86_64/process") -> FakeVmm:
+        return self.vmms.add(FakeVmm(identity(vm, state, pid, platform), self.script))
+
+    async def start(self) -> MigrationService:
+        self._renew_script()
+        self._end = asyncio.Event()
+        started = asyncio.Event()
+        self._task = asyncio.create_task(self._run(started), name=f"host {self.name}")
+        waits = asyncio.create_task(started.wait())
+        await asyncio.wait((waits, self._task), return_when=asyncio.FIRST_COMPLETED)
+        waits.cancel()
+        if self.service is None:
+            self._task.result()
+        assert self.service is not None
+        return self.service
+
+    async def stop(self) -> None:
+        """As SIGTERM."""
+        self._end.set()
+        if self._task is not None:
+            await self._task
+            self._task = None
+
+    async def kill(self) -> None:
+        """As SIGKILL."""
+        self.service = None
+        self.script.kill()
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def job_where(self, migration: str, *, phases: frozenset[str] | None = None, within_s: float = 30) -> Job:
+        """The job once it is in one of the phases; by default, once it has ended."""
+        wanted = phases or frozenset(TERMINAL)
+        async with asyncio.timeout(within_s):
+            while True:
+                job = await self.store.job(migration)
+                if job is not None and job.phase in wanted:
+                    return job
+                await asyncio.sleep(0.001)
+
+    async def _run(self, started: asyncio.Event) -> None:
+        net = self.network
+        world = World(
+            self.name,
+            self.store,
+            self.vmms,
+            self.pagers,
+            FakePeers(self.script, net.find),
+            net.clock,
+            TIMEOUTS,
+        )
+        async with MigrationService(world) as service:
+            self.service = service
+            started.set()
+            await self._end.wait()
+        self.service = None
+
+    def _renew_script(self) -> None:
+        """A new daemon: the old one's tasks must not come to life again."""
+        if not self.script.dead:
+            return
+        self.script = self.store.script = self.pagers.script = Script(self.name)
+        for vmm in self.vmms.everyone:
+            vmm.script = self.script
+        for pager in self.pagers.running.values():
+            pager.script = self.script

@@ -1,0 +1,142 @@
+"""The source's job: its edges are those of the chart, and no order of events breaks what it promises."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmferry.errors import Reason
+from vmferry.migration import machine as m
+from vmferry.migration.model import Outcome, Phase
+
+EVENTS: tuple[m.Event, ...] = (
+    m.Begun(),
+    m.DestinationPrepared(),
+    m.CommitDurable(),
+    m.Started(1),
+    m.StartUnanswered("no answer"),
+    *(m.OutcomeLearned(outcome, "why") for outcome in Outcome),
+    m.Heard(""),
+    m.Heard("link down"),
+    m.Silent("gone"),
+    m.DestinationCompleted(),
+    m.DestinationDied("oom"),
+    m.SourceReleased(),
+    m.CancelAsked(),
+    m.Failed(Reason.VMM_REFUSED, "no"),
+    m.Restored(),
+    m.RestoreFailed(Reason.VMM_GONE, "died"),
+)
+EDGE = re.compile(r"^    (\w+)\s+-> (\w+)\s+(\w+)$", re.MULTILINE)
+
+
+def edges() -> set[tuple[str, str, str]]:
+    found = set()
+    for state, event in product(m.State, EVENTS):
+        try:
+            step = m.transition(state, event)
+        except m.IllegalEventError:
+            continue
+        found.add((state.value, step.state.value, type(event).__name__))
+    return found
+
+
+def test_the_chart_is_the_code() -> None:
+    assert m.__doc__ is not None
+    chart = EDGE.findall(m.__doc__)
+    assert len(chart) == len(set(chart)) > 30
+    # A silent destination does not heal a pause: the chart has Silent from each state to itself.
+    assert set(chart) == edges()
+
+
+def test_an_illegal_event_names_what_is_and_what_was_needed() -> None:
+    with pytest.raises(m.IllegalEventError, match="CommitDurable in state QUEUED; it needs SWITCHOVER"):
+        m.transition(m.State.QUEUED, m.CommitDurable())
+
+
+@pytest.mark.parametrize("state", [m.State.COMMITTED, m.State.UNDECIDED, m.State.POSTCOPY, m.State.COMPLETED])
+def test_cancel_after_the_commit_is_past_no_return(state: m.State) -> None:
+    with pytest.raises(m.IllegalEventError) as caught:
+        m.transition(state, m.CancelAsked())
+    assert caught.value.reason is Reason.PAST_NO_RETURN
+
+
+def test_the_order_of_the_switchover() -> None:
+    step = m.transition(m.State.PREPARING, m.DestinationPrepared())
+    assert step.commands == (
+        m.Journal(m.JournalKind.BEGIN),
+        m.StopVcpus(),
+        m.FreezePager(),
+        m.SaveState(),
+        m.MarkKnownPoison(),
+        m.SendReady(),
+        m.Journal(m.JournalKind.COMMIT),
+    )
+    assert m.transition(m.State.SWITCHOVER, m.CommitDurable()).commands == (m.CallStart(),)
+
+
+def test_aborted_is_durable_before_the_vm_runs() -> None:
+    for event in (m.CancelAsked(), m.Failed(Reason.STORE_FAILED, "disk full")):
+        commands = m.transition(m.State.SWITCHOVER, event).commands
+        assert commands.index(m.Journal(m.JournalKind.ABORTED)) < commands.index(m.ResumeVcpus())
+        assert commands.index(m.ThawPager()) < commands.index(m.ResumeVcpus())
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.PREPARED])
+def test_a_journal_that_lost_the_migration_settles_nothing(outcome: Outcome) -> None:
+    step = m.transition(m.State.UNDECIDED, m.OutcomeLearned(outcome))
+    assert step.state is m.State.UNDECIDED
+    assert m.ResumeVcpus() not in step.commands
+    assert "journal" in step.reason
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=60))
+def test_no_order_of_events_resumes_after_the_commit_unless_refused(events: list[m.Event]) -> None:
+    state, committed, refused, ended = m.State.QUEUED, False, False, False
+    for event in events:
+        try:
+            step = m.transition(state, event)
+        except m.IllegalEventError:
+            continue
+        assert not ended, f"{event} moved a job that had ended"
+        committed = committed or step.state is m.State.COMMITTED
+        refused = refused or event == m.OutcomeLearned(Outcome.REFUSED, "why")
+        resumes = m.ResumeVcpus() in step.commands
+        assert not resumes or not committed or refused
+        assert not (m.CallStart() in step.commands and not committed)
+        assert not (m.AbandonVmm() in step.commands and not isinstance(event, m.DestinationCompleted))
+        state, ended = step.state, step.state in m.ENDED
+
+
+@pytest.mark.parametrize(
+    ("phase", "kinds", "state", "resumes"),
+    [
+        (Phase.PREPARING, [], m.State.FAILING, False),
+        (Phase.SWITCHOVER, ["begin"], m.State.FAILING, True),
+        (Phase.SWITCHOVER, ["begin", "commit"], m.State.COMMITTED, False),
+        (Phase.SWITCHOVER, ["begin", "commit", "aborted"], m.State.FAILING, True),
+        (Phase.UNDECIDED, ["begin", "commit"], m.State.COMMITTED, False),
+        (Phase.UNDECIDED, ["begin", "commit", "settled"], m.State.FAILING, True),
+        (Phase.POSTCOPY, ["begin", "commit"], m.State.POSTCOPY, False),
+        (Phase.POSTCOPY_PAUSED, ["begin", "commit"], m.State.POSTCOPY_PAUSED, False),
+    ],
+)
+def test_where_a_restart_goes_on(phase: Phase, kinds: list[str], state: m.State, resumes: bool) -> None:
+    step = m.recovered(phase, kinds)
+    assert step is not None
+    assert step.state is state
+    assert (m.ResumeVcpus() in step.commands) is resumes
+
+
+@pytest.mark.parametrize("phase", [Phase.COMPLETED, Phase.CANCELLED, Phase.FAILED, Phase.LOST])
+def test_what_has_ended_stays(phase: Phase) -> None:
+    assert m.recovered(phase, ["begin", "commit"]) is None
+
+
+def test_every_state_is_shown_as_a_phase() -> None:
+    for state, before in product(m.State, Phase):
+        assert m.visible_phase(state, before) in Phase

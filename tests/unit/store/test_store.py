@@ -1,0 +1,172 @@
+"""The contract of `ports.Store`, for the store in memory and for SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import Incoming, Job, LedgerEntry, Origin, Outcome, PageProgress, Phase, Severity
+from vmferry.migration.ports import JournalEntry, Store
+from vmferry.store.sqlite import SqliteStore, open_store
+from vmferry.testing.store import MemoryStore
+from vmferry.units import Gpa
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    opened = await open_store(tmp_path / "state" / "vmferry.db")
+    yield opened
+    await opened.close()
+
+
+def job(name: str, created_us: int = 1) -> Job:
+    return Job(name, "web", "b:7601", created_us=created_us)
+
+
+async def test_a_job_comes_back_as_it_was_saved(store: Store) -> None:
+    progress = PageProgress(total=10, absent=3, push=7)
+    full = replace(
+        job("m1"), phase=Phase.FAILED, reason_code=Reason.VMM_GONE, reason="ü", downtime_s=0.25, progress=progress
+    )
+    saved = await store.save_job(full)
+    assert saved == replace(full, revision=saved.revision)
+    assert await store.job("m1") == saved
+    assert await store.job("m2") is None
+
+
+async def test_revisions_are_global_and_all_are_kept(store: Store) -> None:
+    first = await store.save_job(job("m1"))
+    second = await store.save_job(job("m2"))
+    third = await store.save_job(replace(first, phase=Phase.PREPARING))
+    assert first.revision < second.revision < third.revision
+    assert await store.job_revisions(0, 10) == [first, second, third]
+    assert await store.job_revisions(first.revision, 1) == [second]
+    assert await store.jobs() == [third, second]
+
+
+async def test_jobs_are_listed_by_creation(store: Store) -> None:
+    await store.save_job(job("late", 9))
+    await store.save_job(job("early", 1))
+    await store.save_job(job("also-early", 1))
+    assert [one.migration for one in await store.jobs()] == ["also-early", "early", "late"]
+
+
+async def test_the_journal_keeps_order_and_data(store: Store) -> None:
+    entries = [
+        JournalEntry("m1", "begin", 1, {"vmm_pid": 7}),
+        JournalEntry("m2", "refused", 2, {"reason": "no"}),
+        JournalEntry("m1", "commit", 3, {}),
+    ]
+    for entry in entries:
+        await store.append_journal(entry)
+    assert await store.journal("m1") == [entries[0], entries[2]]
+    assert await store.journal("m2") == [entries[1]]
+    assert await store.journal("m3") == []
+
+
+async def test_an_incoming_migration_is_replaced(store: Store) -> None:
+    record = Incoming("m1", "web", "a", Outcome.PREPARED)
+    await store.save_incoming(record)
+    later = replace(record, outcome=Outcome.RUNNING, progress=PageProgress(total=4), lost_reason="died")
+    await store.save_incoming(later)
+    assert await store.incoming("m1") == later
+    assert await store.incomings() == [later]
+    assert await store.incoming("m2") is None
+
+
+async def test_errors_are_merged_and_every_change_is_kept(store: Store) -> None:
+    first = LedgerEntry(Gpa(0x2000), Origin.VMM, first_seen_us=1, last_seen_us=1)
+    other = LedgerEntry(Gpa(0x1000), Origin.READ, first_seen_us=1, last_seen_us=1)
+    seen = replace(first, severity=Severity.ACTION_REQUIRED, guest_visible=True)
+    assert await store.record_errors("web", [first, other]) == [first, other]
+    assert await store.record_errors("web", [seen]) == [seen]
+    assert await store.record_errors("web", [first]) == []
+    await store.record_errors("db", [other])
+    assert await store.ledger("web") == [other, seen]
+    changes = await store.ledger_changes("", 0, 10)
+    assert [(vm, entry) for _, vm, entry in changes] == [("web", first), ("web", other), ("web", seen), ("db", other)]
+    revisions = [revision for revision, _, _ in changes]
+    assert revisions == sorted(set(revisions))
+    assert await store.ledger_changes("web", revisions[1], 10) == [changes[2]]
+    assert await store.ledger_changes("", 0, 2) == list(changes[:2])
+
+
+async def test_the_highest_guest_physical_address(store: Store) -> None:
+    entry = LedgerEntry(Gpa((1 << 64) - 4096), Origin.VMM)
+    await store.record_errors("web", [entry])
+    await store.record_errors("web", [replace(entry, guest_visible=True)])
+    assert await store.ledger("web") == [replace(entry, guest_visible=True)]
+
+
+async def test_concurrent_writers_each_get_a_revision_of_their_own(store: Store) -> None:
+    saved = await asyncio.gather(*(store.save_job(job(f"m{number}")) for number in range(50)))
+    assert len({one.revision for one in saved}) == 50
+    assert len(await store.job_revisions(0, 100)) == 50
+
+
+async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    saved = await store.save_job(job("m1"))
+    await store.append_journal(JournalEntry("m1", "begin", 1, {}))
+    await store.record_errors("web", [LedgerEntry(Gpa(0), Origin.VMM)])
+    await store.close()
+    again = await open_store(path)
+    assert await again.jobs() == [saved]
+    assert [entry.kind for entry in await again.journal("m1")] == ["begin"]
+    assert (await again.save_job(job("m2"))).revision > saved.revision
+    await again.close()
+
+
+async def test_writes_are_in_the_file_without_a_close(tmp_path: Path) -> None:
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    await store.append_journal(JournalEntry("m1", "commit", 1, {}))
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT kind FROM journal").fetchall() == [("commit",)]
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    await store.close()
+
+
+async def test_commits_are_synced(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "vmferry.db")
+    assert store._engine is not None
+    with store._engine.connect() as db:
+        assert db.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "vmferry.db"
+    path.write_bytes(b"not a database, but long enough to be looked at" * 100)
+    with pytest.raises(VmferryError, match=r"vmferry\.db") as caught:
+        await open_store(path)
+    assert caught.value.reason is Reason.STORE_FAILED
+
+
+async def test_a_closed_or_unopened_store_says_so(tmp_path: Path) -> None:
+    with pytest.raises(VmferryError, match="not open"):
+        await SqliteStore(tmp_path / "vmferry.db").jobs()
+
+
+async def test_the_schema_is_what_the_tables_say(tmp_path: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from vmferry.store.tables import metadata
+
+    store = await open_store(tmp_path / "vmferry.db")
+    assert store._engine is not None
+    with store._engine.connect() as db:
+        assert compare_metadata(MigrationContext.configure(db), metadata) == []
+    await store.close()
