@@ -1,13 +1,19 @@
-"""The pager program that these tests drive: the installed one; its absence is a failure, not a skip."""
+"""What these tests drive: the installed pager, whose absence is a failure and not a skip, and a VMM in C beside it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from destination_rig import Destination, destination_of
+
+HERE = Path(__file__).parent
+FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"]
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,30 @@ def pager_program() -> str:
     if found is None:
         pytest.fail(f"vmferry-pager is neither {beside} nor on PATH; `make setup` installs it")
     return found
+
+
+@pytest.fixture(scope="session")
+def vmm_child(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`vmm_child.c`, compiled; what it shares with the programs of the kernel tests is in their directory."""
+    program = tmp_path_factory.mktemp("vmm") / "vmm_child"
+    include = ["-I", str(HERE.parent / "kernel")]
+    subprocess.run(["gcc", *FLAGS, *include, "-o", program, HERE / "vmm_child.c"], check=True)
+    return program
+
+
+@pytest.fixture(params=["anonymous", "memfd"])
+async def destination(
+    request: pytest.FixtureRequest, uffd_poison: None, pager_program: str, vmm_child: Path, tmp_path: Path
+) -> AsyncIterator[Destination]:
+    """A destination that waits for its VMM to attach, on each backing."""
+    async with destination_of(pager_program, vmm_child, request.param, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def anonymous(
+    uffd_poison: None, pager_program: str, vmm_child: Path, tmp_path: Path
+) -> AsyncIterator[Destination]:
+    """The same on anonymous memory only, for what does not depend on it."""
+    async with destination_of(pager_program, vmm_child, "anonymous", tmp_path) as made:
+        yield made

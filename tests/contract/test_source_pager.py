@@ -27,7 +27,12 @@ PAGES = 64
 POISONED = 5
 TOKEN = "one-time"
 PATIENCE_S = 30
-OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 << 20))
+# A unix path is no authority that HTTP/2 servers take.
+OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.default_authority", "localhost"),
+    ("grpc.max_receive_message_length", 64 << 20),
+)
 
 
 @dataclass
