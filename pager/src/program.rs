@@ -47,16 +47,21 @@ pub fn run() -> std::io::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VMFERRY_PAGER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(main(arguments))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let role = match arguments.role {
+            Role::Source => PagerRole::Source,
+            Role::Destination => PagerRole::Destination,
+        };
+        serve_vm(arguments.runtime_dir, arguments.vm, role).await
+    })
 }
 
-async fn main(arguments: Arguments) -> std::io::Result<()> {
-    let role = match arguments.role {
-        Role::Source => PagerRole::Source,
-        Role::Destination => PagerRole::Destination,
-    };
-    let directory = arguments.runtime_dir;
-    let pager = Pager::new(arguments.vm, role, directory.clone());
+/// Serves one VM on one side until it is shut down.
+///
+/// # Errors
+/// A socket cannot be made or served.
+pub async fn serve_vm(directory: PathBuf, vm: String, role: PagerRole) -> std::io::Result<()> {
+    let pager = Pager::new(vm, role, directory.clone());
     let (control, memory) = (directory.join("pager.sock"), directory.join("memory.sock"));
     let memory_listener = bind_private(&memory)?;
     let control_listener = bind_private(&control)?;

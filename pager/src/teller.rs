@@ -45,7 +45,7 @@ impl Teller {
     /// # Errors
     /// What the kernel said; the VMM may not know of it.
     pub fn memory_error(&self, event: &MemoryErrorEvent) -> io::Result<()> {
-        let error = event.error.clone().unwrap_or_default();
+        let error = event.error.unwrap_or_default();
         let severity = if error.severity() == Severity::ActionRequired { "AR" } else { "AO" };
         let origin = error.origin().as_str_name().trim_start_matches("ERROR_ORIGIN_").to_ascii_lowercase();
         self.frame(&json!({

@@ -1,0 +1,108 @@
+//! The memory socket against bad VMMs: each is told the field that is wrong, no descriptor leaks, and the next good
+//! VMM is served all the same.
+
+#![allow(clippy::unwrap_used, missing_docs, dead_code)]
+
+mod rig;
+
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rig::{PAGE, PATIENCE, Vmm, eventually, layout};
+use serde_json::{Value, json};
+use vmferry_pager::descriptors;
+use vmferry_pager::proto::{self, PagerRole};
+use vmferry_pager::region_map::Backing;
+use vmferry_pager::userfaultfd::{Userfaultfd, memfd};
+
+/// Sends a message as a VMM and reads the answer until the pager closes.
+fn refused(socket: &Path, message: &[u8], fds: &[i32]) -> Value {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    descriptors::send(&stream, message, fds).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer: Value = serde_json::from_slice(&answer[4..]).unwrap();
+    assert_eq!(answer["type"], "error", "{answer}");
+    answer
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[tokio::test]
+async fn bad_vmms_are_told_why_and_harm_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("memory.sock");
+    let pager = rig::pager(directory.path(), PagerRole::Destination);
+    let mut control = rig::control(directory.path().join("pager.sock")).await;
+    assert_eq!(refused(&socket, b"{}", &[])["field"], "message");
+    let expect = proto::ExpectDestinationRequest { layout: Some(layout(Backing::Memfd, 4)) };
+    if let Err(status) = control.expect_destination(expect).await {
+        eprintln!("skipped: {}", status.message());
+        return;
+    }
+    let uffd = Userfaultfd::create().unwrap();
+    let file = memfd("guest", 4 * PAGE).unwrap();
+    let short = memfd("short", PAGE).unwrap();
+    let good = json!({"version": 1, "vm": "web-1", "role": "destination", "pid": std::process::id(), "uffd": 0, "regions": [
+        {"gpa": 0, "base_host_virt_addr": 0x10_0000, "size": 4 * PAGE, "page_size": PAGE, "backing": "memfd", "fd": 1, "offset": 0}]});
+    let bytes = good.to_string().into_bytes();
+    let (u, f, s) = (uffd.as_raw_fd(), file.as_raw_fd(), short.as_raw_fd());
+    let before = open_descriptors();
+    let cases: Vec<(&str, Vec<u8>, Vec<i32>)> = vec![
+        ("message", b"nonsense".to_vec(), vec![u]),
+        ("message", bytes[..bytes.len() - 1].to_vec(), vec![u, f]),
+        ("message", [bytes.clone(), b"x".to_vec()].concat(), vec![u, f]),
+        ("message", vec![b' '; (64 << 10) + 1], vec![u, f]),
+        ("version", json!({"version": 7}).to_string().into_bytes(), vec![u, f]),
+        ("uffd", bytes.clone(), vec![]),
+        ("uffd", bytes.clone(), vec![f, f]),
+        ("regions[0].fd", bytes.clone(), vec![u]),
+        ("regions[0].fd", bytes.clone(), vec![u, s]),
+        ("regions[0].fd", bytes.clone(), vec![u, u]),
+        ("descriptors", bytes.clone(), vec![u, f, f]),
+        ("descriptors", bytes.clone(), vec![f; 65]),
+        ("regions", b"[]".to_vec(), vec![u]),
+    ];
+    for (field, message, fds) in cases {
+        let answer = refused(&socket, &message, &fds);
+        assert_eq!(answer["field"], field, "{answer}");
+    }
+    eventually("every descriptor of a refused VMM is closed", async || open_descriptors() <= before).await;
+    let status = control.get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
+    assert!(!status.memory_attached && status.memory_reason.starts_with("regions"), "{status:?}");
+
+    let vmm = Vmm::attach(&socket, Backing::Memfd, 4);
+    assert_eq!(refused(&socket, &bytes, &[u, f])["field"], "message", "one VMM at a time");
+    let status = control.get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
+    assert!(status.memory_attached && status.vmm_pid == vmm.pid());
+    drop(vmm);
+    eventually("the end of the VMM is seen", async || {
+        !control.clone().get_status(proto::GetStatusRequest {}).await.unwrap().into_inner().memory_attached
+    })
+    .await;
+    control.shutdown(proto::ShutdownRequest { even_if_guest_dies: true }).await.unwrap();
+    eventually("the pager ends", async || pager.is_finished()).await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_says_nothing_is_refused_in_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let pager = rig::pager(directory.path(), PagerRole::Source);
+    let mut control = rig::control(directory.path().join("pager.sock")).await;
+    let mut silent = UnixStream::connect(directory.path().join("memory.sock")).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = Vec::new();
+    let started = std::time::Instant::now();
+    silent.read_to_end(&mut answer).unwrap();
+    assert!(started.elapsed() > Duration::from_secs(5));
+    assert_eq!(serde_json::from_slice::<Value>(&answer[4..]).unwrap()["field"], "message");
+    control.shutdown(proto::ShutdownRequest::default()).await.unwrap();
+    eventually("the pager ends", async || pager.is_finished()).await;
+}
