@@ -13,7 +13,7 @@ from typing import assert_never
 
 import structlog
 
-from vmferry.errors import VmferryError
+from vmferry.errors import Reason, VmferryError
 from vmferry.migration.arrival import Arrival
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
@@ -71,14 +71,14 @@ class Following:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        """After COMPLETED without poison to guard; in the other ends whoever ended it gave the pager back."""
+        """After COMPLETED with nothing, or nobody, to guard; in the other ends whoever ended it gave the pager back."""
         if self._arrival.record.outcome is not Outcome.COMPLETED:
             return
         self._errors.forget(self._arrival.key)
         try:
             pager = await self._world.pagers.find(self._arrival.key)
             if pager is not None:
-                await pager.shutdown(False)
+                await pager.shutdown(even_if_guest_dies=True)
             await self._world.pagers.remove(self._arrival.key)
         except VmferryError as error:
             self._log.warning(RETRY, error=str(error))
@@ -104,14 +104,24 @@ class Following:
                 self._log.info(LINK, up=up, reason=reason)
                 self._pause("" if up else reason or "the link between the pagers is down")
             case MemoryDetached(reason):
-                if not (await pager.status()).memory_attached:
-                    await self._vmm_died(self._arrival, reason)
+                await self._detached(pager, reason)
             case PagerFailedEvent(reason):
                 self._pause(f"the destination's pager cannot go on: {reason}")
             case AllPresent() | MemoryAttached():
                 self._arrival.bell.ring()
             case _:
                 assert_never(body)
+
+    async def _detached(self, pager: Pager, reason: str) -> None:
+        """The VMM died, unless every page is there: then it may hang up, and its control connection tells."""
+        status = await pager.status()
+        if status.memory_attached:
+            return
+        if self._arrival.record.outcome is Outcome.COMPLETED:
+            self._arrival.record = replace(self._arrival.record, guarded_pages=0)
+            await self._arrival.save()
+        elif not status.all_present:
+            await self._vmm_died(self._arrival, reason)
 
     async def _look(self, pager: Pager) -> None:
         """Until it is over: progress, the push once the VM runs, and the end once the last page is there."""
@@ -143,13 +153,30 @@ class Following:
     async def _complete(self, pager: Pager) -> None:
         """Poisoned pages stay guarded: then pager and uffd live as long as the VM."""
         guarded = await pager.complete()
-        await (await self._arrival.vmm()).migration_complete(guarded > 0)
+        if not await self._tell_complete(guarded > 0):
+            return
         async with self._arrival.lock:
             record = replace(self._arrival.record, guarded_pages=guarded, paused_reason="")
             self._arrival.record = record
             await self._world.store.save_incoming(replace(record, outcome=Outcome.COMPLETED))
             await self._arrival.append(JournalKind.COMPLETED)
         self._log.info(COMPLETED, guarded_pages=guarded)
+
+    async def _tell_complete(self, keep_uffd: bool) -> bool:
+        """False: the VMM died meanwhile. One whose connection broke is waited for, and told again."""
+        while True:
+            try:
+                vmm = await self._arrival.vmm()
+            except VmferryError as error:
+                await self._vmm_died(self._arrival, error.message)
+                return False
+            try:
+                await vmm.migration_complete(keep_uffd)
+            except VmferryError as error:
+                if error.reason is not Reason.VMM_GONE:
+                    raise
+            else:
+                return True
 
     def _pause(self, reason: str) -> None:
         self._arrival.show(replace(self._arrival.record, paused_reason=reason))

@@ -112,7 +112,7 @@ class SourceSteps:
             try:
                 return m.Started(await self.peer.start(self.migration))
             except VmferryError as error:
-                if error.reason is Reason.MIGRATION_REFUSED:
+                if error.reason in (Reason.MIGRATION_REFUSED, Reason.MIGRATION_UNKNOWN):
                     return await self._outcome_or_unanswered()
                 log.warning(RETRY, migration=self.migration, step="start", error=str(error))
                 if clock.monotonic_s() >= deadline:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from vmferry.migration.model import TERMINAL, Job
 from vmferry.migration.service import MigrationService
@@ -117,8 +118,55 @@ class FakeHost:
         """A new daemon: the old one's tasks must not come to life again."""
         if not self.script.dead:
             return
-        self.script = self.store.script = self.pagers.script = Script(self.name)
+        observe = self.script.observe
+        self.script = self.store.script = self.pagers.script = Script(self.name, observe=observe)
         for vmm in self.vmms.everyone:
             vmm.script = self.script
         for pager in self.pagers.running.values():
             pager.script = self.script
+
+
+@dataclass(slots=True)
+class Pair:
+    """Two hosts: `source` runs the VM `web` on host `a`, `destination` waits for it on `b`.
+
+    `doubled` lists the moments at which both ran: there must be none.
+    """
+
+    network: Network
+    a: FakeHost
+    b: FakeHost
+    source: FakeVmm
+    destination: FakeVmm
+    doubled: list[str] = field(default_factory=list)
+
+    @property
+    def service(self) -> MigrationService:
+        """Of the source's host."""
+        if self.a.service is None:
+            raise AssertionError("host a does not run")
+        return self.a.service
+
+    @property
+    def running(self) -> int:
+        return int(self.source.runs) + int(self.destination.runs)
+
+    def nothing_left(self) -> bool:
+        """No pagers, and the destination's VMM waits as before."""
+        waits = not self.destination.alive or self.destination.identity.state == "incoming"
+        return not self.a.pagers.running and not self.b.pagers.running and waits
+
+    def look(self) -> None:
+        if self.running > 1:
+            self.doubled.append(f"{self.a.script.transcript[-1:]} {self.b.script.transcript[-1:]}")
+
+
+async def make_pair() -> Pair:
+    """Both hosts are up."""
+    network = Network()
+    a, b = network.host("a"), network.host("b")
+    pair = Pair(network, a, b, a.add_vmm("web", "running", 100), b.add_vmm("web", "incoming", 200))
+    for host in (a, b):
+        host.script.observe = pair.look
+        await host.start()
+    return pair

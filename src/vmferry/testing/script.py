@@ -31,6 +31,8 @@ class Script:
     hung: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a step hangs."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    observe: Callable[[], None] = lambda: None
+    """Called after every effect, to look whether the world is as it must be at that moment."""
     points: int = 0
     hang_at_point: int | None = None
     """Hang at the n-th point; every step has two, before and after its effect."""
@@ -56,6 +58,7 @@ class Script:
         await self._point(step, after=False)
         self.transcript.append(step)
         effect()
+        self.observe()
         await self._point(step, after=True)
 
     async def _point(self, step: str, *, after: bool) -> None:

@@ -1,0 +1,213 @@
+"""I3 and I4: daemons are killed at every point of a move, before and after each effect, and started again.
+
+At no moment does the VM run twice. Once everything is up again it runs exactly once: on the destination if the job is
+COMPLETED, on the source if it is not, and then nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.model import TERMINAL, Phase
+from vmferry.testing.host import FakeHost, Pair, make_pair
+
+POINTS_A = 64
+POINTS_B = 44
+DEADLINE_S = 30
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    made = await make_pair()
+    yield made
+    for host in (made.a, made.b):
+        await host.kill()
+
+
+async def ask(pair: Pair) -> None:
+    """As a client whose answer may never come."""
+    with suppress(asyncio.CancelledError, VmferryError):
+        await pair.service.create("m1", "web", "b")
+
+
+async def hung_or_over(pair: Pair, host: FakeHost) -> bool:
+    """True once the host hangs at its point; False if the move ended without coming there."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not host.script.hung.is_set():
+            job = await pair.a.store.job("m1")
+            if job is not None and job.phase in TERMINAL and not pair.b.pagers.running:
+                return False
+            await asyncio.sleep(0.0005)
+    return True
+
+
+async def settled(pair: Pair) -> None:
+    """Everything is up: the VM ends up running exactly once, and the job says where."""
+    job = await pair.a.store.job("m1")
+    if job is None:
+        assert pair.source.runs
+        assert not pair.destination.runs
+        return
+    job = await pair.a.job_where("m1", within_s=DEADLINE_S)
+    async with asyncio.timeout(DEADLINE_S):
+        while not (pair.nothing_left() or job.phase is Phase.COMPLETED):
+            await asyncio.sleep(0.001)
+    assert pair.doubled == []
+    assert pair.running == 1, f"{job.phase}: {job.reason}"
+    assert pair.destination.runs is (job.phase is Phase.COMPLETED)
+    assert pair.source.runs is (job.phase in (Phase.FAILED, Phase.CANCELLED))
+    check_journals(pair)
+
+
+def check_journals(pair: Pair) -> None:
+    """I4: what was done was durable before."""
+    here = [entry.kind for entry in pair.a.store._journal]
+    there = [entry.kind for entry in pair.b.store._journal]
+    assert not {"running", "refused"} <= set(there)
+    if pair.destination.runs:
+        assert "running" in there
+        assert "commit" in here
+        assert not pair.source.runs
+
+
+async def crash(pair: Pair, host: FakeHost, others: list[FakeHost], point: int) -> None:
+    host.script.hang_at_point = point
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(ask(pair), name="client")
+        came = await hung_or_over(pair, host)
+        pair.look()
+        if came:
+            for one in (host, *others):
+                await one.kill()
+            pair.look()
+            for one in (host, *others):
+                await one.start()
+        asking.cancel()
+    await settled(pair)
+
+
+@pytest.mark.parametrize("point", range(1, POINTS_A))
+async def test_the_source_daemon_dies(pair: Pair, point: int) -> None:
+    await crash(pair, pair.a, [], point)
+
+
+@pytest.mark.parametrize("point", range(1, POINTS_B))
+async def test_the_destination_daemon_dies(pair: Pair, point: int) -> None:
+    await crash(pair, pair.b, [], point)
+
+
+@pytest.mark.parametrize("point", range(1, POINTS_A))
+async def test_both_daemons_die_at_a_point_of_the_source(pair: Pair, point: int) -> None:
+    await crash(pair, pair.a, [pair.b], point)
+
+
+@pytest.mark.parametrize("point", range(1, POINTS_B))
+async def test_both_daemons_die_at_a_point_of_the_destination(pair: Pair, point: int) -> None:
+    await crash(pair, pair.b, [pair.a], point)
+
+
+async def test_the_points_are_all_of_them(pair: Pair) -> None:
+    """If a move gets longer, the ranges above must too."""
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1")
+    async with asyncio.timeout(DEADLINE_S):
+        while pair.b.pagers.running:
+            await asyncio.sleep(0.001)
+    assert 40 < pair.a.script.points < POINTS_A
+    assert 30 < pair.b.script.points < POINTS_B
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_daemons_die_again_and_again(pair: Pair, seed: int) -> None:
+    """Also while they recover; with answers lost in between, and a client that cancels."""
+    dice = random.Random(seed)
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(ask(pair), name="client")
+        for _ in range(dice.randint(2, 5)):
+            host = dice.choice((pair.a, pair.b))
+            host.script.hang_at_point = host.script.points + dice.randint(1, 30)
+            if dice.random() < 0.5:
+                step = dice.choice(("start", "ready", "prepare", "refuse", "outcome"))
+                lost = VmferryError(Reason.DESTINATION_UNREACHABLE, "connection reset.")
+                pair.a.script.fail_at(f"peer.{step} answered", lost, times=dice.randint(1, 4))
+            if not await hung_or_over(pair, host):
+                break
+            if dice.random() < 0.2 and pair.a.service is not None:
+                cancelling = tasks.create_task(cancel(pair), name="cancel")
+                await asyncio.sleep(0.002)
+                cancelling.cancel()
+            pair.look()
+            both = dice.random() < 0.3
+            victims = [pair.a, pair.b] if both else [host]
+            for one in victims:
+                await one.kill()
+            for one in victims:
+                await one.start()
+        asking.cancel()
+    await settled(pair)
+
+
+async def cancel(pair: Pair) -> None:
+    with suppress(asyncio.CancelledError, VmferryError):
+        await pair.service.cancel("m1")
+
+
+async def test_the_destination_stays_away_after_the_commit(pair: Pair) -> None:
+    """Nobody runs the VM, and the job says so: no guess in either direction."""
+    pair.a.script.hang_at("store.journal commit", after=True)
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    await pair.b.kill()
+    await pair.a.kill()
+    await pair.a.start()
+    job = await pair.a.job_where("m1", phases=frozenset({"UNDECIDED"}))
+    assert job.reason_code is Reason.UNDECIDED
+    assert pair.running == 0
+    await pair.b.start()
+    await settled(pair)
+    assert pair.destination.runs
+
+
+async def test_a_waiting_vmm_that_dies_while_both_daemons_are_down_after_the_commit(pair: Pair) -> None:
+    """The destination can prove that it has not run the VM, and never will: it comes back."""
+    pair.a.script.hang_at("store.journal commit", after=True)
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    for host in (pair.a, pair.b):
+        await host.kill()
+    pair.destination.die("oom")
+    for host in (pair.b, pair.a):
+        await host.start()
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.MIGRATION_REFUSED)
+    assert pair.source.runs
+
+
+async def test_events_are_taken_again_from_the_last_acknowledged(pair: Pair) -> None:
+    from vmferry.migration.model import LedgerEntry, Origin
+    from vmferry.migration.ports import MemoryErrorFound
+    from vmferry.units import Gpa
+
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=frozenset({"POSTCOPY"}))
+    pager = pair.b.pagers.running["m1-destination"]
+    pair.b.script.hang_at("store.errors", after=True)
+    error = LedgerEntry(Gpa(0x3000), Origin.READ, first_seen_us=9, last_seen_us=9)
+    pager.emit(MemoryErrorFound(error, 0, 0, reported=True))
+    await pair.b.script.hung.wait()
+    await pair.b.kill()
+    assert pager.kept_events == 1
+    await pair.b.start()
+    async with asyncio.timeout(DEADLINE_S):
+        while pager.kept_events:
+            await asyncio.sleep(0.001)
+    assert [(entry.gpa, entry.count) for entry in await pair.b.store.ledger("web")] == [(0x3000, 1)]
+    pager.all_arrive()
+    await settled(pair)

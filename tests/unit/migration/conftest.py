@@ -1,0 +1,19 @@
+"""Two hosts in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from vmferry.testing.host import Pair, make_pair
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    """At the end of every test: at no moment did the VM run twice."""
+    made = await make_pair()
+    yield made
+    for host in (made.a, made.b):
+        await host.kill()
+    assert made.doubled == []

@@ -1,0 +1,202 @@
+"""What the service refuses, lists and lets watch."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.arrivals import check_layout
+from vmferry.migration.jobs import Jobs
+from vmferry.migration.machines import MachineState
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import Backing, Job, LedgerEntry, MemoryLayout, MemoryRegion, Origin, PageProgress, Phase
+from vmferry.testing.host import Pair
+from vmferry.testing.store import MemoryStore
+from vmferry.testing.vmm import LAYOUT
+from vmferry.units import Gpa
+
+
+async def refused(pair: Pair, migration: str, vm: str, destination: str = "b") -> Reason:
+    with pytest.raises(VmferryError) as caught:
+        await pair.service.create(migration, vm, destination)
+    return caught.value.reason
+
+
+async def test_create_is_idempotent(pair: Pair) -> None:
+    first = await pair.service.create("m1", "web", "b")
+    again = await pair.service.create("m1", "web", "b")
+    assert (again.migration, again.created_us) == (first.migration, first.created_us)
+    assert await refused(pair, "m1", "web", "c") is Reason.MIGRATION_EXISTS
+    done = await pair.a.job_where("m1")
+    assert await pair.service.create("m1", "web", "b") == done
+
+
+async def test_what_cannot_be_moved(pair: Pair) -> None:
+    pair.a.add_vmm("db", "stopped", 5)
+    pair.a.add_vmm("new", "incoming", 6)
+    assert await refused(pair, "M1", "web") is Reason.INVALID_ARGUMENT
+    assert await refused(pair, "m1", "nobody") is Reason.VM_UNKNOWN
+    assert await refused(pair, "m1", "db") is Reason.VM_NOT_RUNNING
+    assert await refused(pair, "m1", "new") is Reason.VM_NOT_RUNNING
+    pair.a.script.hang_at("peer.prepare")
+    await pair.service.create("m1", "web", "b")
+    assert await refused(pair, "m2", "web") is Reason.VM_ALREADY_MIGRATING
+    assert [job.migration for job in await pair.service.jobs()] == ["m1"]
+
+
+async def test_two_creates_at_once_make_one_job(pair: Pair) -> None:
+    pair.a.script.hang_at("peer.prepare")
+    made = await asyncio.gather(
+        *(pair.service.create(f"m{number}", "web", "b") for number in range(5)), return_exceptions=True
+    )
+    assert sum(isinstance(one, Job) for one in made) == 1
+
+
+@pytest.mark.parametrize(
+    ("vm", "state", "platform", "reason"),
+    [
+        ("web", "running", "x86_64/process", Reason.DESTINATION_HAS_VM),
+        ("other", "incoming", "x86_64/process", Reason.DESTINATION_NO_VMM),
+        ("web", "incoming", "x86_64/kvm", Reason.PLATFORM_MISMATCH),
+    ],
+)
+async def test_what_a_destination_refuses(pair: Pair, vm: str, state: str, platform: str, reason: Reason) -> None:
+    pair.b.vmms.everyone.clear()
+    pair.b.add_vmm(vm, state, 300, platform)
+    await pair.service.create("m1", "web", "b")
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.FAILED, reason)
+    assert pair.source.runs
+    assert not pair.b.pagers.running
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"page_size": 3000}, "page size 3000"),
+        ({"size": 5000}, "size 5000"),
+        ({"gpa": Gpa(100)}, "GPA 0x64"),
+    ],
+)
+def test_a_layout_that_cannot_be(change: dict[str, int], words: str) -> None:
+    region = replace(LAYOUT.regions[0], **change)  # type: ignore[arg-type]
+    with pytest.raises(VmferryError, match=words) as caught:
+        check_layout(MemoryLayout((region,)))
+    assert caught.value.reason is Reason.LAYOUT_MISMATCH
+
+
+def test_a_layout_whose_regions_overlap() -> None:
+    region = MemoryRegion(Gpa(0), 8192, 4096, Backing.MEMFD)
+    with pytest.raises(VmferryError, match="region 1: GPA 0x1000 is below 0x2000"):
+        check_layout(MemoryLayout((region, replace(region, gpa=Gpa(4096)))))
+    with pytest.raises(VmferryError, match="no memory regions"):
+        check_layout(MemoryLayout(()))
+
+
+async def test_machines_during_a_move(pair: Pair) -> None:
+    assert pair.b.service is not None
+    assert [(one.vm, one.state) for one in await pair.service.machines()] == [("web", MachineState.RUNNING)]
+    assert (await pair.b.service.machine("web")).state is MachineState.INCOMING
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=frozenset({"POSTCOPY"}))
+    here = await pair.service.machine("web")
+    assert (here.state, here.migration) == (MachineState.MOVED, "m1")
+    there = await pair.b.service.machine("web")
+    assert (there.state, there.migration, there.vmm_pid) == (MachineState.MIGRATING_IN, "m1", 200)
+    pair.source.die()
+    assert (await pair.service.machine("web")).state is MachineState.DISCONNECTED
+    with pytest.raises(VmferryError) as caught:
+        await pair.service.machine("nobody")
+    assert caught.value.reason is Reason.VM_UNKNOWN
+
+
+async def test_a_reported_error_needs_memory_and_a_vm(pair: Pair) -> None:
+    entry = await pair.service.report_error("web", 0x1234, 0)
+    assert (entry.gpa, entry.lsb, entry.origin) == (0x1000, 12, Origin.OPERATOR)
+    assert await pair.service.ledger("web") == [entry]
+    for vm, gpa, reason in (("web", 1 << 40, Reason.INVALID_ARGUMENT), ("nobody", 0, Reason.VM_UNKNOWN)):
+        with pytest.raises(VmferryError) as caught:
+            await pair.service.report_error(vm, gpa, 0)
+        assert caught.value.reason is reason
+
+
+async def test_watch_ends_with_the_job_and_has_every_revision(pair: Pair) -> None:
+    await pair.service.create("m1", "web", "b")
+    seen = [job async for job in pair.service.watch("m1", 0)]
+    phases = list(dict.fromkeys(job.phase for job in seen))
+    assert phases == [Phase.QUEUED, Phase.PREPARING, Phase.SWITCHOVER, Phase.POSTCOPY, Phase.COMPLETED]
+    assert [job.revision for job in seen] == sorted(job.revision for job in seen)
+    assert [job async for job in pair.service.watch("m1", 0)][-1] == seen[-1]
+    assert [job async for job in pair.service.watch("m1", seen[-1].revision)] == []
+
+
+async def test_watch_of_an_unknown_migration(pair: Pair) -> None:
+    with pytest.raises(VmferryError) as caught:
+        await anext(pair.service.watch("m9", 0))
+    assert caught.value.reason is Reason.MIGRATION_UNKNOWN
+
+
+async def test_watch_misses_nothing_under_concurrent_writes() -> None:
+    jobs = Jobs(MemoryStore())
+    writers, writes = 8, 40
+
+    async def write(number: int) -> None:
+        job = Job(f"m{number}", "web", "b")
+        for _ in range(writes):
+            job = await jobs.save(job)
+            job = jobs.show_progress(job, PageProgress(total=job.revision), 0)
+
+    async def watch(after: int) -> list[int]:
+        revisions: list[int] = []
+        async for job in jobs.watch("", after):
+            if job.revision not in revisions[-1:]:
+                revisions.append(job.revision)
+            if job.revision == writers * writes:
+                return list(dict.fromkeys(revisions))
+        raise AssertionError("the stream ended")
+
+    async with asyncio.TaskGroup() as tasks:
+        watchers = [tasks.create_task(watch(after), name=f"after {after}") for after in (0, 7, 100)]
+        for number in range(writers):
+            tasks.create_task(write(number), name=f"writer {number}")
+    for task, after in zip(watchers, (0, 7, 100), strict=True):
+        assert sorted(set(task.result())) == list(range(after + 1, writers * writes + 1))
+
+
+async def test_progress_comes_under_an_unchanged_revision() -> None:
+    jobs = Jobs(MemoryStore())
+    job = await jobs.save(Job("m1", "web", "b"))
+    stream = jobs.watch("m1", 0)
+    assert await anext(stream) == job
+    shown = jobs.show_progress(job, PageProgress(total=3), 1)
+    assert await anext(stream) == shown
+    assert shown.revision == job.revision
+    assert await jobs.get("m1") == shown
+
+
+async def test_watch_errors_misses_nothing_under_concurrent_writes() -> None:
+    errors = MemoryErrors(MemoryStore())
+
+    async def record(vm: str) -> None:
+        for page in range(50):
+            await errors.record(vm, [LedgerEntry(Gpa(page * 4096), Origin.VMM)])
+
+    async def watch(vm: str, count: int) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        async for _, name, entry in errors.watch(vm, 0):
+            found.append((name, entry.gpa))
+            if len(found) == count:
+                break
+        return found
+
+    async with asyncio.TaskGroup() as tasks:
+        every = tasks.create_task(watch("", 100), name="all")
+        one = tasks.create_task(watch("db", 50), name="db")
+        for vm in ("web", "db"):
+            tasks.create_task(record(vm), name=vm)
+    assert len(set(every.result())) == 100
+    assert one.result() == [("db", page * 4096) for page in range(50)]
