@@ -9,12 +9,27 @@ import pytest_asyncio
 from harness import Pair, two_hosts, unique
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def pair(hosts: Pair) -> AsyncIterator[Pair]:
+    """The module's two hosts without the guests of other tests, which would go on taking the machine's time."""
+    yield hosts
+    await hosts.stage.dismiss_guests()
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def pair(programs, uffd_poison) -> AsyncIterator[Pair]:
+async def hosts(programs, uffd_poison) -> AsyncIterator[Pair]:
     """Two hosts; short time-outs, so that what never answers is found soon."""
     quick = {"timeouts": "vmm_s = 3.0\npeer_s = 10.0\nattach_s = 5.0"}
-    async with two_hosts(quick, quick) as hosts:
-        yield hosts
+    async with two_hosts(quick, quick) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module", autouse=True)
+async def guests_end(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """A test's guests end with it: one that runs on would slow every test after it."""
+    yield
+    if "pair" in request.fixturenames:
+        await request.getfixturevalue("pair").stage.end_guests()
 
 
 @pytest.fixture

@@ -131,6 +131,7 @@ class Stage:
         self.hosts: list[Host] = []
         self.guests: list[Guest] = []
         self.kept = keep
+        self._guests_made = 0
         self._connections = AsyncExitStack()
 
     async def __aenter__(self) -> Stage:
@@ -144,9 +145,7 @@ class Stage:
 
     async def _end(self, failed: bool) -> None:
         await self._connections.aclose()
-        for guest in self.guests:
-            await guest.admin.close()
-            await guest.process.kill()
+        await self.end_guests()
         for host in self.hosts:
             if host.process is not None:
                 await host.process.stop(2.0)
@@ -154,6 +153,12 @@ class Stage:
         self.kept = self.kept or failed
         if not self.kept:
             shutil.rmtree(self.root, ignore_errors=True)
+
+    async def end_guests(self) -> None:
+        """Ends every guest; a guest that goes on costs its host a core a vCPU."""
+        for guest in self.guests:
+            await guest.admin.close()
+            await guest.process.kill()
 
     async def host(self, name: str, place: Place, **config: str) -> Host:
         """Adds a host and starts its daemon."""
@@ -173,7 +178,8 @@ class Stage:
         """Starts a reference VMM on the host: one that runs, or with `shape` None one that waits to be a destination;
         returns when the daemon knows it. `options`: further ones of the program."""
         role = "incoming" if shape is None else "running"
-        number = len(self.guests)
+        self._guests_made += 1
+        number = self._guests_made
         admin = self.root / f"{host.name}.{number}.admin"
         argv = [str(find_program("vmferry-refvm")), "--vm", vm, "--accel", accel]
         argv += ["--daemon", str(host.vmm_socket), "--admin", str(admin)]
@@ -196,6 +202,13 @@ class Stage:
         except ApiError:
             return False
         return bool(machine.state == state)
+
+    async def dismiss_guests(self) -> None:
+        """Ends every guest of the stage; their pagers end with them."""
+        guests, self.guests = self.guests, []
+        for guest in guests:
+            await guest.admin.close()
+            await guest.process.kill()
 
     async def warm(self, guest: Guest, passes: int = 1, within_s: float = START_S) -> None:
         """Waits until the guest has been through all of its memory."""
