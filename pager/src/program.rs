@@ -99,7 +99,10 @@ async fn terminated(pager: Arc<Pager>) -> std::io::Result<()> {
             _ = interrupt.recv() => {}
         }
         match pager.guards().await {
-            None => return Ok(()),
+            None => {
+                pager.shut_down().await;
+                return Ok(());
+            }
             Some(guards) => tracing::warn!(guards, "pager.signal_ignored"),
         }
     }
