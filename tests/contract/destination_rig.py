@@ -25,6 +25,14 @@ GPAS = (0, 0x100000)
 """Of the two regions, which lie side by side in the VMM but not in the guest."""
 COUNTS = (FIRST_PAGES[1], PAGES - FIRST_PAGES[1])
 DEMAND_TIMEOUT_S = 20.0
+CONTROL = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.default_authority", "localhost"),  # a unix path is no authority that HTTP/2 servers take
+    ("grpc.initial_reconnect_backoff_ms", 50),  # the pager is just starting
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.use_local_subchannel_pool", 1),
+)
 
 
 def gpa_of(page: int) -> int:
@@ -144,8 +152,7 @@ async def destination_of(program: str, child: Path, backing: str, directory: Pat
     pager = start_pager(program, directory)
     try:
         await source.start()
-        options = (("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost"))  # a unix path is none
-        async with grpc.aio.insecure_channel(f"unix:{directory}/pager.sock", options=options) as channel:
+        async with grpc.aio.insecure_channel(f"unix:{directory}/pager.sock", options=CONTROL) as channel:
             control: PagerAsyncStub = PagerStub(channel)
             await control.GetStatus(pager_pb2.GetStatusRequest(), timeout=PATIENCE_S, wait_for_ready=True)
             expect = pager_pb2.ExpectDestinationRequest(layout=layout(backing))

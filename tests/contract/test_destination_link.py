@@ -111,5 +111,5 @@ async def test_what_needs_no_source_goes_on_while_the_link_is_down(destination: 
     assert await destination.mark(5) == (1, 0, 0)
     assert await vmm.touch(5) == "sigbus"
     assert [frame["severity"] for frame in vmm.frames] == ["AO"]
-    await vmm.advise(0, "remove" if destination.backing == "memfd" else "dontneed")
+    await vmm.give_back(0)
     assert await vmm.touch(0) == "byte:0"

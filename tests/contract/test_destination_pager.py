@@ -157,9 +157,8 @@ async def test_a_page_given_back_reads_as_zeros_without_the_source(destination: 
     await destination.connect()
     assert await destination.vmm.touch(0) == expected(0)
     asked = list(destination.source.asked)
-    give_back = "remove" if destination.backing == "memfd" else "dontneed"
     for page in (0, 20):  # one that had arrived, one that had not
-        await destination.vmm.advise(page, give_back)
+        await destination.vmm.give_back(page)
         assert await destination.vmm.touch(page) == "byte:0"
     assert destination.source.asked == asked
     await destination.push()
@@ -179,6 +178,47 @@ async def test_pages_marked_by_the_daemon_are_poison_from_then_on(destination: D
     assert await destination.mark(1) == (0, 0, 1), "a good copy that no guest has seen bad is healed"
     assert await destination.vmm.touch(1) == expected(1)
     assert not {BAD, OTHER_REGION} & set(destination.source.asked)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["on the way", "after the end"])
+async def test_a_page_that_went_bad_here_stays_so(destination: Destination, ended: bool) -> None:
+    """The VMM was told, or told of it itself: a balloon may not make a good page of it, wherever the ranges stand."""
+    await destination.everything()
+    if ended:
+        assert await destination.complete() == 0
+    assert await destination.mark(1, guest_visible=True) == (1, 0, 0)
+    assert await destination.mark(1, guest_visible=True) == (0, 1, 0)
+    for _ in range(2):
+        await destination.vmm.give_back(1)
+        assert await destination.vmm.touch(1) == "sigbus"
+    assert await destination.vmm.touch(2) == expected(2)
+    assert destination.vmm.frames == []
+    assert await destination.complete() == 1
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+async def test_push_and_touches_at_once(destination: Destination, lanes: int) -> None:
+    """Whichever way a page comes first: its content is right, and poison is reported once."""
+    bad = set(range(2, PAGES, 7))
+    destination.source.poison = dict.fromkeys(bad, READ)
+    await destination.attach()
+    await destination.connect()
+    destination.source.may_push.clear()
+    await destination.push(lanes)
+    acts = {page: (await destination.vmm.start_touch(page))[0] for page in range(0, PAGES, 3)}
+    destination.source.may_push.set()
+    acts |= {page: (await destination.vmm.start_touch(page))[0] for page in range(PAGES) if page not in acts}
+    for page, act in acts.items():
+        assert await destination.vmm.touched(act) == ("sigbus" if page in bad else expected(page)), page
+    await destination.event("all_present")
+    assert sorted(frame["gpa"] for frame in destination.vmm.frames) == [gpa_of(page) for page in sorted(bad)]
+    for frame in destination.vmm.frames:
+        assert (frame["severity"] == "AR") == (frame["thread"] != 0)
+    progress = (await destination.status()).progress
+    assert progress.absent == 0
+    assert progress.demand + progress.push + progress.zero + progress.poison == PAGES
+    assert (progress.poison, progress.machine_checks) == (len(bad), len(bad))
+    assert len(destination.source.asked) == len(set(destination.source.asked)), "each page was asked once"
 
 
 async def test_a_pager_that_guards_poison_ends_only_by_force(anonymous: Destination) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 import pytest
@@ -32,6 +32,10 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.default_authority", "localhost"),
     ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 50),  # the pager is just starting
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
@@ -95,23 +99,37 @@ async def source(request: pytest.FixtureRequest, pager_program: str, tmp_path: P
                 end(process)
 
 
-async def demand(
-    source: Source, page: int, count: int = 1, token: str = TOKEN, version: int = 1
-) -> dict[int, pages_pb2.Run]:
+async def demand(source: Source, page: int, count: int = 1, version: int = 1) -> dict[int, pages_pb2.Run]:
     """The answer to one request on a lane of its own, by page."""
     got: dict[int, pages_pb2.Run] = {}
+    wanted = common_pb2.PageRange(region=0, page=page, count=count)
     async with grpc.aio.insecure_channel(source.lane, options=OPTIONS) as channel, asyncio.timeout(PATIENCE_S):
-        call = source.pages(channel).Demand(metadata=(("vmferry-lane-token", token),))
-        wanted = common_pb2.PageRange(region=0, page=page, count=count)
+        call = source.pages(channel).Demand(metadata=(("vmferry-lane-token", TOKEN),))
         await call.write(pages_pb2.PageRequest(protocol_version=version, range=wanted))
         while len(got) < count:
-            reply = await call.read()
-            if not isinstance(reply, pages_pb2.PageReply):
-                await call  # raises the status
-                break
+            reply = await call.read()  # raises the status, if it is not OK
+            assert isinstance(reply, pages_pb2.PageReply), "the lane ended"
             spread(reply, got)
         call.cancel()
     return got
+
+
+async def push(source: Source, page: int, count: int = 1, version: int = 1) -> dict[int, pages_pb2.Run]:
+    """What a bulk lane brings for one range that is lacking."""
+    return await push_all(source, [common_pb2.PageRange(region=0, page=page, count=count)], version)
+
+
+async def push_all(source: Source, lacking: list[common_pb2.PageRange], version: int = 1) -> dict[int, pages_pb2.Run]:
+    got: dict[int, pages_pb2.Run] = {}
+    async with grpc.aio.insecure_channel(source.lane, options=OPTIONS) as channel, asyncio.timeout(PATIENCE_S):
+        request = pages_pb2.PushRequest(protocol_version=version, lacking=lacking)
+        async for reply in source.pages(channel).Push(request, metadata=(("vmferry-lane-token", TOKEN),)):
+            spread(reply, got)
+    return got
+
+
+LANES = pytest.mark.parametrize("lane", [demand, push])
+Lane: TypeAlias = Callable[..., Awaitable[dict[int, pages_pb2.Run]]]
 
 
 def spread(reply: pages_pb2.PageReply, into: dict[int, pages_pb2.Run]) -> None:
@@ -134,9 +152,9 @@ def check(pages: dict[int, pages_pb2.Run], poisoned: set[int]) -> None:
             assert run.data[start : start + PAGE] == bytes([page % 251 + 1]) * PAGE, page
 
 
-async def status_of(source: Source, **request: int | str) -> grpc.StatusCode:
+async def status_of(answer: Awaitable[object]) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await demand(source, **request)  # type: ignore[arg-type]
+        await answer
     return caught.value.code()
 
 
@@ -158,31 +176,31 @@ async def test_demand_gives_data_zeros_and_poison(source: Source) -> None:
 async def test_push_gives_what_is_lacking_and_ends(source: Source) -> None:
     await poison(source)
     await source.control.Freeze(pager_pb2.FreezeRequest())
-    got: dict[int, pages_pb2.Run] = {}
     lacking = [common_pb2.PageRange(region=0, page=2, count=6), common_pb2.PageRange(region=0, page=40, count=24)]
-    async with grpc.aio.insecure_channel(source.lane, options=OPTIONS) as channel, asyncio.timeout(PATIENCE_S):
-        request = pages_pb2.PushRequest(protocol_version=1, lacking=lacking)
-        async for reply in source.pages(channel).Push(request, metadata=(("vmferry-lane-token", TOKEN),)):
-            spread(reply, got)
+    got = await push_all(source, lacking)
     assert sorted(got) == [*range(2, 8), *range(40, 64)]
     check(got, {POISONED})
 
 
-async def test_nothing_is_served_before_the_vcpus_stand_still(source: Source) -> None:
-    assert await status_of(source, page=0) is grpc.StatusCode.FAILED_PRECONDITION
-
-
-async def test_nothing_is_served_once_they_may_run_again(source: Source) -> None:
+@LANES
+async def test_nothing_is_served_before_the_vcpus_stand_still(source: Source, lane: Lane) -> None:
+    assert await status_of(lane(source, 0)) is grpc.StatusCode.FAILED_PRECONDITION
     await source.control.Freeze(pager_pb2.FreezeRequest())
+    check(await lane(source, 0), set())
+
+
+@LANES
+async def test_nothing_is_served_once_they_may_run_again(source: Source, lane: Lane) -> None:
+    await source.control.Freeze(pager_pb2.FreezeRequest())
+    check(await lane(source, 0), set())
     await source.control.Thaw(pager_pb2.ThawRequest())
-    assert await status_of(source, page=0) in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE}
+    assert await status_of(lane(source, 0)) in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE}
 
 
+@LANES
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
-        ({"page": 0, "token": "wrong"}, grpc.StatusCode.UNAUTHENTICATED),
-        ({"page": 0, "token": ""}, grpc.StatusCode.UNAUTHENTICATED),
         ({"page": 0, "version": 2}, grpc.StatusCode.FAILED_PRECONDITION),
         ({"page": PAGES}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"page": PAGES - 1, "count": 2}, grpc.StatusCode.INVALID_ARGUMENT),
@@ -190,8 +208,21 @@ async def test_nothing_is_served_once_they_may_run_again(source: Source) -> None
     ],
 )
 async def test_wrong_requests_have_their_status(
-    source: Source, request_: dict[str, int | str], code: grpc.StatusCode
+    source: Source, lane: Lane, request_: dict[str, int], code: grpc.StatusCode
 ) -> None:
     await source.control.Freeze(pager_pb2.FreezeRequest())
-    assert await status_of(source, **request_) is code
+    assert await status_of(lane(source, **request_)) is code
+    check(await lane(source, 0), set())
+
+
+@pytest.mark.parametrize("metadata", [(), (("vmferry-lane-token", ""),), (("vmferry-lane-token", "wrong"),)])
+async def test_a_lane_without_the_token_is_refused(source: Source, metadata: tuple[tuple[str, str], ...]) -> None:
+    """The demand lane before it has asked: a request after the refusal would be an error of the client's own."""
+    await source.control.Freeze(pager_pb2.FreezeRequest())
+    lacking = [common_pb2.PageRange(region=0, page=0, count=1)]
+    async with grpc.aio.insecure_channel(source.lane, options=OPTIONS) as channel, asyncio.timeout(PATIENCE_S):
+        pages = source.pages(channel)
+        assert await pages.Demand(metadata=metadata).code() is grpc.StatusCode.UNAUTHENTICATED
+        pushed = pages.Push(pages_pb2.PushRequest(protocol_version=1, lacking=lacking), metadata=metadata)
+        assert await pushed.code() is grpc.StatusCode.UNAUTHENTICATED
     check(await demand(source, 0), set())

@@ -38,6 +38,7 @@ class Vmm:
     """The child process. `said` is all that it has said, in order."""
 
     process: asyncio.subprocess.Process
+    backing: str
     memory_socket: Path
     hva: int = 0
     said: list[str] = field(default_factory=list)
@@ -52,7 +53,7 @@ class Vmm:
         process = await asyncio.create_subprocess_exec(
             program, kind, str(pages), f"{features:x}", stdin=pipe, stdout=pipe
         )
-        vmm = Vmm(process, memory_socket)
+        vmm = Vmm(process, backing, memory_socket)
         vmm._listener = asyncio.create_task(vmm._listen(), name="vmm child")
         vmm.hva = int((await vmm.line("ready ")).split()[1])
         return vmm
@@ -124,6 +125,10 @@ class Vmm:
         act = self._acts
         await self.command(f"advise {act} {page} {advice}")
         assert (await self.line(f"advised {act} ")).split()[2] == "0"
+
+    async def give_back(self, page: int) -> None:
+        """As a balloon does: the page's content is gone. MADV_DONTNEED leaves that of a shared file where it is."""
+        await self.advise(page, "remove" if self.backing == "memfd" else "dontneed")
 
     async def end(self) -> None:
         if self.process.returncode is None:
