@@ -24,8 +24,7 @@ class Jobs:
     async def save(self, job: Job) -> Job:
         """Durable under the next revision, then seen by watchers."""
         saved = await self._store.save_job(job)
-        if saved.phase in TERMINAL:
-            self._progress.pop(saved.migration, None)
+        self._progress.pop(saved.migration, None)
         self._bell.ring()
         return saved
 

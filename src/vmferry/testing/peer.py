@@ -36,6 +36,9 @@ class Destination(Protocol):
     async def finish(self, migration: str) -> None: ...
 
 
+NOTICE_S = 0.01
+"""After this a stream whose daemon went is seen as broken."""
+
 Find = Callable[[str], Destination | None]
 
 
@@ -85,9 +88,19 @@ class FakePeer:
     async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
         await self._peers.script.do("peer.watch")
         there = self._there()
-        async for update in there.watch(migration):
-            if self._peers.find(self._address) is not there:
-                raise self._unreachable()
+        updates = there.watch(migration)
+        while True:
+            coming = asyncio.ensure_future(_next(updates))
+            try:
+                while not coming.done():
+                    await asyncio.wait((coming,), timeout=NOTICE_S)
+                    if self._peers.find(self._address) is not there:
+                        raise self._unreachable()
+            finally:
+                coming.cancel()
+            update = coming.result()
+            if update is None:
+                return
             yield update
 
     async def finish(self, migration: str) -> None:
@@ -121,6 +134,10 @@ class FakePeer:
         return VmferryError(
             Reason.DESTINATION_UNREACHABLE, f"nobody answers at {self._address}.", "Is vmferryd running there?"
         )
+
+
+async def _next(updates: AsyncIterator[IncomingUpdate]) -> IncomingUpdate | None:
+    return await anext(updates, None)
 
 
 async def _apart(work: asyncio.Future[Answer]) -> Answer:

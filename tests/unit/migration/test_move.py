@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110 what is waited for is in the fakes, which ring no bell
 """Whole moves between two hosts in memory, read as transcripts."""
 
 from __future__ import annotations
