@@ -24,14 +24,6 @@ async def hosts(programs, uffd_poison) -> AsyncIterator[Pair]:
         yield made
 
 
-@pytest_asyncio.fixture(loop_scope="module", autouse=True)
-async def guests_end(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """A test's guests end with it: one that runs on would slow every test after it."""
-    yield
-    if "pair" in request.fixturenames:
-        await request.getfixturevalue("pair").stage.end_guests()
-
-
 @pytest.fixture
 def vm(request: pytest.FixtureRequest) -> str:
     """A name of the test's own."""

@@ -22,6 +22,8 @@ from vmferry.v1 import common_pb2
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
+A_WHILE_S = 5.0
+"""For the guest to touch every page again; one that takes pauses gets less far, and is judged by what it did."""
 BAD = 6
 DURING = 24
 
@@ -41,12 +43,13 @@ async def test_move(pair: Pair, vm, accel, combination):
         await course.poison_before(told(chosen[:BAD], way == "known"))
     during = told(chosen[BAD:], True) if way == "during" else ()
     moved = await course.move(vm, pair.away.place.peer, during)
-    evidence = await course.judge(SOON_S)
+    evidence = await course.judge(A_WHILE_S)
     assert problems(evidence) == []
     assert moved.downtime_s > 0
     if way in ("known", "unknown"):
         assert {error.gpa for error in course.ledger} == course.bad_before
-        assert all(error.hop == 1 for error in course.ledger)
+    if way == "known":
+        assert {error.hop for error in course.ledger} == {1}
     if way == "unknown" and workload == "idle":
         assert {error.origin for error in course.ledger} == {common_pb2.ERROR_ORIGIN_READ}
     if way == "during":

@@ -145,7 +145,7 @@ class Stage:
 
     async def _end(self, failed: bool) -> None:
         await self._connections.aclose()
-        await self.end_guests()
+        await self.dismiss_guests()
         for host in self.hosts:
             if host.process is not None:
                 await host.process.stop(2.0)
@@ -153,12 +153,6 @@ class Stage:
         self.kept = self.kept or failed
         if not self.kept:
             shutil.rmtree(self.root, ignore_errors=True)
-
-    async def end_guests(self) -> None:
-        """Ends every guest; a guest that goes on costs its host a core a vCPU."""
-        for guest in self.guests:
-            await guest.admin.close()
-            await guest.process.kill()
 
     async def host(self, name: str, place: Place, **config: str) -> Host:
         """Adds a host and starts its daemon."""
