@@ -37,12 +37,14 @@ async def ask(pair: Pair) -> None:
         await pair.service.create("m1", "web", "b")
 
 
-async def hung_or_over(pair: Pair, host: FakeHost) -> bool:
-    """True once the host hangs at its point; False if the move ended without coming there."""
+async def hung_or_over(pair: Pair, host: FakeHost, asking: asyncio.Task[None]) -> bool:
+    """True once the host hangs at its point; False if the move ended, or never began, without coming there."""
     async with asyncio.timeout(DEADLINE_S):
         while not host.script.hung.is_set():
             job = await pair.a.store.job("m1")
             if job is not None and job.phase in TERMINAL and not pair.b.pagers.running:
+                return False
+            if job is None and asking.done():
                 return False
             await asyncio.sleep(0.0005)
     return True
@@ -54,34 +56,23 @@ async def settled(pair: Pair) -> None:
     if job is None:
         assert pair.source.runs
         assert not pair.destination.runs
+        assert pair.broken == []
         return
     job = await pair.a.job_where("m1", within_s=DEADLINE_S)
     async with asyncio.timeout(DEADLINE_S):
         while not (pair.nothing_left() or job.phase is Phase.COMPLETED):
             await asyncio.sleep(0.001)
-    assert pair.doubled == []
+    assert pair.broken == []
     assert pair.running == 1, f"{job.phase}: {job.reason}"
     assert pair.destination.runs is (job.phase is Phase.COMPLETED)
     assert pair.source.runs is (job.phase in (Phase.FAILED, Phase.CANCELLED))
-    check_journals(pair)
-
-
-def check_journals(pair: Pair) -> None:
-    """I4: what was done was durable before."""
-    here = [entry.kind for entry in pair.a.store._journal]
-    there = [entry.kind for entry in pair.b.store._journal]
-    assert not {"running", "refused"} <= set(there)
-    if pair.destination.runs:
-        assert "running" in there
-        assert "commit" in here
-        assert not pair.source.runs
 
 
 async def crash(pair: Pair, host: FakeHost, others: list[FakeHost], point: int) -> None:
     host.script.hang_at_point = point
     async with asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(ask(pair), name="client")
-        came = await hung_or_over(pair, host)
+        came = await hung_or_over(pair, host, asking)
         pair.look()
         if came:
             for one in (host, *others):
@@ -137,7 +128,7 @@ async def test_daemons_die_again_and_again(pair: Pair, seed: int) -> None:
                 step = dice.choice(("start", "ready", "prepare", "refuse", "outcome"))
                 lost = VmferryError(Reason.DESTINATION_UNREACHABLE, "connection reset.")
                 pair.a.script.fail_at(f"peer.{step} answered", lost, times=dice.randint(1, 4))
-            if not await hung_or_over(pair, host):
+            if not await hung_or_over(pair, host, asking):
                 break
             if dice.random() < 0.2 and pair.a.service is not None:
                 cancelling = tasks.create_task(cancel(pair), name="cancel")

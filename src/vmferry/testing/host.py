@@ -130,7 +130,7 @@ class FakeHost:
 class Pair:
     """Two hosts: `source` runs the VM `web` on host `a`, `destination` waits for it on `b`.
 
-    `doubled` lists the moments at which both ran: there must be none.
+    `broken` lists the moments at which I3 or I4 did not hold: there must be none.
     """
 
     network: Network
@@ -138,7 +138,7 @@ class Pair:
     b: FakeHost
     source: FakeVmm
     destination: FakeVmm
-    doubled: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
 
     @property
     def service(self) -> MigrationService:
@@ -157,8 +157,17 @@ class Pair:
         return not self.a.pagers.running and not self.b.pagers.running and waits
 
     def look(self) -> None:
+        """After every effect on either host."""
+        at = f"{self.a.script.transcript[-1:]} {self.b.script.transcript[-1:]}"
+        here, there = self.a.store.kinds(), self.b.store.kinds()
         if self.running > 1:
-            self.doubled.append(f"{self.a.script.transcript[-1:]} {self.b.script.transcript[-1:]}")
+            self.broken.append(f"runs twice: {at}")
+        if self.destination.runs and not ("running" in there and "commit" in here):
+            self.broken.append(f"runs there before it was durable: {at}")
+        if self.source.runs and "commit" in here and not here & {"aborted", "settled"}:
+            self.broken.append(f"runs here after the commit: {at}")
+        if {"running", "refused"} <= there:
+            self.broken.append(f"running and refused: {at}")
 
 
 async def make_pair() -> Pair:

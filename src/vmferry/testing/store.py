@@ -77,5 +77,9 @@ class MemoryStore:
     async def ledger_changes(self, vm: str, after: int, limit: int) -> Sequence[tuple[int, str, LedgerEntry]]:
         return [change for change in self._ledger[after:] if vm in ("", change[1])][:limit]
 
+    def kinds(self) -> set[str]:
+        """Of all journal entries, without a point at which a test could stop."""
+        return {entry.kind for entry in self._journal}
+
     def _newest(self) -> dict[str, Job]:
         return {job.migration: job for job in self._revisions}
