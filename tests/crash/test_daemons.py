@@ -203,3 +203,17 @@ async def test_events_are_taken_again_from_the_last_acknowledged(pair: Pair) -> 
     assert [(entry.gpa, entry.count) for entry in await pair.b.store.ledger("web")] == [(0x3000, 1)]
     pager.all_arrive()
     await settled(pair)
+
+
+async def test_a_commit_that_failed_but_was_written_and_then_a_crash(pair: Pair) -> None:
+    """The VM runs on the source again: the commit that is on the disk must never be taken up."""
+    full = VmferryError(Reason.STORE_FAILED, "disk full.")
+    pair.a.script.fail_at("store.journal commit", full, after=True)
+    pair.a.script.hang_at("vmm.resume", after=True)
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    assert pair.source.runs
+    await pair.a.kill()
+    await pair.a.start()
+    await settled(pair)
+    assert pair.source.runs
