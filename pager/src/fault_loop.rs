@@ -23,6 +23,7 @@ use crate::attached::AttachedMemory;
 use crate::demand::{DemandLane, LaneMessage, Source};
 use crate::destination::{Command, Snapshot};
 use crate::events::EventLog;
+use crate::install::Installer;
 use crate::placement::{PageIndex, Placement};
 use crate::proto::pager_event::Event as Numbered;
 use crate::proto::{AllPresentEvent, FailedEvent, LinkEvent, LinkState, PageRange, PageReply};
@@ -228,13 +229,13 @@ impl FaultLoop {
     fn attach(&mut self, memory: AttachedMemory, teller: Option<Teller>) -> Result<(), String> {
         let uffd = memory.uffd.ok_or("uffd: a destination needs one")?;
         let uffd = Rc::new(Userfaultfd::adopt(uffd).map_err(|e| format!("uffd: {e}"))?);
-        let hvas = memory.regions.iter().map(|r| r.hva).collect();
+        let (hvas, files) = memory.regions.into_iter().map(|r| (r.hva, r.file)).unzip();
         let placement = Placement::new(self.resolver.numbering().clone(), hvas).ok_or("regions: another number")?;
         // SAFETY: `Polled` holds the descriptor's owner, so it stays open as long as it is registered.
         let polled = unsafe { AsyncFd::register_with_interest(Polled(uffd.clone()), Interest::READABLE) }
             .map_err(|e| format!("uffd: cannot be polled: {e}"))?;
         let started = process_started(memory.vmm_pid);
-        self.resolver.attach(memory.vmm_pid, started, uffd, placement, teller)?;
+        self.resolver.attach(memory.vmm_pid, started, Installer::new(uffd, placement, files), teller)?;
         self.uffd = Some(polled);
         Ok(())
     }

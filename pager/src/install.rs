@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
+use crate::attached::AttachedFile;
 use crate::page_table::PageTable;
 use crate::placement::{PageIndex, Placement};
 use crate::region_map::Hva;
@@ -27,14 +28,16 @@ pub struct Installed {
 pub struct Installer {
     uffd: Rc<Userfaultfd>,
     placement: Placement,
+    /// The file behind each region, where there is one.
+    files: Vec<Option<AttachedFile>>,
     /// For zero pages where ZEROPAGE does not exist (hugetlb).
     zeros: Vec<u8>,
 }
 
 impl Installer {
-    /// `uffd` acts on the address space in which `placement` holds.
-    pub fn new(uffd: Rc<Userfaultfd>, placement: Placement) -> Self {
-        Self { uffd, placement, zeros: Vec::new() }
+    /// `uffd` acts on the address space in which `placement` holds; `files` in the order of the layout.
+    pub fn new(uffd: Rc<Userfaultfd>, placement: Placement, files: Vec<Option<AttachedFile>>) -> Self {
+        Self { uffd, placement, files, zeros: Vec::new() }
     }
 
     /// Where the pages are.
@@ -134,6 +137,21 @@ impl Installer {
             stop = self.uffd.poison(hva, page_size).stop;
         }
         self.or_wake(hva, page_size, stop)
+    }
+
+    /// Drops a file's contents of a page that was good and is poison now: where only the mapping is dropped later
+    /// (`MADV_DONTNEED`), they would be read again without a fault. Memory without a file has none to drop.
+    pub fn drop_contents(&self, page: PageIndex) {
+        let Some(region) = self.placement.numbering().region_of(page) else { return };
+        let Some(Some(file)) = self.files.get(region.number as usize) else { return };
+        let page_size = region.region.page_size;
+        let offset = file.offset + (page.0 - region.first.0) * page_size;
+        let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: no memory is passed.
+        let done = unsafe { libc::fallocate(file.fd.as_raw_fd(), how, offset as i64, page_size as i64) };
+        if done != 0 {
+            tracing::warn!(error = %io::Error::last_os_error(), page = page.0, "pager.contents_kept");
+        }
     }
 
     /// `EEXIST` is success, but wakes nobody.

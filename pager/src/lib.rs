@@ -2,7 +2,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod guest_memory;
 pub mod attached;
 pub mod control;
 pub mod demand;
@@ -10,6 +9,7 @@ pub mod descriptors;
 pub mod destination;
 pub mod events;
 pub mod fault_loop;
+pub mod guest_memory;
 pub mod histogram;
 pub mod install;
 pub mod memory_message;
@@ -23,9 +23,9 @@ pub mod push;
 pub mod region_map;
 pub mod resolver;
 pub mod run;
+pub mod serve;
 pub mod teller;
 pub mod userfaultfd;
-pub mod serve;
 
 /// Generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

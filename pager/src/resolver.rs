@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
-use std::rc::Rc;
 use std::time::Instant;
 
 use crate::events::{EventLog, now_us};
@@ -13,12 +12,12 @@ use crate::histogram::FirstTouch;
 use crate::install::Installer;
 use crate::page_file::Word;
 use crate::page_table::{DiscardOutcome, PageState, PageTable, PoisonOutcome};
-use crate::placement::{Numbering, PageIndex, Placement};
+use crate::placement::{Numbering, PageIndex};
 use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress, Severity, pager_event};
 use crate::region_map::{Gpa, Hva};
 use crate::run::{Contents, PageRun, PoisonNote};
 use crate::teller::Teller;
-use crate::userfaultfd::{Stop, Userfaultfd};
+use crate::userfaultfd::Stop;
 
 /// A page on which a vCPU waits.
 #[derive(Debug, Clone, Copy)]
@@ -95,21 +94,14 @@ impl Resolver {
     ///
     /// # Errors
     /// What is wrong with it, for people; the VMM is not told `attached` then.
-    pub fn attach(
-        &mut self,
-        pid: u32,
-        started: u64,
-        uffd: Rc<Userfaultfd>,
-        placement: Placement,
-        teller: Option<Teller>,
-    ) -> Result<(), String> {
+    pub fn attach(&mut self, pid: u32, started: u64, memory: Installer, teller: Option<Teller>) -> Result<(), String> {
         if !self.table.bind(pid, started) {
             return Err(format!("the page table belongs to another VMM than process {pid}"));
         }
         if let Some(teller) = &teller {
             teller.attached().map_err(|e| format!("the VMM cannot be answered: {e}"))?;
         }
-        self.memory = Some(Installer::new(uffd, placement));
+        self.memory = Some(memory);
         self.teller = teller;
         for page in self.poisoned_pages() {
             self.report(page, None);
@@ -240,6 +232,11 @@ impl Resolver {
         }
         let waits = self.waiting.get(&page).map(|w| w.thread);
         self.report(page, waits);
+        if let (PoisonOutcome::New { was, .. }, Some(memory)) = (outcome, &self.memory)
+            && was.is_present()
+        {
+            memory.drop_contents(page);
+        }
         let stop = self.mark(page);
         if stop.is_none() {
             self.touched(page, PageIndex(page.0 + 1));

@@ -1,8 +1,10 @@
 //! Lanes: each TCP connection has a thread and a runtime of its own, in which its requests are read and answered.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, StreamExt};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -39,26 +41,24 @@ pub(super) async fn accept(
             () = &mut stop => return Ok(()),
             accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                stream.set_nodelay(true)?;
-                let lane = NEXT_LANE.fetch_add(1, Ordering::Relaxed);
-                info!(event = "lane.opened", lane, %peer);
-                let (stream, server) = (stream.into_std()?, server.clone());
-                std::thread::Builder::new().name(format!("lane-{lane}")).spawn(move || {
-                    match run_lane(stream, server) {
-                        Ok(()) => info!(event = "lane.closed", lane),
-                        Err(error) => warn!(event = "lane.closed", lane, %error),
-                    }
-                })?;
-            }
-            // The connection ended before it was accepted, or descriptors ran out for now.
-            Err(error) => {
-                warn!(event = "lane.refused", %error);
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-            }
+        // The connection ended before it was accepted, or descriptors or threads ran out: for this lane, not for all.
+        if let Err(error) = accepted.and_then(|(stream, peer)| open_lane(&server, stream, peer)) {
+            warn!(event = "lane.refused", %error);
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+fn open_lane(server: &SourceServer, stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let lane = NEXT_LANE.fetch_add(1, Ordering::Relaxed);
+    info!(event = "lane.opened", lane, %peer);
+    let (stream, server) = (stream.into_std()?, server.clone());
+    std::thread::Builder::new().name(format!("lane-{lane}")).spawn(move || match run_lane(stream, server) {
+        Ok(()) => info!(event = "lane.closed", lane),
+        Err(error) => warn!(event = "lane.closed", lane, %error),
+    })?;
+    Ok(())
 }
 
 fn run_lane(stream: std::net::TcpStream, server: SourceServer) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

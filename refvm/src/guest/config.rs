@@ -30,6 +30,9 @@ pub struct ConfigPage {
     pub pause_us: u64,
     /// Ticks of the clock of the latency histogram in a millisecond (kHz).
     pub tsc_khz: u64,
+    /// How the guest pauses: 0 by [`super::payload::PORT_PAUSE`], which our VMM knows; 1 by the timer of its local APIC
+    /// and `hlt`, which every VMM of a whole PC knows.
+    pub pause_by_timer: u64,
 }
 
 impl ConfigPage {
@@ -48,6 +51,7 @@ impl ConfigPage {
             seed: config.seed,
             pause_us,
             tsc_khz,
+            pause_by_timer: 0,
         }
     }
 }

@@ -149,7 +149,10 @@ pub fn vcpu_blocks(regions: &[MappedRegion], config: &GuestConfig) -> Vec<VcpuBl
             hot_pages: (pages / 10).max(1),
             first_touch_max: 0,
             runs,
-            reserved: [0; 227],
+            clock_gpa: 0,
+            last_tsc: 0,
+            blackout: 0,
+            reserved: [0; 224],
             first_touch: [0; super::report::BUCKETS],
         }
     };

@@ -16,7 +16,7 @@
 use std::arch::global_asm;
 use std::mem::{offset_of, size_of};
 
-use super::config::{ConfigPage, workload_code};
+use super::config::{ConfigPage, MAX_RUNS, workload_code};
 use super::content::{GENERATION_FACTOR, PAGE_FACTOR, STEP_FACTOR, STEP_INCREMENT, WORDS};
 use super::report::{BUCKETS, MAX_WRONG_PAGES, MachineCheckRecord, ReportHeader, SEVERITY_AO, SEVERITY_AR, VcpuBlock};
 use super::{BAD_PAGES_GPA, CODE_GPA, GENERATIONS_GPA, MAX_RECORDS, RECORDS_GPA, SEEN_GPA};
@@ -35,6 +35,15 @@ pub const MCE_BANK: u32 = 9;
 pub const MSR_MCG_STATUS: u32 = 0x17a;
 /// `IA32_MCi_STATUS` of our bank; `IA32_MCi_ADDR` follows it.
 pub const MSR_MC_STATUS: u32 = 0x400 + 4 * MCE_BANK + 1;
+
+/// Where the flags are in a paravirtual clock page (`struct pvclock_vcpu_time_info`, Documentation/virt/kvm/x86/msr.rst).
+const CLOCK_FLAGS: usize = 29;
+/// The flag by which a VMM says that the guest stood still (`PVCLOCK_GUEST_STOPPED`).
+const CLOCK_STOPPED: u8 = 1 << 1;
+/// Initial count of the local APIC's timer in x2APIC mode (SDM vol. 3, 11.12).
+const MSR_X2APIC_INITIAL_COUNT: u32 = 0x838;
+/// End of interrupt in x2APIC mode.
+const MSR_X2APIC_EOI: u32 = 0x80b;
 
 /// Bytes that hold the exception stubs after the code, see `image`.
 pub const STUB_BYTES: usize = 16;
@@ -80,10 +89,29 @@ global_asm!(
     ".hidden vmferry_guest_entry",
     "vmferry_guest_entry:",
     ".Lguest_next:",
+    "rdtsc",
+    "shl rdx, 32",
+    "or rax, rdx",
+    "mov rsi, [r15 + {last_tsc}]",
+    "mov [r15 + {last_tsc}], rax",
+    // A VMM that knows nothing of epochs says by the clock page that the guest stood still.
+    "mov rbx, [r15 + {clock_gpa}]",
+    "test rbx, rbx",
+    "jz .Lguest_look_at_epoch",
+    "test byte ptr [rbx + {clock_flags}], {clock_stopped}",
+    "jz .Lguest_look_at_epoch",
+    "lock and byte ptr [rbx + {clock_flags}], {clock_not_stopped}",
+    "mov edx, 1",
+    "inc r14",
+    "cmp r14, 255",
+    "cmova r14, rdx",
+    ".Lguest_look_at_epoch:",
     "cmp [r15 + {epoch}], r14",
     "je .Lguest_choose",
     // The first touch after a start on a host: begin the histogram anew.
     "mov [r15 + {epoch}], r14",
+    "sub rax, rsi",
+    "mov [r15 + {blackout}], rax",
     "mov qword ptr [r15 + {first_touch_max}], 0",
     "lea rdi, [r15 + {first_touch}]",
     "mov ecx, {buckets}",
@@ -264,6 +292,38 @@ global_asm!(
     ".Lguest_pause_at:",
     "ud2",
     "jmp .Lguest_next",
+    // Where no host filled the memory: every page of the share gets its first content, then the workload begins.
+    ".globl vmferry_guest_fill",
+    ".hidden vmferry_guest_fill",
+    "vmferry_guest_fill:",
+    "lea r9, [r15 + {runs}]",
+    "mov ebx, {max_runs}",
+    ".Lguest_fill_run:",
+    "mov r12, [r9]",
+    "mov rcx, [r9 + 8]",
+    "test rcx, rcx",
+    "jz .Lguest_next",
+    ".Lguest_fill_page:",
+    "mov rdi, r12",
+    "shl rdi, 12",
+    "xor r8d, r8d",
+    "vmferry_begin_content",
+    "mov [rdi], r12",
+    "mov [rdi + 8], r8",
+    "mov esi, 2",
+    ".Lguest_fill_word:",
+    "vmferry_next_word",
+    "mov [rdi + rsi*8], rdx",
+    "inc esi",
+    "cmp esi, {words}",
+    "jb .Lguest_fill_word",
+    "inc r12",
+    "dec rcx",
+    "jnz .Lguest_fill_page",
+    "add r9, 16",
+    "dec ebx",
+    "jnz .Lguest_fill_run",
+    "jmp .Lguest_next",
     // Vector 6. Ring 3 asks for a pause with ud2, the one way into ring 0 that every host has.
     ".p2align 4",
     ".globl vmferry_guest_invalid_opcode",
@@ -276,10 +336,40 @@ global_asm!(
     "jne .Lguest_not_ours",
     "lea rcx, [rip + .Lguest_next]",
     "mov [rsp + 16], rcx",
+    "cmp qword ptr [r13 + {pause_by_timer}], 0",
+    "jne .Lguest_sleep",
     "mov edx, {port_pause}",
     "out dx, eax",
     "pop rcx",
     "pop rdx",
+    "iretq",
+    // The timer counts ns, whoever boots the guest saw to that. Its interrupt ends the hlt, however it is told.
+    ".Lguest_sleep:",
+    "imul eax, eax, 1000",
+    "xor edx, edx",
+    "mov ecx, {x2apic_initial_count}",
+    "wrmsr",
+    "sti",
+    "hlt",
+    "cli",
+    "pop rcx",
+    "pop rdx",
+    "iretq",
+    // The timer's vector, for who boots the guest to put into the table.
+    ".p2align 4",
+    ".globl vmferry_guest_timer",
+    ".hidden vmferry_guest_timer",
+    "vmferry_guest_timer:",
+    "push rax",
+    "push rcx",
+    "push rdx",
+    "xor eax, eax",
+    "xor edx, edx",
+    "mov ecx, {x2apic_eoi}",
+    "wrmsr",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
     "iretq",
     ".Lguest_not_ours:",
     "pop rcx",
@@ -443,12 +533,24 @@ global_asm!(
     port_handled = const PORT_HANDLED,
     port_pause = const PORT_PAUSE,
     port_fatal = const PORT_FATAL,
+    last_tsc = const offset_of!(VcpuBlock, last_tsc),
+    blackout = const offset_of!(VcpuBlock, blackout),
+    clock_gpa = const offset_of!(VcpuBlock, clock_gpa),
+    clock_flags = const CLOCK_FLAGS,
+    clock_stopped = const CLOCK_STOPPED,
+    clock_not_stopped = const !CLOCK_STOPPED,
+    max_runs = const MAX_RUNS,
+    pause_by_timer = const offset_of!(ConfigPage, pause_by_timer),
+    x2apic_initial_count = const MSR_X2APIC_INITIAL_COUNT,
+    x2apic_eoi = const MSR_X2APIC_EOI,
 );
 
 unsafe extern "C" {
     static vmferry_guest_start: u8;
     static vmferry_guest_entry: u8;
+    static vmferry_guest_fill: u8;
     static vmferry_guest_invalid_opcode: u8;
+    static vmferry_guest_timer: u8;
     static vmferry_guest_fatal: u8;
     static vmferry_guest_machine_check: u8;
     static vmferry_guest_end: u8;
@@ -461,8 +563,12 @@ pub struct Payload {
     pub code: &'static [u8],
     /// First instruction of the workload.
     pub entry: u64,
+    /// First instruction where the pages of the workload have no content yet.
+    pub fill: u64,
     /// Handler of vector 6.
     pub invalid_opcode: u64,
+    /// Handler of the timer's interrupt.
+    pub timer: u64,
     /// Handler of vector 18.
     pub machine_check: u64,
     /// Where the other vectors end, after pushing an error code and their number.
@@ -485,7 +591,9 @@ pub fn payload() -> Payload {
         // SAFETY: start and end are symbols of the one section written above; nothing changes it.
         code: unsafe { std::slice::from_raw_parts(start, length) },
         entry: offset(&raw const vmferry_guest_entry) as u64,
+        fill: offset(&raw const vmferry_guest_fill) as u64,
         invalid_opcode: offset(&raw const vmferry_guest_invalid_opcode) as u64,
+        timer: offset(&raw const vmferry_guest_timer) as u64,
         machine_check: offset(&raw const vmferry_guest_machine_check) as u64,
         fatal: offset(&raw const vmferry_guest_fatal) as u64,
     }

@@ -72,8 +72,16 @@ pub struct VcpuBlock {
     pub first_touch_max: u64,
     /// The share.
     pub runs: [Run; MAX_RUNS],
+    /// GPA of this vCPU's paravirtual clock page, where the VMM keeps one; 0: none. Its "guest stopped" flag tells the
+    /// guest that it was moved; our own VMM raises the epoch in r14 instead.
+    pub clock_gpa: u64,
+    /// Time stamp counter when the loop last began, ticks.
+    pub last_tsc: u64,
+    /// From the last turn of the loop before the present epoch to its first, ticks: as long as the guest stood still,
+    /// where the guest reads the host's own counter.
+    pub blackout: u64,
     /// Unused.
-    pub reserved: [u64; 227],
+    pub reserved: [u64; 224],
     /// First touches of a page in this epoch, by latency.
     pub first_touch: [u64; BUCKETS],
 }
@@ -117,6 +125,9 @@ pub struct FirstTouch {
     pub max: f64,
 }
 
+/// A bucket of the latency histogram: from, to (half-open, µs), and how many.
+pub type LatencyBucket = (f64, f64, u64);
+
 /// The report, summed over the vCPUs.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
 pub struct Report {
@@ -136,6 +147,10 @@ pub struct Report {
     pub poisoned_touched: u64,
     /// First touches of a page since the guest runs on this host, however short.
     pub first_touch_us: FirstTouch,
+    /// The histogram behind it: the buckets that are not empty.
+    pub first_touch_buckets: Vec<LatencyBucket>,
+    /// Longest time that a vCPU stood still when it began to run on this host, µs; see [`VcpuBlock::blackout`].
+    pub blackout_us: f64,
     /// Fewest passes that any vCPU has made through its share.
     pub passes: u64,
     /// An exception that must not happen, if one did.
@@ -178,6 +193,14 @@ fn first_touch(blocks: &[VcpuBlock], tsc_khz: u64) -> FirstTouch {
     FirstTouch { count, p50: quantile(0.5), p99: quantile(0.99), max: us(longest) }
 }
 
+/// The buckets of the blocks' histograms that are not empty.
+fn buckets(blocks: &[VcpuBlock], tsc_khz: u64) -> Vec<LatencyBucket> {
+    let us = |ticks: f64| ticks * 1000.0 / tsc_khz.max(1) as f64;
+    let begin = |bucket: usize| us(2f64.powi((bucket / 4) as i32) * (1.0 + (bucket % 4) as f64 / 4.0));
+    let count = |bucket: usize| blocks.iter().map(|block| block.first_touch[bucket]).sum();
+    (0..BUCKETS).map(|b| (begin(b), begin(b + 1), count(b))).filter(|(_, _, count)| *count > 0).collect()
+}
+
 impl Report {
     /// Sums what was read from the report area.
     pub fn new(header: &ReportHeader, blocks: &[VcpuBlock], records: &[MachineCheckRecord], tsc_khz: u64) -> Self {
@@ -198,6 +221,8 @@ impl Report {
             poisoned_touched: machine_checks.iter().filter(|check| check.severity == "AR").count() as u64,
             machine_checks,
             first_touch_us: first_touch(blocks, tsc_khz),
+            first_touch_buckets: buckets(blocks, tsc_khz),
+            blackout_us: blocks.iter().map(|b| b.blackout).max().unwrap_or(0) as f64 * 1000.0 / tsc_khz.max(1) as f64,
             passes: blocks.iter().map(|block| block.passes).min().unwrap_or(0),
             fatal: (header.fatal_vector != 0).then(|| {
                 format!(
@@ -275,5 +300,7 @@ mod tests {
         let found = first_touch(&blocks, 1_000_000);
         assert_eq!(found.count, 100);
         assert!(found.p50 > 0.9 && found.p50 < 1.2 && found.p99 > 90.0 && found.max == 120.0, "{found:?}");
+        let all = buckets(&blocks, 1_000_000);
+        assert!(matches!(all[..], [(a, b, 98), (c, d, 2)] if a <= 1.0 && 1.0 < b && c <= 100.0 && 100.0 < d), "{all:?}");
     }
 }
