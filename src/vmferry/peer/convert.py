@@ -32,6 +32,7 @@ def update_to_pb(update: IncomingUpdate) -> pb.IncomingUpdate:
         outcome=outcome_to_pb(update.outcome),
         progress=wire.progress_to_pb(update.progress),
         paused_reason=update.paused_reason,
+        lost_reason=update.lost_reason,
         errors=[wire.error_to_pb(entry) for entry in update.errors],
     )
 
@@ -48,5 +49,6 @@ def update_from_pb(message: pb.IncomingUpdate) -> IncomingUpdate | None:
         outcome=outcome,
         progress=wire.progress_from_pb(message.progress),
         paused_reason=message.paused_reason,
+        lost_reason=message.lost_reason,
         errors=tuple(wire.error_from_pb(error, f"errors[{index}]") for index, error in enumerate(message.errors)),
     )
