@@ -19,7 +19,7 @@ async def pair(hosts: Pair) -> AsyncIterator[Pair]:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def hosts(programs, uffd_poison) -> AsyncIterator[Pair]:
     """Two hosts; short time-outs, so that what never answers is found soon."""
-    quick = {"timeouts": "vmm_s = 3.0\npeer_s = 10.0\nattach_s = 5.0"}
+    quick = {"timeouts": "vmm_s = 2.0\npeer_s = 5.0\nattach_s = 3.0"}
     async with two_hosts(quick, quick) as made:
         yield made
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import grpc
 import pytest
 from fake_vmm import Attachment, IncomingVmm, frame, hello, read_frame
-from harness import SOON_S, Pair, cast, ended, goes_on, nothing_is_left, reaches, shape, two_hosts
+from harness import SMALL, SOON_S, Pair, cast, ended, goes_on, nothing_is_left, reaches, shape, two_hosts
 
 from vmferry.client.refusal import RefusedError
 from vmferry.demo.programs import find_program
 from vmferry.demo.stage import Guest, until
-from vmferry.units import GIB, MIB
+from vmferry.units import GIB, KIB, MIB
 from vmferry.v1 import migrations_pb2, peer_pb2, peer_pb2_grpc
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -288,10 +288,17 @@ async def test_memory_that_is_attached_rightly_is_accepted(pair: Pair, vm):
         await vmm.close()
 
 
+def address_space(pid: int) -> int:
+    """Bytes that a process has mapped."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmSize:"))
+
+
 async def test_no_memory_at_the_destination(pair: Pair, vm):
     guest = await guest_at_home(pair, vm)
     waiting = await pair.stage.guest(vm, pair.away, "process", None)
-    resource.prlimit(waiting.process.pid, resource.RLIMIT_AS, (1 * MIB, GIB))
+    limit = address_space(waiting.process.pid) + SMALL // 2
+    resource.prlimit(waiting.process.pid, resource.RLIMIT_AS, (limit, GIB))
     assert await refused_or_failed(pair, vm, pair.away.place.peer) == "DESTINATION_NO_MEMORY"
     await unharmed(pair, guest)
 

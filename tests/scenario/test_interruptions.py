@@ -65,6 +65,7 @@ async def hold(pair: Pair, vm: str) -> Held:
     course.at_source = await report(players.source)
     await pair.home_api.create(vm, vm, pair.away.place.peer)
     await reaches(pair.home_api, vm, migrations_pb2.PHASE_POSTCOPY)
+    await report(players.destination)  # so that the pages of the report are there and reading them does not wait
     (pager,) = pagers(pair.stage.root / pair.home.name, vm)
     os.kill(pager, signal.SIGSTOP)
     try:
