@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VmferryError as error:
         output.refused(ApiError(error.reason.value, error.message, error.remedy))
         return ExitCode.REFUSED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         output.note("vmferry: interrupted")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:

@@ -16,6 +16,7 @@ from vmferry.demo.admin import AdminError
 from vmferry.demo.course import Cast, Course, Page, workload_pages
 from vmferry.demo.network import NamespacePair, Place, loopback_places
 from vmferry.demo.options import DemoOptions, choose_accel
+from vmferry.demo.processes import to_the_end
 from vmferry.demo.result import DemoResult
 from vmferry.demo.stage import Stage, StageError
 from vmferry.v1.common_pb2 import ErrorOrigin, MemoryLayout
@@ -38,12 +39,12 @@ async def perform(options: DemoOptions, progress: Console, say: Say) -> DemoResu
     if words:
         say(words)
     namespaces = NamespacePair()
-    why = await namespaces.make()
-    if why:
-        say(f"No network namespaces here ({why}): both hosts are on loopback.")
     stage = Stage(options.keep)
     try:
-        if not why:
+        why = await namespaces.make()
+        if why:
+            say(f"No network namespaces here ({why}): both hosts are on loopback.")
+        else:
             namespaces.enter()
         places = loopback_places() if why else namespaces.places()
         async with asyncio.timeout(options.time_limit_s), stage:
@@ -58,7 +59,7 @@ async def perform(options: DemoOptions, progress: Console, say: Say) -> DemoResu
         say(f"Interrupted. Logs: {stage.root}")
         raise
     finally:
-        await asyncio.shield(asyncio.ensure_future(namespaces.remove()))
+        await to_the_end(namespaces.remove())
     return DemoResult(
         accel,
         "loopback" if why else "namespaces",

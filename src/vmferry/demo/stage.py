@@ -21,7 +21,7 @@ from vmferry.client.refusal import ApiError
 from vmferry.demo.admin import Admin, AdminError
 from vmferry.demo.network import Place
 from vmferry.demo.options import GuestShape
-from vmferry.demo.processes import Process, end_processes_of
+from vmferry.demo.processes import Process, end_processes_of, to_the_end
 from vmferry.demo.programs import daemon_command, find_program
 from vmferry.errors import Reason, VmferryError
 from vmferry.units import MIB
@@ -140,8 +140,7 @@ class Stage:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Shielded: a second Ctrl-C must not leave guests and namespaces behind.
-        await asyncio.shield(asyncio.ensure_future(self._end(failed=kind is not None)))
+        await to_the_end(self._end(failed=kind is not None))
 
     async def _end(self, failed: bool) -> None:
         await self._connections.aclose()

@@ -15,7 +15,7 @@ import pytest
 from vmferry.demo import options
 from vmferry.demo.admin import Admin, AdminError
 from vmferry.demo.network import NamespacePair, loopback_places
-from vmferry.demo.processes import Process, end_processes_of, processes_of
+from vmferry.demo.processes import Process, end_processes_of, processes_of, to_the_end
 from vmferry.demo.stage import Host, StageError, until
 from vmferry.units import MIB
 
@@ -60,6 +60,22 @@ async def test_a_wait_is_bounded_and_says_for_what():
 
     with pytest.raises(StageError, match="for the moon"):
         await until("the moon", never, 0.05)
+
+
+async def test_what_must_be_finished_is_finished_when_cancelled_twice():
+    done = asyncio.Event()
+
+    async def work() -> None:
+        await asyncio.sleep(0.1)
+        done.set()
+
+    task = asyncio.create_task(to_the_end(work()))
+    for _ in range(2):
+        await asyncio.sleep(0.02)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done.is_set()
 
 
 async def test_processes_are_found_by_the_stage_directory_and_ended(tmp_path):

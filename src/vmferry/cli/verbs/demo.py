@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import signal
 
 from vmferry.cli.exit_codes import ExitCode
 from vmferry.cli.output import Output
@@ -21,6 +23,10 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
     from vmferry.demo.run import perform
     from vmferry.demo.screen import print_result
 
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    if task is not None:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # as for Ctrl-C: take down what was started
+            loop.add_signal_handler(number, task.cancel)
     options = from_arguments(args)
     result = await perform(options, output.progress, output.note if output.as_json else output.text)
     if output.as_json:
