@@ -20,7 +20,7 @@ DEPENDENCIES := $(VENV)/.stamp-dependencies
 GENERATED := src/vmferry/v1/__init__.py
 INSTALLED := $(VENV)/.stamp-installed
 
-.PHONY: help setup demo test lint fmt proto docs wheel clean host-tools demo-packages test-packages
+.PHONY: help setup demo test bench lint fmt proto docs wheel clean host-tools demo-packages test-packages bench-packages
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ demo: demo-packages $(INSTALLED) ## Move a poisoned KVM guest between two daemon
 test: test-packages $(INSTALLED) ## All tests, Rust and Python; options for pytest in ARGS="-k wheel"
 	cargo test $(CARGO_FLAGS) --workspace
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with QEMU, in turn; options in ARGS="--quick --out FILE"
+	cargo build $(CARGO_FLAGS) --package vmferry-bench
+	@bench/vmferry-bench $(ARGS)
 
 lint: $(INSTALLED) ## All linters; changes nothing
 	$(BIN)/ruff check .
@@ -68,6 +72,9 @@ host-tools:
 
 demo-packages:
 	@deploy/debian/packages ip=iproute2
+
+bench-packages:
+	@deploy/debian/packages ip=iproute2 qemu-system-x86_64=qemu-system-x86
 
 test-packages:
 	@deploy/debian/packages ip=iproute2 chromium=chromium

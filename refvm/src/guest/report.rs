@@ -301,6 +301,9 @@ mod tests {
         assert_eq!(found.count, 100);
         assert!(found.p50 > 0.9 && found.p50 < 1.2 && found.p99 > 90.0 && found.max == 120.0, "{found:?}");
         let all = buckets(&blocks, 1_000_000);
-        assert!(matches!(all[..], [(a, b, 98), (c, d, 2)] if a <= 1.0 && 1.0 < b && c <= 100.0 && 100.0 < d), "{all:?}");
+        assert!(
+            matches!(all[..], [(a, b, 98), (c, d, 2)] if a <= 1.0 && 1.0 < b && c <= 100.0 && 100.0 < d),
+            "{all:?}"
+        );
     }
 }

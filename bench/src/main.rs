@@ -1,0 +1,80 @@
+//! What the benchmark needs that is not Python.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod boot;
+mod image;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+use vmferry_refvm::machine::{GuestConfig, Workload};
+
+/// Parts of the benchmark. Each prints one JSON object.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write the guest as files for qemu-system-x86_64; prints the options that load them.
+    Image {
+        /// Directory for the files.
+        directory: PathBuf,
+        /// Guest memory, MiB.
+        #[arg(long)]
+        memory_mib: u64,
+        /// Number of vCPUs.
+        #[arg(long)]
+        vcpus: u32,
+        /// How the guest touches its memory.
+        #[arg(long, value_parser = workload)]
+        workload: Workload,
+        /// Share of touches that rewrite the page, percent.
+        #[arg(long)]
+        write_percent: u32,
+        /// Seed of the guest's random numbers and of its pages' content.
+        #[arg(long)]
+        seed: u64,
+    },
+    /// Print the guest's report out of a copy of its first memory.
+    Report {
+        /// The copy, from GPA 0.
+        dump: PathBuf,
+    },
+}
+
+fn workload(text: &str) -> Result<Workload, String> {
+    serde_json::from_value(text.into()).map_err(|_| "must be idle, random, sequential, hot or paced".into())
+}
+
+fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    match command {
+        Command::Image { directory, memory_mib, vcpus, workload, write_percent, seed } => {
+            let config = GuestConfig { vcpus, workload, write_percent, seed };
+            let parts = image::loaded(memory_mib << 20, &config, image::tsc_khz()?);
+            let options = image::write(&directory, &parts)?;
+            Ok(json!({"options": options, "dump_bytes": report::DUMP_BYTES}))
+        }
+        Command::Report { dump } => Ok(serde_json::to_value(report::of_dump(&dump)?)?),
+    }
+}
+
+fn main() -> ExitCode {
+    match perform(Options::parse().command) {
+        Ok(answer) => {
+            println!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vmferry-bench-native: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,158 @@
+"""`vmferry-bench`: moves the same guest with vmferry and with QEMU in turn, and says what came out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vmferry.demo.admin import AdminError
+from vmferry.errors import VmferryError
+from vmferry_bench import qemu
+from vmferry_bench.figures import figures
+from vmferry_bench.goals import Alone, Judge, summary
+from vmferry_bench.native import BenchError
+from vmferry_bench.ours import OurSide, our_side
+from vmferry_bench.plan import QUICK_ROUNDS, ROUNDS, Turn, shapes, turns
+from vmferry_bench.plot import plot_all
+from vmferry_bench.shape import OURS, Round, round_of
+from vmferry_bench.table import table, write_page
+
+QUICK_LIMIT_S = 165.0
+"""After that no further round is begun with --quick."""
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="vmferry-bench", description=__doc__)
+    options.add_argument("--quick", action="store_true", help="two guests, three rounds, at most three minutes")
+    options.add_argument("--rounds", type=int, help=f"with every guest ({ROUNDS}; {QUICK_ROUNDS} with --quick)")
+    options.add_argument("--only", metavar="WORDS", default="", help="only guests whose name has these words")
+    options.add_argument("--out", type=Path, metavar="FILE", help="write everything measured as JSON")
+    options.add_argument("--page", type=Path, metavar="FILE", help="renew the tables of docs/performance.md in FILE")
+    options.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write SVG plots")
+    options.add_argument("--from", dest="read", type=Path, metavar="FILE", help="measure nothing: read an --out FILE")
+    return options
+
+
+def machine() -> dict[str, Any]:
+    """Where the run was made."""
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    version = (
+        subprocess.run([qemu.QEMU, "--version"], capture_output=True, text=True, check=False) if usable() else None
+    )
+    return {
+        "kernel": platform.release(),
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else "",
+        "cores": os.cpu_count(),
+        "qemu": version.stdout.splitlines()[0] if version and version.stdout else "not installed",
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def usable() -> bool:
+    return shutil.which(qemu.QEMU) is not None
+
+
+async def _turn(ours: OurSide, turn: Turn, number: int) -> Round:
+    if turn.side == OURS:
+        return await ours.move(turn.shape, number)
+    return await qemu.move(turn.side, turn.shape, number)
+
+
+async def measure(options: argparse.Namespace) -> tuple[list[Round], list[str]]:
+    """All rounds; and those that could not be carried out, in words."""
+    rounds: list[Round] = []
+    failures: list[str] = []
+    guests = [shape for shape in shapes(options.quick) if options.only in shape.name]
+    wanted = turns(guests, options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS))
+    end = time.monotonic() + (QUICK_LIMIT_S if options.quick else float("inf"))
+    async with our_side() as ours:
+        for number, turn in enumerate(wanted):
+            if turn.side != OURS and not usable():
+                continue
+            if time.monotonic() > end:
+                print(f"{len(wanted) - number} turns are left out: --quick ends here.", file=sys.stderr)
+                break
+            try:
+                one = await _turn(ours, turn, number)
+            except (BenchError, VmferryError, AdminError, TimeoutError, OSError) as error:
+                failures.append(f"{turn.side}, {turn.shape.name}: {error or type(error).__name__}")
+                print(f"FAILED  {failures[-1]}", file=sys.stderr)
+                continue
+            rounds.append(one)
+            _say(one)
+    return rounds, failures
+
+
+def _say(one: Round) -> None:
+    f = figures(one)
+    print(
+        f"{one.side:13} {one.shape.name:36} waits {f['waits']:5.0f}  p50 {f['first_touch_p50_us']:7.0f} µs  "
+        f"p99 {f['first_touch_p99_us']:7.0f} µs  {f['throughput_gib_s']:5.2f} GiB/s  "
+        f"blocked {f['blocked_s'] * 1e3:6.0f} ms  blackout {f['blackout_guest_ms']:6.1f} ms  "
+        f"cpu {f['cpu_s_per_gib']:5.2f} s/GiB  {one.faults}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def result(rounds: list[Round], failures: list[str], alone: Alone, where: dict[str, Any]) -> dict[str, Any]:
+    """The whole run as JSON."""
+    guests = shapes(quick=True)
+    goals = Judge(rounds, guests[0], guests[1], alone).goals()
+    return {
+        "machine": where,
+        "goals": [asdict(goal) for goal in goals],
+        "summary": summary(rounds),
+        "alone": asdict(alone),
+        "failures": failures,
+        "rounds": [one.plain() for one in rounds],
+    }
+
+
+def faults_of_ours(found: dict[str, Any]) -> list[str]:
+    """Why the run fails: what vmferry did wrong in any round."""
+    words = [f"round {r['number']}: {r['faults']}" for r in found["rounds"] if r["side"] == OURS and r["faults"]]
+    wrong = [
+        f"round {r['number']}: {r['wrong_bytes']} wrong bytes"
+        for r in found["rounds"]
+        if r["side"] == OURS and r["wrong_bytes"]
+    ]
+    return [*words, *wrong, *(failure for failure in found["failures"] if failure.startswith(OURS))]
+
+
+def main() -> int:
+    options = parser().parse_args()
+    if options.read:
+        found = json.loads(options.read.read_text())
+        rounds = [round_of(plain) for plain in found["rounds"]]
+        found = result(rounds, found["failures"], Alone(**found["alone"]), found["machine"])
+    else:
+        if not usable():
+            print(f"{qemu.QEMU} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
+        rounds, failures = asyncio.run(measure(options))
+        found = result(rounds, failures, Alone(), machine())
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if options.plots:
+        plot_all(rounds, options.plots)
+    if options.page:
+        write_page(options.page, found)
+    print(table(found))
+    faults = faults_of_ours(found)
+    for fault in faults:
+        print(f"vmferry-bench: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Statistics of rounds: pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from vmferry_bench.shape import Bucket, Round
+
+WAITED_US = 50.0
+"""A first touch that took longer waited for its page. A page that is there costs under 1 µs, or 22 to 45 µs where KVM
+has to shadow the page tables (`kvm-pvm`); one that is not costs that and an answer of another process, 40 µs or more."""
+
+
+def waited(buckets: Iterable[Bucket]) -> list[Bucket]:
+    """Those of touches that waited."""
+    return [bucket for bucket in buckets if bucket[0] >= WAITED_US]
+
+
+def count(buckets: Iterable[Bucket]) -> int:
+    return sum(n for _, _, n in buckets)
+
+
+def quantile(buckets: Sequence[Bucket], q: float) -> float:
+    """By linear interpolation within the bucket; NaN of nothing."""
+    left = q * count(buckets)
+    for low, high, n in buckets:
+        if n and left <= n:
+            return low + (high - low) * max(left, 0.0) / n
+        left -= n
+    return buckets[-1][1] if buckets else math.nan
+
+
+def total_s(buckets: Iterable[Bucket]) -> float:
+    """Their sum, each taken for the middle of its bucket (these are a quarter of a power of two wide)."""
+    return sum((low + high) / 2 * n for low, high, n in buckets) / 1e6
+
+
+def merged(parts: Iterable[Sequence[Bucket]]) -> list[Bucket]:
+    """The buckets of several rounds together."""
+    sums: dict[tuple[float, float], int] = {}
+    for part in parts:
+        for low, high, n in part:
+            sums[low, high] = sums.get((low, high), 0) + n
+    return [(low, high, n) for (low, high), n in sorted(sums.items())]
+
+
+GIB = 1 << 30
+
+
+def figures(one: Round) -> dict[str, float]:
+    """What is compared, of one round."""
+    slow = waited(one.buckets)
+    moved_gib = one.shape.memory_mib / 1024
+    return {
+        "first_touch_p50_us": quantile(slow, 0.50),
+        "first_touch_p90_us": quantile(slow, 0.90),
+        "first_touch_p99_us": quantile(slow, 0.99),
+        "first_touch_max_us": one.longest_us,
+        "waits": count(slow),
+        "blocked_s": total_s(slow),
+        "throughput_gib_s": one.postcopy_bytes / GIB / one.postcopy_s if one.postcopy_s > 0 else math.nan,
+        "whole_gib_s": moved_gib / one.total_s,
+        "blackout_guest_ms": one.blackout_guest_s * 1e3,
+        "blackout_vmm_ms": one.blackout_vmm_s * 1e3,
+        "cpu_s_per_gib": one.machinery_cpu_s / moved_gib,
+        "vcpu_cpu_s_per_gib": one.vcpu_cpu_s / moved_gib,
+    }
+
+
+def middle(values: Iterable[float]) -> float:
+    """The median of those that are numbers; NaN of none."""
+    known = [value for value in values if not math.isnan(value)]
+    return median(known) if known else math.nan
+
+
+def spread(values: Iterable[float]) -> tuple[float, float]:
+    """Least and most of those that are numbers."""
+    known = [value for value in values if not math.isnan(value)]
+    return (min(known), max(known)) if known else (math.nan, math.nan)
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Round by round, as they ran one after the other; without those where there is nothing to divide."""
+    pairs = zip(ours, theirs, strict=False)
+    return [a / b for a, b in pairs if b > 0 and not math.isnan(a)]

@@ -1,0 +1,146 @@
+"""What is to be reached, and whether a run reached it: pure. Ratios are to QEMU with postcopy-preempt in that run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vmferry_bench.figures import figures, merged, middle, quantile, ratios, spread, waited
+from vmferry_bench.shape import OURS, PREEMPT, Round, Shape
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """`value` None: not measured in this run; `met` is None then too. `low`, `high`: least and most over the rounds."""
+
+    measure: str
+    goal: str
+    value: float | None
+    met: bool | None
+    low: float | None = None
+    high: float | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What is measured of ours alone, or of the floor; None: not measured."""
+
+    floor_idle_p50_us: float | None = None
+    floor_idle_p99_us: float | None = None
+    idle_first_touch_p50_us: float | None = None
+    poison_to_data: float | None = None
+
+
+def select(rounds: Iterable[Round], side: str, shape: Shape) -> list[Round]:
+    """The rounds of one side with a guest, without void ones."""
+    return [one for one in rounds if one.side == side and one.shape == shape and not one.faults]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _within(measure: str, limit: float, values: Sequence[float], value: float, sign: str = "≤") -> Goal:
+    low, high = spread(values)
+    met = None if math.isnan(value) else (value <= limit if sign == "≤" else value >= limit)
+    words = "" if met is not None else NOT_MEASURED
+    return Goal(measure, f"{sign} {limit:g}", _known(value), met, _known(low), _known(high), words)
+
+
+class Judge:
+    """Over all rounds of a run."""
+
+    def __init__(self, rounds: Sequence[Round], guest: Shape, idle: Shape, alone: Alone) -> None:
+        self._rounds = rounds
+        self._guest = guest
+        self._idle = idle
+        self._alone = alone
+
+    def goals(self) -> list[Goal]:
+        """All of them, whether measured or not."""
+        guest, idle = self._guest, self._idle
+        return [
+            self._pooled_ratio("first touch → resumed, p50, to QEMU", 0.5, 0.3),
+            self._pooled_ratio("first touch → resumed, p99, to QEMU", 0.99, 0.1),
+            self._pooled("first touch → resumed, p50, µs", 0.5, 100),
+            self._pooled("first touch → resumed, p99, µs", 0.99, 300),
+            self._beside_the_floor(),
+            self._worst("worst first touch, ms", 5),
+            self._ratio("throughput to the last page, guest random, to QEMU", guest, "throughput_gib_s", 2, "≥"),
+            self._ratio("throughput to the last page, guest idle, to QEMU", idle, "throughput_gib_s", 2, "≥"),
+            self._ratio("guest blocked time, to QEMU", guest, "blocked_s", 0.3),
+            self._ratio("stop → first instruction, to QEMU", guest, "blackout_guest_ms", 1),
+            self._ratio("CPU seconds a GiB, both ends, guest random, to QEMU", guest, "cpu_s_per_gib", 0.6),
+            self._ratio("CPU seconds a GiB, both ends, guest idle, to QEMU", idle, "cpu_s_per_gib", 0.6),
+            self._single("poisoned page / data page, answer, p50", 1.0, self._alone.poison_to_data),
+            self._page_table(),
+            self._single("faults/s a VM, 1 → 16 VMs on one daemon, fall", 0.2, None),
+        ]
+
+    def _values(self, side: str, shape: Shape, key: str) -> list[float]:
+        return [figures(one)[key] for one in select(self._rounds, side, shape)]
+
+    def _ratio(self, measure: str, shape: Shape, key: str, limit: float, sign: str = "≤") -> Goal:
+        """Of the medians of all rounds; the spread is that of the rounds that ran one after the other."""
+        ours, theirs = self._values(OURS, shape, key), self._values(PREEMPT, shape, key)
+        below = middle(theirs)
+        value = middle(ours) / below if below > 0 else math.nan
+        # Every other round of ours came right before one of QEMU in this setting.
+        return _within(measure, limit, ratios(ours[::2], theirs), value, sign)
+
+    def _pool(self, side: str, q: float) -> float:
+        return quantile(merged(waited(one.buckets) for one in select(self._rounds, side, self._guest)), q)
+
+    def _pooled(self, measure: str, q: float, limit: float) -> Goal:
+        each = [quantile(waited(one.buckets), q) for one in select(self._rounds, OURS, self._guest)]
+        return _within(measure, limit, each, self._pool(OURS, q))
+
+    def _pooled_ratio(self, measure: str, q: float, limit: float) -> Goal:
+        """Of the waits of all rounds together."""
+        each = [
+            [quantile(waited(one.buckets), q) for one in select(self._rounds, side, self._guest)]
+            for side in (OURS, PREEMPT)
+        ]
+        theirs = self._pool(PREEMPT, q)
+        value = self._pool(OURS, q) / theirs if theirs > 0 else math.nan
+        return _within(measure, limit, ratios(each[0][::2], each[1]), value)
+
+    def _worst(self, measure: str, limit: float) -> Goal:
+        values = [us / 1e3 for us in self._values(OURS, self._guest, "first_touch_max_us")]
+        return _within(measure, limit, values, max(values, default=math.nan))
+
+    def _beside_the_floor(self) -> Goal:
+        ours, floor = self._alone.idle_first_touch_p50_us, self._alone.floor_idle_p50_us
+        value = ours / floor if ours is not None and floor else None
+        return self._single("first touch, nothing else on the link, p50, to uffd over TCP", 1.2, value)
+
+    def _page_table(self) -> Goal:
+        sizes = [one.table_bytes_per_page for one in self._rounds if one.table_bytes_per_page is not None]
+        return _within("page table, bytes a page", 1.0, sizes, middle(sizes))
+
+    @staticmethod
+    def _single(measure: str, limit: float, value: float | None) -> Goal:
+        return _within(measure, limit, [], math.nan if value is None else value)
+
+
+def summary(rounds: Sequence[Round]) -> list[dict[str, object]]:
+    """Medians and spreads of every side with every guest, in the order in which they came."""
+    keys = dict.fromkeys((one.shape, one.side) for one in rounds)
+    rows: list[dict[str, object]] = []
+    for shape, side in sorted(keys, key=lambda key: [k[0] for k in keys].index(key[0])):
+        chosen = select(rounds, side, shape)
+        row: dict[str, object] = {"guest": shape.name, "side": side, "rounds": len(chosen)}
+        for name, values in _columns(chosen).items():
+            low, high = spread(values)
+            row[name] = {"median": _known(middle(values)), "low": _known(low), "high": _known(high)}
+        rows.append(row)
+    return rows
+
+
+def _columns(rounds: Sequence[Round]) -> Mapping[str, list[float]]:
+    every = [figures(one) for one in rounds]
+    return {name: [one[name] for one in every] for name in (every[0] if every else {})}

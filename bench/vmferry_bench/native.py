@@ -1,0 +1,53 @@
+"""The Rust part of the benchmark."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vmferry_bench.shape import Shape
+
+NATIVE = "vmferry-bench-native"
+VARIABLE = "VMFERRY_BENCH_NATIVE"
+"""Where it is, if not where cargo puts it."""
+
+
+class BenchError(Exception):
+    """A part of the benchmark could not be carried out."""
+
+
+def program() -> str:
+    built = Path(__file__).resolve().parents[2] / "target" / "release" / NATIVE
+    return os.environ.get(VARIABLE) or str(built)
+
+
+async def native(*arguments: str) -> dict[str, Any]:
+    """Runs it, and returns what it says.
+
+    Raises:
+        BenchError: it failed; with its words.
+    """
+    process = await asyncio.create_subprocess_exec(
+        program(), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, words = await process.communicate()
+    if process.returncode:
+        raise BenchError(f"{NATIVE} {arguments[0]}: {words.decode(errors='replace').strip()}")
+    answer: dict[str, Any] = json.loads(output)
+    return answer
+
+
+async def write_image(directory: Path, shape: Shape) -> tuple[list[str], int]:
+    """The guest as files for QEMU: its options, and how many bytes of memory hold the guest's report."""
+    answer = await native(
+        *("image", str(directory)),
+        *("--memory-mib", str(shape.memory_mib)),
+        *("--vcpus", str(shape.vcpus)),
+        *("--workload", shape.workload),
+        *("--write-percent", str(shape.write_percent)),
+        *("--seed", str(shape.seed)),
+    )
+    return answer["options"], answer["dump_bytes"]

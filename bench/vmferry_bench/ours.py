@@ -1,0 +1,130 @@
+"""Rounds of vmferry: two daemons that stay, and two reference VMMs a round, over TCP on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from vmferry.client.follow import TERMINAL_PHASES, follow_migrations
+from vmferry.client.progress import phase_word
+from vmferry.demo.course import Cast, Course
+from vmferry.demo.network import loopback_places
+from vmferry.demo.options import GuestShape
+from vmferry.demo.processes import processes_of
+from vmferry.demo.stage import Guest, Host, Stage
+from vmferry.demo.verdict import problems
+from vmferry.units import MIB
+from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY
+from vmferry_bench.native import BenchError
+from vmferry_bench.processes import CpuWatch, warm_memory
+from vmferry_bench.shape import OURS, Round, Shape
+
+WARM_S = 90.0
+SETTLE_S = 1.0
+"""For the guest to go on after the move, before it is judged."""
+AFTER_S = 0.05
+"""Between the last page and the reading of the report, as on the other side."""
+
+
+class OurSide:
+    """The two daemons."""
+
+    def __init__(self, stage: Stage, home: Host, away: Host) -> None:
+        self._stage = stage
+        self._home = home
+        self._away = away
+
+    async def move(self, shape: Shape, number: int) -> Round:
+        """One round.
+
+        Raises:
+            VmferryError, BenchError: it could not be carried out.
+        """
+        stage, vm = self._stage, f"bench-{number}"
+        guest_shape = GuestShape(
+            shape.memory_mib * MIB, shape.vcpus, shape.backing, shape.workload, shape.write_percent, shape.seed
+        )
+        source = await stage.guest(vm, self._home, "kvm", guest_shape)
+        destination = await stage.guest(vm, self._away, "kvm", None)
+        try:
+            await stage.warm(source, within_s=WARM_S)
+            cast = Cast(source, destination, await stage.api(self._home), await stage.api(self._away))
+            return await self._measure(cast, shape, number)
+        finally:
+            await _end(stage, source, destination)
+
+    async def _measure(self, cast: Cast, shape: Shape, number: int) -> Round:
+        course = Course(cast, idle=shape.workload == "idle")
+        course.at_source = await cast.source.admin.report()
+        await warm_memory(shape.memory_mib * MIB)
+        vmms = [cast.source.process.pid, cast.destination.process.pid]
+        watch = CpuWatch(vmms, [pid for pid in processes_of(self._stage.root) if pid not in vmms])
+        watch.start()
+        resumed_at, table = await self._follow(course, watch)
+        watch.add(processes_of(self._stage.root))
+        machinery, vcpu = watch.stop()
+        await asyncio.sleep(AFTER_S)
+        (said,) = await cast.destination.admin.ask([{"cmd": "report"}])
+        evidence = await course.judge(SETTLE_S)
+        migration = course.migration
+        touch = migration.progress.first_touch
+        return Round(
+            side=OURS,
+            shape=shape,
+            number=number,
+            buckets=said["first_touch_buckets"],
+            longest_us=said["first_touch_us"]["max"],
+            blackout_guest_s=said["blackout_us"] / 1e6,
+            blackout_vmm_s=migration.downtime_s,
+            total_s=_seconds(migration.end_time) - _seconds(migration.create_time),
+            postcopy_s=_seconds(migration.end_time) - resumed_at,
+            postcopy_bytes=migration.progress.bytes_received,
+            machinery_cpu_s=machinery,
+            vcpu_cpu_s=vcpu,
+            wrong_bytes=evidence.at_end.wrong_bytes,
+            faults="; ".join(problems(evidence)),
+            handler_us={"p50": touch.p50_us, "p90": touch.p90_us, "p99": touch.p99_us, "max": touch.max_us},
+            table_bytes_per_page=table / migration.progress.total if table else None,
+        )
+
+    async def _follow(self, course: Course, watch: CpuWatch) -> tuple[float, int]:
+        """Asks for the migration and follows it to its end; returns when the guest was told to run, seconds since 1970,
+        and the bytes of the destination's page table."""
+        cast, resumed_at, table = course.cast, 0.0, 0
+        name = cast.source.vm
+        course.migration = await cast.home.create(name, name, self._away.place.peer)
+        async for update in follow_migrations(cast.home, name):
+            course.migration = update
+            if update.phase == PHASE_POSTCOPY and not resumed_at:
+                resumed_at = _seconds(update.update_time)
+                watch.add(processes_of(self._stage.root))
+                table = max((path.stat().st_size for path in self._away.directory.glob("run/vms/*/pages")), default=0)
+            if update.phase in TERMINAL_PHASES:
+                break
+        if course.migration.phase != PHASE_COMPLETED:
+            raise BenchError(f"{name} is {phase_word(course.migration)}: {course.migration.reason}")
+        return resumed_at, table
+
+
+def _seconds(stamp: Timestamp) -> float:
+    return float(stamp.seconds + stamp.nanos / 1e9)
+
+
+async def _end(stage: Stage, *guests: Guest) -> None:
+    """Their memory is needed for the next round."""
+    for guest in guests:
+        await guest.admin.close()
+        await guest.process.kill()
+        stage.guests.remove(guest)
+
+
+@asynccontextmanager
+async def our_side() -> AsyncIterator[OurSide]:
+    """The daemons, for as many rounds as wanted."""
+    first, second = loopback_places(2)
+    async with Stage() as stage:
+        home, away = await asyncio.gather(stage.host("home", first), stage.host("away", second))
+        yield OurSide(stage, home, away)

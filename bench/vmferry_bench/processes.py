@@ -1,0 +1,98 @@
+"""CPU time of the processes of a round, of vCPU threads and of all others, and memory that is warm."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import re
+import sys
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+LOOK_EVERY_S = 0.02
+"""How often processes that end during a round are looked at: what they use after the last look is lost."""
+_VCPU = re.compile(r"vcpu\d+|CPU \d+/KVM")
+MADV_POPULATE_WRITE = 23
+
+
+def process_cpu_s(pid: int) -> float:
+    """User and system time of a process, its ended threads included; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:13])) / TICKS
+
+
+def vcpu_threads(pid: int) -> list[Path]:
+    """The /proc directories of its vCPU threads, by their names."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if _VCPU.fullmatch((task / "comm").read_text().strip()):
+            found.append(task)
+    return found
+
+
+def thread_cpu_s(task: Path) -> float:
+    """Time on a processor; 0 if it is gone."""
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
+class CpuWatch:
+    """Counts from `start` to `stop`. `vmms`: processes with vCPU threads, which may end meanwhile; `others` too."""
+
+    def __init__(self, vmms: list[int], others: list[int]) -> None:
+        self._pids = [*vmms, *others]
+        self._vmms = vmms
+        self._tasks: set[Path] = set()
+        self._first: dict[int | Path, float] = {}
+        self._last: dict[int | Path, float] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    def _look(self) -> None:
+        for pid in self._pids:
+            self._last[pid] = max(self._last.get(pid, 0.0), process_cpu_s(pid))
+        for task in self._tasks:
+            self._last[task] = max(self._last.get(task, 0.0), thread_cpu_s(task))
+
+    def start(self) -> None:
+        self._tasks.update(task for pid in self._vmms for task in vcpu_threads(pid))
+        self._look()
+        self._first = dict(self._last)
+        self._looking = asyncio.create_task(self._keep_looking(), name="cpu watch")
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self._look()
+
+    def add(self, pids: list[int]) -> None:
+        """Processes that were started since; all of their time counts."""
+        self._pids += [pid for pid in pids if pid not in self._pids]
+
+    def stop(self) -> tuple[float, float]:
+        """Seconds of all but vCPU threads, and of those."""
+        if self._looking is not None:
+            self._looking.cancel()
+        for pid in self._vmms:  # vCPU threads that were made for the guest that came
+            if Path(f"/proc/{pid}").exists():
+                self._tasks.update(vcpu_threads(pid))
+        self._look()
+        used = {key: last - self._first.get(key, 0.0) for key, last in self._last.items()}
+        vcpu = sum(s for key, s in used.items() if isinstance(key, Path))
+        whole = sum(s for key, s in used.items() if isinstance(key, int))
+        return max(whole - vcpu, 0.0), vcpu
+
+
+_WARM = f"import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); m.madvise({MADV_POPULATE_WRITE})"
+
+
+async def warm_memory(size: int) -> None:
+    """Has the host give this machine so much memory now: what was freed for two seconds goes back to it, and is dear to
+    touch again. By a process of its own, whose end frees the memory."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _WARM, str(size + mmap.PAGESIZE))
+    await process.wait()

@@ -1,0 +1,137 @@
+"""A round of QEMU: two processes of qemu-system-x86_64, the same guest, postcopy at once, over TCP on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vmferry.demo.network import loopback_places
+from vmferry.demo.processes import Process
+from vmferry_bench.native import BenchError, native, write_image
+from vmferry_bench.plan import Turn
+from vmferry_bench.processes import CpuWatch, warm_memory
+from vmferry_bench.qmp import Qmp
+from vmferry_bench.shape import PREEMPT, Round, Shape
+
+QEMU = "qemu-system-x86_64"
+WARM_S = 90.0
+UNLIMITED = 1 << 40
+"""Bytes a second: QEMU's limit of the phase before postcopy, out of the way."""
+AFTER_S = 0.05
+"""Between the last page and the reading of the report: for touches under way to end."""
+
+
+class Vm:
+    """One QEMU."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.qmp = Qmp(name)
+        self._directory = directory
+        self.process: Process | None = None
+
+    async def start(self, shape: Shape, image: list[str], *more: str) -> None:
+        kind = {"anonymous": "memory-backend-ram", "memfd": "memory-backend-memfd,share=on"}[shape.backing]
+        socket = self._directory / f"{self.name}.qmp"
+        argv = [
+            *(QEMU, "-name", f"{self.name},debug-threads=on", "-cpu", "host", "-smp", str(shape.vcpus)),
+            *("-machine", "pc,accel=kvm,hpet=off,vmport=off,smm=off,memory-backend=ram", "-m", str(shape.memory_mib)),
+            *("-object", f"{kind},id=ram,size={shape.memory_mib}M"),
+            *("-nodefaults", "-display", "none", "-vga", "none", "-qmp", f"unix:{socket},server=on,wait=off"),
+            *image,
+            *more,
+        ]
+        self.process = await Process.start(self.name, argv, self._directory / f"{self.name}.log")
+        try:
+            await self.qmp.connect(socket)
+        except TimeoutError:
+            raise BenchError(f"QEMU does not come up: {self.process.last_words()}") from None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process else 0
+
+    async def report(self, size: int) -> dict[str, Any]:
+        """The guest's report, out of a copy of its first memory that QEMU writes."""
+        dump = self._directory / f"{self.name}.dump"
+        await self.qmp.ask("pmemsave", val=0, size=size, filename=str(dump))
+        return await native("report", str(dump))
+
+    async def end(self) -> None:
+        await self.qmp.close()
+        if self.process is not None:
+            await self.process.kill()
+
+
+async def _prepare(source: Vm, destination: Vm, preempt: bool) -> str:
+    """Sets both up to migrate; returns where to."""
+    wanted = {"postcopy-ram": True, "postcopy-preempt": preempt, "postcopy-blocktime": True, "events": True}
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    for vm in (source, destination):
+        await vm.qmp.ask("migrate-set-capabilities", capabilities=capabilities)
+        limits = {"max-bandwidth": UNLIMITED, "max-postcopy-bandwidth": 0}
+        await vm.qmp.ask("migrate-set-parameters", **limits)
+    uri = f"tcp:127.0.0.1:{loopback_places(1)[0].first_page_port}"
+    await destination.qmp.ask("migrate-incoming", uri=uri)
+    return uri
+
+
+async def _until_warm(vm: Vm, size: int) -> None:
+    end = time.monotonic() + WARM_S
+    while (await vm.report(size))["passes"] < 1:
+        if time.monotonic() > end:
+            raise BenchError(f"the guest in QEMU has not been through its memory within {WARM_S:g} s")
+        await asyncio.sleep(0.2)
+
+
+async def move(side: str, shape: Shape, number: int) -> Round:
+    """One round."""
+    with tempfile.TemporaryDirectory(prefix="vmferry-bench-") as name:
+        directory = Path(name)
+        image, size = await write_image(directory, shape)
+        source, destination = Vm("source", directory), Vm("destination", directory)
+        try:
+            await source.start(shape, image)
+            await destination.start(shape, image, "-incoming", "defer")
+            uri = await _prepare(source, destination, side == PREEMPT)
+            await _until_warm(source, size)
+            await warm_memory(shape.memory_mib << 20)
+            return await _measure(Turn(side, shape, number), source, destination, uri, size)
+        finally:
+            await destination.end()
+            await source.end()
+
+
+async def _measure(turn: Turn, source: Vm, destination: Vm, uri: str, size: int) -> Round:
+    watch = CpuWatch([source.pid, destination.pid], [])
+    watch.start()
+    asked_at = time.time()
+    await source.qmp.ask("migrate", uri=uri)
+    await source.qmp.ask("migrate-start-postcopy")
+    last_page_at = await destination.qmp.until("MIGRATION", "completed")
+    machinery, vcpu = watch.stop()
+    await source.qmp.until("MIGRATION", "completed")
+    await asyncio.sleep(AFTER_S)
+    said, told = await destination.report(size), await source.qmp.ask("query-migrate")
+    here = await destination.qmp.ask("query-migrate")
+    stopped_at, resumed_at = source.qmp.when("STOP") or 0.0, destination.qmp.when("RESUME") or 0.0
+    return Round(
+        side=turn.side,
+        shape=turn.shape,
+        number=turn.number,
+        buckets=said["first_touch_buckets"],
+        longest_us=said["first_touch_us"]["max"],
+        blackout_guest_s=said["blackout_us"] / 1e6,
+        blackout_vmm_s=resumed_at - stopped_at,
+        total_s=last_page_at - asked_at,
+        postcopy_s=last_page_at - resumed_at,
+        postcopy_bytes=told["ram"]["postcopy-bytes"],
+        machinery_cpu_s=machinery,
+        vcpu_cpu_s=vcpu,
+        wrong_bytes=said["wrong_bytes"],
+        faults=said["fatal"] or "",
+        vmm_blocked_s=sum(here.get("postcopy-vcpu-blocktime", [])) / 1e3,
+    )
