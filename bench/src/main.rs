@@ -3,14 +3,17 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod boot;
+mod floor;
 mod image;
 mod report;
+mod touch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
+use vmferry_refvm::layout::Backing;
 use vmferry_refvm::machine::{GuestConfig, Workload};
 
 /// Parts of the benchmark. Each prints one JSON object.
@@ -43,6 +46,49 @@ enum Command {
         #[arg(long)]
         seed: u64,
     },
+    /// Be the VMM of a source: memory full of content, attached to a pager until standard input ends.
+    Hold {
+        /// The pager's memory socket.
+        socket: String,
+        /// Name of the VM.
+        #[arg(long)]
+        vm: String,
+        /// Guest memory, MiB.
+        #[arg(long)]
+        memory_mib: u64,
+        /// What it is made of.
+        #[arg(long, value_enum, default_value = "anonymous")]
+        backing: Backing,
+    },
+    /// Be the VMM of a destination, which touches the pages that lines of standard input name: {"pages", "pause_us"}.
+    Touch {
+        /// The pager's memory socket.
+        socket: String,
+        /// Name of the VM.
+        #[arg(long)]
+        vm: String,
+        /// Guest memory, MiB.
+        #[arg(long)]
+        memory_mib: u64,
+        /// What it is made of.
+        #[arg(long, value_enum, default_value = "anonymous")]
+        backing: Backing,
+        /// Features of userfaultfd, by their kernel names.
+        #[arg(long, value_delimiter = ',')]
+        features: Vec<String>,
+    },
+    /// Time faults with nothing but userfaultfd and TCP between two processes.
+    Floor {
+        /// How many.
+        #[arg(long, default_value_t = 2000)]
+        touches: u64,
+        /// After each.
+        #[arg(long, default_value_t = 500)]
+        pause_us: u64,
+    },
+    /// The other process of `floor`.
+    #[command(hide = true)]
+    FloorSource,
     /// Print the guest's report out of a copy of its first memory.
     Report {
         /// The copy, from GPA 0.
@@ -61,6 +107,19 @@ fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Er
             let parts = image::loaded(memory_mib << 20, &config, image::tsc_khz()?);
             let options = image::write(&directory, &parts)?;
             Ok(json!({"options": options, "dump_bytes": report::DUMP_BYTES}))
+        }
+        Command::Hold { socket, vm, memory_mib, backing } => {
+            touch::hold(&socket, &vm, memory_mib, backing)?;
+            Ok(json!("ended"))
+        }
+        Command::Touch { socket, vm, memory_mib, backing, features } => {
+            touch::serve(&socket, &vm, memory_mib, backing, &features)?;
+            Ok(json!("ended"))
+        }
+        Command::Floor { touches, pause_us } => Ok(serde_json::to_value(floor::run(touches, pause_us)?)?),
+        Command::FloorSource => {
+            floor::source()?;
+            Ok(json!("ended"))
         }
         Command::Report { dump } => Ok(serde_json::to_value(report::of_dump(&dump)?)?),
     }

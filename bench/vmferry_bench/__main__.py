@@ -15,19 +15,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from vmferry.demo.admin import AdminError
 from vmferry.errors import VmferryError
 from vmferry_bench import qemu
+from vmferry_bench.alone import measure_alone
 from vmferry_bench.figures import figures
-from vmferry_bench.goals import Alone, Judge, summary
+from vmferry_bench.goals import Judge, summary
 from vmferry_bench.native import BenchError
 from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import QUICK_ROUNDS, ROUNDS, Turn, shapes, turns
 from vmferry_bench.plot import plot_all
-from vmferry_bench.shape import OURS, Round, round_of
+from vmferry_bench.shape import OURS, Alone, Round, round_of
 from vmferry_bench.table import table, write_page
 
-QUICK_LIMIT_S = 165.0
+ALONE_ROUNDS = 3
+QUICK_LIMIT_S = 150.0
 """After that no further round is begun with --quick."""
 
 
@@ -68,8 +72,8 @@ async def _turn(ours: OurSide, turn: Turn, number: int) -> Round:
     return await qemu.move(turn.side, turn.shape, number)
 
 
-async def measure(options: argparse.Namespace) -> tuple[list[Round], list[str]]:
-    """All rounds; and those that could not be carried out, in words."""
+async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list[str]]:
+    """All rounds, what is measured of ours alone, and what could not be carried out, in words."""
     rounds: list[Round] = []
     failures: list[str] = []
     guests = [shape for shape in shapes(options.quick) if options.only in shape.name]
@@ -90,7 +94,13 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], list[str]]:
                 continue
             rounds.append(one)
             _say(one)
-    return rounds, failures
+    try:
+        alone = await measure_alone(1 if options.quick else ALONE_ROUNDS, many=not options.quick)
+    except (BenchError, VmferryError, TimeoutError, OSError, grpc.RpcError) as error:
+        alone = Alone()
+        failures.append(f"{OURS} alone: {error or type(error).__name__}")
+        print(f"FAILED  {failures[-1]}", file=sys.stderr)
+    return rounds, alone, failures
 
 
 def _say(one: Round) -> None:
@@ -139,8 +149,8 @@ def main() -> int:
     else:
         if not usable():
             print(f"{qemu.QEMU} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
-        rounds, failures = asyncio.run(measure(options))
-        found = result(rounds, failures, Alone(), machine())
+        rounds, alone, failures = asyncio.run(measure(options))
+        found = result(rounds, failures, alone, machine())
     if options.out:
         options.out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     if options.plots:

@@ -10,7 +10,7 @@ from vmferry_bench.shape import Bucket, Round
 
 WAITED_US = 50.0
 """A first touch that took longer waited for its page. A page that is there costs under 1 µs, or 22 to 45 µs where KVM
-has to shadow the page tables (`kvm-pvm`); one that is not costs that and an answer of another process, 40 µs or more."""
+has to shadow the page tables (`kvm-pvm`); one that is not costs that and another process's answer, 40 µs or more."""
 
 
 def waited(buckets: Iterable[Bucket]) -> list[Bucket]:
@@ -30,6 +30,12 @@ def quantile(buckets: Sequence[Bucket], q: float) -> float:
             return low + (high - low) * max(left, 0.0) / n
         left -= n
     return buckets[-1][1] if buckets else math.nan
+
+
+def share_of(values: Iterable[float], q: float) -> float:
+    """The least value that a share `q` of them does not exceed; NaN of none."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(q * len(ordered)) - 1, 0)] if ordered else math.nan
 
 
 def total_s(buckets: Iterable[Bucket]) -> float:

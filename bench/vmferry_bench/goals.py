@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmferry_bench.figures import figures, merged, middle, quantile, ratios, spread, waited
-from vmferry_bench.shape import OURS, PREEMPT, Round, Shape
+from vmferry_bench.shape import OURS, PREEMPT, Alone, Round, Shape
 
 NOT_MEASURED = "not measured"
 
@@ -23,16 +23,6 @@ class Goal:
     low: float | None = None
     high: float | None = None
     words: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Alone:
-    """What is measured of ours alone, or of the floor; None: not measured."""
-
-    floor_idle_p50_us: float | None = None
-    floor_idle_p99_us: float | None = None
-    idle_first_touch_p50_us: float | None = None
-    poison_to_data: float | None = None
 
 
 def select(rounds: Iterable[Round], side: str, shape: Shape) -> list[Round]:
@@ -76,9 +66,9 @@ class Judge:
             self._ratio("stop → first instruction, to QEMU", guest, "blackout_guest_ms", 1),
             self._ratio("CPU seconds a GiB, both ends, guest random, to QEMU", guest, "cpu_s_per_gib", 0.6),
             self._ratio("CPU seconds a GiB, both ends, guest idle, to QEMU", idle, "cpu_s_per_gib", 0.6),
-            self._single("poisoned page / data page, answer, p50", 1.0, self._alone.poison_to_data),
+            self._of_medians("poisoned page / data page, answer, p50", 1.0, self._alone.poison_us, self._alone.data_us),
             self._page_table(),
-            self._single("faults/s a VM, 1 → 16 VMs on one daemon, fall", 0.2, None),
+            *self._many(),
         ]
 
     def _values(self, side: str, shape: Shape, key: str) -> list[float]:
@@ -114,17 +104,26 @@ class Judge:
         return _within(measure, limit, values, max(values, default=math.nan))
 
     def _beside_the_floor(self) -> Goal:
-        ours, floor = self._alone.idle_first_touch_p50_us, self._alone.floor_idle_p50_us
-        value = ours / floor if ours is not None and floor else None
-        return self._single("first touch, nothing else on the link, p50, to uffd over TCP", 1.2, value)
+        measure = "first touch, nothing else on the link, p50, to uffd over TCP"
+        return self._of_medians(measure, 1.2, self._alone.idle_us, self._alone.floor_us)
+
+    @staticmethod
+    def _of_medians(measure: str, limit: float, above: Mapping[str, float], below: Mapping[str, float]) -> Goal:
+        return _within(measure, limit, [], above["p50"] / below["p50"] if above and below else math.nan)
+
+    def _many(self) -> list[Goal]:
+        rates = self._alone.rates
+        one, many = rates.get("1", []), rates.get("16", [])
+        fall = 1 - middle(many) / middle(one) if one and many else math.nan
+        unfair = many[-1] / many[0] if many else math.nan
+        return [
+            _within("faults/s a VM, 1 → 16 VMs, fall", 0.2, [], fall),
+            _within("faults/s of 16 VMs, most to least", 2, [], unfair),
+        ]
 
     def _page_table(self) -> Goal:
         sizes = [one.table_bytes_per_page for one in self._rounds if one.table_bytes_per_page is not None]
         return _within("page table, bytes a page", 1.0, sizes, middle(sizes))
-
-    @staticmethod
-    def _single(measure: str, limit: float, value: float | None) -> Goal:
-        return _within(measure, limit, [], math.nan if value is None else value)
 
 
 def summary(rounds: Sequence[Round]) -> list[dict[str, object]]:

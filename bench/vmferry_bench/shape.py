@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 OURS = "vmferry"
@@ -67,6 +67,22 @@ class Round:
         """As JSON."""
         shape = {name: getattr(self.shape, name) for name in Shape.__slots__}
         return {name: getattr(self, name) for name in Round.__slots__ if name != "shape"} | {"shape": shape}
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What is measured beside the rounds; an empty dictionary: not measured. Times in µs, by `p50`, `p99` and so on."""
+
+    floor_us: dict[str, float] = field(default_factory=dict)
+    """A fault with userfaultfd and TCP alone, nothing else on the link."""
+    idle_us: dict[str, float] = field(default_factory=dict)
+    """A fault of vmferry, nothing else on the link."""
+    poison_us: dict[str, float] = field(default_factory=dict)
+    """The same of poisoned pages, in turn with ..."""
+    data_us: dict[str, float] = field(default_factory=dict)
+    """... pages with data."""
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    """Faults a second of each VM, ascending, by the number of VMs at the same time."""
 
 
 def round_of(plain: dict[str, Any]) -> Round:

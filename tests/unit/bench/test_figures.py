@@ -1,0 +1,59 @@
+"""Statistics of rounds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from rounds import a_round
+from vmferry_bench.figures import count, figures, merged, middle, quantile, ratios, share_of, spread, total_s, waited
+
+BUCKETS = [(0.5, 1.0, 900), (100.0, 120.0, 90), (1000.0, 1200.0, 10)]
+
+
+def test_only_touches_that_waited_are_waits() -> None:
+    assert waited(BUCKETS) == BUCKETS[1:]
+    assert count(waited(BUCKETS)) == 100
+
+
+def test_quantile_interpolates_within_its_bucket() -> None:
+    waits = waited(BUCKETS)
+    assert quantile(waits, 0.45) == pytest.approx(110.0)
+    assert quantile(waits, 0.90) == pytest.approx(120.0)
+    assert quantile(waits, 0.99) == pytest.approx(1180.0)
+    assert quantile(waits, 1.0) == pytest.approx(1200.0)
+    assert math.isnan(quantile([], 0.5))
+
+
+def test_blocked_time_is_the_sum_of_the_waits() -> None:
+    assert total_s(waited(BUCKETS)) == pytest.approx((90 * 110 + 10 * 1100) / 1e6)
+
+
+def test_rounds_are_merged_bucket_by_bucket() -> None:
+    assert merged([BUCKETS[:2], BUCKETS[1:]]) == [(0.5, 1.0, 900), (100.0, 120.0, 180), (1000.0, 1200.0, 10)]
+
+
+def test_shares_of_plain_values() -> None:
+    values = [float(n) for n in range(100, 0, -1)]
+    assert (share_of(values, 0.5), share_of(values, 0.99), share_of(values, 1.0)) == (50.0, 99.0, 100.0)
+    assert math.isnan(share_of([], 0.5))
+
+
+def test_middle_and_spread_leave_out_what_is_no_number() -> None:
+    assert middle([3.0, math.nan, 1.0, 2.0]) == 2.0
+    assert spread([3.0, math.nan, 1.0]) == (1.0, 3.0)
+    assert math.isnan(middle([math.nan]))
+
+
+def test_ratios_leave_out_what_cannot_be_divided() -> None:
+    assert ratios([1.0, 2.0, math.nan, 4.0], [2.0, 0.0, 1.0, 2.0, 9.0]) == [0.5, 2.0]
+
+
+def test_figures_of_a_round() -> None:
+    found = figures(a_round("vmferry"))
+    assert found["waits"] == 100
+    assert found["throughput_gib_s"] == pytest.approx(1.0)
+    assert found["whole_gib_s"] == pytest.approx(0.5)
+    assert found["cpu_s_per_gib"] == pytest.approx(0.5)
+    assert found["blackout_guest_ms"] == pytest.approx(10.0)
+    assert found["blocked_s"] == pytest.approx(100 * 950 / 1e6)
