@@ -13,7 +13,7 @@ from vmferry.migration.arrivals import Arrivals
 from vmferry.migration.model import LedgerEntry
 from vmferry.migration.ports import Store
 from vmferry.migration.service import MigrationService
-from vmferry.migration.world import SystemClock, Timeouts, World
+from vmferry.migration.world import SystemClock, World
 from vmferry.pager.client import LaneSettings, PagerSettings
 from vmferry.pager.process import PagerProcesses
 from vmferry.peer.client import GrpcPeers
@@ -38,7 +38,7 @@ class HostCore:
                 pagers=self.pagers,
                 peers=GrpcPeers(config.host, deadlines.peer(limits)),
                 clock=clock,
-                timeouts=Timeouts(stop_s=limits.stop_s),
+                timeouts=deadlines.migration(limits),
             )
         )
         self._state = HostState(config.host, self._service)

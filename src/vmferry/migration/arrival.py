@@ -135,6 +135,14 @@ class Arrival:
                         raise
         await self._world.pagers.remove(self.key)
 
+    async def vmm_returns(self) -> bool:
+        """Whether the VMM is there, or comes back in time."""
+        try:
+            await self.vmm()
+        except VmferryError:
+            return False
+        return True
+
     async def vmm(self) -> Vmm:
         """The VMM prepared for this migration, also after it connected again.
 

@@ -125,7 +125,7 @@ class Arrivals:
                     case inc.Record(kind):
                         await self._append(arrival, kind)
                     case inc.StartVcpus():
-                        await arrival.start_vcpus()
+                        await self._start_vcpus(arrival)
                     case _:
                         raise AssertionError(f"not a step of start: {command}")
             return arrival.record.started_us
@@ -277,18 +277,30 @@ class Arrivals:
                 await self._quietly(self._refuse(arrival, "the destination's daemon was restarted meanwhile"))
 
     def _follow(self, arrival: Arrival) -> None:
-        following = Following(self._world, self._errors, arrival, self._vmm_died)
+        following = Following(self._world, self._errors, arrival, self._start_vcpus, self._vmm_died)
         self._spawn(f"follow {arrival.record.migration}", following.run())
+
+    async def _start_vcpus(self, arrival: Arrival) -> None:
+        """Behind `running` there is no way back: a VMM that is gone now has taken the VM with it."""
+        try:
+            await arrival.start_vcpus()
+        except VmferryError as error:
+            if error.reason is Reason.VMM_GONE and arrival.running and not await arrival.vmm_returns():
+                await self._lose(arrival, error.message)
+            raise
+
+    async def _lose(self, arrival: Arrival, reason: str) -> None:
+        await self._append(arrival, JournalKind.LOST, reason)
+        arrival.record = replace(arrival.record, lost_reason=reason)
+        await arrival.save()
+        self._errors.forget(arrival.key)
+        await self._quietly(self._world.pagers.remove(arrival.key))
 
     async def _vmm_died(self, arrival: Arrival, reason: str) -> None:
         """Before it ran: this host refuses. After: the VM is lost, and the source is told."""
         async with arrival.lock:
             if arrival.running:
-                await self._append(arrival, JournalKind.LOST, reason)
-                arrival.record = replace(arrival.record, lost_reason=reason)
-                await arrival.save()
-                self._errors.forget(arrival.key)
-                await self._quietly(self._world.pagers.remove(arrival.key))
+                await self._lose(arrival, reason)
             elif arrival.holds_memory:
                 await self._refuse(arrival, f"the waiting VMM died: {reason}")
 

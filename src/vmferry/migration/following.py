@@ -36,16 +36,20 @@ RETRY = "incoming.follow_retried"
 COMPLETED = "incoming.completed"
 LINK = "incoming.link"
 
+StartVcpus = Callable[[Arrival], Awaitable[None]]
 VmmDied = Callable[[Arrival, str], Awaitable[None]]
 
 
 class Following:
     """The task of one arrival's pager."""
 
-    def __init__(self, world: World, errors: MemoryErrors, arrival: Arrival, vmm_died: VmmDied) -> None:
+    def __init__(
+        self, world: World, errors: MemoryErrors, arrival: Arrival, start_vcpus: StartVcpus, vmm_died: VmmDied
+    ) -> None:
         self._world = world
         self._errors = errors
         self._arrival = arrival
+        self._start_vcpus = start_vcpus
         self._vmm_died = vmm_died
         self._pushed = False
         self._log = log.bind(migration=arrival.record.migration, vm=arrival.record.vm)
@@ -145,7 +149,7 @@ class Following:
         if self._pushed:
             return
         async with self._arrival.lock:
-            await self._arrival.start_vcpus()
+            await self._start_vcpus(self._arrival)
         await self._arrival.save()
         await pager.start_push()
         self._pushed = True

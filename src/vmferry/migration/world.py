@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.model import VmmIdentity
@@ -46,6 +48,15 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+def process_lives(pid: int) -> bool:
+    """Whether the process is there and no zombie (proc_pid_stat(5), field 3)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """Everything outside the core."""
@@ -57,6 +68,8 @@ class World:
     peers: Peers
     clock: Clock = field(default_factory=SystemClock)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    vmm_lives: Callable[[int], bool] = process_lives
+    """Whether a VMM's process is there: one that is not will not connect again."""
 
 
 class Backoff:
@@ -78,13 +91,17 @@ async def vmm_by_pid(world: World, vm: str, pid: int | None) -> Vmm:
     """The VMM that is on this host for `vm`, waited for if its connection is away for the moment.
 
     `pid` tells two VMMs of one VM apart (a move within the host); None: unknown, take the one that holds the VM.
-    Raises: VmferryError VMM_GONE if it does not come back in time.
+    Raises: VmferryError VMM_GONE if its process has ended, or it does not come back in time.
     """
     deadline = world.clock.monotonic_s() + world.timeouts.vmm_return_s
     while True:
         found = _connected(world, vm, pid)
         if found is not None:
             return found
+        if pid is not None and not world.vmm_lives(pid):
+            raise VmferryError(
+                Reason.VMM_GONE, f"the VMM of {vm} (pid {pid}) has ended.", "Look at the VMM's own log for why."
+            )
         if world.clock.monotonic_s() >= deadline:
             raise VmferryError(
                 Reason.VMM_GONE,

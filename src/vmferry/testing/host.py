@@ -107,6 +107,7 @@ class FakeHost:
             FakePeers(self.script, net.find),
             net.clock,
             TIMEOUTS,
+            vmm_lives=lambda _: True,
         )
         async with MigrationService(world) as service:
             self.service = service
