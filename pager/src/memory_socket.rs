@@ -18,7 +18,7 @@ use crate::memory_message::{Expected, Handover, LONGEST, MOST_DESCRIPTORS, Refus
 use crate::pager::Pager;
 use crate::teller::Teller;
 
-/// For the whole message.
+/// For the whole message. A VMM sends it at once: who takes this long hangs.
 const MESSAGE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Binds a unix socket that only this user may use; a stale one of that name is replaced.
@@ -49,6 +49,14 @@ pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
 /// # Errors
 /// What accept said.
 pub async fn serve(listener: UnixListener, pager: Arc<Pager>) -> io::Result<()> {
+    serve_within(listener, pager, MESSAGE_WITHIN).await
+}
+
+/// The same, with another limit for the whole message of each VMM.
+///
+/// # Errors
+/// What accept said.
+pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_within: Duration) -> io::Result<()> {
     // Only one at a time: the second waits for the lock at most as long as the first may take for its message.
     let turn = Arc::new(tokio::sync::Mutex::new(()));
     loop {
@@ -64,9 +72,9 @@ pub async fn serve(listener: UnixListener, pager: Arc<Pager>) -> io::Result<()> 
         let (pager, turn) = (pager.clone(), turn.clone());
         tokio::spawn(async move {
             let attached = {
-                let received = tokio::time::timeout(MESSAGE_WITHIN, receive(&stream)).await;
+                let received = tokio::time::timeout(message_within, receive(&stream)).await;
                 let _turn = turn.lock().await;
-                attach(&stream, received.unwrap_or_else(|_| Err(late())), &pager).await
+                attach(&stream, received.unwrap_or_else(|_| Err(late(message_within))), &pager).await
             };
             match attached {
                 Ok(()) => {
@@ -84,8 +92,8 @@ pub async fn serve(listener: UnixListener, pager: Arc<Pager>) -> io::Result<()> 
     }
 }
 
-fn late() -> Refusal {
-    Refusal::new("message", format!("is not complete after {} s", MESSAGE_WITHIN.as_secs()))
+fn late(message_within: Duration) -> Refusal {
+    Refusal::new("message", format!("is not complete after {} s", message_within.as_secs_f64()))
 }
 
 struct Message {
