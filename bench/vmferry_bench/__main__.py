@@ -25,7 +25,7 @@ from vmferry_bench.figures import figures
 from vmferry_bench.goals import Judge, summary
 from vmferry_bench.native import BenchError
 from vmferry_bench.ours import OurSide, our_side
-from vmferry_bench.plan import QUICK_ROUNDS, ROUNDS, Turn, shapes, turns
+from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
 from vmferry_bench.plot import plot_all
 from vmferry_bench.shape import OURS, Alone, Round, round_of
 from vmferry_bench.table import table, write_page
@@ -37,8 +37,10 @@ QUICK_LIMIT_S = 150.0
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="vmferry-bench", description=__doc__)
-    options.add_argument("--quick", action="store_true", help="two guests, three rounds, at most three minutes")
-    options.add_argument("--rounds", type=int, help=f"with every guest ({ROUNDS}; {QUICK_ROUNDS} with --quick)")
+    options.add_argument(
+        "--quick", action="store_true", help="two guests, and no further round after two minutes and a half"
+    )
+    options.add_argument("--rounds", type=int, default=ROUNDS, help=f"with every guest ({ROUNDS})")
     options.add_argument("--only", metavar="WORDS", default="", help="only guests whose name has these words")
     options.add_argument("--out", type=Path, metavar="FILE", help="write everything measured as JSON")
     options.add_argument("--page", type=Path, metavar="FILE", help="renew the tables of docs/performance.md in FILE")
@@ -77,7 +79,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
     rounds: list[Round] = []
     failures: list[str] = []
     guests = [shape for shape in shapes(options.quick) if options.only in shape.name]
-    wanted = turns(guests, options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS))
+    wanted = turns(guests, options.rounds)
     end = time.monotonic() + (QUICK_LIMIT_S if options.quick else float("inf"))
     async with our_side() as ours:
         for number, turn in enumerate(wanted):
@@ -109,7 +111,7 @@ def _say(one: Round) -> None:
         f"{one.side:13} {one.shape.name:36} waits {f['waits']:5.0f}  p50 {f['first_touch_p50_us']:7.0f} µs  "
         f"p99 {f['first_touch_p99_us']:7.0f} µs  {f['throughput_gib_s']:5.2f} GiB/s  "
         f"blocked {f['blocked_s'] * 1e3:6.0f} ms  blackout {f['blackout_guest_ms']:6.1f} ms  "
-        f"cpu {f['cpu_s_per_gib']:5.2f} s/GiB  {one.faults}",
+        f"cpu {f['cpu_s_per_gib']:5.2f} s/GiB  {one.faults}".replace(" nan", "   -"),
         file=sys.stderr,
         flush=True,
     )

@@ -58,6 +58,7 @@ GIB = 1 << 30
 def figures(one: Round) -> dict[str, float]:
     """What is compared, of one round."""
     slow = waited(one.buckets)
+    handler = one.handler_us or {}
     moved_gib = one.shape.memory_mib / 1024
     return {
         "first_touch_p50_us": quantile(slow, 0.50),
@@ -72,6 +73,9 @@ def figures(one: Round) -> dict[str, float]:
         "blackout_vmm_ms": one.blackout_vmm_s * 1e3,
         "cpu_s_per_gib": one.machinery_cpu_s / moved_gib,
         "vcpu_cpu_s_per_gib": one.vcpu_cpu_s / moved_gib,
+        "handler_p50_us": handler.get("p50", math.nan),
+        "handler_p99_us": handler.get("p99", math.nan),
+        "vmm_blocked_s": math.nan if one.vmm_blocked_s is None else one.vmm_blocked_s,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vmferry_bench.shape import OURS, PLAIN, PREEMPT, Shape
 
 ROUNDS = 5
-QUICK_ROUNDS = 3
+"""Each has two turns of vmferry and one of each setting of QEMU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ _COLUMNS = (
     ("blackout_guest_ms", "blackout, ms", 1),
     ("cpu_s_per_gib", "CPU s/GiB", 2),
 )
+_MORE = (
+    ("first_touch_p90_us", "waits p90, µs", 0),
+    ("handler_p50_us", "handler p50, µs", 0),
+    ("handler_p99_us", "handler p99, µs", 0),
+    ("vmm_blocked_s", "blocked, the VMM's count, s", 2),
+    ("blackout_vmm_ms", "blackout, the VMMs' clocks, ms", 1),
+    ("vcpu_cpu_s_per_gib", "vCPU threads, CPU s/GiB", 2),
+)
+_ALONE = (
+    ("floor_us", "userfaultfd over TCP, nothing else (the floor)"),
+    ("idle_us", "vmferry, nothing else on the link"),
+    ("data_us", "vmferry, page with data"),
+    ("poison_us", "vmferry, poisoned page, in turn with those"),
+)
+Column = tuple[str, str, int]
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -33,12 +49,12 @@ def _goals(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _summary(found: dict[str, Any]) -> list[str]:
-    head = " | ".join(title for _, title, _ in _COLUMNS)
-    lines = [f"| guest | side | rounds | {head} |", "|---" * (len(_COLUMNS) + 3) + "|"]
+def _summary(found: dict[str, Any], columns: Sequence[Column]) -> list[str]:
+    head = " | ".join(title for _, title, _ in columns)
+    lines = [f"| guest | side | rounds | {head} |", "|---" * (len(columns) + 3) + "|"]
     for row in found["summary"]:
         cells = []
-        for key, _, digits in _COLUMNS:
+        for key, _, digits in columns:
             cell = row.get(key, {"median": None, "low": None, "high": None})
             spread = "" if cell["low"] is None else f" ({_number(cell['low'], digits)}-{_number(cell['high'], digits)})"
             cells.append(_number(cell["median"], digits) + spread)
@@ -46,11 +62,31 @@ def _summary(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _alone(found: dict[str, Any]) -> list[str]:
+    alone = found["alone"]
+    known = [(name, words) for name, words in _ALONE if alone[name]]
+    if not known:
+        return ["What is measured of vmferry alone was not measured in this run."]
+    lines = [
+        "| one fault at a time | touches | p50, µs | p90, µs | p99, µs | longest, µs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, words in known:
+        q = alone[name]
+        figures = " | ".join(_number(q[key], 0) for key in ("count", "p50", "p90", "p99", "max"))
+        lines.append(f"| {words} | {figures} |")
+    if alone["rates"]:
+        lines += ["", "| VMs at the same time | faults/s a VM, median | least to most |", "|---|---|---|"]
+        for count, each in alone["rates"].items():
+            lines.append(f"| {count} | {_number(each[len(each) // 2], 0)} | {each[0]:.0f} to {each[-1]:.0f} |")
+    return lines
+
+
 def table(found: dict[str, Any]) -> str:
     """Machine, goals, and all figures (median, least to most)."""
     where = found["machine"]
     head = f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}; {where['qemu']}; {where['at']}."
-    parts = [head, "", *_goals(found), "", *_summary(found)]
+    parts = [head, "", *_goals(found), "", *_summary(found, _COLUMNS), "", *_summary(found, _MORE), "", *_alone(found)]
     if found["failures"]:
         parts += ["", "Rounds that could not be carried out:", "", *(f"- {words}" for words in found["failures"])]
     return "\n".join(parts)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from rounds import GUEST, IDLE, a_round
 from vmferry_bench.goals import Goal, Judge, summary
-from vmferry_bench.plan import QUICK_ROUNDS, shapes, turns
+from vmferry_bench.plan import ROUNDS, shapes, turns
 from vmferry_bench.shape import OURS, PLAIN, PREEMPT, SIDES, Alone, Round, round_of
 
 ALONE = Alone(
@@ -99,8 +99,8 @@ def test_the_summary_has_a_row_for_each_guest_and_side() -> None:
 
 
 def test_sides_take_turns_and_ours_runs_beside_each_of_qemus_settings() -> None:
-    sides = [turn.side for turn in turns(shapes(quick=True), QUICK_ROUNDS)]
+    sides = [turn.side for turn in turns(shapes(quick=True), ROUNDS)]
     assert set(sides) == set(SIDES)
     assert all(side == OURS for side in sides[::2])
     assert all(side != OURS for side in sides[1::2])
-    assert len(sides) == len(shapes(quick=True)) * QUICK_ROUNDS * 4
+    assert len(sides) == len(shapes(quick=True)) * ROUNDS * 4
