@@ -42,6 +42,7 @@ lint: $(INSTALLED) ## All linters; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=src:bench $(BIN)/mypy -p vmferry_bench
 	$(BIN)/lint-imports
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
@@ -74,7 +75,7 @@ demo-packages:
 	@deploy/debian/packages ip=iproute2
 
 bench-packages:
-	@deploy/debian/packages ip=iproute2 qemu-system-x86_64=qemu-system-x86
+	@deploy/debian/packages qemu-system-x86_64=qemu-system-x86
 
 test-packages:
 	@deploy/debian/packages ip=iproute2 chromium=chromium

@@ -37,9 +37,7 @@ QUICK_LIMIT_S = 150.0
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="vmferry-bench", description=__doc__)
-    options.add_argument(
-        "--quick", action="store_true", help="two guests, and no further round after two minutes and a half"
-    )
+    options.add_argument("--quick", action="store_true", help="two guests, at most three minutes")
     options.add_argument("--rounds", type=int, default=ROUNDS, help=f"with every guest ({ROUNDS})")
     options.add_argument("--only", metavar="WORDS", default="", help="only guests whose name has these words")
     options.add_argument("--out", type=Path, metavar="FILE", help="write everything measured as JSON")
@@ -110,7 +108,7 @@ def _say(one: Round) -> None:
     print(
         f"{one.side:13} {one.shape.name:36} waits {f['waits']:5.0f}  p50 {f['first_touch_p50_us']:7.0f} µs  "
         f"p99 {f['first_touch_p99_us']:7.0f} µs  {f['throughput_gib_s']:5.2f} GiB/s  "
-        f"blocked {f['blocked_s'] * 1e3:6.0f} ms  blackout {f['blackout_guest_ms']:6.1f} ms  "
+        f"blocked {f['blocked_s'] * 1e3:6.0f} ms  blackout {f['blackout_ms']:6.1f} ms  "
         f"cpu {f['cpu_s_per_gib']:5.2f} s/GiB  {one.faults}".replace(" nan", "   -"),
         file=sys.stderr,
         flush=True,

@@ -69,6 +69,8 @@ def figures(one: Round) -> dict[str, float]:
         "blocked_s": total_s(slow),
         "throughput_gib_s": one.postcopy_bytes / GIB / one.postcopy_s if one.postcopy_s > 0 else math.nan,
         "whole_gib_s": moved_gib / one.total_s,
+        # The guest sees less where its counter stands still with it.
+        "blackout_ms": max(one.blackout_guest_s, one.blackout_vmm_s) * 1e3,
         "blackout_guest_ms": one.blackout_guest_s * 1e3,
         "blackout_vmm_ms": one.blackout_vmm_s * 1e3,
         "cpu_s_per_gib": one.machinery_cpu_s / moved_gib,
@@ -91,7 +93,12 @@ def spread(values: Iterable[float]) -> tuple[float, float]:
     return (min(known), max(known)) if known else (math.nan, math.nan)
 
 
-def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round, as they ran one after the other; without those where there is nothing to divide."""
-    pairs = zip(ours, theirs, strict=False)
-    return [a / b for a, b in pairs if b > 0 and not math.isnan(a)]
+def pairs(ours: Iterable[Round], theirs: Iterable[Round]) -> list[tuple[Round, Round]]:
+    """Rounds that ran one right after the other, ours first; those whose other half is void are left out."""
+    numbered = {one.number: one for one in ours}
+    return [(numbered[one.number - 1], one) for one in theirs if one.number - 1 in numbered]
+
+
+def ratios(values: Iterable[tuple[float, float]]) -> list[float]:
+    """Of each two; without those where there is nothing to divide."""
+    return [a / b for a, b in values if b > 0 and not math.isnan(a)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vmferry_bench.figures import figures, merged, middle, quantile, ratios, spread, waited
+from vmferry_bench.figures import figures, merged, middle, pairs, quantile, ratios, spread, waited
 from vmferry_bench.shape import OURS, PREEMPT, Alone, Round, Shape
 
 NOT_MEASURED = "not measured"
@@ -63,7 +63,7 @@ class Judge:
             self._ratio("throughput to the last page, guest random, to QEMU", guest, "throughput_gib_s", 2, "≥"),
             self._ratio("throughput to the last page, guest idle, to QEMU", idle, "throughput_gib_s", 2, "≥"),
             self._ratio("guest blocked time, to QEMU", guest, "blocked_s", 0.3),
-            self._ratio("stop → first instruction, to QEMU", guest, "blackout_guest_ms", 1),
+            self._ratio("stop → first instruction, to QEMU", guest, "blackout_ms", 1),
             self._ratio("CPU seconds a GiB, both ends, guest random, to QEMU", guest, "cpu_s_per_gib", 0.6),
             self._ratio("CPU seconds a GiB, both ends, guest idle, to QEMU", idle, "cpu_s_per_gib", 0.6),
             self._of_medians("poisoned page / data page, answer, p50", 1.0, self._alone.poison_us, self._alone.data_us),
@@ -76,11 +76,13 @@ class Judge:
 
     def _ratio(self, measure: str, shape: Shape, key: str, limit: float, sign: str = "≤") -> Goal:
         """Of the medians of all rounds; the spread is that of the rounds that ran one after the other."""
-        ours, theirs = self._values(OURS, shape, key), self._values(PREEMPT, shape, key)
-        below = middle(theirs)
-        value = middle(ours) / below if below > 0 else math.nan
-        # Every other round of ours came right before one of QEMU in this setting.
-        return _within(measure, limit, ratios(ours[::2], theirs), value, sign)
+        below = middle(self._values(PREEMPT, shape, key))
+        value = middle(self._values(OURS, shape, key)) / below if below > 0 else math.nan
+        each = ((figures(a)[key], figures(b)[key]) for a, b in self._pairs(shape))
+        return _within(measure, limit, ratios(each), value, sign)
+
+    def _pairs(self, shape: Shape) -> list[tuple[Round, Round]]:
+        return pairs(select(self._rounds, OURS, shape), select(self._rounds, PREEMPT, shape))
 
     def _pool(self, side: str, q: float) -> float:
         return quantile(merged(waited(one.buckets) for one in select(self._rounds, side, self._guest)), q)
@@ -91,13 +93,10 @@ class Judge:
 
     def _pooled_ratio(self, measure: str, q: float, limit: float) -> Goal:
         """Of the waits of all rounds together."""
-        each = [
-            [quantile(waited(one.buckets), q) for one in select(self._rounds, side, self._guest)]
-            for side in (OURS, PREEMPT)
-        ]
         theirs = self._pool(PREEMPT, q)
         value = self._pool(OURS, q) / theirs if theirs > 0 else math.nan
-        return _within(measure, limit, ratios(each[0][::2], each[1]), value)
+        each = ((quantile(waited(a.buckets), q), quantile(waited(b.buckets), q)) for a, b in self._pairs(self._guest))
+        return _within(measure, limit, ratios(each), value)
 
     def _worst(self, measure: str, limit: float) -> Goal:
         values = [us / 1e3 for us in self._values(OURS, self._guest, "first_touch_max_us")]

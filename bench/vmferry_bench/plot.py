@@ -11,7 +11,7 @@ from vmferry_bench.figures import count, figures, merged, waited
 from vmferry_bench.goals import select
 from vmferry_bench.shape import OURS, PLAIN, PREEMPT, SIDES, Bucket, Round, Shape
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 400, 64, 48, 40, 20
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 960, 420, 64, 64, 40, 20
 COLOURS = {OURS: "#0a7d4f", PREEMPT: "#c2410c", PLAIN: "#6b7280"}
 _STYLE = "font-family='system-ui,sans-serif' font-size='12' fill='#374151'"
 
@@ -105,28 +105,28 @@ def throughput(rounds: Sequence[Round]) -> str:
     frame = Frame((0, max(len(shapes), 1)), (0, most * 1.25), decades=False)
     step = max(round(most / 5, 1), 0.1)
     ticks = [(n * step, f"{n * step:.1f}") for n in range(int(most * 1.2 / step) + 1)]
-    names = [
-        (n + 0.5, f"{s.workload} {s.memory_mib}M {s.vcpus}v{' memfd' if s.backing == 'memfd' else ''}")
-        for n, s in enumerate(shapes)
-    ]
-    frame.axes(names, ticks, "Throughput until the last page, GiB/s", "guest (median; line: least to most)")
+    marks = [(n + 0.5, "") for n in range(len(shapes))]
+    frame.axes(marks, ticks, "Throughput until the last page, GiB/s", "guest (median; line: least to most)")
     for n, shape in enumerate(shapes):
+        x, y = frame.at(n + 0.5, 0)
+        frame.text(x, y + 16, shape.workload + (", memfd" if shape.backing == "memfd" else ""))
+        frame.text(x, y + 30, f"{shape.memory_mib} MiB, {shape.vcpus} vCPU")
         for m, side in enumerate(SIDES):
-            row = values[shape, side]
-            if not row:
-                continue
-            (left, top), (right, bottom) = (
-                frame.at(n + 0.14 + 0.24 * m, row[len(row) // 2]),
-                frame.at(n + 0.36 + 0.24 * m, 0),
-            )
-            frame.parts.append(
-                f"<rect x='{left:.1f}' y='{top:.1f}' width='{right - left:.1f}' height='{bottom - top:.1f}' "
-                f"fill='{COLOURS[side]}' fill-opacity='0.8'/>"
-            )
-            middle = (left + right) / 2
-            frame.line([(middle, frame.at(0, row[0])[1]), (middle, frame.at(0, row[-1])[1])], "#111827", 1.5)
+            if values[shape, side]:
+                _bar(frame, n + 0.14 + 0.24 * m, values[shape, side], COLOURS[side])
     frame.legend([side for side in SIDES if any(values[shape, side] for shape in shapes)])
     return frame.svg()
+
+
+def _bar(frame: Frame, at: float, row: Sequence[float], colour: str) -> None:
+    left, top = frame.at(at, row[len(row) // 2])
+    right, bottom = frame.at(at + 0.22, 0)
+    frame.parts.append(
+        f"<rect x='{left:.1f}' y='{top:.1f}' width='{right - left:.1f}' height='{bottom - top:.1f}' "
+        f"fill='{colour}' fill-opacity='0.8'/>"
+    )
+    middle = (left + right) / 2
+    frame.line([(middle, frame.at(0, row[0])[1]), (middle, frame.at(0, row[-1])[1])], "#111827", 1.5)
 
 
 def plot_all(rounds: Sequence[Round], directory: Path) -> list[Path]:

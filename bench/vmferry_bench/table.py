@@ -16,7 +16,7 @@ _COLUMNS = (
     ("blocked_s", "blocked, s", 2),
     ("throughput_gib_s", "GiB/s", 2),
     ("whole_gib_s", "GiB/s, whole", 2),
-    ("blackout_guest_ms", "blackout, ms", 1),
+    ("blackout_ms", "blackout, ms", 1),
     ("cpu_s_per_gib", "CPU s/GiB", 2),
 )
 _MORE = (

@@ -6,7 +6,19 @@ import math
 
 import pytest
 from rounds import a_round
-from vmferry_bench.figures import count, figures, merged, middle, quantile, ratios, share_of, spread, total_s, waited
+from vmferry_bench.figures import (
+    count,
+    figures,
+    merged,
+    middle,
+    pairs,
+    quantile,
+    ratios,
+    share_of,
+    spread,
+    total_s,
+    waited,
+)
 
 BUCKETS = [(0.5, 1.0, 900), (100.0, 120.0, 90), (1000.0, 1200.0, 10)]
 
@@ -46,7 +58,13 @@ def test_middle_and_spread_leave_out_what_is_no_number() -> None:
 
 
 def test_ratios_leave_out_what_cannot_be_divided() -> None:
-    assert ratios([1.0, 2.0, math.nan, 4.0], [2.0, 0.0, 1.0, 2.0, 9.0]) == [0.5, 2.0]
+    assert ratios([(1.0, 2.0), (2.0, 0.0), (math.nan, 1.0), (4.0, 2.0)]) == [0.5, 2.0]
+
+
+def test_only_rounds_that_ran_side_by_side_are_compared() -> None:
+    ours = [a_round("vmferry", number=number) for number in (0, 2, 8)]
+    theirs = [a_round("qemu-preempt", number=number) for number in (1, 5, 9)]
+    assert [(a.number, b.number) for a, b in pairs(ours, theirs)] == [(0, 1), (8, 9)]
 
 
 def test_figures_of_a_round() -> None:

@@ -26,7 +26,8 @@ def judged(rounds: list[Round], alone: Alone = ALONE) -> dict[str, Goal]:
 
 def both(**ours: object) -> list[Round]:
     """Rounds in the order in which they are run."""
-    return [a_round(OURS, **ours), a_round(PREEMPT), a_round(OURS, **ours), a_round(PLAIN)] * 3  # type: ignore[arg-type]
+    sides = [OURS, PREEMPT, OURS, PLAIN] * 3
+    return [a_round(side, number=n, **(ours if side == OURS else {})) for n, side in enumerate(sides)]  # type: ignore[arg-type]
 
 
 def test_a_ratio_that_is_small_enough_is_met() -> None:
