@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.machine import JournalKind
+from vmferry.migration.journal import JournalKind
 from vmferry.migration.model import Outcome
 
 

@@ -50,25 +50,109 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.migration.journal import JournalKind
 from vmferry.migration.model import Outcome, Phase
+from vmferry.migration.source_commands import (
+    PREPARE,
+    RELEASE,
+    SWITCH,
+    TAKE_BACK,
+    UNDO_PREPARE,
+    UNDO_SWITCH,
+    AbandonVmm,
+    AskOutcome,
+    AskPrepare,
+    AskRefuse,
+    AttachMemory,
+    CallStart,
+    Command,
+    FreezePager,
+    Journal,
+    MarkKnownPoison,
+    RemovePager,
+    ResumeVcpus,
+    SaveState,
+    SayFinish,
+    SayHello,
+    SendReady,
+    ServePages,
+    StartPager,
+    StopVcpus,
+    ThawPager,
+    WatchDestination,
+)
+from vmferry.migration.source_events import (
+    Begun,
+    CancelAsked,
+    CommitDurable,
+    DestinationCompleted,
+    DestinationDied,
+    DestinationPrepared,
+    Event,
+    Failed,
+    Heard,
+    OutcomeLearned,
+    Restored,
+    RestoreFailed,
+    Silent,
+    SourceReleased,
+    Started,
+    StartUnanswered,
+)
 
-
-class JournalKind(StrEnum):
-    """Kinds of journal entries. The source's and the destination's never mix, so one journal can hold both."""
-
-    BEGIN = "begin"
-    COMMIT = "commit"
-    ABORTED = "aborted"
-    SETTLED = "settled"
-    PREPARED = "prepared"
-    READY = "ready"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    REFUSED = "refused"
-    LOST = "lost"
+__all__ = [
+    "CANCELLABLE",
+    "ENDED",
+    "RESTORING",
+    "AbandonVmm",
+    "AskOutcome",
+    "AskPrepare",
+    "AskRefuse",
+    "AttachMemory",
+    "Begun",
+    "CallStart",
+    "CancelAsked",
+    "Command",
+    "CommitDurable",
+    "DestinationCompleted",
+    "DestinationDied",
+    "DestinationPrepared",
+    "Event",
+    "Failed",
+    "FreezePager",
+    "Heard",
+    "IllegalEventError",
+    "Journal",
+    "JournalKind",
+    "MarkKnownPoison",
+    "OutcomeLearned",
+    "RemovePager",
+    "RestoreFailed",
+    "Restored",
+    "ResumeVcpus",
+    "SaveState",
+    "SayFinish",
+    "SayHello",
+    "SendReady",
+    "ServePages",
+    "Silent",
+    "SourceReleased",
+    "StartPager",
+    "StartUnanswered",
+    "Started",
+    "State",
+    "StopVcpus",
+    "ThawPager",
+    "Transition",
+    "WatchDestination",
+    "recovered",
+    "transition",
+    "visible_phase",
+]
+"""The whole vocabulary of a job on its source: its values live in three modules, and are read through this one."""
 
 
 class State(StrEnum):
@@ -106,277 +190,6 @@ def visible_phase(state: State, before: Phase) -> Phase:
             return Phase(state.value)
 
 
-# events
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The job's turn has come."""
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationPrepared:
-    """Both pagers and the destination's VMM stand ready."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommitDurable:
-    """The commit is in the journal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The destination answered Start. `started_us`: its clock, Unix microseconds."""
-
-    started_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class StartUnanswered:
-    """After the commit, no answer within the deadline."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeLearned:
-    """The destination's journal spoke."""
-
-    outcome: Outcome
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """The destination reported. `paused_reason`: why its link is down, empty while it is up."""
-
-    paused_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Silent:
-    """The destination's daemon does not answer during postcopy; pagers go on without it."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationCompleted:
-    """All pages are there."""
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationDied:
-    """The VM's process died on the destination after it ran there."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SourceReleased:
-    """The source's VMM and pager are gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class CancelAsked:
-    """The operator, or a daemon that stops, asks for the VM back. `code` says which."""
-
-    code: Reason = Reason.CANCELLED
-    reason: str = "cancelled on request"
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A step before the commit failed."""
-
-    code: Reason
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """The VM runs on the source again."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreFailed:
-    """The VM could not be resumed on the source: its VMM is gone."""
-
-    code: Reason
-    reason: str
-
-
-Event: TypeAlias = (
-    Begun
-    | DestinationPrepared
-    | CommitDurable
-    | Started
-    | StartUnanswered
-    | OutcomeLearned
-    | Heard
-    | Silent
-    | DestinationCompleted
-    | DestinationDied
-    | SourceReleased
-    | CancelAsked
-    | Failed
-    | Restored
-    | RestoreFailed
-)
-
-
-# commands
-
-
-@dataclass(frozen=True, slots=True)
-class StartPager:
-    """Start the source's pager."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServePages:
-    """Open the source pager's port for lanes."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttachMemory:
-    """Let the VMM hand its memory to the pager."""
-
-
-@dataclass(frozen=True, slots=True)
-class SayHello:
-    """Agree on the protocol with the destination."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskPrepare:
-    """Let the destination make layout, pager and memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Journal:
-    """Make a fact durable."""
-
-    kind: JournalKind
-
-
-@dataclass(frozen=True, slots=True)
-class StopVcpus:
-    """The blackout begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class FreezePager:
-    """Pages may be served."""
-
-
-@dataclass(frozen=True, slots=True)
-class SaveState:
-    """Take the device state."""
-
-
-@dataclass(frozen=True, slots=True)
-class MarkKnownPoison:
-    """Tell the source's pager the ledger."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendReady:
-    """Device state, ledger and lane address go to the destination."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """Ask the destination to run the VM; repeated until answered or the deadline."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskOutcome:
-    """Ask the destination's journal, with back-off, for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class WatchDestination:
-    """Follow the postcopy; connects again for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class ThawPager:
-    """No more pages are served."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeVcpus:
-    """The VM runs on the source again."""
-
-
-@dataclass(frozen=True, slots=True)
-class AbandonVmm:
-    """The VM has moved: its VMM here may go."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemovePager:
-    """The source's pager ends and its directory goes."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskRefuse:
-    """The destination shall refuse and keep nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class SayFinish:
-    """The destination may forget the source."""
-
-
-Command: TypeAlias = (
-    StartPager
-    | ServePages
-    | AttachMemory
-    | SayHello
-    | AskPrepare
-    | Journal
-    | StopVcpus
-    | FreezePager
-    | SaveState
-    | MarkKnownPoison
-    | SendReady
-    | CallStart
-    | AskOutcome
-    | WatchDestination
-    | ThawPager
-    | ResumeVcpus
-    | AbandonVmm
-    | RemovePager
-    | AskRefuse
-    | SayFinish
-)
-
-PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayHello(), AskPrepare())
-SWITCH: tuple[Command, ...] = (
-    Journal(JournalKind.BEGIN),
-    StopVcpus(),
-    FreezePager(),
-    SaveState(),
-    MarkKnownPoison(),
-    SendReady(),
-    Journal(JournalKind.COMMIT),
-)
-UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), AskRefuse())
-# The VM comes first: it must not wait for a destination that may be what failed. `aborted` is durable before it runs,
-# so that a commit whose write was cut off half-way can never be taken up after a restart.
-UNDO_SWITCH: tuple[Command, ...] = (
-    Journal(JournalKind.ABORTED),
-    ThawPager(),
-    ResumeVcpus(),
-    RemovePager(),
-    AskRefuse(),
-)
-TAKE_BACK: tuple[Command, ...] = (Journal(JournalKind.SETTLED), ThawPager(), ResumeVcpus(), RemovePager())
-RELEASE: tuple[Command, ...] = (AbandonVmm(), RemovePager(), SayFinish())
-
-
 @dataclass(frozen=True, slots=True)
 class Transition:
     """Where the job stands now, why, and what is to be done there, in order."""
@@ -391,13 +204,17 @@ class IllegalEventError(VmferryError):
     """An event that the state does not admit."""
 
     def __init__(self, state: State, event: Event, required: Collection[State]) -> None:
-        past = isinstance(event, CancelAsked)
         names = ", ".join(sorted(required)) or "none"
-        super().__init__(
-            Reason.PAST_NO_RETURN if past else Reason.INTERNAL,
-            f"{type(event).__name__} in state {state}; it needs {names}",
-            "The VM belongs to the destination now; migrate it back once the job has ended." if past else "",
-        )
+        if isinstance(event, CancelAsked):
+            super().__init__(
+                Reason.PAST_NO_RETURN,
+                f"the migration is {state}; it can be cancelled only before its commit ({names})",
+                "It has ended: there is nothing to cancel."
+                if state in ENDED
+                else "The VM belongs to the destination now; migrate it back once the migration has ended.",
+            )
+        else:
+            super().__init__(Reason.INTERNAL, f"{type(event).__name__} in state {state}; it needs {names}")
         self.state = state
         self.event = event
 

@@ -218,7 +218,7 @@ class Peers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """A durable fact of a migration: `kind` is a constant of `machine.py`, `data` is JSON-ready."""
+    """A durable fact of a migration: `kind` is a `journal.JournalKind`, `data` is JSON-ready."""
 
     migration: str
     kind: str

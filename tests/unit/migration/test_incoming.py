@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration import incoming as inc
-from vmferry.migration.machine import JournalKind
+from vmferry.migration.journal import JournalKind
 from vmferry.migration.model import Outcome
 
 REQUESTS: tuple[inc.Request, ...] = (

@@ -1,0 +1,20 @@
+"""The kinds of facts that either side of a migration makes durable before it acts on them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JournalKind(StrEnum):
+    """Kinds of journal entries. The source's and the destination's never mix, so one journal can hold both."""
+
+    BEGIN = "begin"
+    COMMIT = "commit"
+    ABORTED = "aborted"
+    SETTLED = "settled"
+    PREPARED = "prepared"
+    READY = "ready"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    LOST = "lost"

@@ -1,0 +1,157 @@
+"""What `machine.py` asks to be done on the source, and in which order. Values only; `source_steps.py` does them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vmferry.migration.journal import JournalKind
+
+
+@dataclass(frozen=True, slots=True)
+class StartPager:
+    """Start the source's pager."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServePages:
+    """Open the source pager's port for lanes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachMemory:
+    """Let the VMM hand its memory to the pager."""
+
+
+@dataclass(frozen=True, slots=True)
+class SayHello:
+    """Agree on the protocol with the destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskPrepare:
+    """Let the destination make layout, pager and memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Make a fact durable."""
+
+    kind: JournalKind
+
+
+@dataclass(frozen=True, slots=True)
+class StopVcpus:
+    """The blackout begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreezePager:
+    """Pages may be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveState:
+    """Take the device state."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkKnownPoison:
+    """Tell the source's pager the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendReady:
+    """Device state, ledger and lane address go to the destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """Ask the destination to run the VM; repeated until answered or the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskOutcome:
+    """Ask the destination's journal, with back-off, for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchDestination:
+    """Follow the postcopy; connects again for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThawPager:
+    """No more pages are served."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeVcpus:
+    """The VM runs on the source again."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonVmm:
+    """The VM has moved: its VMM here may go."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePager:
+    """The source's pager ends and its directory goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskRefuse:
+    """The destination shall refuse and keep nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SayFinish:
+    """The destination may forget the source."""
+
+
+Command: TypeAlias = (
+    StartPager
+    | ServePages
+    | AttachMemory
+    | SayHello
+    | AskPrepare
+    | Journal
+    | StopVcpus
+    | FreezePager
+    | SaveState
+    | MarkKnownPoison
+    | SendReady
+    | CallStart
+    | AskOutcome
+    | WatchDestination
+    | ThawPager
+    | ResumeVcpus
+    | AbandonVmm
+    | RemovePager
+    | AskRefuse
+    | SayFinish
+)
+
+PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayHello(), AskPrepare())
+SWITCH: tuple[Command, ...] = (
+    Journal(JournalKind.BEGIN),
+    StopVcpus(),
+    FreezePager(),
+    SaveState(),
+    MarkKnownPoison(),
+    SendReady(),
+    Journal(JournalKind.COMMIT),
+)
+UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), AskRefuse())
+# The VM comes first: it must not wait for a destination that may be what failed. `aborted` is durable before it runs,
+# so that a commit whose write was cut off half-way can never be taken up after a restart.
+UNDO_SWITCH: tuple[Command, ...] = (
+    Journal(JournalKind.ABORTED),
+    ThawPager(),
+    ResumeVcpus(),
+    RemovePager(),
+    AskRefuse(),
+)
+TAKE_BACK: tuple[Command, ...] = (Journal(JournalKind.SETTLED), ThawPager(), ResumeVcpus(), RemovePager())
+RELEASE: tuple[Command, ...] = (AbandonVmm(), RemovePager(), SayFinish())
