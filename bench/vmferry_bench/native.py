@@ -20,8 +20,9 @@ class BenchError(Exception):
 
 
 def program() -> str:
-    built = Path(__file__).resolve().parents[2] / "target" / "release" / NATIVE
-    return os.environ.get(VARIABLE) or str(built)
+    """Its path."""
+    target = os.environ.get("CARGO_TARGET_DIR") or str(Path(__file__).resolve().parents[2] / "target")
+    return os.environ.get(VARIABLE) or str(Path(target) / "release" / NATIVE)
 
 
 async def native(*arguments: str) -> dict[str, Any]:
