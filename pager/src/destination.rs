@@ -103,6 +103,7 @@ impl Destination {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(2).build();
             let outcome = runtime.map(|runtime| {
                 let resolver = Resolver::new(numbering, table, events.clone());
+                crate::priority::urgent();
                 runtime.block_on(FaultLoop::new(resolver, events, receiver).run());
             });
             if let Err(error) = outcome {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  uffd events ──▶ ask on the demand lane ──▶ reply ──▶ install, which wakes the vCPU
-//!                  push lanes ──▶ install 64 pages ──▶ look at everything else ──▶ the next 64 …
+//!   push threads, decoded ──▶ install 64 pages ──▶ look at everything else ──▶ the next 64 …
 //! ```
 //!
 //! Order of attention: uffd events, commands, demand replies, then push. A run that cannot be installed now (events to

@@ -18,6 +18,7 @@ pub mod page_file;
 pub mod page_table;
 pub mod pager;
 pub mod placement;
+pub mod priority;
 pub mod program;
 pub mod push;
 pub mod region_map;

@@ -1,4 +1,4 @@
-//! The bulk lanes: server streams, each on a connection of its own. The destination names what it lacks.
+//! The bulk lanes: server streams, each on a connection and a thread of its own. The destination names what it lacks.
 
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -7,7 +7,7 @@ use crate::demand::{LaneMessage, PROTOCOL_VERSION, Source};
 use crate::proto::{PageRange, PushRequest};
 
 /// Replies that wait for the page path; more would only hide that it does not keep up.
-const REPLIES_WAITING: usize = 2;
+const REPLIES_WAITING: usize = 4;
 
 /// The open bulk lanes; dropping them closes their streams.
 #[derive(Debug)]
@@ -23,17 +23,34 @@ impl PushLanes {
     pub fn open(source: &Source, shares: Vec<Vec<PageRange>>) -> Self {
         let (sender, replies) = mpsc::channel(REPLIES_WAITING);
         let open = shares.len();
-        for lacking in shares {
-            let (source, sender) = (source.clone(), sender.clone());
-            tokio::spawn(async move {
-                let end = tokio::select! {
-                    end = receive(&source, lacking, &sender) => end,
-                    () = sender.closed() => return,
-                };
-                let _ = sender.send(LaneMessage::Ended(end)).await;
-            });
+        for (lane, lacking) in shares.into_iter().enumerate() {
+            let (source, sender, ended) = (source.clone(), sender.clone(), sender.clone());
+            let run = move || run_lane(&source, lacking, &sender);
+            if let Err(error) = std::thread::Builder::new().name(format!("push-{lane}")).spawn(run) {
+                let status = Status::resource_exhausted(format!("no thread for a bulk lane: {error}"));
+                tokio::spawn(async move { ended.send(LaneMessage::Ended(Err(status))).await });
+            }
         }
         Self { replies, open }
+    }
+}
+
+/// The life of one lane's thread: what HTTP/2 costs is paid here, so that the page path only installs.
+fn run_lane(source: &Source, lacking: Vec<PageRange>, sender: &mpsc::Sender<LaneMessage>) {
+    crate::priority::bulk();
+    let lane = async {
+        let end = tokio::select! {
+            end = receive(source, lacking, sender) => end,
+            () = sender.closed() => return,
+        };
+        let _ = sender.send(LaneMessage::Ended(end)).await;
+    };
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(lane),
+        Err(error) => {
+            let status = Status::resource_exhausted(format!("no runtime for a bulk lane: {error}"));
+            let _ = sender.blocking_send(LaneMessage::Ended(Err(status)));
+        }
     }
 }
 

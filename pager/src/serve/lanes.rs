@@ -16,8 +16,8 @@ use tracing::{info, warn};
 
 use super::push_order::PushOrder;
 use super::{SourceServer, check_version};
-use crate::proto;
 use crate::proto::pages_server::{Pages, PagesServer};
+use crate::{priority, proto};
 
 /// Request metadata that carries the lane token.
 pub const TOKEN_KEY: &str = "vmferry-lane-token";
@@ -83,6 +83,7 @@ impl Pages for SourceServer {
         request: Request<Streaming<proto::PageRequest>>,
     ) -> Result<Response<Self::DemandStream>, Status> {
         self.authenticate(&request)?;
+        priority::urgent();
         let server = self.clone();
         let replies = request.into_inner().map(move |asked| server.answer(&asked?));
         Ok(Response::new(replies.boxed()))
@@ -90,6 +91,7 @@ impl Pages for SourceServer {
 
     async fn push(&self, request: Request<proto::PushRequest>) -> Result<Response<Self::PushStream>, Status> {
         self.authenticate(&request)?;
+        priority::bulk();
         let request = request.into_inner();
         check_version(request.protocol_version)?;
         let lacking = request.lacking.iter().map(|range| self.checked(range)).collect::<Result<Vec<_>, _>>()?;
