@@ -40,12 +40,17 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _exact(value: float | None) -> str:
+    """So many digits that a goal missed by little does not look met."""
+    return "-" if value is None else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _goals(found: dict[str, Any]) -> list[str]:
     lines = ["| measure | goal | value | spread over rounds | met |", "|---|---|---|---|---|"]
     for goal in found["goals"]:
         met = {True: "yes", False: "**no**", None: "not measured"}[goal["met"]]
-        spread = "" if goal["low"] is None else f"{goal['low']:.2f} to {goal['high']:.2f}"
-        lines.append(f"| {goal['measure']} | {goal['goal']} | {_number(goal['value'], 2)} | {spread} | {met} |")
+        spread = "" if goal["low"] is None else f"{_exact(goal['low'])} to {_exact(goal['high'])}"
+        lines.append(f"| {goal['measure']} | {goal['goal']} | {_exact(goal['value'])} | {spread} | {met} |")
     return lines
 
 
