@@ -81,23 +81,27 @@ test-packages:
 	@deploy/debian/packages ip=iproute2 chromium=chromium
 
 $(DEPENDENCIES): requirements.lock | host-tools
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	@echo "make: virtual environment with what requirements.lock names" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  deploy/debian/packages /usr/lib/python3.11/ensurepip/__init__.py=python3.11-venv && $(PYTHON) -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock >&2
 	@touch $@
 
 # The file itself is the stamp. Written beside its place and moved, so that a program that runs meanwhile never sees half of it.
 $(GENERATED): $(PROTOS) $(DEPENDENCIES)
-	rm -rf $(VENV)/generated && mkdir -p $(VENV)/generated
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(VENV)/generated --grpc_python_out=$(VENV)/generated \
+	@echo "make: code from proto/" >&2
+	@rm -rf $(VENV)/generated && mkdir -p $(VENV)/generated
+	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(VENV)/generated --grpc_python_out=$(VENV)/generated \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=quiet:$(VENV)/generated \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:$(VENV)/generated \
 	  $(PROTOS)
-	touch $(VENV)/generated/vmferry/v1/__init__.py
-	rm -rf src/vmferry/v1 && mv $(VENV)/generated/vmferry/v1 src/vmferry/v1 && rm -r $(VENV)/generated
+	@touch $(VENV)/generated/vmferry/v1/__init__.py
+	@rm -rf src/vmferry/v1 && mv $(VENV)/generated/vmferry/v1 src/vmferry/v1 && rm -r $(VENV)/generated
 
+# Set-up speaks on standard error: `make demo ARGS=--json` prints one object, whatever had to be built before.
 # An editable wheel: Python from src/, the two programs and the two scripts in .venv/bin. No index is asked.
 $(INSTALLED): $(PROGRAM_SOURCES) $(GENERATED) $(DEPENDENCIES)
-	VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(abspath $(BIN)):$$PATH" \
-	  $(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall --editable .
+	@echo "make: Rust programs and wheel; some minutes the first time" >&2
+	@VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(abspath $(BIN)):$$PATH" \
+	  $(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall --editable . >&2
 	@touch $@
