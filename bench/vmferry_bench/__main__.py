@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="vmferry-bench", description=__doc__)
     options.add_argument("--quick", action="store_true", help="two guests, at most three minutes")
     options.add_argument("--rounds", type=int, default=ROUNDS, help=f"with every guest ({ROUNDS})")
+    options.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin no further round after that")
     options.add_argument("--only", metavar="WORDS", default="", help="only guests whose name has these words")
     options.add_argument("--out", type=Path, metavar="FILE", help="write everything measured as JSON")
     options.add_argument("--page", type=Path, metavar="FILE", help="renew the tables of docs/performance.md in FILE")
@@ -78,13 +79,14 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
     failures: list[str] = []
     guests = [shape for shape in shapes(options.quick) if options.only in shape.name]
     wanted = turns(guests, options.rounds)
-    end = time.monotonic() + (QUICK_LIMIT_S if options.quick else float("inf"))
+    end = time.monotonic() + (options.time_limit or (QUICK_LIMIT_S if options.quick else float("inf")))
     async with our_side() as ours:
         for number, turn in enumerate(wanted):
             if turn.side != OURS and not usable():
                 continue
             if time.monotonic() > end:
-                print(f"{len(wanted) - number} turns are left out: --quick ends here.", file=sys.stderr)
+                failures.append(f"{len(wanted) - number} of {len(wanted)} turns are left out: the time is over")
+                print(failures[-1], file=sys.stderr)
                 break
             try:
                 one = await _turn(ours, turn, number)

@@ -10,17 +10,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from vmferry.client.follow import TERMINAL_PHASES, follow_migrations
 from vmferry.client.progress import phase_word
+from vmferry.demo.admin import AdminError
 from vmferry.demo.course import Cast, Course
 from vmferry.demo.network import loopback_places
 from vmferry.demo.options import GuestShape
 from vmferry.demo.processes import processes_of
-from vmferry.demo.stage import Guest, Host, Stage
+from vmferry.demo.stage import Guest, Host, Stage, until
 from vmferry.demo.verdict import problems
 from vmferry.units import MIB
 from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY
 from vmferry_bench.native import BenchError
 from vmferry_bench.processes import CpuWatch, warm_memory
-from vmferry_bench.shape import OURS, Round, Shape
+from vmferry_bench.shape import OURS, Round, Shape, is_warm
 
 WARM_S = 90.0
 SETTLE_S = 1.0
@@ -50,7 +51,7 @@ class OurSide:
         source = await stage.guest(vm, self._home, "kvm", guest_shape)
         destination = await stage.guest(vm, self._away, "kvm", None)
         try:
-            await stage.warm(source, within_s=WARM_S)
+            await until(f"{vm} to go through its memory", lambda: _is_warm(source, shape), WARM_S)
             cast = Cast(source, destination, await stage.api(self._home), await stage.api(self._away))
             return await self._measure(cast, shape, number)
         finally:
@@ -65,7 +66,7 @@ class OurSide:
         watch.start()
         resumed_at, table = await self._follow(course, watch)
         watch.add(processes_of(self._stage.root))
-        machinery, vcpu = watch.stop()
+        machinery, vcpu, programs = watch.stop()
         await asyncio.sleep(AFTER_S)
         (said,) = await cast.destination.admin.ask([{"cmd": "report"}])
         evidence = await course.judge(SETTLE_S)
@@ -84,6 +85,7 @@ class OurSide:
             postcopy_bytes=migration.progress.bytes_received,
             machinery_cpu_s=machinery,
             vcpu_cpu_s=vcpu,
+            programs_cpu_s=programs,
             wrong_bytes=evidence.at_end.wrong_bytes,
             faults="; ".join(problems(evidence)),
             handler_us={"p50": touch.p50_us, "p90": touch.p90_us, "p99": touch.p99_us, "max": touch.max_us},
@@ -107,6 +109,16 @@ class OurSide:
         if course.migration.phase != PHASE_COMPLETED:
             raise BenchError(f"{name} is {phase_word(course.migration)}: {course.migration.reason}")
         return resumed_at, table
+
+
+async def _is_warm(guest: Guest, shape: Shape) -> bool:
+    try:
+        (said,) = await guest.admin.ask([{"cmd": "report"}])
+    except AdminError:
+        if not guest.process.alive:
+            raise
+        return False
+    return is_warm(shape, said)
 
 
 def _seconds(stamp: Timestamp) -> float:

@@ -42,12 +42,21 @@ def thread_cpu_s(task: Path) -> float:
         return 0.0
 
 
+def program_name(pid: int) -> str:
+    """As the kernel knows it (at most 15 bytes); "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 class CpuWatch:
     """Counts from `start` to `stop`. `vmms`: processes with vCPU threads, which may end meanwhile; `others` too."""
 
     def __init__(self, vmms: list[int], others: list[int]) -> None:
         self._pids = [*vmms, *others]
         self._vmms = vmms
+        self._names = {pid: program_name(pid) for pid in self._pids}
         self._tasks: set[Path] = set()
         self._first: dict[int | Path, float] = {}
         self._last: dict[int | Path, float] = {}
@@ -72,10 +81,12 @@ class CpuWatch:
 
     def add(self, pids: list[int]) -> None:
         """Processes that were started since; all of their time counts."""
-        self._pids += [pid for pid in pids if pid not in self._pids]
+        new = [pid for pid in pids if pid not in self._pids]
+        self._names |= {pid: program_name(pid) for pid in new}
+        self._pids += new
 
-    def stop(self) -> tuple[float, float]:
-        """Seconds of all but vCPU threads, and of those."""
+    def stop(self) -> tuple[float, float, dict[str, float]]:
+        """Seconds of all but vCPU threads, of those, and of all threads by program."""
         if self._looking is not None:
             self._looking.cancel()
         for pid in self._vmms:  # vCPU threads that were made for the guest that came
@@ -85,7 +96,10 @@ class CpuWatch:
         used = {key: last - self._first.get(key, 0.0) for key, last in self._last.items()}
         vcpu = sum(s for key, s in used.items() if isinstance(key, Path))
         whole = sum(s for key, s in used.items() if isinstance(key, int))
-        return max(whole - vcpu, 0.0), vcpu
+        programs: dict[str, float] = {}
+        for pid, name in self._names.items():
+            programs[name] = programs.get(name, 0.0) + used.get(pid, 0.0)
+        return max(whole - vcpu, 0.0), vcpu, {name: round(s, 3) for name, s in programs.items()}
 
 
 _WARM = f"import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); m.madvise({MADV_POPULATE_WRITE})"

@@ -14,7 +14,7 @@ from vmferry_bench.native import BenchError, native, write_image
 from vmferry_bench.plan import Turn
 from vmferry_bench.processes import CpuWatch, warm_memory
 from vmferry_bench.qmp import Qmp
-from vmferry_bench.shape import PREEMPT, Round, Shape
+from vmferry_bench.shape import PREEMPT, Round, Shape, is_warm
 
 QEMU = "qemu-system-x86_64"
 WARM_S = 90.0
@@ -79,9 +79,9 @@ async def _prepare(source: Vm, destination: Vm, preempt: bool) -> str:
     return uri
 
 
-async def _until_warm(vm: Vm, size: int) -> None:
+async def _until_warm(vm: Vm, shape: Shape, size: int) -> None:
     end = time.monotonic() + WARM_S
-    while (await vm.report(size))["passes"] < 1:
+    while not is_warm(shape, await vm.report(size)):
         if time.monotonic() > end:
             raise BenchError(f"the guest in QEMU has not been through its memory within {WARM_S:g} s")
         await asyncio.sleep(0.2)
@@ -97,7 +97,7 @@ async def move(side: str, shape: Shape, number: int) -> Round:
             await source.start(shape, image)
             await destination.start(shape, image, "-incoming", "defer")
             uri = await _prepare(source, destination, side == PREEMPT)
-            await _until_warm(source, size)
+            await _until_warm(source, shape, size)
             await warm_memory(shape.memory_mib << 20)
             return await _measure(Turn(side, shape, number), source, destination, uri, size)
         finally:
@@ -112,7 +112,7 @@ async def _measure(turn: Turn, source: Vm, destination: Vm, uri: str, size: int)
     await source.qmp.ask("migrate", uri=uri)
     await source.qmp.ask("migrate-start-postcopy")
     last_page_at = await destination.qmp.until("MIGRATION", "completed")
-    machinery, vcpu = watch.stop()
+    machinery, vcpu, programs = watch.stop()
     await source.qmp.until("MIGRATION", "completed")
     await asyncio.sleep(AFTER_S)
     said, told = await destination.report(size), await source.qmp.ask("query-migrate")
@@ -131,6 +131,7 @@ async def _measure(turn: Turn, source: Vm, destination: Vm, uri: str, size: int)
         postcopy_bytes=told["ram"]["postcopy-bytes"],
         machinery_cpu_s=machinery,
         vcpu_cpu_s=vcpu,
+        programs_cpu_s=programs,
         wrong_bytes=said["wrong_bytes"],
         faults=said["fatal"] or "",
         vmm_blocked_s=sum(here.get("postcopy-vcpu-blocktime", [])) / 1e3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,11 @@ class Shape:
 
 Bucket = tuple[float, float, int]
 """Of a latency histogram: from, to (half-open, µs), and how many."""
+
+
+def is_warm(shape: Shape, report: Mapping[str, Any]) -> bool:
+    """Whether the guest has been through its memory; one that pauses at each page need not, it would take long."""
+    return bool(report["touches"] >= 1000 if shape.workload == "paced" else report["passes"] >= 1)
 
 
 @dataclass(slots=True)
@@ -62,6 +68,8 @@ class Round:
     vmm_blocked_s: float | None = None
     """Time that vCPUs waited, as the VMM counts it (QEMU: postcopy-blocktime); vmferry leaves that to the guest."""
     table_bytes_per_page: float | None = None
+    programs_cpu_s: dict[str, float] = field(default_factory=dict)
+    """CPU of all threads, vCPUs too, by program."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""

@@ -93,7 +93,7 @@ def table(found: dict[str, Any]) -> str:
     head = f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}; {where['qemu']}; {where['at']}."
     parts = [head, "", *_goals(found), "", *_summary(found, _COLUMNS), "", *_summary(found, _MORE), "", *_alone(found)]
     if found["failures"]:
-        parts += ["", "Rounds that could not be carried out:", "", *(f"- {words}" for words in found["failures"])]
+        parts += ["", "Not carried out:", "", *(f"- {words}" for words in found["failures"])]
     return "\n".join(parts)
 
 
