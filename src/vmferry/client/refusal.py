@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 
 T = TypeVar("T")
 ERROR_DOMAIN = "vmferry"
+_GRPC_PREFIX = "failed to connect to all addresses; last error: "
 
 REMEDIES = {
     "VM_UNKNOWN": "`vmferry machines` lists the VMs that this daemon knows.",
@@ -55,7 +56,10 @@ def refusal(error: grpc.RpcError) -> ApiError:
         remedy = words or info.metadata.get("remedy", "") or REMEDIES.get(info.reason, "")
         return RefusedError(info.reason, _without_remedy(text, remedy), remedy)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return UnreachableError("UNREACHABLE", text, "Start vmferryd, or give its address by --api or VMFERRY_API.")
+        words = text.removeprefix(_GRPC_PREFIX).removeprefix("UNKNOWN: ")
+        return UnreachableError(
+            "UNREACHABLE", f"no daemon answers: {words}", "Start vmferryd, or give its address by --api or VMFERRY_API."
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return TimedOutError("DEADLINE_EXCEEDED", "no answer in time", "Give it longer with --timeout SECONDS.")
     if code is grpc.StatusCode.UNIMPLEMENTED:

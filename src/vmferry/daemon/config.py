@@ -121,9 +121,9 @@ def load(path: Path, default_host: str) -> Config:
     try:
         values = tomllib.loads(path.read_bytes().decode())
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([Problem(str(path), str(error), "TOML")]) from error
+        raise ConfigError([Problem("the file", str(error), "TOML")]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem(str(path), f"not UTF-8 at byte {error.start}", "TOML in UTF-8")]) from error
+        raise ConfigError([Problem("the file", f"not UTF-8 at byte {error.start}", "TOML in UTF-8")]) from error
     return parse(values, default_host)
 
 

@@ -191,7 +191,11 @@ class MigrationService:
         size = 1 << (lsb or LSB_4K)
         address = Gpa(gpa - gpa % size)
         if layout.regions and not _has_memory(layout, address):
-            raise VmferryError(Reason.INVALID_ARGUMENT, f"{vm} has no memory at guest-physical address {gpa:#x}.", "")
+            raise VmferryError(
+                Reason.INVALID_ARGUMENT,
+                f"{vm} has no memory at guest-physical address {gpa:#x}.",
+                "The regions that it has are in `layout` of GetMachine, or of `vmferry machines --json`.",
+            )
         now = self._world.clock.now_us()
         entry = LedgerEntry(address, Origin.OPERATOR, lsb=lsb or LSB_4K, first_seen_us=now, last_seen_us=now)
         changed = await self._errors.record_and_forward(vm, [entry])

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from contextlib import aclosing
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from vmferry.ops.document import Document
 from vmferry.ops.health import Pulse
@@ -30,6 +31,21 @@ HEADERS = {
 }
 
 
+def _plainly(record: logging.LogRecord) -> bool:
+    """A client that does not speak HTTP is no fault of ours: one line, no traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, http_exceptions.HttpProcessingError):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg = f"{record.getMessage()}: it is no HTTP request"
+        record.args = ()
+    return True
+
+
+_LOG = logging.getLogger("vmferry.ops.http")
+_LOG.addFilter(_plainly)
+
+
 class OpsServer:
     """Serves on one address; `run` is the task that keeps its figures fresh."""
 
@@ -40,7 +56,7 @@ class OpsServer:
         self._metrics = Metrics(version)
         self._page = Page()
         self._streams: set[asyncio.Task[object]] = set()
-        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=2.0)
+        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=2.0, logger=_LOG)
 
     def _app(self) -> web.Application:
         app = web.Application()

@@ -155,3 +155,13 @@ async def test_stop_ends_open_streams() -> None:
         await answer.content.readline()
         async with asyncio.timeout(30):
             await server.stop()
+
+
+async def test_a_client_that_speaks_no_http_is_one_line_in_the_log(ops: Ops, caplog: pytest.LogCaptureFixture) -> None:
+    host, _, port = ops.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert (await reader.read(64)).startswith(b"HTTP/1")
+    writer.close()
+    (record,) = [record for record in caplog.records if "it is no HTTP request" in record.getMessage()]
+    assert record.levelname == "WARNING" and not record.exc_info

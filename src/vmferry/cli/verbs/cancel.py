@@ -1,4 +1,4 @@
-"""Cancels a migration; possible until the VM has begun to run on the destination."""
+"""Cancels a migration; possible until the commit of its switchover. The VM goes on running here."""
 
 from __future__ import annotations
 

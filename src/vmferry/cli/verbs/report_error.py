@@ -25,5 +25,6 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
     if output.as_json:
         output.event(plain(error))
     else:
-        output.text(f"{args.vm}: recorded {error.gpa:#x}, reported {error.count} times")
+        times = "once" if error.count == 1 else f"{error.count} times"
+        output.text(f"{args.vm}: {error.gpa:#x} is recorded, seen {times}")
     return ExitCode.OK
