@@ -24,6 +24,21 @@ async def hosts(programs, uffd_poison) -> AsyncIterator[Pair]:
         yield made
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def hasty_pair(hasty_hosts: Pair) -> AsyncIterator[Pair]:
+    """The same of hosts that give up on a VMM soon."""
+    yield hasty_hosts
+    await hasty_hosts.stage.dismiss_guests()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def hasty_hosts(programs, uffd_poison) -> AsyncIterator[Pair]:
+    """Two hosts for VMMs that never answer: the longest of a VMM's time-outs is six times `vmm_s`."""
+    hasty = {"timeouts": "vmm_s = 0.5\npeer_s = 5.0\nattach_s = 1.0"}
+    async with two_hosts(hasty, hasty) as made:
+        yield made
+
+
 @pytest.fixture
 def vm(request: pytest.FixtureRequest) -> str:
     """A name of the test's own."""

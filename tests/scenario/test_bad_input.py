@@ -122,23 +122,36 @@ async def test_vm_already_migrating(pair: Pair, vm):
 
 
 @pytest.mark.parametrize("request_", ["prepare", "load_state"])
-@pytest.mark.parametrize("how", ["--die-at", "--fail-at", "--stall-at"])
-async def test_destination_vmm_goes_wrong_before_the_point_of_no_return(pair: Pair, vm, how, request_):
+@pytest.mark.parametrize(("how", "why"), [("--die-at", "VMM_GONE"), ("--fail-at", "VMM_REFUSED")])
+async def test_destination_vmm_goes_wrong_before_the_point_of_no_return(pair: Pair, vm, how, why, request_):
     guest = await guest_at_home(pair, vm)
     await pair.stage.guest(vm, pair.away, "process", None, (how, request_))
-    reason = await refused_or_failed(pair, vm, pair.away.place.peer)
-    assert reason in {"--die-at": {"VMM_GONE"}, "--fail-at": {"VMM_REFUSED"}, "--stall-at": {"VMM_TIMEOUT"}}[how]
+    assert await refused_or_failed(pair, vm, pair.away.place.peer) == why
+    await unharmed(pair, guest)
+
+
+@pytest.mark.parametrize("request_", ["prepare", "load_state"])
+async def test_destination_vmm_that_never_answers(hasty_pair: Pair, vm, request_):
+    guest = await guest_at_home(hasty_pair, vm)
+    await hasty_pair.stage.guest(vm, hasty_pair.away, "process", None, ("--stall-at", request_))
+    assert await refused_or_failed(hasty_pair, vm, hasty_pair.away.place.peer) == "VMM_TIMEOUT"
+    await unharmed(hasty_pair, guest)
+
+
+@pytest.mark.parametrize("request_", ["attach_memory", "stop", "save_state"])
+async def test_source_vmm_refuses_before_the_point_of_no_return(pair: Pair, vm, request_):
+    guest = await guest_at_home(pair, vm, "--fail-at", request_)
+    await pair.stage.guest(vm, pair.away, "process", None)
+    assert await refused_or_failed(pair, vm, pair.away.place.peer) == "VMM_REFUSED"
     await unharmed(pair, guest)
 
 
 @pytest.mark.parametrize("request_", ["attach_memory", "stop", "save_state"])
-@pytest.mark.parametrize("how", ["--fail-at", "--stall-at"])
-async def test_source_vmm_goes_wrong_before_the_point_of_no_return(pair: Pair, vm, how, request_):
-    guest = await guest_at_home(pair, vm, how, request_)
-    await pair.stage.guest(vm, pair.away, "process", None)
-    reason = await refused_or_failed(pair, vm, pair.away.place.peer)
-    assert reason in {"--fail-at": {"VMM_REFUSED"}, "--stall-at": {"VMM_TIMEOUT"}}[how]
-    await unharmed(pair, guest)
+async def test_source_vmm_that_never_answers(hasty_pair: Pair, vm, request_):
+    guest = await guest_at_home(hasty_pair, vm, "--stall-at", request_)
+    await hasty_pair.stage.guest(vm, hasty_pair.away, "process", None)
+    assert await refused_or_failed(hasty_pair, vm, hasty_pair.away.place.peer) == "VMM_TIMEOUT"
+    await unharmed(hasty_pair, guest)
 
 
 @pytest.mark.parametrize("request_", ["attach_memory", "stop", "save_state"])

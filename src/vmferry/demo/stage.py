@@ -145,9 +145,7 @@ class Stage:
     async def _end(self, failed: bool) -> None:
         await self._connections.aclose()
         await self.dismiss_guests()
-        for host in self.hosts:
-            if host.process is not None:
-                await host.process.stop(2.0)
+        await asyncio.gather(*(host.process.stop(2.0) for host in self.hosts if host.process is not None))
         await end_processes_of(self.root)
         self.kept = self.kept or failed
         if not self.kept:
