@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from vmferry.demo.options import why_not_kvm
+
 UFFDIO_API = 0xC018AA3F
 UFFD_API = 0xAA
 UFFD_FEATURE_POISON = 1 << 14
@@ -52,8 +54,8 @@ def programs() -> Programs:
 def kvm() -> Path:
     """`/dev/kvm`, where this process may use it."""
     device = Path("/dev/kvm")
-    if not os.access(device, os.R_OK | os.W_OK):
-        pytest.skip(f"{device} is missing or not readable and writable: no hardware virtualization for this user")
+    if why := why_not_kvm(device):
+        pytest.skip(f"{device} cannot be used ({why}): no hardware virtualization for this user")
     return device
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
+import fcntl
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmferry.units import GIB, KIB, MIB, PAGE_4K
 
@@ -15,6 +16,8 @@ BACKINGS = ("anonymous", "memfd")
 PAYLOAD_BYTES = 16 * MIB
 """The start of guest memory belongs to the reference VMM's payload; no page of it is poisoned."""
 SMALLEST = 32 * MIB
+KVM_GET_API_VERSION = 0xAE00
+KVM_API_VERSION = 12
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 
 
@@ -101,10 +104,21 @@ def from_arguments(args: argparse.Namespace) -> DemoOptions:
     return DemoOptions(shape, args.accel, before, during, args.time_limit, args.keep)
 
 
-def choose_accel(asked: str) -> tuple[str, str]:
+def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]:
     """The accelerator to use, and words if it is not the one that was hoped for."""
     if asked == "process":
         return "process", ""
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+    why = why_not_kvm(device)
+    if not why:
         return "kvm", ""
-    return "process", "No usable /dev/kvm: the guest runs as threads of a process (--accel process)."
+    return "process", f"No usable {device} ({why}): the guest runs as threads of a process (--accel process)."
+
+
+def why_not_kvm(device: Path) -> str:
+    """Asks KVM for its API version (Documentation/virt/kvm/api.rst, 4.1); the reason if it does not answer 12."""
+    try:
+        with device.open("rb+", buffering=0) as kvm:
+            version = fcntl.ioctl(kvm, KVM_GET_API_VERSION)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if version == KVM_API_VERSION else f"API version {version}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,13 +35,16 @@ def test_poison_counts():
     assert options.poison_counts("8") == (8, 0)
 
 
-def test_without_kvm_the_process_is_used_and_told(monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/kvm")
-    assert options.choose_accel("process") == ("process", "")
+@pytest.mark.parametrize("there", [False, True], ids=["no device", "a file that is no KVM"])
+def test_without_kvm_the_process_is_used_and_told(tmp_path, there):
+    device = tmp_path / "kvm"
+    if there:
+        device.touch()
+    assert options.choose_accel("process", device) == ("process", "")
     for asked in ("auto", "kvm"):
-        accel, words = options.choose_accel(asked)
+        accel, words = options.choose_accel(asked, device)
         assert accel == "process"
-        assert "/dev/kvm" in words
+        assert str(device) in words
 
 
 def test_places_on_loopback_do_not_overlap():
