@@ -29,7 +29,11 @@ def vcpu_threads(pid: int) -> list[Path]:
     """The /proc directories of its vCPU threads, by their names."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        if _VCPU.fullmatch((task / "comm").read_text().strip()):
+        try:
+            name = (task / "comm").read_text().strip()
+        except OSError:
+            continue  # a thread that ended meanwhile
+        if _VCPU.fullmatch(name):
             found.append(task)
     return found
 
