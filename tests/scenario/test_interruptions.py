@@ -1,7 +1,7 @@
 """Things that go away in the middle of a postcopy: the daemons, the source's pager.
 
 Postcopy is held open by stopping the source's pager (SIGSTOP) as soon as the guest runs on the destination: faults
-wait, and nothing depends on how fast this machine is.
+wait. Where all pages had come before it stopped, another guest is moved: how fast this machine is decides nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)
 
 LARGE = 512 * MIB
 """Long enough on its way that postcopy can be caught in the middle."""
+ATTEMPTS = 5
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -48,6 +49,7 @@ async def hasty(programs, uffd_poison):
 class Held:
     """A migration that is held in postcopy: its source pager is stopped."""
 
+    vm: str
     players: Cast
     course: Course
     pager: int
@@ -58,6 +60,15 @@ class Held:
 
 async def hold(pair: Pair, vm: str) -> Held:
     """Starts a migration and stops the source's pager in the middle of postcopy."""
+    for attempt in range(ATTEMPTS):
+        held = await _try_to_hold(pair, f"{vm}-{attempt}")
+        if held is not None:
+            return held
+        await pair.stage.end_guests()
+    raise AssertionError(f"{ATTEMPTS} times all pages had arrived before the source's pager could be stopped")
+
+
+async def _try_to_hold(pair: Pair, vm: str) -> Held | None:
     players = await cast(pair, vm, "process", shape(LARGE, workload="random", write_percent=50))
     course = Course(players)
     pages = workload_pages((await pair.home_api.machine(vm)).layout)
@@ -66,16 +77,22 @@ async def hold(pair: Pair, vm: str) -> Held:
     await pair.home_api.create(vm, vm, pair.away.place.peer)
     await reaches(pair.home_api, vm, migrations_pb2.PHASE_POSTCOPY)
     await report(players.destination)  # so that the pages of the report are there and reading them does not wait
-    (pager,) = pagers(pair.stage.root / pair.home.name, vm)
+    running = pagers(pair.stage.root / pair.home.name, vm)
+    if not running:
+        return None
+    (pager,) = running
     os.kill(pager, signal.SIGSTOP)
     try:
         await asyncio.sleep(0.3)  # what was under way arrives
-        progress = (await pair.away_api.machine(vm)).progress
-        assert progress.absent > 0, "all pages had arrived before the source's pager could be stopped"
+        caught = (await pair.away_api.machine(vm)).progress.absent > 0
     except BaseException:
         os.kill(pager, signal.SIGCONT)
         raise
-    return Held(players, course, pager)
+    held = Held(vm, players, course, pager)
+    if caught:
+        return held
+    held.release()
+    return None
 
 
 async def completes(pair: Pair, held: Held) -> None:
@@ -93,10 +110,10 @@ async def test_daemons_die_and_come_back_and_the_guest_is_served_on(patient: Pai
         held.release()
     served = await goes_on(held.players.destination)
     assert served.wrong_bytes == 0
-    before = {host.name: set(pagers(patient.stage.root / host.name, vm)) for host in (patient.home, patient.away)}
+    before = {host.name: set(pagers(patient.stage.root / host.name, held.vm)) for host in (patient.home, patient.away)}
     await asyncio.gather(*(host.start() for host in hosts))
     for host in hosts:
-        new = set(pagers(patient.stage.root / host.name, vm)) - before[host.name]
+        new = set(pagers(patient.stage.root / host.name, held.vm)) - before[host.name]
         assert not new, f"{host.name} started another pager instead of finding its own"
     await completes(patient, held)
 
@@ -105,19 +122,20 @@ async def test_a_lost_link_pauses_the_job_and_the_guests_threads_wait(patient: P
     """The source's pager dies: nothing reads as zeros, the job says why it stands still, the guest's threads wait."""
     held = await hold(patient, vm)
     os.kill(held.pager, signal.SIGKILL)
-    await _is_paused(patient, held, vm)
+    await _is_paused(patient, held)
 
 
 async def test_a_source_that_stays_silent_pauses_the_job(hasty: Pair, vm):
     """The connection stands, and no page comes."""
     held = await hold(hasty, vm)
     try:
-        await _is_paused(hasty, held, vm)
+        await _is_paused(hasty, held)
     finally:
         held.release()
 
 
-async def _is_paused(pair: Pair, held: Held, vm: str) -> None:
+async def _is_paused(pair: Pair, held: Held) -> None:
+    vm = held.vm
     paused = await reaches(pair.home_api, vm, migrations_pb2.PHASE_POSTCOPY_PAUSED)
     assert paused.reason_code == "LINK_DOWN"
     assert paused.reason
