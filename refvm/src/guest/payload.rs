@@ -192,9 +192,11 @@ global_asm!(
     "shl rdx, 32",
     "or rax, rdx",
     "sub rax, r9",
-    "cmp byte ptr [r12 + {seen}], r14b",
+    // The epoch of the histogram, not r14: a touch across a move belongs to the histogram that is about to go.
+    "mov rcx, [r15 + {epoch}]",
+    "cmp byte ptr [r12 + {seen}], cl",
     "je .Lguest_verify",
-    "mov byte ptr [r12 + {seen}], r14b",
+    "mov byte ptr [r12 + {seen}], cl",
     // More than minutes, or negative: the clock of another host. Not a measurement.
     "mov rdx, rax",
     "shr rdx, 40",
