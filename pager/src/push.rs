@@ -37,7 +37,6 @@ impl PushLanes {
 
 /// The life of one lane's thread: what HTTP/2 costs is paid here, so that the page path only installs.
 fn run_lane(source: &Source, lacking: Vec<PageRange>, sender: &mpsc::Sender<LaneMessage>) {
-    crate::priority::bulk();
     let lane = async {
         let end = tokio::select! {
             end = receive(source, lacking, sender) => end,

@@ -91,7 +91,6 @@ impl Pages for SourceServer {
 
     async fn push(&self, request: Request<proto::PushRequest>) -> Result<Response<Self::PushStream>, Status> {
         self.authenticate(&request)?;
-        priority::bulk();
         let request = request.into_inner();
         check_version(request.protocol_version)?;
         let lacking = request.lacking.iter().map(|range| self.checked(range)).collect::<Result<Vec<_>, _>>()?;
