@@ -10,9 +10,8 @@ use tonic::{Code, Request, Status};
 
 use crate::proto::pages_client::PagesClient;
 use crate::proto::{PageRange, PageReply, PageRequest};
+use crate::serve::{PROTOCOL_VERSION, TOKEN_KEY};
 
-/// Version of pages.proto that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
 /// Largest reply that is accepted, in bytes: a run of 1 GiB would be refused, 2 MiB pages fit many times.
 const LARGEST_REPLY: usize = 64 << 20;
 const WINDOW: u32 = 16 << 20;
@@ -80,7 +79,7 @@ impl Source {
         let mut request = Request::new(body);
         let token: MetadataValue<Ascii> =
             self.token.parse().map_err(|_| Status::invalid_argument("token: not printable ASCII"))?;
-        request.metadata_mut().insert("vmferry-lane-token", token);
+        request.metadata_mut().insert(TOKEN_KEY, token);
         Ok(request)
     }
 }

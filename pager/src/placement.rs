@@ -9,6 +9,7 @@ pub struct PageIndex(pub u64);
 /// The pages of a layout, numbered.
 #[derive(Debug, Clone)]
 pub struct Numbering {
+    layout: Layout,
     regions: Vec<NumberedRegion>,
     total: u64,
 }
@@ -55,7 +56,7 @@ impl Numbering {
                 NumberedRegion { region: *region, number, first }
             })
             .collect();
-        Self { regions, total }
+        Self { layout: layout.clone(), regions, total }
     }
 
     /// Pages of all regions.
@@ -85,12 +86,9 @@ impl Numbering {
         self.region_of(page).map(|r| PageId { region: r.number, page: page.0 - r.first.0 })
     }
 
-    /// The page that holds a GPA.
-    pub fn page_at(&self, gpa: Gpa) -> Option<PageIndex> {
-        self.regions.iter().find_map(|r| {
-            let offset = gpa.0.checked_sub(r.region.gpa.0)?;
-            (offset < r.region.size).then(|| PageIndex(r.first.0 + offset / r.region.page_size))
-        })
+    /// The pages that a memory error covers, see [`Layout::pages_of_block`].
+    pub fn pages_of_block(&self, gpa: Gpa, lsb: u32) -> Vec<PageIndex> {
+        self.layout.pages_of_block(gpa, lsb).into_iter().filter_map(|id| self.index_of(id)).collect()
     }
 }
 
@@ -166,8 +164,8 @@ mod tests {
         assert_eq!(p.numbering().index_of(PageId { region: 1, page: 1 }), Some(PageIndex(5)));
         assert_eq!(p.numbering().id_of(PageIndex(4)), Some(PageId { region: 1, page: 0 }));
         assert_eq!(p.numbering().id_of(PageIndex(6)), None);
-        assert_eq!(p.numbering().page_at(Gpa(0x10_1fff)), Some(PageIndex(5)));
-        assert_eq!(p.numbering().page_at(Gpa(0x4000)), None);
+        assert_eq!(p.numbering().pages_of_block(Gpa(0x10_1fff), 12), [PageIndex(5)]);
+        assert_eq!(p.numbering().pages_of_block(Gpa(0x4000), 12), []);
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::demand::{LaneMessage, PROTOCOL_VERSION, Source};
+use crate::demand::{LaneMessage, Source};
 use crate::proto::{PageRange, PushRequest};
+use crate::serve::PROTOCOL_VERSION;
 
 /// Replies that wait for the page path; more would only hide that it does not keep up.
 const REPLIES_WAITING: usize = 4;

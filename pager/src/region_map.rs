@@ -118,6 +118,22 @@ impl Layout {
         })
     }
 
+    /// The pages that a memory error covers: all that the aligned block of `1 << lsb` bytes around `gpa` touches. An
+    /// `lsb` below 12 counts as 12: no page is smaller (Intel SDM vol. 3B, 17.3.2.4).
+    pub fn pages_of_block(&self, gpa: Gpa, lsb: u32) -> Vec<PageId> {
+        let last = 1u64.checked_shl(lsb.max(12)).map_or(u64::MAX, |block| block - 1);
+        let (start, end) = (gpa.0 & !last, gpa.0 | last);
+        let mut pages = Vec::new();
+        for (region, number) in self.regions.iter().zip(0u32..) {
+            let (from, to) = (start.max(region.gpa.0), end.min(region.gpa.0 + (region.size - 1)));
+            if from <= to {
+                let index = |at: u64| (at - region.gpa.0) / region.page_size;
+                pages.extend((index(from)..=index(to)).map(|page| PageId { region: number, page }));
+            }
+        }
+        pages
+    }
+
     /// The GPA of a page's first byte; `None` outside the layout.
     pub fn gpa_of(&self, id: PageId) -> Option<Gpa> {
         let region = self.regions.get(id.region as usize)?;
@@ -150,5 +166,30 @@ impl TryFrom<&proto::MemoryLayout> for Layout {
         };
         let regions: Result<Vec<_>, _> = layout.regions.iter().enumerate().map(region).collect();
         Self::new(regions?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_covers_every_page_of_its_block() {
+        let region = |gpa, size| Region { gpa: Gpa(gpa), size, page_size: 4096, backing: Backing::Memfd };
+        let layout = Layout::new(vec![region(0, 1 << 20), region(2 << 20, 1 << 20)]).unwrap();
+        let third = PageId { region: 0, page: 3 };
+        assert_eq!(layout.pages_of_block(Gpa(0x3abc), 12), [third]);
+        assert_eq!(layout.pages_of_block(Gpa(0x3000), 0), [third]);
+        assert_eq!(layout.pages_of_block(Gpa(0x20_0000), 21).len(), 256);
+        assert_eq!(layout.pages_of_block(Gpa(0x2f_f000), 21).len(), 256, "the block, not what lies behind the address");
+        assert_eq!(layout.pages_of_block(Gpa(0x18_0000), 12), []);
+        assert_eq!(layout.pages_of_block(Gpa(0x3000), 200).len(), 512);
+    }
+
+    #[test]
+    fn a_page_larger_than_the_block_is_covered_whole() {
+        let region = Region { gpa: Gpa(0), size: 4 << 20, page_size: 2 << 20, backing: Backing::Anonymous };
+        let layout = Layout::new(vec![region]).unwrap();
+        assert_eq!(layout.pages_of_block(Gpa(0x20_3000), 12), [PageId { region: 0, page: 1 }]);
     }
 }

@@ -315,7 +315,7 @@ impl Resolver {
     pub fn mark_poisoned(&mut self, errors: &[MemoryError]) -> MarkPoisonedReply {
         let mut reply = MarkPoisonedReply::default();
         for error in errors {
-            for page in self.pages_of(error) {
+            for page in self.numbering.pages_of_block(Gpa(error.gpa), error.lsb) {
                 let note = PoisonNote { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
                 let outcome = self.table.mark_poisoned(page, error.guest_visible);
                 match outcome {
@@ -335,15 +335,6 @@ impl Resolver {
             }
         }
         reply
-    }
-
-    /// Every page that the error's block of `1 << lsb` bytes covers.
-    fn pages_of(&self, error: &MemoryError) -> Vec<PageIndex> {
-        let Some(first) = self.numbering.page_at(Gpa(error.gpa)) else { return Vec::new() };
-        let Some(region) = self.numbering.region_of(first) else { return Vec::new() };
-        let block = 1u64.checked_shl(error.lsb).unwrap_or(1).max(1);
-        let end = first.0.saturating_add(block.div_ceil(region.region.page_size)).min(region.end().0);
-        (first.0..end).map(PageIndex).collect()
     }
 
     /// A range is given back by the guest (or unmapped): poison stays, everything else reads as zeros.

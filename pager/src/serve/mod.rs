@@ -22,9 +22,10 @@ use tonic::Status;
 use crate::attached::AttachedMemory;
 use crate::guest_memory::{Found, GuestMemory, ReadError};
 use crate::proto;
-use crate::region_map::{Layout, PageId};
+use crate::region_map::{Gpa, Layout, PageId};
 
-use poison_map::{PoisonMap, pages_of};
+pub use lanes::TOKEN_KEY;
+use poison_map::PoisonMap;
 use push_order::PageRun;
 
 /// Version of pages.proto that this program speaks.
@@ -138,7 +139,7 @@ impl SourceServer {
         let mut outcome = MarkOutcome::default();
         for error in errors {
             let poison = proto::Poison { origin: error.origin, guest_visible: error.guest_visible, hop: error.hop };
-            for id in pages_of(&self.0.layout, error) {
+            for id in self.0.layout.pages_of_block(Gpa(error.gpa), error.lsb) {
                 if !lock(&self.0.poison).add(id, poison) {
                     outcome.already += 1;
                     continue;
