@@ -100,6 +100,18 @@ impl pager_server::Pager for Control {
         Ok(Response::new(proto::CompleteReply { guarded_pages }))
     }
 
+    async fn list_held(&self, _: Request<proto::ListHeldRequest>) -> Answer<proto::ListHeldReply> {
+        Err(Status::unimplemented("ListHeld"))
+    }
+
+    async fn preallocate(&self, _: Request<proto::PreallocateRequest>) -> Answer<proto::PreallocateReply> {
+        Err(Status::unimplemented("Preallocate"))
+    }
+
+    async fn set_push_limit(&self, _: Request<proto::SetPushLimitRequest>) -> Answer<proto::SetPushLimitReply> {
+        Err(Status::unimplemented("SetPushLimit"))
+    }
+
     async fn mark_poisoned(&self, request: Request<proto::MarkPoisonedRequest>) -> Answer<proto::MarkPoisonedReply> {
         let errors = request.into_inner().errors;
         let reply = match self.0.role {
