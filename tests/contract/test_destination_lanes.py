@@ -127,9 +127,10 @@ async def test_half_a_page_is_never_seen(destination: Destination, lane: str, th
     await source.cut()
     down = await destination.link_event(DOWN)
     assert down.link.reason
-    late, _ = await vmm.start_touch(2)
-    await destination.status_until(lambda status: status.progress.faults == faults + 1)
+    late, other = (await vmm.start_touch(1))[0], (await vmm.start_touch(2))[0]
+    await destination.status_until(lambda status: status.progress.faults == faults + 2)
     assert vmm.waits(late)
+    assert vmm.waits(other)
     assert not act or vmm.waits(act)
     result = expected(1)
     if then == "poison":
@@ -138,7 +139,8 @@ async def test_half_a_page_is_never_seen(destination: Destination, lane: str, th
         await vmm.give_back(1)
         result = "byte:0"
     await check_everything(destination, {1: result})
-    assert await vmm.touched(late) == expected(2)
+    assert await vmm.touched(late) == result
+    assert await vmm.touched(other) == expected(2)
     assert not act or await vmm.touched(act) == result
     if lane == "urgent" and then == "data":
         assert source.asked.count(1) == 2, "asked again"

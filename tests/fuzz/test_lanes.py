@@ -49,8 +49,8 @@ from_source = st.binary(max_size=256) | st.lists(near_frames, min_size=1, max_si
 near_asks = st.builds(Ask, region=near_regions, page=near_pages, count=counts).map(Ask.encode)
 asks = st.lists(near_asks | st.binary(max_size=40), max_size=4).map(b"".join)
 hellos = (
-    st.binary(max_size=64)
-    | st.binary(max_size=64).map(lambda rest: MAGIC + rest)
+    st.binary(max_size=2 * Hello.FORM.size)
+    | st.binary(max_size=Hello.FORM.size).map(lambda rest: MAGIC + rest)
     | st.binary(min_size=TOKEN_BYTES, max_size=TOKEN_BYTES).map(lambda token: Hello(token).encode() + LAST_ASK)
 )
 
@@ -120,8 +120,10 @@ async def test_a_source_hears_any_hello(source: Source) -> None:
         reply = await source.open_lane(urgent())
         async with source.connection(reply) as lane:
             lane.say(said)
-            lane.writer.write_eof()
-            assert await lane.all_said() == b""
+            if len(said) < Hello.FORM.size:  # it may be going on: left as it is
+                await lane.writer.drain()
+            else:
+                assert await lane.all_said() == b""
         check(await demand(source, 0, 4), set())
 
     await for_any(hellos, 100, play)
