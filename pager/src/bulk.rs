@@ -102,10 +102,13 @@ impl Bulk {
     pub fn step(&mut self, resolver: &mut Resolver) -> Step {
         for _ in 0..self.lanes.len() {
             self.turn = (self.turn + 1) % self.lanes.len();
+            let missing = resolver.table().counts().missing();
             match self.lanes[self.turn].step(resolver) {
                 Step::Nothing => {}
                 Step::Some => {
-                    self.failures = 0;
+                    if resolver.table().counts().missing() < missing {
+                        self.failures = 0;
+                    }
                     return Step::Some;
                 }
                 step @ Step::Stopped(_) => return step,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -26,6 +26,8 @@ use crate::proto;
 use crate::proto::open_lane_request::Lane;
 use crate::proto::pages_server::PagesServer;
 
+/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
+const HTTP2: [u8; MAGIC.len()] = *b"PRI * HT";
 /// Largest request: a destination may lack many ranges.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// For the first bytes of a connection.
@@ -68,8 +70,11 @@ async fn serve_connection(server: SourceServer, mut stream: TcpStream, peer: Soc
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let first = tokio::time::timeout(HELLO_WITHIN, first_bytes(&stream)).await;
     let first = first.map_err(|_| "it says nothing".to_owned())?.map_err(|e| e.to_string())?;
-    if first != MAGIC {
+    if first == HTTP2 {
         return serve_grpc(server, stream).await;
+    }
+    if first != MAGIC {
+        return Err("neither HTTP/2 nor a lane".into());
     }
     let mut hello = [0; HELLO_BYTES];
     let read = tokio::time::timeout(HELLO_WITHIN, stream.read_exact(&mut hello)).await;
@@ -90,7 +95,7 @@ async fn first_bytes(stream: &TcpStream) -> io::Result<[u8; MAGIC.len()]> {
         if n == first.len() {
             return Ok(first);
         }
-        if n == 0 {
+        if n == 0 || stream.ready(Interest::READABLE).await?.is_read_closed() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         // A peek is ready at the first byte; the others are under way.
