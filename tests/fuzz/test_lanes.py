@@ -49,7 +49,8 @@ from_source = st.binary(max_size=256) | st.lists(near_frames, min_size=1, max_si
 near_asks = st.builds(Ask, region=near_regions, page=near_pages, count=counts).map(Ask.encode)
 asks = st.lists(near_asks | st.binary(max_size=40), max_size=4).map(b"".join)
 hellos = (
-    st.binary(max_size=2 * Hello.FORM.size)
+    st.binary(max_size=Hello.FORM.size)
+    | st.binary(min_size=Hello.FORM.size, max_size=2 * Hello.FORM.size)
     | st.binary(max_size=Hello.FORM.size).map(lambda rest: MAGIC + rest)
     | st.binary(min_size=TOKEN_BYTES, max_size=TOKEN_BYTES).map(lambda token: Hello(token).encode() + LAST_ASK)
 )
