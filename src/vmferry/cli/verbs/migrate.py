@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--push-limit",
         metavar="RATE",
         type=push_limit,
-        help="of the background push, such as 200MiB/s, or none (the daemon's own); demand is never held back",
+        help="most that the background push may send, such as 200MiB/s; none: no limit (default: as the daemon is "
+        "configured). Demand is never held back",
     )
     parser.add_argument("--watch", action="store_true", help="follow the migration to its end")
 
