@@ -20,7 +20,7 @@ from vmferry.migration.arrival import Arrival, no_vmm
 from vmferry.migration.following import Following
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
 from vmferry.migration.ports import IncomingUpdate
 from vmferry.migration.world import World
 
@@ -68,8 +68,9 @@ class Arrivals:
         vcpus: int,
         platform: str,
         source_host: str = "",
+        held: Sequence[PageRange] = (),
     ) -> None:
-        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_HAS_VM, PLATFORM_MISMATCH, LAYOUT_MISMATCH, …"""
+        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_NO_MEMORY, DESTINATION_HAS_VM, PLATFORM_MISMATCH, …"""
         arrival = await self._load(migration)
         async with self._interruptible(arrival):
             found = inc.answer(arrival.record.outcome, inc.PrepareAsked(), migration)
@@ -80,7 +81,7 @@ class Arrivals:
             arrival.record = replace(arrival.record, vm=vm, source_host=source_host)
             await arrival.save()
             try:
-                await arrival.make_memory(layout, vcpus)
+                await arrival.make_memory(layout, vcpus, held)
                 await self._append(arrival, JournalKind.PREPARED)
                 await arrival.save()
             except BaseException:

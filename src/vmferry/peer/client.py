@@ -14,7 +14,8 @@ import grpc
 
 from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.held import allocation_s, held_bytes
+from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome, PageRange
 from vmferry.migration.ports import IncomingUpdate
 from vmferry.peer import convert
 from vmferry.peer.contract import CHANNEL_OPTIONS, PROTOCOL_VERSION
@@ -29,7 +30,8 @@ _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, 
 
 @dataclass(frozen=True, slots=True)
 class PeerDeadlines:
-    """How long each call may take, seconds. `prepare` makes memory and `ready` loads a device state, hence longer."""
+    """How long each call may take, seconds. `prepare` makes memory and `ready` loads a device state, hence longer.
+    `prepare_s` is without the time to allocate what the source holds, which comes on top."""
 
     hello_s: float = 5.0
     prepare_s: float = 60.0
@@ -74,7 +76,15 @@ class GrpcPeer:
             raise self._other_version(f"speaks version {reply.protocol_version}")
         return reply.host
 
-    async def prepare(self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str) -> None:
+    async def prepare(  # noqa: PLR0917 as in ports.Peer
+        self,
+        migration: str,
+        vm: str,
+        layout: MemoryLayout,
+        vcpus: int,
+        platform: str,
+        held: Sequence[PageRange] = (),
+    ) -> None:
         request = pb.PrepareRequest(
             migration=migration,
             vm=vm,
@@ -82,8 +92,10 @@ class GrpcPeer:
             vcpus=vcpus,
             platform=platform,
             source_host=self._source_host,
+            held=wire.ranges_to_pb(held),
         )
-        await self._call("Prepare", self._stub.Prepare(request, timeout=self._deadlines.prepare_s))
+        deadline_s = self._deadlines.prepare_s + allocation_s(held_bytes(held))
+        await self._call("Prepare", self._stub.Prepare(request, timeout=deadline_s))
 
     async def ready(
         self,

@@ -11,7 +11,7 @@ import grpc
 
 from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome, PageRange
 from vmferry.migration.ports import IncomingUpdate
 from vmferry.peer import convert
 from vmferry.peer.contract import PROTOCOL_VERSION
@@ -34,7 +34,14 @@ class IncomingOperations(Protocol):
 
     async def hello(self, migration: str) -> str: ...
     async def prepare(  # noqa: PLR0917 as in ports.Peer, and who asks
-        self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str, source_host: str
+        self,
+        migration: str,
+        vm: str,
+        layout: MemoryLayout,
+        vcpus: int,
+        platform: str,
+        source_host: str,
+        held: Sequence[PageRange],
     ) -> None: ...
     async def ready(
         self,
@@ -105,8 +112,9 @@ class PeerServicer(GeneratedServicer):
         if request.vcpus == 0:
             raise wire.invalid("vcpus", "is 0, must be at least 1")
         layout = wire.layout_from_pb(request.layout)
+        held = wire.held_from_pb(request.held, layout)
         await self._operations.prepare(
-            request.migration, request.vm, layout, request.vcpus, request.platform, request.source_host
+            request.migration, request.vm, layout, request.vcpus, request.platform, request.source_host, held
         )
         return pb.PrepareReply()
 

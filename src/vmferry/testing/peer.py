@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import Any, Protocol, TypeVar
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome, PageRange
 from vmferry.migration.ports import IncomingUpdate
 from vmferry.testing.script import Script
 
@@ -19,7 +19,14 @@ class Destination(Protocol):
 
     async def hello(self, migration: str) -> str: ...
     async def prepare(  # noqa: PLR0917 as in `Arrivals`
-        self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str, source_host: str = ""
+        self,
+        migration: str,
+        vm: str,
+        layout: MemoryLayout,
+        vcpus: int,
+        platform: str,
+        source_host: str = "",
+        held: Sequence[PageRange] = (),
     ) -> None: ...
     async def ready(
         self,
@@ -63,8 +70,16 @@ class FakePeer:
     async def hello(self, migration: str) -> str:
         return await self._call("hello", lambda there: there.hello(migration))
 
-    async def prepare(self, migration: str, vm: str, layout: MemoryLayout, vcpus: int, platform: str) -> None:
-        await self._call("prepare", lambda there: there.prepare(migration, vm, layout, vcpus, platform, "source"))
+    async def prepare(  # noqa: PLR0917 as in ports.Peer
+        self,
+        migration: str,
+        vm: str,
+        layout: MemoryLayout,
+        vcpus: int,
+        platform: str,
+        held: Sequence[PageRange] = (),
+    ) -> None:
+        await self._call("prepare", lambda there: there.prepare(migration, vm, layout, vcpus, platform, "source", held))
 
     async def ready(
         self,
