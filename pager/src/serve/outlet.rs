@@ -103,9 +103,9 @@ impl Outlet {
                 self.stream.write_all(&header(part, Kind::Poison(note)))?;
                 shared.pages_served.fetch_add(1, Ordering::Relaxed);
             } else {
+                shared.note_data(part);
                 more(&self.stream, &header(part, Kind::Data))?;
                 pipe.send(self.stream.as_raw_fd(), (count * PAGE) as usize)?;
-                shared.note_data(part);
             }
             page += part.count;
         }
@@ -115,18 +115,18 @@ impl Outlet {
     /// The bytes are `offset` pages into the buffer.
     fn copy(&mut self, shared: &Shared, run: Pages, offset: u64) -> Result<(), Broken> {
         let bytes = &self.buffer[(offset * PAGE) as usize..((offset + run.count) * PAGE) as usize];
-        write_all(&mut self.stream, &header(run, Kind::Data), bytes)?;
         shared.note_data(run);
+        write_all(&mut self.stream, &header(run, Kind::Data), bytes)?;
         Ok(())
     }
 
     /// Pages that need no bytes.
     fn told(&mut self, shared: &Shared, run: Pages, kind: Kind) -> Result<(), Broken> {
-        self.stream.write_all(&header(run, kind))?;
         if kind == Kind::Zero {
             shared.note_sent(run);
         }
         shared.pages_served.fetch_add(run.count, Ordering::Relaxed);
+        self.stream.write_all(&header(run, kind))?;
         Ok(())
     }
 
@@ -144,6 +144,7 @@ impl Outlet {
 }
 
 impl Shared {
+    /// Noted before it is sent: who has a page finds it counted.
     fn note_data(&self, run: Pages) {
         self.note_sent(run);
         self.pages_served.fetch_add(run.count, Ordering::Relaxed);

@@ -83,7 +83,7 @@ fn ask(server: &SourceServer, asks: &[(u64, u32)]) -> Vec<Frame> {
     for (page, count) in asks {
         stream.write_all(&Ask { region: 0, page: *page, count: *count }.encode()).unwrap();
     }
-    let wanted: u64 = asks.iter().map(|(_, count)| u64::from(*count)).sum();
+    let wanted: u64 = asks.iter().map(|(_, count)| u64::from(*count).max(1)).sum();
     let mut frames = Vec::new();
     let mut got = 0;
     while got < wanted {
