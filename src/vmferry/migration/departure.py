@@ -356,7 +356,7 @@ class Departure:
 
 def _late(command: m.Command) -> Reason:
     match command:
-        case m.StartPager() | m.ServePages() | m.FreezePager() | m.MarkKnownPoison():
+        case m.StartPager() | m.ServePages():
             return Reason.PAGER_FAILED
         case m.SayHello() | m.AskPrepare() | m.SendReady():
             return Reason.DESTINATION_UNREACHABLE

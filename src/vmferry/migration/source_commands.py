@@ -30,7 +30,7 @@ class SayHello:
 
 @dataclass(frozen=True, slots=True)
 class AskPrepare:
-    """Let the destination make layout, pager and memory."""
+    """Let the destination make layout, pager and memory, and connect the lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +46,13 @@ class StopVcpus:
 
 
 @dataclass(frozen=True, slots=True)
-class FreezePager:
-    """Pages may be served."""
-
-
-@dataclass(frozen=True, slots=True)
 class SaveState:
-    """Take the device state."""
-
-
-@dataclass(frozen=True, slots=True)
-class MarkKnownPoison:
-    """Tell the source's pager the ledger."""
+    """Take the device state; meanwhile the pager is told the ledger, and that pages may be served."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendReady:
-    """Device state, ledger and lane address go to the destination."""
+    """Device state and ledger go to the destination."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +108,7 @@ Command: TypeAlias = (
     | AskPrepare
     | Journal
     | StopVcpus
-    | FreezePager
     | SaveState
-    | MarkKnownPoison
     | SendReady
     | CallStart
     | AskOutcome
@@ -137,9 +125,7 @@ PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayH
 SWITCH: tuple[Command, ...] = (
     Journal(JournalKind.BEGIN),
     StopVcpus(),
-    FreezePager(),
     SaveState(),
-    MarkKnownPoison(),
     SendReady(),
     Journal(JournalKind.COMMIT),
 )

@@ -11,7 +11,8 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import Job, Outcome
-from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm
+from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
+from vmferry.migration.together import together
 from vmferry.migration.world import Backoff, World, vmm_by_pid
 
 log = structlog.get_logger()
@@ -66,7 +67,9 @@ class SourceSteps:
             case m.AskPrepare():
                 self.asked_destination = True
                 what = vmm.identity
-                await self.peer.prepare(self.migration, self.vm, what.layout, what.vcpus, what.platform)
+                known = tuple(await self._errors.ledger(self.vm))
+                wanted = Wanted(self.vm, what.layout, what.vcpus, what.platform, self._lane, self._token, known)
+                await self.peer.prepare(self.migration, wanted)
             case _:
                 raise AssertionError(f"not a step of preparing: {command}")
 
@@ -77,20 +80,23 @@ class SourceSteps:
                 await self._running_vmm().stop()
                 self.stopped_us = self._world.clock.now_us()
                 self.stopped_at_s = self._world.clock.monotonic_s()
-            case m.FreezePager():
-                await self._the_pager().freeze()
             case m.SaveState():
-                self._state = await self._running_vmm().save_state()
-            case m.MarkKnownPoison():
-                ledger = await self._errors.ledger(self.vm)
-                if ledger:
-                    await self._the_pager().mark_poisoned(ledger)
+                await together(self._save_state(), self._freeze())
             case m.SendReady():
                 ledger = await self._errors.ledger(self.vm)
-                await self.peer.ready(self.migration, self._state, ledger, self._lane, self._token)
+                await self.peer.ready(self.migration, self._state, ledger)
                 self._state = b""
             case _:
                 raise AssertionError(f"not a step of the switchover: {command}")
+
+    async def _save_state(self) -> None:
+        self._state = await self._running_vmm().save_state()
+
+    async def _freeze(self) -> None:
+        ledger = await self._errors.ledger(self.vm)
+        if ledger:
+            await self._the_pager().mark_poisoned(ledger)
+        await self._the_pager().freeze()
 
     async def journal(self, kind: m.JournalKind) -> None:
         data: dict[str, object] = {}

@@ -70,9 +70,7 @@ def test_the_order_of_the_switchover() -> None:
     assert step.commands == (
         m.Journal(m.JournalKind.BEGIN),
         m.StopVcpus(),
-        m.FreezePager(),
         m.SaveState(),
-        m.MarkKnownPoison(),
         m.SendReady(),
         m.Journal(m.JournalKind.COMMIT),
     )
