@@ -120,9 +120,10 @@ class Arrival:
         """Raises: VmferryError PAGER_FAILED, LINK_DOWN."""
         status = await (await self._the_pager()).status()
         if not (status.link_up or status.all_present):
+            why = status.link_reason or "no reason given"
             raise VmferryError(
                 Reason.LINK_DOWN,
-                f"the pagers of {self.record.vm} have lost their connection: {status.link_reason or 'no reason given'}.",
+                f"the pagers of {self.record.vm} have lost their connection: {why}.",
                 "Check the network between the hosts for the [pages] ports.",
             )
 

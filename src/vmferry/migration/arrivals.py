@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -64,7 +65,7 @@ class Arrivals:
         return self._world.host
 
     async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None:
-        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_HAS_VM, PLATFORM_MISMATCH, LAYOUT_MISMATCH, LINK_DOWN, …"""
+        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_HAS_VM, PLATFORM_MISMATCH, LAYOUT_MISMATCH, …"""
         arrival = await self._load(migration)
         async with self._interruptible(arrival):
             found = inc.answer(arrival.record.outcome, inc.PrepareAsked(), migration)
@@ -235,7 +236,10 @@ class Arrivals:
 
     async def _append(self, arrival: Arrival, kind: JournalKind, reason: str = "") -> None:
         await arrival.append(kind, reason)
-        log.info(OUTCOME, migration=arrival.record.migration, vm=arrival.record.vm, kind=kind.value, reason=reason)
+        said = partial(
+            log.info, OUTCOME, migration=arrival.record.migration, vm=arrival.record.vm, kind=kind.value, reason=reason
+        )
+        asyncio.get_running_loop().call_soon(said)  # behind what this task does next: a VM may stand still
 
     async def _vmm_or_refuse(self, arrival: Arrival) -> None:
         """Behind `running` there is no way back, so what can be known before is."""

@@ -142,8 +142,8 @@ class Answer:
 
 
 PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), Record(JournalKind.PREPARED))
-# An entry `ready` whose Ready was never answered promises nothing: the source has not committed. A Ready that is repeated
-# after it loads the state again, which a VMM that has it answers as done, and CheckVmm looks before `running`.
+# An entry `ready` whose Ready was never answered promises nothing: the source has not committed. A Ready that is
+# repeated after it loads the state again, which a VMM that has it answers as done, and CheckVmm looks before `running`.
 READY: tuple[Command, ...] = (Together((LoadState(), TakeLedger(), CheckPager(), Record(JournalKind.READY))),)
 # `running` is durable before a vCPU runs: from then on a Refuse is refused.
 START: tuple[Command, ...] = (CheckVmm(), Record(JournalKind.RUNNING), StartVcpus())
@@ -152,7 +152,9 @@ REFUSE: tuple[Command, ...] = (Record(JournalKind.REFUSED), GiveBack())
 _ORDER = (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.READY, Outcome.RUNNING, Outcome.COMPLETED)
 
 
-def answer(outcome: Outcome, request: Request, migration: str) -> Answer:
+def answer(  # noqa: PLR0911 one for each request
+    outcome: Outcome, request: Request, migration: str
+) -> Answer:
     """What to do about a request.
 
     Raises: VmferryError MIGRATION_REFUSED, MIGRATION_RUNNING, or MIGRATION_UNKNOWN for a step out of order.

@@ -188,8 +188,8 @@ class IncomingUpdate:
 class Wanted:
     """What the destination is to make ready before the VM stands still.
 
-    `lane_address` "ip:port" and `lane_token`: where the source's pager will serve pages; `ledger`: the memory errors known
-    so far.
+    `lane_address` "ip:port" and `lane_token`: where the source's pager will serve pages; `ledger`: the memory errors
+    known so far.
     """
 
     vm: str

@@ -41,13 +41,9 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True)
-class StopVcpus:
-    """The blackout begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class SaveState:
-    """Take the device state; meanwhile the pager is told the ledger, and that pages may be served."""
+class StopAndSave:
+    """The blackout begins: the vCPUs stop and the device state is taken; meanwhile the pager is told the ledger, and
+    that pages may be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +103,7 @@ Command: TypeAlias = (
     | SayHello
     | AskPrepare
     | Journal
-    | StopVcpus
-    | SaveState
+    | StopAndSave
     | SendReady
     | CallStart
     | AskOutcome
@@ -124,8 +119,7 @@ Command: TypeAlias = (
 PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayHello(), AskPrepare())
 SWITCH: tuple[Command, ...] = (
     Journal(JournalKind.BEGIN),
-    StopVcpus(),
-    SaveState(),
+    StopAndSave(),
     SendReady(),
     Journal(JournalKind.COMMIT),
 )

@@ -76,12 +76,9 @@ class SourceSteps:
     async def switch(self, command: m.Command) -> None:
         """The steps of the blackout before the commit."""
         match command:
-            case m.StopVcpus():
-                await self._running_vmm().stop()
-                self.stopped_us = self._world.clock.now_us()
-                self.stopped_at_s = self._world.clock.monotonic_s()
-            case m.SaveState():
-                await together(self._save_state(), self._freeze())
+            case m.StopAndSave():
+                # Asked for behind `stop`, which the VMM carries out first.
+                await together(self._stop(), self._save_state())
             case m.SendReady():
                 ledger = await self._errors.ledger(self.vm)
                 await self.peer.ready(self.migration, self._state, ledger)
@@ -89,14 +86,17 @@ class SourceSteps:
             case _:
                 raise AssertionError(f"not a step of the switchover: {command}")
 
-    async def _save_state(self) -> None:
-        self._state = await self._running_vmm().save_state()
-
-    async def _freeze(self) -> None:
+    async def _stop(self) -> None:
+        await self._running_vmm().stop()
+        self.stopped_us = self._world.clock.now_us()
+        self.stopped_at_s = self._world.clock.monotonic_s()
         ledger = await self._errors.ledger(self.vm)
         if ledger:
             await self._the_pager().mark_poisoned(ledger)
         await self._the_pager().freeze()
+
+    async def _save_state(self) -> None:
+        self._state = await self._running_vmm().save_state()
 
     async def journal(self, kind: m.JournalKind) -> None:
         data: dict[str, object] = {}
