@@ -144,7 +144,7 @@ class Answer:
 PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), Record(JournalKind.PREPARED))
 # An entry `ready` whose Ready was never answered promises nothing: the source has not committed. A Ready that is
 # repeated after it loads the state again, which a VMM that has it answers as done, and CheckVmm looks before `running`.
-READY: tuple[Command, ...] = (Together((LoadState(), TakeLedger(), CheckPager(), Record(JournalKind.READY))),)
+READY: tuple[Command, ...] = (Together((LoadState(), Record(JournalKind.READY), TakeLedger(), CheckPager())),)
 # `running` is durable before a vCPU runs: from then on a Refuse is refused.
 START: tuple[Command, ...] = (CheckVmm(), Record(JournalKind.RUNNING), StartVcpus())
 REFUSE: tuple[Command, ...] = (Record(JournalKind.REFUSED), GiveBack())
