@@ -37,7 +37,7 @@ class Vm:
         kind = {"anonymous": "memory-backend-ram", "memfd": "memory-backend-memfd,share=on"}[shape.backing]
         socket = self._directory / f"{self.name}.qmp"
         argv = [
-            *(QEMU, "-name", f"{self.name},debug-threads=on", "-cpu", "host", "-smp", str(shape.vcpus)),
+            *(QEMU, "-name", f"{self.name},debug-threads=on", "-cpu", "host,arch-capabilities=off", "-smp", str(shape.vcpus)),
             *("-machine", "pc,accel=kvm,hpet=off,vmport=off,smm=off,memory-backend=ram", "-m", str(shape.memory_mib)),
             *("-object", f"{kind},id=ram,size={shape.memory_mib}M"),
             *("-nodefaults", "-display", "none", "-vga", "none", "-qmp", f"unix:{socket},server=on,wait=off"),

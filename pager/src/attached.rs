@@ -15,6 +15,8 @@ pub struct AttachedMemory {
     pub regions: Vec<AttachedRegion>,
     /// The VMM's userfaultfd; a destination's has one.
     pub uffd: Option<OwnedFd>,
+    /// After the end its regions of 4 KiB pages are to be made of huge ones.
+    pub collapse: bool,
 }
 
 /// Where one region is.

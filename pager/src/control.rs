@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use crate::demand::Source;
 use crate::destination::Command;
 use crate::events::EventLog;
+use crate::lane::connect::Source;
 use crate::pager::Pager;
 use crate::proto::{self, PagerRole, pager_server};
 use crate::region_map::Layout;
@@ -50,7 +50,7 @@ impl pager_server::Pager for Control {
         if request.token.is_empty() {
             return Err(Status::invalid_argument("token: is empty"));
         }
-        let address = self.0.serve_source(layout, ip, ports, request.token).await?;
+        let address = self.0.serve_source(layout, ip, ports, request.token, request.push_bytes_per_s).await?;
         Ok(Response::new(proto::ServeSourceReply { lane_address: address.to_string() }))
     }
 
@@ -81,7 +81,7 @@ impl pager_server::Pager for Control {
             Status::invalid_argument(format!("demand_timeout_s: {} is not positive", request.demand_timeout_s))
         })?;
         let source = Source { address: request.lane_address, token: request.token, timeout };
-        self.0.destination().await?.ask(|answer| Command::Connect(source, answer)).await??;
+        self.0.destination().await?.connect(source).await?;
         Ok(Response::new(proto::ConnectLanesReply {}))
     }
 
@@ -101,15 +101,21 @@ impl pager_server::Pager for Control {
     }
 
     async fn list_held(&self, _: Request<proto::ListHeldRequest>) -> Answer<proto::ListHeldReply> {
-        Err(Status::unimplemented("ListHeld"))
+        let server = self.0.server().await?;
+        let held = tokio::task::spawn_blocking(move || server.held()).await;
+        let held = held.map_err(|e| Status::internal(e.to_string()))??;
+        Ok(Response::new(proto::ListHeldReply { held }))
     }
 
-    async fn preallocate(&self, _: Request<proto::PreallocateRequest>) -> Answer<proto::PreallocateReply> {
-        Err(Status::unimplemented("Preallocate"))
+    async fn preallocate(&self, request: Request<proto::PreallocateRequest>) -> Answer<proto::PreallocateReply> {
+        let (layout, destination) = self.0.destination_layout().await?;
+        let bytes = destination.preallocate(&layout, request.into_inner().held).await?;
+        Ok(Response::new(proto::PreallocateReply { bytes }))
     }
 
-    async fn set_push_limit(&self, _: Request<proto::SetPushLimitRequest>) -> Answer<proto::SetPushLimitReply> {
-        Err(Status::unimplemented("SetPushLimit"))
+    async fn set_push_limit(&self, request: Request<proto::SetPushLimitRequest>) -> Answer<proto::SetPushLimitReply> {
+        self.0.server().await?.limit_push(request.get_ref().push_bytes_per_s);
+        Ok(Response::new(proto::SetPushLimitReply {}))
     }
 
     async fn mark_poisoned(&self, request: Request<proto::MarkPoisonedRequest>) -> Answer<proto::MarkPoisonedReply> {

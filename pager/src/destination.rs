@@ -3,22 +3,29 @@
 //! The thread owns the page table, the userfaultfd and the lanes; everybody else sends it [`Command`]s. Nothing else
 //! changes the state of a page.
 
+use std::net::TcpStream;
 use std::path::Path;
+use std::sync::{Arc, mpsc};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tonic::Status;
 
 use crate::attached::AttachedMemory;
-use crate::demand::Source;
+use crate::bulk::Bulk;
+use crate::doorbell::Doorbell;
 use crate::events::EventLog;
 use crate::fault_loop::FaultLoop;
+use crate::lane::connect::{Reached, Source};
+use crate::mapping::Mapping;
 use crate::page_file::PageFileError;
 use crate::page_table::PageTable;
 use crate::placement::Numbering;
-use crate::proto::{LinkState, MarkPoisonedReply, MemoryError, PageProgress};
+use crate::proto::{LinkState, MarkPoisonedReply, MemoryError, PageProgress, PageRange};
 use crate::region_map::{Backing, Layout};
 use crate::resolver::Resolver;
+use crate::spin::Spin;
 use crate::teller::Teller;
+use crate::tuning::Tuning;
 use crate::userfaultfd::feature;
 
 /// What the page path can be asked for. Each is answered once, unless it says otherwise.
@@ -28,8 +35,14 @@ pub enum Command {
     Attach(AttachedMemory, Option<Teller>, oneshot::Sender<Result<(), String>>),
     /// The VMM's memory connection is closed. No answer.
     HangUp,
-    /// Connect the urgent lane.
-    Connect(Source, oneshot::Sender<Result<(), Status>>),
+    /// Whether an urgent lane to this source can be taken; false: it is there, or none is needed.
+    MayConnect(Source, oneshot::Sender<Result<bool, Status>>),
+    /// The urgent lane is connected.
+    Connected(Reached, TcpStream, oneshot::Sender<()>),
+    /// A bulk lane of an attempt is connected, or not. No answer.
+    BulkOpened(u64, Result<TcpStream, Status>),
+    /// Where regions are received in place, in the order of the layout.
+    Mappings(oneshot::Sender<Result<Vec<Option<Arc<Mapping>>>, Status>>),
     /// Start the push on so many lanes.
     StartPush(usize, oneshot::Sender<Result<(), Status>>),
     /// Unregister what needs no guard.
@@ -58,10 +71,13 @@ pub fn needed_features(layout: &Layout) -> u64 {
     let needs = |wanted: fn(&crate::region_map::Region) -> bool| layout.regions().iter().any(wanted);
     let mut features = feature::EVENT_REMOVE | feature::THREAD_ID | feature::POISON;
     if needs(|r| r.backing == Backing::Memfd) {
-        features |= feature::MISSING_SHMEM;
+        features |= feature::MISSING_SHMEM | feature::MINOR_SHMEM;
     }
     if needs(|r| r.page_size > 4096) {
         features |= feature::MISSING_HUGETLBFS;
+    }
+    if needs(|r| r.page_size > 4096 && r.backing == Backing::Memfd) {
+        features |= feature::MINOR_HUGETLBFS;
     }
     features
 }
@@ -71,10 +87,25 @@ pub fn feature_names(features: u64) -> Vec<String> {
     feature::NAMES.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| (*name).to_owned()).collect()
 }
 
+/// The way to the page path's thread.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    sender: mpsc::Sender<Command>,
+    doorbell: Arc<Doorbell>,
+}
+
+impl Commands {
+    /// Sends a command without waiting.
+    pub fn send(&self, command: Command) {
+        let _ = self.sender.send(command);
+        self.doorbell.ring();
+    }
+}
+
 /// Speaks to the page path's thread; clones speak to the same one.
 #[derive(Debug, Clone)]
 pub struct Destination {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: Commands,
 }
 
 /// Why a destination could not be made.
@@ -89,26 +120,24 @@ pub enum DestinationError {
 }
 
 impl Destination {
-    /// Opens the page table (or makes it) and starts the thread.
+    /// Opens the page table (or makes it) and starts the thread. Lanes are connected on the calling runtime.
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub fn start(layout: &Layout, pages: &Path, events: EventLog) -> Result<Self, DestinationError> {
+    pub fn start(layout: &Layout, pages: &Path, events: EventLog, tuning: &Tuning) -> Result<Self, DestinationError> {
         let (table, existed) = PageTable::open(pages, layout)?;
         tracing::info!(existed, pages = table.total(), missing = table.counts().missing(), "pager.page_table");
-        let (commands, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel();
+        let doorbell = Arc::new(Doorbell::new().map_err(DestinationError::Thread)?);
+        let commands = Commands { sender, doorbell: doorbell.clone() };
         let numbering = Numbering::new(layout);
+        let (to_self, runtime) = (commands.clone(), tokio::runtime::Handle::current());
+        let tuning = tuning.clone();
         let run = move || {
-            // The I/O driver is looked at after every second task, so that bulk in hand never hides a fault.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(2).build();
-            let outcome = runtime.map(|runtime| {
-                let resolver = Resolver::new(numbering, table, events.clone());
-                crate::priority::urgent();
-                runtime.block_on(FaultLoop::new(resolver, events, receiver).run());
-            });
-            if let Err(error) = outcome {
-                tracing::error!(%error, "pager.page_path_failed");
-            }
+            tuning.enter_page_path();
+            let resolver = Resolver::new(numbering, table, events.clone());
+            let bulk = Bulk::new(to_self, runtime);
+            FaultLoop::new(resolver, events, receiver, doorbell, bulk, Spin::new(tuning.spin)).run();
         };
         std::thread::Builder::new().name("page-path".into()).spawn(run).map_err(DestinationError::Thread)?;
         Ok(Self { commands })
@@ -116,7 +145,7 @@ impl Destination {
 
     /// Sends a command without waiting.
     pub fn send(&self, command: Command) {
-        let _ = self.commands.send(command);
+        self.commands.send(command);
     }
 
     /// Sends a command and waits for its answer.
@@ -128,4 +157,65 @@ impl Destination {
         self.send(command(sender));
         answer.await.map_err(|_| Status::internal("the page path has ended"))
     }
+
+    /// Connects the urgent lane; faults are answered from then on.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: no memory is attached. Otherwise what the source said, or that it cannot be reached.
+    pub async fn connect(&self, source: Source) -> Result<(), Status> {
+        let asked = source.clone();
+        if !self.ask(|answer| Command::MayConnect(asked, answer)).await?? {
+            return Ok(());
+        }
+        let reached = source.reach().await?;
+        let stream = reached.clone().urgent().await?;
+        self.ask(|answer| Command::Connected(reached, stream, answer)).await
+    }
+
+    /// Makes the files behind the VMM's memory hold these ranges of 4 KiB pages, as far as they are received in place;
+    /// returns for how many bytes that is done.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`: outside the layout. `RESOURCE_EXHAUSTED`: this host has not so much memory.
+    pub async fn preallocate(&self, layout: &Layout, held: Vec<PageRange>) -> Result<u64, Status> {
+        let mappings = self.ask(Command::Mappings).await??;
+        let layout = layout.clone();
+        let work = tokio::task::spawn_blocking(move || populate(&layout, &mappings, &held));
+        work.await.map_err(|e| Status::internal(e.to_string()))?
+    }
+}
+
+/// Bytes that are populated by one call: a shutdown does not wait for more.
+const POPULATE_AT_ONCE: u64 = 64 << 20;
+
+fn populate(layout: &Layout, mappings: &[Option<Arc<Mapping>>], held: &[PageRange]) -> Result<u64, Status> {
+    let pieces = layout.in_pages_of(crate::lane::PAGE);
+    let mut bytes = 0;
+    for range in held {
+        if !pieces.contains(range.region, range.page, range.count) {
+            let (region, page, count) = (range.region, range.page, range.count);
+            return Err(Status::invalid_argument(format!("held: region {region}, pages {page} + {count} of 4 KiB")));
+        }
+        let (Some(Some(mapping)), Some(region)) =
+            (mappings.get(range.region as usize), layout.regions().get(range.region as usize))
+        else {
+            continue;
+        };
+        // Whole pages of the backing.
+        let from = range.page * crate::lane::PAGE / region.page_size * region.page_size;
+        let to = ((range.page + range.count) * crate::lane::PAGE).next_multiple_of(region.page_size);
+        let mut at = from;
+        while at < to {
+            let size = (to - at).min(POPULATE_AT_ONCE.max(region.page_size));
+            mapping.populate(at, size).map_err(|error| {
+                let gpa = region.gpa.0 + at;
+                Status::resource_exhausted(format!(
+                    "no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}"
+                ))
+            })?;
+            at += size;
+            bytes += size;
+        }
+    }
+    Ok(bytes)
 }

@@ -2,16 +2,23 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod arriving;
+pub mod assembly;
 pub mod attached;
+pub mod bulk;
+pub mod collapse;
 pub mod control;
-pub mod demand;
 pub mod descriptors;
 pub mod destination;
+pub mod doorbell;
 pub mod events;
 pub mod fault_loop;
 pub mod guest_memory;
 pub mod histogram;
+pub mod inflow;
 pub mod install;
+pub mod lane;
+pub mod mapping;
 pub mod memory_message;
 pub mod memory_socket;
 pub mod page_file;
@@ -20,12 +27,12 @@ pub mod pager;
 pub mod placement;
 pub mod priority;
 pub mod program;
-pub mod push;
 pub mod region_map;
 pub mod resolver;
-pub mod run;
 pub mod serve;
+pub mod spin;
 pub mod teller;
+pub mod tuning;
 pub mod userfaultfd;
 
 /// Generated from `proto/`.

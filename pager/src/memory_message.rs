@@ -51,6 +51,8 @@ pub struct Handover {
     pub regions: Vec<RegionPlace>,
     /// Firecracker's form: nothing is ever sent back.
     pub silent: bool,
+    /// After the end the memory is to be made of huge pages.
+    pub collapse: bool,
 }
 
 /// Where a region is.
@@ -129,6 +131,11 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
         (true, false) => return Err(Refusal::new("uffd", "a source has none")),
         (false, true) => return Err(Refusal::new("uffd", "is missing: a destination needs one")),
     };
+    let collapse = match object.get("collapse") {
+        None => false,
+        Some(Value::Bool(collapse)) => *collapse,
+        Some(_) => return Err(Refusal::new("collapse", "is neither true nor false")),
+    };
     let regions = match object.get("regions") {
         Some(Value::Array(regions)) => regions,
         Some(_) => return Err(Refusal::new("regions", "is not an array")),
@@ -161,7 +168,7 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
         places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file });
     }
     apart(&places, &expected.layout)?;
-    Ok(Handover { pid: Some(pid), uffd, regions: places, silent: false })
+    Ok(Handover { pid: Some(pid), uffd, regions: places, silent: false, collapse })
 }
 
 /// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
@@ -189,7 +196,7 @@ fn firecracker(regions: &[Value], expected: &Expected) -> Result<Handover, Refus
         sum += region.size;
     }
     apart(&places, &expected.layout)?;
-    Ok(Handover { pid: None, uffd: Some(0), regions: places, silent: true })
+    Ok(Handover { pid: None, uffd: Some(0), regions: places, silent: true, collapse: false })
 }
 
 fn count_fits(count: usize, expected: &Expected) -> Result<(), Refusal> {

@@ -179,7 +179,7 @@ fn gather(
         regions.push(AttachedRegion { hva: place.hva, file });
     }
     let vmm_pid = handover.pid.unwrap_or(peer);
-    Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffd })
+    Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffd, collapse: handover.collapse })
 }
 
 fn size_of(fd: &OwnedFd) -> io::Result<u64> {

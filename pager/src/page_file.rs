@@ -66,7 +66,8 @@ pub enum PageFileError {
 #[derive(Debug)]
 pub struct PageFile {
     base: NonNull<u8>,
-    pages: usize,
+    /// Of the states, behind the header.
+    bytes: usize,
     path: PathBuf,
 }
 
@@ -87,10 +88,10 @@ impl PageFile {
         }
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         let foreign = |reason| PageFileError::Foreign { path: path.to_path_buf(), reason };
-        if file.metadata().map_err(failed)?.len() != HEADER as u64 + pages {
+        if file.metadata().map_err(failed)?.len() != HEADER as u64 + state_bytes(pages) {
             return Err(foreign("has the size of another layout"));
         }
-        let map = Self::map(&file, pages as usize, path).map_err(failed)?;
+        let map = Self::map(&file, state_bytes(pages) as usize, path).map_err(failed)?;
         if map.word(Word::Magic).load(Ordering::Acquire) != MAGIC {
             return Err(foreign("is not a page table"));
         }
@@ -103,23 +104,29 @@ impl PageFile {
         Ok((map, existed))
     }
 
-    fn map(file: &File, pages: usize, path: &Path) -> io::Result<Self> {
+    fn map(file: &File, bytes: usize, path: &Path) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new shared mapping of a file of exactly this length; no existing mapping is replaced.
         let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), HEADER + pages, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), HEADER + bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
-        Ok(Self { base, pages, path: path.to_path_buf() })
+        Ok(Self { base, bytes, path: path.to_path_buf() })
     }
 
-    /// One byte a page.
+    /// Half a byte a page: the even one of two pages in the low half.
     pub fn states(&self) -> &[AtomicU8] {
-        // SAFETY: `pages` bytes after the header are mapped for the life of self; AtomicU8 has the layout of u8.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(HEADER).cast(), self.pages) }
+        // SAFETY: `bytes` bytes after the header are mapped for the life of self; AtomicU8 has the layout of u8.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(HEADER).cast(), self.bytes) }
+    }
+
+    /// The same, 16 pages at a time, but for the last few.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the states begin at a page of memory, so they are aligned; the words end within them.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(HEADER).cast(), self.bytes / 8) }
     }
 
     /// A word of the header.
@@ -143,15 +150,20 @@ impl PageFile {
 impl Drop for PageFile {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `map` with this length, and no reference to it outlives self.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), HEADER + self.pages) };
+        unsafe { libc::munmap(self.base.as_ptr().cast(), HEADER + self.bytes) };
     }
+}
+
+/// Bytes of the states of so many pages.
+fn state_bytes(pages: u64) -> u64 {
+    pages.div_ceil(2)
 }
 
 /// Written beside and renamed, so that a file of that name is always whole.
 fn create(path: &Path, pages: u64, digest: u64) -> io::Result<()> {
     let beside = path.with_extension("new");
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(&beside)?;
-    file.set_len(HEADER as u64 + pages)?;
+    file.set_len(HEADER as u64 + state_bytes(pages))?;
     let words = [(Word::Magic, MAGIC), (Word::Version, VERSION), (Word::Digest, digest), (Word::Pages, pages)];
     for (word, value) in words {
         std::os::unix::fs::FileExt::write_all_at(&file, &value.to_ne_bytes(), word as u64 * 8)?;
@@ -188,12 +200,12 @@ mod tests {
         let path = dir.path().join("pages");
         let (file, existed) = PageFile::open(&path, &layout(8, 0)).unwrap();
         assert!(!existed);
-        file.states()[7].store(3, Ordering::Relaxed);
+        file.states()[3].store(0x30, Ordering::Relaxed);
         file.word(Word::Faults).store(5, Ordering::Relaxed);
         drop(file);
         let (file, existed) = PageFile::open(&path, &layout(8, 0)).unwrap();
         assert!(existed);
-        assert_eq!(file.states()[7].load(Ordering::Relaxed), 3);
+        assert_eq!(file.states()[3].load(Ordering::Relaxed), 0x30);
         assert_eq!(file.word(Word::Faults).load(Ordering::Relaxed), 5);
     }
 
@@ -204,7 +216,7 @@ mod tests {
         PageFile::open(&path, &layout(8, 0)).unwrap();
         assert!(matches!(PageFile::open(&path, &layout(9, 0)), Err(PageFileError::Foreign { .. })));
         assert!(matches!(PageFile::open(&path, &layout(8, 4096)), Err(PageFileError::Foreign { .. })));
-        std::fs::write(&path, vec![0; HEADER + 8]).unwrap();
+        std::fs::write(&path, vec![0; HEADER + 4]).unwrap();
         assert!(matches!(PageFile::open(&path, &layout(8, 0)), Err(PageFileError::Foreign { .. })));
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! A state is written before the ioctl that makes it so. After a crash INSTALLING means "ask again and COPY again"
 //! (COPY on a present page is `EEXIST` and harms nothing), REQUESTED means "ask again", POISONED "POISON again".
-//! One thread owns the table. COPY and ZEROPAGE of arriving pages are issued for INSTALLING pages only; a page in
+//! Half a byte a page. One thread owns the table. COPY and ZEROPAGE of arriving pages are issued for INSTALLING pages only; a page in
 //! DISCARDED may be given a zero page.
 
 use std::path::Path;
@@ -46,6 +46,9 @@ pub enum PageState {
     PoisonedTold = 8,
 }
 
+/// Pages of which one 64-bit word holds the states.
+const PAGES_A_WORD: u64 = 16;
+
 const STATES: [PageState; 9] = [
     PageState::Absent,
     PageState::Requested,
@@ -59,7 +62,7 @@ const STATES: [PageState; 9] = [
 ];
 
 impl PageState {
-    fn from_byte(byte: u8) -> Option<Self> {
+    fn from_half(byte: u8) -> Option<Self> {
         STATES.get(usize::from(byte)).copied()
     }
 
@@ -147,6 +150,7 @@ impl Counts {
 #[derive(Debug)]
 pub struct PageTable {
     file: PageFile,
+    total: u64,
     counts: Counts,
 }
 
@@ -158,23 +162,39 @@ impl PageTable {
     /// [`PageFileError`]: I/O, another layout, or a byte that is no state.
     pub fn open(path: &Path, layout: &Layout) -> Result<(Self, bool), PageFileError> {
         let (file, existed) = PageFile::open(path, layout)?;
-        let mut counts = Counts::default();
-        for cell in file.states() {
-            let state = PageState::from_byte(cell.load(Ordering::Acquire)).ok_or_else(|| PageFileError::Foreign {
+        let total = layout.total_pages();
+        let mut table = Self { file, total, counts: Counts::default() };
+        if !existed {
+            // A new file is zeros: nothing is read, so that it takes no memory.
+            table.counts.0[PageState::Absent as usize] = total;
+            return Ok((table, existed));
+        }
+        for page in (0..total).map(PageIndex) {
+            let state = table.state(page).ok_or_else(|| PageFileError::Foreign {
                 path: path.to_path_buf(),
-                reason: "holds a byte that is no page state",
+                reason: "holds something that is no page state",
             })?;
             let after = if state.is_missing() { PageState::Absent } else { state };
-            cell.store(after as u8, Ordering::Release);
-            counts.0[after as usize] += 1;
+            table.counts.0[after as usize] += 1;
+            if after != state {
+                table.write(page, after);
+            }
         }
-        Ok((Self { file, counts }, existed))
+        Ok((table, existed))
     }
 
     /// State of a page; `None` beyond the last.
     pub fn state(&self, page: PageIndex) -> Option<PageState> {
-        let cell = self.file.states().get(usize::try_from(page.0).ok()?)?;
-        PageState::from_byte(cell.load(Ordering::Acquire))
+        let cell = self.file.states().get(usize::try_from(page.0 / 2).ok()?).filter(|_| page.0 < self.total)?;
+        PageState::from_half(cell.load(Ordering::Acquire) >> shift(page) & 0xf)
+    }
+
+    /// The only store: one byte, of which half is another page's and stays.
+    fn write(&mut self, page: PageIndex, state: PageState) {
+        if let Some(cell) = usize::try_from(page.0 / 2).ok().and_then(|index| self.file.states().get(index)) {
+            let others = cell.load(Ordering::Acquire) & !(0xf << shift(page));
+            cell.store(others | (state as u8) << shift(page), Ordering::Release);
+        }
     }
 
     /// How many pages are in each state; they add up to [`PageTable::total`].
@@ -184,7 +204,7 @@ impl PageTable {
 
     /// Number of pages.
     pub fn total(&self) -> u64 {
-        self.file.states().len() as u64
+        self.total
     }
 
     /// A number kept with the table.
@@ -197,12 +217,16 @@ impl PageTable {
         self.file.word(word).fetch_add(amount, Ordering::Relaxed);
     }
 
+    /// Whether no page has come yet.
+    pub fn is_fresh(&self) -> bool {
+        self.counts.of(PageState::Absent) + self.counts.poisoned() == self.total()
+    }
+
     /// Binds the table to the VMM process whose memory it describes. False: it describes another process's, in
     /// whose place this one's pages would be taken as arrived.
     pub fn bind(&self, pid: u32, started: u64) -> bool {
         let (bound, at) = (self.word(Word::VmmPid), self.word(Word::VmmStart));
-        let untouched = self.counts.of(PageState::Absent) + self.counts.poisoned() == self.total();
-        if (bound, at) != (u64::from(pid), started) && bound != 0 && !untouched {
+        if (bound, at) != (u64::from(pid), started) && bound != 0 && !self.is_fresh() {
             return false;
         }
         self.file.word(Word::VmmPid).store(u64::from(pid), Ordering::Release);
@@ -219,15 +243,13 @@ impl PageTable {
     }
 
     fn step(&mut self, page: PageIndex, from: PageState, to: PageState) -> bool {
-        let cell = usize::try_from(page.0).ok().and_then(|index| self.file.states().get(index));
-        let won = cell.is_some_and(|cell| {
-            cell.compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        });
-        if won {
-            self.counts.0[from as usize] -= 1;
-            self.counts.0[to as usize] += 1;
+        if self.state(page) != Some(from) {
+            return false;
         }
-        won
+        self.write(page, to);
+        self.counts.0[from as usize] -= 1;
+        self.counts.0[to as usize] += 1;
+        true
     }
 
     /// ABSENT → REQUESTED. False: it is not absent, or was asked for already.
@@ -305,21 +327,36 @@ impl PageTable {
         to: PageIndex,
         wanted: impl Fn(PageState) -> bool,
     ) -> Vec<(PageIndex, PageIndex)> {
-        let mut runs = Vec::new();
-        let mut open = None;
-        for page in (from.0..to.0).map(PageIndex) {
-            match (self.state(page).is_some_and(&wanted), open) {
-                (true, None) => open = Some(page),
-                (false, Some(first)) => {
-                    runs.push((first, page));
-                    open = None;
-                }
-                _ => {}
+        let mut runs: Vec<(PageIndex, PageIndex)> = Vec::new();
+        let mut at = from;
+        while at < to {
+            let Some(state) = self.state(at) else { break };
+            let end = PageIndex((at.0 + self.alike(at, state)).min(to.0));
+            match runs.last_mut() {
+                _ if !wanted(state) => {}
+                Some(last) if last.1 == at => last.1 = end,
+                _ => runs.push((at, end)),
             }
+            at = end;
         }
-        runs.extend(open.map(|first| (first, to)));
         runs
     }
+
+    /// How many pages from this one on are known at a glance to have its state: 1, or 16 and multiples.
+    fn alike(&self, page: PageIndex, state: PageState) -> u64 {
+        if !page.0.is_multiple_of(PAGES_A_WORD) {
+            return 1;
+        }
+        let alike = u64::from(state as u8) * 0x1111_1111_1111_1111;
+        let words = usize::try_from(page.0 / PAGES_A_WORD).ok().and_then(|first| self.file.words().get(first..));
+        let same = words.map_or(0, |words| words.iter().take_while(|w| w.load(Ordering::Acquire) == alike).count());
+        (same as u64 * PAGES_A_WORD).max(1)
+    }
+}
+
+/// Where a page's half of its byte begins.
+fn shift(page: PageIndex) -> u64 {
+    page.0 % 2 * 4
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEv
 use crate::region_map::Layout;
 use crate::serve::SourceServer;
 use crate::teller::Teller;
+use crate::tuning::Tuning;
 use crate::userfaultfd::probe;
 
 /// A source that serves lanes.
@@ -65,19 +66,21 @@ pub struct Pager {
     pub events: EventLog,
     /// True once the process is to end.
     end: watch::Sender<bool>,
+    tuning: Tuning,
     mode: Mutex<Mode>,
     memory: Short<MemoryStatus>,
 }
 
 impl Pager {
     /// Unconfigured.
-    pub fn new(vm: String, role: PagerRole, directory: PathBuf) -> Arc<Self> {
+    pub fn new(vm: String, role: PagerRole, directory: PathBuf, tuning: Tuning) -> Arc<Self> {
         Arc::new(Self {
             vm,
             role,
             directory,
             events: EventLog::default(),
             end: watch::Sender::new(false),
+            tuning,
             mode: Mutex::new(Mode::Unconfigured),
             memory: Short::default(),
         })
@@ -112,9 +115,17 @@ impl Pager {
     /// # Errors
     /// `FAILED_PRECONDITION`: not a destination, or not configured.
     pub async fn destination(&self) -> Result<Destination, Status> {
+        self.destination_layout().await.map(|(_, destination)| destination)
+    }
+
+    /// The page path of a destination, and the layout that it expects.
+    ///
+    /// # Errors
+    /// As [`Pager::destination`].
+    pub async fn destination_layout(&self) -> Result<(Layout, Destination), Status> {
         self.requires(PagerRole::Destination)?;
         match &*self.mode.lock().await {
-            Mode::Destination(_, destination) => Ok(destination.clone()),
+            Mode::Destination(layout, destination) => Ok((layout.clone(), destination.clone())),
             _ => Err(Status::failed_precondition("ExpectDestination comes first")),
         }
     }
@@ -129,6 +140,7 @@ impl Pager {
         ip: IpAddr,
         ports: std::ops::Range<u16>,
         token: String,
+        push_bytes_per_s: u64,
     ) -> Result<SocketAddr, Status> {
         self.requires(PagerRole::Source)?;
         let mut mode = self.mode.lock().await;
@@ -140,7 +152,7 @@ impl Pager {
         }
         let listener = listen(ip, ports)?;
         let address = listener.local_addr().map_err(|e| Status::internal(format!("local address: {e}")))?;
-        let server = SourceServer::new(layout, token.clone());
+        let server = SourceServer::new(layout, token.clone(), push_bytes_per_s, self.tuning.clone());
         let (stop, stopped) = oneshot::channel();
         let (serving, events) = (server.clone(), self.events.clone());
         let run = move || {
@@ -175,7 +187,7 @@ impl Pager {
             };
         }
         probe(features).map_err(Status::failed_precondition)?;
-        let started = Destination::start(&layout, &self.directory.join("pages"), self.events.clone());
+        let started = Destination::start(&layout, &self.directory.join("pages"), self.events.clone(), &self.tuning);
         let destination = started.map_err(|e| {
             let cause = std::error::Error::source(&e).map(|c| format!(": {c}")).unwrap_or_default();
             Status::failed_precondition(format!("{e}{cause}"))

@@ -1,5 +1,6 @@
 //! Where each page of a layout is in the VMM's address space, and its number in the page table.
 
+use crate::lane::PAGE;
 use crate::region_map::{Gpa, Hva, Layout, PageId, Region};
 
 /// Number of a page in the page table: the pages of all regions, counted in the order of the layout.
@@ -34,6 +35,16 @@ impl NumberedRegion {
     /// GPA of a page of this region.
     pub fn gpa_of(&self, page: PageIndex) -> Gpa {
         Gpa(self.region.gpa.0 + (page.0 - self.first.0) * self.region.page_size)
+    }
+
+    /// Pieces of 4 KiB that a page has.
+    pub fn pieces(&self) -> u64 {
+        self.region.page_size / PAGE
+    }
+
+    /// The page that holds piece `piece` of the region, and which of the page's pieces it is.
+    pub fn page_of_piece(&self, piece: u64) -> (PageIndex, u64) {
+        (PageIndex(self.first.0 + piece / self.pieces()), piece % self.pieces())
     }
 
     /// log2 of the page size: the `lsb` of a machine check for it.

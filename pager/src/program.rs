@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +17,9 @@ use crate::memory_socket::{bind_private, serve};
 use crate::pager::Pager;
 use crate::proto::PagerRole;
 use crate::proto::pager_server::PagerServer;
+use crate::tuning::{CpuList, Tuning};
+
+const DEFAULT_SPIN_US: u64 = 50;
 
 /// Stands between a VM's page faults and their resolution. Driven by vmferryd over DIR/pager.sock.
 #[derive(Debug, Parser)]
@@ -30,6 +34,15 @@ pub struct Arguments {
     /// Which side of the migration.
     #[arg(long)]
     role: Role,
+    /// Where the thread runs that resolves faults, e.g. 2-3,7; empty: anywhere.
+    #[arg(long, value_name = "CPUS", default_value = "")]
+    page_path_cpus: CpuList,
+    /// Where the threads run that read a source's memory.
+    #[arg(long, value_name = "CPUS", default_value = "")]
+    lane_cpus: CpuList,
+    /// How long a thread of a fault looks for more before it sleeps, in microseconds; 0: it sleeps at once.
+    #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
+    spin_us: u64,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -52,7 +65,9 @@ pub fn run() -> std::io::Result<()> {
             Role::Source => PagerRole::Source,
             Role::Destination => PagerRole::Destination,
         };
-        serve_vm(arguments.runtime_dir, arguments.vm, role).await
+        let Arguments { runtime_dir, vm, page_path_cpus, lane_cpus, spin_us, .. } = arguments;
+        let tuning = Tuning { spin: Duration::from_micros(spin_us), page_path_cpus, lane_cpus };
+        serve_vm(runtime_dir, vm, role, tuning).await
     })
 }
 
@@ -60,8 +75,8 @@ pub fn run() -> std::io::Result<()> {
 ///
 /// # Errors
 /// A socket cannot be made or served.
-pub async fn serve_vm(directory: PathBuf, vm: String, role: PagerRole) -> std::io::Result<()> {
-    let pager = Pager::new(vm, role, directory.clone());
+pub async fn serve_vm(directory: PathBuf, vm: String, role: PagerRole, tuning: Tuning) -> std::io::Result<()> {
+    let pager = Pager::new(vm, role, directory.clone(), tuning);
     let (control, memory) = (directory.join("pager.sock"), directory.join("memory.sock"));
     let memory_listener = bind_private(&memory)?;
     let control_listener = bind_private(&control)?;

@@ -100,6 +100,11 @@ impl Layout {
         Ok(Self { regions })
     }
 
+    /// The same memory in pages of another size, of which every page size is a multiple.
+    pub fn in_pages_of(&self, page_size: u64) -> Self {
+        Self { regions: self.regions.iter().map(|region| Region { page_size, ..*region }).collect() }
+    }
+
     /// The regions in ascending GPA order.
     pub fn regions(&self) -> &[Region] {
         &self.regions

@@ -7,15 +7,17 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use crate::arriving::{Arriving, Lane, Pages, PoisonNote};
 use crate::events::{EventLog, now_us};
 use crate::histogram::FirstTouch;
-use crate::install::Installer;
+use crate::install::{Installed, Installer};
+use crate::lane::PAGE;
+use crate::lane::frame::Ask;
 use crate::page_file::Word;
 use crate::page_table::{DiscardOutcome, PageState, PageTable, PoisonOutcome};
-use crate::placement::{Numbering, PageIndex};
+use crate::placement::{NumberedRegion, Numbering, PageIndex};
 use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress, Severity, pager_event};
 use crate::region_map::{Gpa, Hva};
-use crate::run::{Contents, PageRun, PoisonNote};
 use crate::teller::Teller;
 use crate::userfaultfd::Stop;
 
@@ -129,8 +131,8 @@ impl Resolver {
         runs.into_iter().flat_map(|(from, to)| (from.0..to.0).map(PageIndex)).collect()
     }
 
-    /// A thread waits at an address.
-    pub fn fault(&mut self, at: Hva, thread: u32) -> FaultOutcome {
+    /// A thread waits at an address; `minor`: the file behind the mapping holds something there.
+    pub fn fault(&mut self, at: Hva, thread: u32, minor: bool) -> FaultOutcome {
         let Some(page) = self.memory.as_ref().and_then(|m| m.placement().page_at(at)) else {
             return FaultOutcome::Outside;
         };
@@ -145,16 +147,13 @@ impl Resolver {
             self.waiting.insert(page, Waiting { since: now, thread, asked: None });
             return FaultOutcome::Ask(page);
         }
-        let stop = match (state, &mut self.memory) {
-            (PageState::Discarded, Some(memory)) => memory.give_zero(page),
-            (state, _) if state.is_poisoned() => {
+        let stop = match &mut self.memory {
+            _ if state.is_poisoned() => {
                 self.report(page, Some(thread));
                 self.mark(page)
             }
-            (_, memory) => {
-                memory.iter().for_each(|m| m.wake(page));
-                None
-            }
+            Some(memory) => memory.refill(page, minor),
+            None => None,
         };
         match stop {
             None => FaultOutcome::Resolved,
@@ -165,15 +164,26 @@ impl Resolver {
         }
     }
 
-    /// Claims a waiting page for a request. False: it need not be asked for.
-    pub fn ask(&mut self, page: PageIndex) -> bool {
-        if !self.table.claim_for_request(page) {
-            return false;
+    /// Claims a waiting page for a request; `None`: it is on its way already, or not missing any more. A huge page of which
+    /// part has come is asked for all the same: the rest may be long in coming.
+    pub fn ask(&mut self, page: PageIndex) -> Option<Ask> {
+        let region = self.numbering.region_of(page)?;
+        let pieces = region.pieces();
+        let coming = pieces > 1 && self.table.state(page) == Some(PageState::Installing);
+        if !self.table.claim_for_request(page) && !coming {
+            return None;
         }
+        let ask = Ask { region: region.number, page: (page.0 - region.first.0) * pieces, count: pieces as u32 };
         if let Some(waiting) = self.waiting.get_mut(&page) {
             waiting.asked = Some(Instant::now());
         }
-        true
+        Some(ask)
+    }
+
+    /// Pages on which somebody waits, and which nobody was asked for.
+    pub fn unasked(&self) -> Vec<PageIndex> {
+        let absent = |page: &&PageIndex| self.table.state(**page) == Some(PageState::Absent);
+        self.waiting.keys().filter(absent).copied().collect()
     }
 
     /// Pages on which somebody waits.
@@ -181,45 +191,114 @@ impl Resolver {
         self.waiting.iter().map(|(page, waiting)| (*page, *waiting))
     }
 
-    /// The link is lost: what was asked for is absent again; who waits goes on waiting.
+    /// The link is lost: what was asked for, or has come in part, is absent again; who waits goes on waiting.
     pub fn release_requests(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.abandon_all(&mut self.table);
+        }
         for (page, waiting) in &mut self.waiting {
             self.table.release_request(*page);
             waiting.asked = None;
         }
     }
 
-    /// Deals with at most `most` pages of a run and advances it; the reason if it stopped before.
-    pub fn apply(&mut self, run: &mut PageRun, most: u64) -> Option<Stop> {
-        if let Contents::Poison(note) = run.contents {
-            return self.apply_poison(run, note, most);
+    /// Whether a frame's pages lie in the layout; in words for people if not.
+    fn check(&self, pages: Pages) -> Result<(), String> {
+        let region = self.numbering.regions().get(pages.region as usize);
+        let end = pages.page.checked_add(pages.count);
+        match region.zip(end).is_some_and(|(region, end)| end <= region.region.size / PAGE) {
+            true => Ok(()),
+            false => Err(format!(
+                "the source sent region {} pages {}+{} of 4 KiB, outside the layout",
+                pages.region, pages.page, pages.count
+            )),
         }
+    }
+
+    /// A DATA frame begins.
+    ///
+    /// # Errors
+    /// In words for people, if the source speaks nonsense; a stop, if it cannot be received now.
+    pub fn begin(&mut self, pages: Pages, lane: Lane) -> Result<Result<Arriving, Stop>, String> {
+        self.check(pages)?;
+        Ok(match &mut self.memory {
+            Some(memory) => memory.begin(&mut self.table, pages, lane),
+            None => Err(Stop::ProcessGone),
+        })
+    }
+
+    /// Where the bytes of page `index` of a frame go; `None`: into a buffer for [`Resolver::finish`].
+    pub fn target(&mut self, arriving: &Arriving, index: u64) -> Option<*mut u8> {
+        self.memory.as_mut().and_then(|memory| memory.target(&self.table, arriving, index))
+    }
+
+    /// All bytes of a frame are here. After a stop, to be called again.
+    pub fn finish(&mut self, arriving: &mut Arriving, scratch: &[u8]) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
-        let installed = memory.install(&mut self.table, run, most);
-        for (from, to) in &installed.runs {
-            if matches!(run.contents, Contents::Data(_)) {
-                self.table.add(Word::BytesReceived, (to.0 - from.0) * run.page_size);
-            }
-            self.touched(*from, *to);
-        }
-        run.advance(installed.dealt);
+        let installed = memory.finish(&mut self.table, arriving, scratch);
+        self.note_bytes(&installed);
         installed.stop
     }
 
-    fn apply_poison(&mut self, run: &mut PageRun, note: PoisonNote, most: u64) -> Option<Stop> {
-        for _ in 0..run.count.min(most) {
-            let page = run.first;
+    /// The lane of a frame broke. What somebody waits for is among [`Resolver::unasked`].
+    pub fn abandon(&mut self, arriving: &Arriving) {
+        if let Some(memory) = &mut self.memory {
+            memory.abandon(&mut self.table, arriving);
+        }
+    }
+
+    fn note_bytes(&mut self, installed: &Installed) {
+        for (from, to) in &installed.runs {
+            let size = self.numbering.region_of(*from).map_or(0, |r| r.region.page_size);
+            self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
+            self.touched(*from, *to);
+        }
+    }
+
+    /// Zeros came.
+    ///
+    /// # Errors
+    /// As [`Resolver::begin`]. After a stop, to be called again.
+    pub fn zeros(&mut self, pages: Pages, lane: Lane) -> Result<Option<Stop>, String> {
+        self.check(pages)?;
+        let Some(memory) = &mut self.memory else { return Ok(Some(Stop::ProcessGone)) };
+        let installed = memory.zeros(&mut self.table, pages, lane);
+        for (from, to) in &installed.runs {
+            if !self.waiting.is_empty() {
+                for page in (from.0..to.0).map(PageIndex).filter(|page| self.waiting.contains_key(page)) {
+                    // Where it cannot be made now, whoever waits faults anew.
+                    if self.table.state(page) == Some(PageState::PresentZero) && memory.refill(page, false).is_some() {
+                        memory.wake(page);
+                    }
+                }
+            }
+        }
+        for (from, to) in installed.runs {
+            self.touched(from, to);
+        }
+        Ok(installed.stop)
+    }
+
+    /// Bad pages came.
+    ///
+    /// # Errors
+    /// As [`Resolver::begin`]. After a stop, to be called again.
+    pub fn poison(&mut self, pages: Pages, note: PoisonNote) -> Result<Option<Stop>, String> {
+        self.check(pages)?;
+        let Some(region) = self.numbering.regions().get(pages.region as usize) else { return Ok(None) };
+        let first = region.page_of_piece(pages.page).0;
+        let last = region.page_of_piece(pages.page + pages.count - 1).0;
+        for page in (first.0..=last.0).map(PageIndex) {
             let outcome = self.table.mark_poisoned(page, note.guest_visible);
             let stop = match outcome {
                 PoisonOutcome::Healed | PoisonOutcome::Outside => None,
                 PoisonOutcome::New { .. } | PoisonOutcome::Already { .. } => self.resolve_poison(page, note, outcome),
             };
             if stop.is_some() {
-                return stop;
+                return Ok(stop);
             }
-            run.advance(1);
         }
-        None
+        Ok(None)
     }
 
     /// Report, then marker, then the wait is over.
@@ -232,10 +311,11 @@ impl Resolver {
         }
         let waits = self.waiting.get(&page).map(|w| w.thread);
         self.report(page, waits);
-        if let (PoisonOutcome::New { was, .. }, Some(memory)) = (outcome, &self.memory)
-            && was.is_present()
-        {
-            memory.drop_contents(page);
+        if let (PoisonOutcome::New { was, .. }, Some(memory)) = (outcome, &mut self.memory) {
+            memory.forget(page);
+            if was.is_present() {
+                memory.drop_contents(page, PageIndex(page.0 + 1));
+            }
         }
         let stop = self.mark(page);
         if stop.is_none() {
@@ -339,22 +419,41 @@ impl Resolver {
 
     /// A range is given back by the guest (or unmapped): poison stays, everything else reads as zeros.
     pub fn discard(&mut self, start: Hva, end: Hva) {
-        let Some(memory) = &self.memory else { return };
+        let Some(memory) = &mut self.memory else { return };
         for (from, to) in memory.placement().pages_in(start, end) {
+            // What had not arrived whole may be in its file in part.
+            let missing = self.table.runs(from, to, PageState::is_missing);
             for page in (from.0..to.0).map(PageIndex) {
-                if self.table.mark_discarded(page) == DiscardOutcome::Discarded && self.waiting.remove(&page).is_some()
-                {
+                let discarded = self.table.mark_discarded(page) == DiscardOutcome::Discarded;
+                memory.forget(page);
+                if discarded && self.waiting.remove(&page).is_some() {
                     memory.wake(page);
+                }
+            }
+            for (from, to) in missing {
+                if memory.is_in_place(from) {
+                    memory.drop_contents(from, to);
                 }
             }
         }
     }
 
-    /// Half-open runs of pages that nobody asked for.
-    pub fn lacking(&self) -> Vec<(PageIndex, PageIndex)> {
+    /// Runs of pieces of 4 KiB of pages that nobody asked for, or that have come in part.
+    pub fn lacking(&self) -> Vec<Pages> {
+        let pieces = |r: &NumberedRegion, (from, to): (PageIndex, PageIndex)| Pages {
+            region: r.number,
+            page: (from.0 - r.first.0) * r.pieces(),
+            count: (to.0 - from.0) * r.pieces(),
+        };
         let absent = |state| state == PageState::Absent;
         let regions = self.numbering.regions().iter();
-        regions.flat_map(|r| self.table.runs(r.first, r.end(), absent)).collect()
+        let mut lacking: Vec<Pages> = regions
+            .flat_map(|r| self.table.runs(r.first, r.end(), absent).into_iter().map(move |run| pieces(r, run)))
+            .collect();
+        for page in self.memory.iter().flat_map(Installer::in_part) {
+            lacking.extend(self.numbering.region_of(page).map(|r| pieces(r, (page, PageIndex(page.0 + 1)))));
+        }
+        lacking
     }
 
     /// Unregisters every range without poison, once nothing is missing; returns the pages that stay guarded.

@@ -23,9 +23,14 @@ const UFFDIO_UNREGISTER: u64 = 0x8010_AA01;
 const UFFDIO_WAKE: u64 = 0x8010_AA02;
 const UFFDIO_COPY: u64 = 0xC028_AA03;
 const UFFDIO_ZEROPAGE: u64 = 0xC020_AA04;
+const UFFDIO_CONTINUE: u64 = 0xC020_AA07;
 const UFFDIO_POISON: u64 = 0xC020_AA08;
 const USERFAULTFD_IOC_NEW: u64 = 0xAA00;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_MINOR: u64 = 4;
+/// Bit of `uffdio_register.ioctls`.
+const IOCTL_CONTINUE: u64 = 1 << 7;
+const PAGEFAULT_FLAG_MINOR: u64 = 4;
 const MESSAGE_BYTES: usize = 32;
 const MESSAGES_A_READ: usize = 64;
 
@@ -45,11 +50,15 @@ pub mod feature {
     pub const EVENT_UNMAP: u64 = 1 << 6;
     /// A fault says which thread waits.
     pub const THREAD_ID: u64 = 1 << 8;
+    /// Minor faults on hugetlb, Linux 5.13.
+    pub const MINOR_HUGETLBFS: u64 = 1 << 9;
+    /// Minor faults on shared memory, Linux 5.14.
+    pub const MINOR_SHMEM: u64 = 1 << 10;
     /// `UFFDIO_POISON`, Linux 6.6.
     pub const POISON: u64 = 1 << 14;
 
     /// Their kernel names.
-    pub const NAMES: [(u64, &str); 8] = [
+    pub const NAMES: [(u64, &str); 10] = [
         (EVENT_FORK, "UFFD_FEATURE_EVENT_FORK"),
         (EVENT_REMAP, "UFFD_FEATURE_EVENT_REMAP"),
         (EVENT_REMOVE, "UFFD_FEATURE_EVENT_REMOVE"),
@@ -57,6 +66,8 @@ pub mod feature {
         (MISSING_SHMEM, "UFFD_FEATURE_MISSING_SHMEM"),
         (EVENT_UNMAP, "UFFD_FEATURE_EVENT_UNMAP"),
         (THREAD_ID, "UFFD_FEATURE_THREAD_ID"),
+        (MINOR_HUGETLBFS, "UFFD_FEATURE_MINOR_HUGETLBFS"),
+        (MINOR_SHMEM, "UFFD_FEATURE_MINOR_SHMEM"),
         (POISON, "UFFD_FEATURE_POISON"),
     ];
 }
@@ -103,12 +114,14 @@ pub struct Progress {
 /// One event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A thread touched a missing page and waits.
+    /// A thread touched a page that is not mapped, and waits.
     Fault {
         /// The address, not rounded to the page.
         at: Hva,
         /// Thread id in the VMM's pid namespace; 0 without `UFFD_FEATURE_THREAD_ID`.
         thread: u32,
+        /// The file behind the mapping holds the page; only the mapping does not.
+        minor: bool,
     },
     /// The range is about to be dropped by madvise.
     Remove {
@@ -217,6 +230,17 @@ impl Userfaultfd {
         self.ioctl(UFFDIO_REGISTER, &mut [start.0, size, REGISTER_MODE_MISSING, 0])
     }
 
+    /// `UFFDIO_REGISTER` for missing and minor faults: also a page that the file behind the mapping holds, but the
+    /// mapping does not, is told of. A range that this descriptor has registered already is changed to that.
+    ///
+    /// # Errors
+    /// What the kernel said; `Unsupported` if it cannot CONTINUE there.
+    pub fn register_minor(&self, start: Hva, size: u64) -> io::Result<()> {
+        let mut register = [start.0, size, REGISTER_MODE_MISSING | REGISTER_MODE_MINOR, 0];
+        self.ioctl(UFFDIO_REGISTER, &mut register)?;
+        if register[3] & IOCTL_CONTINUE == 0 { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+    }
+
     /// `UFFDIO_UNREGISTER`; wakes who waits there. Never for a range with a page that has not arrived: it would
     /// read as zeros.
     ///
@@ -241,6 +265,15 @@ impl Userfaultfd {
             let source = data.as_ptr() as u64 + done;
             let mut copy = [start.0 + done, source, size - done, 0, 0];
             (self.ioctl(UFFDIO_COPY, &mut copy), copy[4])
+        })
+    }
+
+    /// `UFFDIO_CONTINUE` and wake: maps pages that the file behind the mapping holds already (`EFAULT` where it does
+    /// not). Over a poison marker it would succeed and un-poison: only for claimed pages.
+    pub fn map(&self, start: Hva, size: u64) -> Progress {
+        self.over_range(size, |done| {
+            let mut map = [start.0 + done, size - done, 0, 0];
+            (self.ioctl(UFFDIO_CONTINUE, &mut map), map[3])
         })
     }
 
@@ -307,7 +340,7 @@ fn parse(message: &[u8]) -> Event {
     let word = |at: usize| message.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
     let half = |at: usize| message.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
     match message[0] {
-        0x12 => Event::Fault { at: Hva(word(16)), thread: half(24) },
+        0x12 => Event::Fault { at: Hva(word(16)), thread: half(24), minor: word(8) & PAGEFAULT_FLAG_MINOR != 0 },
         0x13 => Event::Fork(RawFd::try_from(half(8)).unwrap_or(-1)),
         0x14 => Event::Remap { from: Hva(word(8)), to: Hva(word(16)), size: word(24) },
         0x15 => Event::Remove { start: Hva(word(8)), end: Hva(word(16)) },

@@ -140,7 +140,7 @@ fn a_fault_names_its_address_and_thread_and_ends_with_the_copy() {
     assert_eq!(m.uffd.copy(m.at(0), &[5; 4096]), done(PAGE));
     let (thread, byte) = toucher.join().unwrap();
     assert_eq!(byte, 5);
-    let Event::Fault { at: found, thread: tid } = event else { panic!("{event:?}") };
+    let Event::Fault { at: found, thread: tid, minor: false } = event else { panic!("{event:?}") };
     assert_eq!(found.0 & !0xfff, m.base);
     assert_eq!(tid, thread as u32);
 }

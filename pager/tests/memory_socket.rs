@@ -18,6 +18,7 @@ use vmferry_pager::memory_socket::{bind_private, serve_within};
 use vmferry_pager::pager::Pager;
 use vmferry_pager::proto::{self, PagerRole};
 use vmferry_pager::region_map::Backing;
+use vmferry_pager::tuning::Tuning;
 use vmferry_pager::userfaultfd::{Userfaultfd, memfd};
 
 /// Sends a message as a VMM and reads the answer until the pager closes.
@@ -98,7 +99,7 @@ async fn a_vmm_that_says_nothing_is_refused_in_time() {
     let within = Duration::from_millis(300);
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("memory.sock");
-    let pager = Pager::new("web-1".into(), PagerRole::Source, directory.path().to_path_buf());
+    let pager = Pager::new("web-1".into(), PagerRole::Source, directory.path().to_path_buf(), Tuning::default());
     let server = tokio::spawn(serve_within(bind_private(&socket).unwrap(), pager.clone(), within));
     let (answer, waited) = tokio::task::spawn_blocking(move || {
         let started = std::time::Instant::now();

@@ -30,6 +30,7 @@ async fn memory_moves_from_pager_to_pager() {
         port_first: 17_700,
         port_last: 17_900,
         token: "one-time-token".into(),
+        push_bytes_per_s: 0,
     };
     let lane_address = control.serve_source(request.clone()).await.unwrap().into_inner().lane_address;
     assert_eq!(control.serve_source(request.clone()).await.unwrap().into_inner().lane_address, lane_address);

@@ -21,5 +21,9 @@ PAGE_4K = 4 * KIB
 PAGE_2M = 2 * MIB
 PAGE_1G = GIB
 
+PUSH_LIMIT_LEAST = PAGE_4K
+PUSH_LIMIT_MOST = 1024 * GIB
+"""Bytes a second that the background push may be limited to: from a page a second to 1 TiB a second."""
+
 LSB_4K = 12
 """log2 of a 4 KiB page: `addr_lsb` of a machine check (Intel SDM vol. 3B, 17.3.2.4)."""

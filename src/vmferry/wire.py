@@ -6,7 +6,10 @@ checked here once; an error names the field by its path in the message, e.g. `la
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from vmferry.errors import Reason, VmferryError
+from vmferry.migration.held import HELD_MAX, held_problem
 from vmferry.migration.model import (
     Backing,
     Latency,
@@ -15,6 +18,7 @@ from vmferry.migration.model import (
     MemoryRegion,
     Origin,
     PageProgress,
+    PageRange,
     Severity,
 )
 from vmferry.units import GIB, LSB_4K, MIB, PAGE_1G, PAGE_2M, PAGE_4K, Gpa
@@ -101,6 +105,26 @@ def layout_from_pb(message: pb.MemoryLayout, field: str = "layout") -> MemoryLay
     if problem is not None:
         raise invalid(f"{field}.{problem[0]}", problem[1])
     return layout
+
+
+def ranges_to_pb(ranges: Iterable[PageRange]) -> list[pb.PageRange]:
+    return [pb.PageRange(region=one.region, page=one.page, count=one.count) for one in ranges]
+
+
+def ranges_from_pb(messages: Iterable[pb.PageRange]) -> tuple[PageRange, ...]:
+    """As they came: not checked against a layout."""
+    return tuple(PageRange(one.region, one.page, one.count) for one in messages)
+
+
+def held_from_pb(messages: Sequence[pb.PageRange], layout: MemoryLayout, field: str = "held") -> tuple[PageRange, ...]:
+    """Raises: VmferryError INVALID_ARGUMENT, naming the first range that is not in the layout, or out of order."""
+    if len(messages) > HELD_MAX:
+        raise invalid(field, f"has {len(messages)} ranges, may have {HELD_MAX}")
+    held = ranges_from_pb(messages)
+    problem = held_problem(held, layout)
+    if problem is not None:
+        raise invalid(f"{field}[{problem[0]}].{problem[1]}", problem[2])
+    return held
 
 
 def error_to_pb(entry: LedgerEntry) -> pb.MemoryError:

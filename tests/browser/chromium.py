@@ -45,6 +45,8 @@ SNAPSHOT = """JSON.stringify({
   vms: [...document.querySelectorAll("[data-vm]")].map(
     row => [row.dataset.vm, row.querySelector(".state").textContent]),
   phases: [...document.querySelectorAll("[data-migration]")].map(row => [row.dataset.migration, row.dataset.phase]),
+  limits: [...document.querySelectorAll("[data-migration]")].map(
+    row => [row.dataset.migration, row.querySelector(".push-limit")?.textContent ?? ""]),
   outcomes: [...document.querySelectorAll("[data-incoming]")].map(row => [row.dataset.incoming, row.dataset.outcome]),
   progress: [...document.querySelectorAll("progress")].map(bar => [bar.value, bar.max]),
   errors: [...document.querySelectorAll("[data-gpa]")].map(
@@ -59,6 +61,8 @@ class Findings:
     vms: dict[str, list[str]] = field(default_factory=dict)
     phases: dict[str, list[str]] = field(default_factory=dict)
     outcomes: dict[str, list[str]] = field(default_factory=dict)
+    limits: dict[str, list[str]] = field(default_factory=dict)
+    """Push limits as worded; empty where there is none."""
     errors: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(VM, address) → origin, severity, guest was told, hops, count, as shown last."""
     progress: list[tuple[float, float]] = field(default_factory=list)
@@ -69,7 +73,8 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     def note(self, snapshot: dict[str, Any]) -> None:
-        for name, seen in (("vms", self.vms), ("phases", self.phases), ("outcomes", self.outcomes)):
+        in_order = {"vms": self.vms, "phases": self.phases, "outcomes": self.outcomes, "limits": self.limits}
+        for name, seen in in_order.items():
             for key, value in snapshot[name]:
                 known = seen.setdefault(key, [])
                 if not known or known[-1] != value:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from destination_rig import Destination, destination_of
-
-HERE = Path(__file__).parent
-FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"]
+from vmm_child import compile_child
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +25,7 @@ def pager_program() -> str:
 
 @pytest.fixture(scope="session")
 def vmm_child(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`vmm_child.c`, compiled; what it shares with the programs of the kernel tests is in their directory."""
-    program = tmp_path_factory.mktemp("vmm") / "vmm_child"
-    include = ["-I", str(HERE.parent / "kernel")]
-    subprocess.run(["gcc", *FLAGS, *include, "-o", program, HERE / "vmm_child.c"], check=True)
-    return program
+    return compile_child(tmp_path_factory.mktemp("vmm"))
 
 
 @pytest.fixture(params=["anonymous", "memfd"])

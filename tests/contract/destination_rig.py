@@ -1,4 +1,4 @@
-"""A destination's pager between a plain gRPC client, a plain gRPC source of pages and a VMM in a child process."""
+"""A destination's pager between a plain gRPC client, a plain source of pages and a VMM in a child process."""
 
 from __future__ import annotations
 

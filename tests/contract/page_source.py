@@ -1,4 +1,4 @@
-"""A plain gRPC server of Pages: stands in for the source's pager.
+"""Stands in for the source's pager: a plain gRPC server of Pages, and a plain TCP server of lanes at another address.
 
 Page n of the whole memory holds byte n % 251 + 1 throughout; every fourth is all zeros; those in `poison` are poison.
 """
@@ -6,21 +6,34 @@ Page n of the whole memory holds byte n % 251 + 1 throughout; every fourth is al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import secrets
+from collections.abc import Container, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import grpc
+import lanes
+from lanes import PAGE, Ask, Frame, Hello, Kind
 
-from vmferry.v1 import common_pb2, pages_pb2
+from vmferry.v1 import pages_pb2
 from vmferry.v1.pages_pb2_grpc import PagesServicer, add_PagesServicer_to_server
 
-PAGE = 4096
 TOKEN = "one-time"
 FIRST_PAGES = (0, 64)
 """Number, in the whole memory, of each region's first page."""
 PAGES = 96
 PUSH_PAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """What a source knows of a bad page; `origin` is an ErrorOrigin."""
+
+    origin: int
+    guest_visible: bool = False
+    hop: int = 0
 
 
 def byte_of(page: int) -> int:
@@ -33,22 +46,37 @@ def expected(page: int) -> str:
 
 
 class PageSource(PagesServicer):
-    """One source. `asked` has each page that was demanded, once a demand. While `may_answer` is clear, no demand is
-    answered; while `may_push` is clear, no more is pushed."""
+    """One source, which is frozen. `asked` has each page that was demanded, once a demand. While `may_answer` is clear,
+    no demand is answered; while `may_push` is clear, no more is pushed; `pushing`
+    is set once a bulk lane is open. `instead_of_answer`, `instead_of_push` and
+    `greetings` have what is said instead of an answer, of the next pages of a push, and at once on an urgent lane: each
+    once. A lane that has said such a thing sets `misled` and says no more."""
 
     def __init__(self) -> None:
-        self.poison: dict[int, pages_pb2.Poison] = {}
+        self.poison: dict[int, Poison] = {}
+        self.zeros_as_data = False
+        self.push_pages = PUSH_PAGES
         self.asked: list[int] = []
-        self.pushes = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.may_push = asyncio.Event()
         self.may_push.set()
+        self.pushing = asyncio.Event()
+        self.instead_of_answer: list[bytes] = []
+        self.instead_of_push: list[bytes] = []
+        self.greetings: list[bytes] = []
+        self.misled = asyncio.Event()
         self.address = ""
+        self.lane_address = ""
+        self._agreed: dict[bytes, pages_pb2.OpenLaneRequest] = {}
         self._server: grpc.aio.Server | None = None
+        self._listener: asyncio.Server | None = None
+        self._lanes: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """At a new port, so that nothing is left of the connections before."""
+        """At new ports, so that nothing is left of the connections before."""
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.lane_address = f"127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         add_PagesServicer_to_server(self, self._server)
         port = self._server.add_insecure_port("127.0.0.1:0")
@@ -56,60 +84,128 @@ class PageSource(PagesServicer):
         self.address = f"127.0.0.1:{port}"
 
     async def stop(self) -> None:
-        """All its connections break."""
+        """All its connections break.
+
+        Raises: what a lane ended with, if that was not the pager's hanging up.
+        """
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        self._agreed.clear()
+        await self.cut()
 
-    async def Demand(  # noqa: N802
-        self, requests: AsyncIterator[pages_pb2.PageRequest], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pages_pb2.PageReply]:
-        await self._admit(context)
-        async for request in requests:
-            assert request.protocol_version == 1
-            self.asked += pages_of(request.range)
-            await self.may_answer.wait()
-            yield pages_pb2.PageReply(runs=self._runs(request.range))
+    async def cut(self, names: Container[str] = ("new", "urgent", "bulk")) -> None:
+        """The lanes so named break, wherever they are in a frame; new ones can be opened.
 
-    async def Push(  # noqa: N802
-        self, request: pages_pb2.PushRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pages_pb2.PageReply]:
-        await self._admit(context)
-        assert request.protocol_version == 1
-        self.pushes += 1
-        for lacking in request.lacking:
-            for page in range(lacking.page, lacking.page + lacking.count, PUSH_PAGES):
-                count = min(PUSH_PAGES, lacking.page + lacking.count - page)
-                await self.may_push.wait()
-                part = common_pb2.PageRange(region=lacking.region, page=page, count=count)
-                yield pages_pb2.PageReply(runs=self._runs(part))
+        Raises: as `stop`.
+        """
+        chosen = {lane for lane in self._lanes if lane.get_name() in names}
+        self._lanes -= chosen
+        for lane in chosen:
+            lane.cancel()
+        for ended in await asyncio.gather(*chosen, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
 
-    async def _admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def OpenLane(  # noqa: N802
+        self, request: pages_pb2.OpenLaneRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pages_pb2.OpenLaneReply:
         metadata = dict(context.invocation_metadata() or ())
         if metadata.get("vmferry-lane-token") != TOKEN:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the lane's token")
+        assert request.protocol_version == lanes.VERSION
+        assert request.WhichOneof("lane")
+        token = secrets.token_bytes(lanes.TOKEN_BYTES)
+        self._agreed[token] = request
+        return pages_pb2.OpenLaneReply(address=self.lane_address, token=token)
 
-    def _runs(self, wanted: common_pb2.PageRange) -> Iterator[pages_pb2.Run]:
-        """Runs as long as they can be; each poisoned page is a run of its own."""
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._lanes.add(asyncio.create_task(self._serve(reader, writer), name="new"))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # the pager has closed the lane
+                hello = Hello.decode(await reader.readexactly(Hello.FORM.size))
+                assert hello.magic == lanes.MAGIC
+                agreed = self._agreed.pop(hello.token)
+                await self._run(agreed, reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _run(
+        self, agreed: pages_pb2.OpenLaneRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """A lane from its hello on; its task bears its name."""
+        task, name = asyncio.current_task(), agreed.WhichOneof("lane")
+        assert task is not None
+        assert name is not None
+        task.set_name(name)
+        if name == "urgent":
+            await self._answer(reader, writer)
+        else:
+            await self._push(agreed.bulk, reader, writer)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.greetings:
+            await self._mislead(self.greetings.pop(0), reader, writer)
+        while True:
+            ask = Ask.decode(await reader.readexactly(Ask.FORM.size))
+            self.asked += numbers(ask)
+            await self.may_answer.wait()
+            if self.instead_of_answer:
+                await self._mislead(self.instead_of_answer.pop(0), reader, writer)
+            writer.writelines(frame.encode() for frame in self._frames(ask))
+            await writer.drain()
+
+    async def _push(self, bulk: pages_pb2.BulkLane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pushing.set()
+        for lacking in bulk.lacking:
+            for page in range(lacking.page, lacking.page + lacking.count, self.push_pages):
+                await self.may_push.wait()
+                if self.instead_of_push:
+                    await self._mislead(self.instead_of_push.pop(0), reader, writer)
+                part = Ask(lacking.region, page, min(self.push_pages, lacking.page + lacking.count - page))
+                writer.writelines(frame.encode() for frame in self._frames(part))
+                await writer.drain()
+        writer.write(Frame(Kind.END).encode())
+        writer.close()
+        await writer.wait_closed()
+
+    async def _mislead(self, said: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Ends with the lane, never by returning.
+
+        Raises: asyncio.IncompleteReadError: the pager has closed it.
+        """
+        writer.write(said)
+        self.misled.set()
+        await writer.drain()
+        while True:
+            await reader.readexactly(Ask.FORM.size)
+
+    def _frames(self, wanted: Ask) -> Iterator[Frame]:
+        """As long as they can be; each poisoned page has one of its own."""
         first = FIRST_PAGES[wanted.region]
-        for kind, group in groupby(pages_of(wanted), self._kind):
+        for kind, group in groupby(numbers(wanted), self._kind):
             pages = list(group)
-            run = pages_pb2.Run(region=wanted.region, page=pages[0] - first, count=len(pages))
+            at = (wanted.region, pages[0] - first)
             if kind == "data":
-                run.data = b"".join(bytes([byte_of(page)]) * PAGE for page in pages)
+                yield from lanes.data(*at, b"".join(bytes([byte_of(page)]) * PAGE for page in pages))
             elif kind == "zero":
-                run.zero.SetInParent()
+                yield Frame(Kind.ZERO, *at, len(pages))
             else:
-                run.poison.CopyFrom(self.poison[pages[0]])
-            yield run
+                known = self.poison[pages[0]]
+                yield Frame(Kind.POISON, *at, 1, known.origin, int(known.guest_visible), known.hop)
 
     def _kind(self, page: int) -> str:
         if page in self.poison:
             return f"poison {page}"
-        return "data" if byte_of(page) else "zero"
+        return "data" if byte_of(page) or self.zeros_as_data else "zero"
 
 
-def pages_of(run: common_pb2.PageRange) -> range:
-    """The run's pages by their numbers in the whole memory."""
-    first = FIRST_PAGES[run.region] + run.page
-    return range(first, first + run.count)
+def numbers(wanted: Ask) -> range:
+    """The pages by their numbers in the whole memory."""
+    first = FIRST_PAGES[wanted.region] + wanted.page
+    return range(first, first + wanted.count)

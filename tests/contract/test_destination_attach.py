@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import pytest
 from destination_rig import Destination
-from page_source import FIRST_PAGES, PAGES, expected
+from page_source import FIRST_PAGES, PAGES, Poison, expected
 from vmm_child import PAGE, Json
 
-from vmferry.v1 import common_pb2, pages_pb2
+from vmferry.v1 import common_pb2
 
 LONGEST = 64 << 10
 Change: TypeAlias = Callable[[Json], Any]
@@ -150,7 +150,7 @@ async def test_unknown_fields_are_ignored(destination: Destination) -> None:
 
 async def test_firecrackers_array_is_accepted_and_nothing_sent_back(anonymous: Destination) -> None:
     bad = FIRST_PAGES[1] + 4
-    anonymous.source.poison = {bad: pages_pb2.Poison(origin=common_pb2.ERROR_ORIGIN_READ)}
+    anonymous.source.poison = {bad: Poison(common_pb2.ERROR_ORIGIN_READ)}
     regions: list[Json] = []
     for first, end in ((FIRST_PAGES[1], PAGES), (0, FIRST_PAGES[1])):  # in any order
         region: Json = {"base_host_virt_addr": anonymous.vmm.hva + first * PAGE, "size": (end - first) * PAGE}

@@ -1,4 +1,4 @@
-"""A destination's pager, driven by a plain gRPC client, fed by a plain gRPC source, for a VMM in a child process."""
+"""A destination's pager, driven by a plain gRPC client, fed by a plain source, for a VMM in a child process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import asyncio
 import grpc
 import pytest
 from destination_rig import Destination, gpa_of
-from page_source import FIRST_PAGES, PAGES, expected
+from lanes import MOST_DATA_PAGES
+from page_source import FIRST_PAGES, PAGES, Poison, expected
 from vmm_child import PAGE, PATIENCE_S, Json
 
-from vmferry.v1 import common_pb2, pager_pb2, pages_pb2
+from vmferry.v1 import common_pb2, pager_pb2
 
 BAD = 5
 OTHER_REGION = FIRST_PAGES[1] + 2
 ZERO = 3
-READ = pages_pb2.Poison(origin=common_pb2.ERROR_ORIGIN_READ, hop=1)
-KNOWN = pages_pb2.Poison(origin=common_pb2.ERROR_ORIGIN_VMM, guest_visible=True, hop=1)
+GIVEN_BACK = 20
+READ = Poison(common_pb2.ERROR_ORIGIN_READ, hop=1)
+KNOWN = Poison(common_pb2.ERROR_ORIGIN_VMM, guest_visible=True, hop=1)
 
 
 def report(destination: Destination, page: int, severity: str, thread: int) -> Json:
@@ -195,6 +197,31 @@ async def test_a_page_that_went_bad_here_stays_so(destination: Destination, ende
     assert await destination.vmm.touch(2) == expected(2)
     assert destination.vmm.frames == []
     assert await destination.complete() == 1
+
+
+async def test_the_longest_frame_leaves_alone_what_it_may_not_touch(destination: Destination) -> None:
+    """A whole region in one DATA, after some of its pages came otherwise, went bad or were given back."""
+    source, vmm = destination.source, destination.vmm
+    source.zeros_as_data, source.push_pages = True, MOST_DATA_PAGES
+    source.may_push.clear()
+    assert FIRST_PAGES[1] == MOST_DATA_PAGES
+    await destination.attach()
+    await destination.connect()
+    await destination.push(1)
+    await asyncio.wait_for(source.pushing.wait(), PATIENCE_S)
+    assert await destination.mark(BAD, guest_visible=True) == (1, 0, 0)
+    assert await vmm.touch(GIVEN_BACK) == expected(GIVEN_BACK)
+    for page in (GIVEN_BACK, GIVEN_BACK + 1):  # one that had arrived, one that had not
+        await vmm.give_back(page)
+        assert await vmm.touch(page) == "byte:0"
+    assert await vmm.touch(ZERO) == expected(ZERO)
+    source.may_push.set()
+    await destination.event("all_present")
+    assert await destination.complete() == 1
+    other = {BAD: "sigbus", GIVEN_BACK: "byte:0", GIVEN_BACK + 1: "byte:0"}
+    for page in range(PAGES):
+        assert await vmm.touch(page) == other.get(page, expected(page)), page
+    assert vmm.frames == []
 
 
 @pytest.mark.parametrize("lanes", [1, 4])

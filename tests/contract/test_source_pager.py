@@ -1,155 +1,50 @@
-"""A plain gRPC client stands in for the daemon and for the destination's pager: what a source's pager answers."""
+"""What a source's pager answers to a daemon and to the lanes of a destination."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import grpc
 import pytest
-
-from vmferry.v1 import common_pb2, pager_pb2, pages_pb2
-from vmferry.v1.pager_pb2_grpc import PagerStub
-from vmferry.v1.pages_pb2_grpc import PagesStub
-
-if TYPE_CHECKING:  # names of the stubs' types only: the generated code has no such classes
-    from vmferry.v1.pager_pb2_grpc import PagerAsyncStub
-    from vmferry.v1.pages_pb2_grpc import PagesAsyncStub
-
-PAGE = 4096
-PAGES = 64
-POISONED = 5
-TOKEN = "one-time"
-PATIENCE_S = 30
-# A unix path is no authority that HTTP/2 servers take.
-OPTIONS = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.default_authority", "localhost"),
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.initial_reconnect_backoff_ms", 50),  # the pager is just starting
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 200),
-    ("grpc.use_local_subchannel_pool", 1),
+from lanes import MAGIC, PAGE, TOKEN_BYTES, VERSION, Ask, Frame, Hello
+from source_rig import (
+    PAGES,
+    PATIENCE_S,
+    FailedError,
+    Source,
+    bulk,
+    check,
+    demand,
+    push,
+    push_all,
+    source_of,
+    urgent,
 )
 
+from vmferry.v1 import common_pb2, pager_pb2, pages_pb2
 
-@dataclass
-class Source:
-    control: PagerAsyncStub
-    lane: str
-
-    def pages(self, channel: grpc.aio.Channel) -> PagesAsyncStub:
-        return PagesStub(channel)
-
-
-def layout(backing: str) -> common_pb2.MemoryLayout:
-    number = common_pb2.BACKING_MEMFD if backing == "memfd" else common_pb2.BACKING_ANONYMOUS
-    return common_pb2.MemoryLayout(
-        regions=[common_pb2.MemoryRegion(gpa=0, size=PAGES * PAGE, page_size=PAGE, backing=number)]
-    )
-
-
-def start_pager(program: str, directory: Path) -> subprocess.Popen[bytes]:
-    command = [program, "--runtime-dir", str(directory), "--vm", "web-1", "--role", "source"]
-    return subprocess.Popen(command, stderr=(directory / "pager.log").open("wb"))
-
-
-def start_vmm(backing: str, path: Path) -> subprocess.Popen[bytes]:
-    script = str(Path(__file__).with_name("vmm_stand_in.py"))
-    command = [sys.executable, script, backing, str(PAGES), str(path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait(PATIENCE_S)
-
-
-async def serve(control: PagerAsyncStub, backing: str) -> str:
-    await control.GetStatus(pager_pb2.GetStatusRequest(), timeout=PATIENCE_S, wait_for_ready=True)
-    request = pager_pb2.ServeSourceRequest(
-        layout=layout(backing), listen_ip="127.0.0.1", port_first=17700, port_last=17800, token=TOKEN
-    )
-    return (await control.ServeSource(request, timeout=PATIENCE_S)).lane_address
+POISONED = 5
 
 
 @pytest.fixture(params=["anonymous", "memfd"])
 async def source(request: pytest.FixtureRequest, pager_program: str, tmp_path: Path) -> AsyncIterator[Source]:
-    pager = start_pager(pager_program, tmp_path)
-    vmm = None
-    try:
-        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/pager.sock", options=OPTIONS) as channel:
-            control: PagerAsyncStub = PagerStub(channel)
-            lane = await serve(control, request.param)
-            vmm = start_vmm(request.param, tmp_path / "memory.sock")
-            assert vmm.stdout is not None
-            async with asyncio.timeout(PATIENCE_S):
-                answer = json.loads(await asyncio.to_thread(vmm.stdout.readline))
-            assert answer["type"] == "attached", answer
-            yield Source(control, lane)
-    finally:
-        for process in (vmm, pager):
-            if process is not None:
-                end(process)
+    async with source_of(pager_program, request.param, tmp_path) as made:
+        yield made
 
 
-async def demand(source: Source, page: int, count: int = 1, version: int = 1) -> dict[int, pages_pb2.Run]:
-    """The answer to one request on a lane of its own, by page."""
-    got: dict[int, pages_pb2.Run] = {}
-    wanted = common_pb2.PageRange(region=0, page=page, count=count)
-    async with grpc.aio.insecure_channel(source.lane, options=OPTIONS) as channel, asyncio.timeout(PATIENCE_S):
-        call = source.pages(channel).Demand(metadata=(("vmferry-lane-token", TOKEN),))
-        await call.write(pages_pb2.PageRequest(protocol_version=version, range=wanted))
-        while len(got) < count:
-            reply = await call.read()  # raises the status, if it is not OK
-            assert isinstance(reply, pages_pb2.PageReply), "the lane ended"
-            spread(reply, got)
-        call.cancel()
-    return got
-
-
-async def push(source: Source, page: int, count: int = 1, version: int = 1) -> dict[int, pages_pb2.Run]:
-    """What a bulk lane brings for one range that is lacking."""
-    return await push_all(source, [common_pb2.PageRange(region=0, page=page, count=count)], version)
-
-
-async def push_all(source: Source, lacking: list[common_pb2.PageRange], version: int = 1) -> dict[int, pages_pb2.Run]:
-    got: dict[int, pages_pb2.Run] = {}
-    async with grpc.aio.insecure_channel(source.lane, options=OPTIONS) as channel, asyncio.timeout(PATIENCE_S):
-        request = pages_pb2.PushRequest(protocol_version=version, lacking=lacking)
-        async for reply in source.pages(channel).Push(request, metadata=(("vmferry-lane-token", TOKEN),)):
-            spread(reply, got)
-    return got
+@pytest.fixture
+async def frozen(pager_program: str, tmp_path: Path) -> AsyncIterator[Source]:
+    """On one backing, for what does not depend on it."""
+    async with source_of(pager_program, "memfd", tmp_path) as made:
+        await made.freeze()
+        yield made
 
 
 LANES = pytest.mark.parametrize("lane", [demand, push])
-Lane: TypeAlias = Callable[..., Awaitable[dict[int, pages_pb2.Run]]]
-
-
-def spread(reply: pages_pb2.PageReply, into: dict[int, pages_pb2.Run]) -> None:
-    for run in reply.runs:
-        for index in range(run.count):
-            assert run.page + index not in into, "each page comes exactly once"
-            into[run.page + index] = run
-
-
-def check(pages: dict[int, pages_pb2.Run], poisoned: set[int]) -> None:
-    """Every page is what the stand-in put there, or poison."""
-    for page, run in pages.items():
-        kind = run.WhichOneof("contents")
-        if page in poisoned:
-            assert kind == "poison", page
-        elif page % 4 == 3:
-            assert kind == "zero", page
-        else:
-            start = (page - run.page) * PAGE
-            assert run.data[start : start + PAGE] == bytes([page % 251 + 1]) * PAGE, page
+Lane: TypeAlias = Callable[..., Awaitable[dict[int, Frame]]]
 
 
 async def status_of(answer: Awaitable[object]) -> grpc.StatusCode:
@@ -158,71 +53,208 @@ async def status_of(answer: Awaitable[object]) -> grpc.StatusCode:
     return caught.value.code()
 
 
-async def poison(source: Source) -> None:
-    error = common_pb2.MemoryError(gpa=POISONED * PAGE, lsb=12, origin=common_pb2.ERROR_ORIGIN_OPERATOR, count=1)
+async def failure_of(answer: Awaitable[object]) -> str:
+    """The text of the FAILED that comes."""
+    with pytest.raises(FailedError) as caught:
+        await answer
+    return str(caught.value)
+
+
+async def poison(source: Source, guest_visible: bool = False, hop: int = 0) -> None:
+    origin = common_pb2.ERROR_ORIGIN_OPERATOR
+    error = common_pb2.MemoryError(
+        gpa=POISONED * PAGE, lsb=12, origin=origin, guest_visible=guest_visible, hop=hop, count=1
+    )
     reply = await source.control.MarkPoisoned(pager_pb2.MarkPoisonedRequest(errors=[error]))
     assert reply.marked == 1
 
 
 async def test_demand_gives_data_zeros_and_poison(source: Source) -> None:
     await poison(source)
-    await source.control.Freeze(pager_pb2.FreezeRequest())
+    await source.freeze()
     pages = await demand(source, 0, PAGES)
     assert sorted(pages) == list(range(PAGES))
     check(pages, {POISONED})
-    assert pages[POISONED].poison.origin == common_pb2.ERROR_ORIGIN_OPERATOR
 
 
 async def test_push_gives_what_is_lacking_and_ends(source: Source) -> None:
     await poison(source)
-    await source.control.Freeze(pager_pb2.FreezeRequest())
-    lacking = [common_pb2.PageRange(region=0, page=2, count=6), common_pb2.PageRange(region=0, page=40, count=24)]
-    got = await push_all(source, lacking)
+    await source.freeze()
+    got = await push_all(source, (2, 6), (40, 24))
     assert sorted(got) == [*range(2, 8), *range(40, 64)]
     check(got, {POISONED})
 
 
 @LANES
-async def test_nothing_is_served_before_the_vcpus_stand_still(source: Source, lane: Lane) -> None:
-    assert await status_of(lane(source, 0)) is grpc.StatusCode.FAILED_PRECONDITION
-    await source.control.Freeze(pager_pb2.FreezeRequest())
-    check(await lane(source, 0), set())
+@pytest.mark.parametrize(("guest_visible", "hop"), [(False, 0), (True, 2**32 - 1)])
+async def test_poison_is_told_as_it_is_known(frozen: Source, lane: Lane, guest_visible: bool, hop: int) -> None:
+    await poison(frozen, guest_visible, hop)
+    told = (await lane(frozen, 0, PAGES))[POISONED]
+    assert (told.origin, told.guest_visible, told.hop) == (common_pb2.ERROR_ORIGIN_OPERATOR, int(guest_visible), hop)
 
 
-@LANES
-async def test_nothing_is_served_once_they_may_run_again(source: Source, lane: Lane) -> None:
-    await source.control.Freeze(pager_pb2.FreezeRequest())
-    check(await lane(source, 0), set())
-    await source.control.Thaw(pager_pb2.ThawRequest())
-    assert await status_of(lane(source, 0)) in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE}
+async def test_a_bulk_lane_with_nothing_lacking_ends(frozen: Source) -> None:
+    assert await push_all(frozen) == {}
 
 
-@LANES
-@pytest.mark.parametrize(
-    ("request_", "code"),
-    [
-        ({"page": 0, "version": 2}, grpc.StatusCode.FAILED_PRECONDITION),
-        ({"page": PAGES}, grpc.StatusCode.INVALID_ARGUMENT),
-        ({"page": PAGES - 1, "count": 2}, grpc.StatusCode.INVALID_ARGUMENT),
-        ({"page": 2**64 - 1, "count": 2}, grpc.StatusCode.INVALID_ARGUMENT),
-    ],
-)
-async def test_wrong_requests_have_their_status(
-    source: Source, lane: Lane, request_: dict[str, int], code: grpc.StatusCode
-) -> None:
-    await source.control.Freeze(pager_pb2.FreezeRequest())
-    assert await status_of(lane(source, **request_)) is code
-    check(await lane(source, 0), set())
+async def test_no_bulk_lane_before_the_vcpus_stand_still(source: Source) -> None:
+    assert await status_of(source.open_lane(bulk((0, 1)))) is grpc.StatusCode.FAILED_PRECONDITION
+    await source.freeze()
+    check(await push(source, 0), set())
+
+
+async def test_no_page_is_answered_before_the_vcpus_stand_still(source: Source) -> None:
+    """The urgent lane may be there before, so that it costs no time once they do."""
+    async with source.opened(urgent()) as early:
+        assert "frozen" in await failure_of(demand(source, 0))
+        await source.freeze()
+        early.ask(0, 8)
+        pages = await early.pages(8)
+        assert sorted(pages) == list(range(8))
+        check(pages, set())
+
+
+async def test_no_page_is_served_once_they_may_run_again(source: Source) -> None:
+    """By FAILED or by the end of the lane, on lanes from before and on new ones."""
+    await source.freeze()
+    check(await push(source, 0), set())
+    reply = await source.open_lane(bulk((0, PAGES)))
+    async with source.opened(urgent()) as lane:
+        lane.ask(0)
+        check(await lane.pages(1), set())
+        await source.thaw()
+        with pytest.raises((FailedError, ConnectionError)):
+            lane.ask(1)
+            await lane.pages(1)
+    with pytest.raises((FailedError, OSError)):
+        async with source.connection(reply) as late:
+            late.say(Hello(reply.token).encode())
+            await late.pages(1)
+    with pytest.raises((FailedError, OSError, grpc.aio.AioRpcError)):
+        await demand(source, 0)
+    assert await status_of(push(source, 0)) in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE}
+
+
+@pytest.mark.parametrize("request_", [urgent(VERSION - 1), urgent(VERSION + 1), bulk((0, 1), version=VERSION + 1)])
+async def test_another_version_is_refused(frozen: Source, request_: pages_pb2.OpenLaneRequest) -> None:
+    assert await status_of(frozen.open_lane(request_)) is grpc.StatusCode.FAILED_PRECONDITION
+    check(await demand(frozen, 0), set())
+
+
+OUTSIDE = [(PAGES, 1), (PAGES - 1, 2), (2**64 - 1, 2)]
+
+
+@pytest.mark.parametrize(("page", "count"), OUTSIDE)
+async def test_a_bulk_lane_for_pages_outside_the_layout_is_refused(frozen: Source, page: int, count: int) -> None:
+    assert await status_of(frozen.open_lane(bulk((0, 1), (page, count)))) is grpc.StatusCode.INVALID_ARGUMENT
+    assert await status_of(frozen.open_lane(bulk((0, 1), region=1))) is grpc.StatusCode.INVALID_ARGUMENT
+    check(await push(frozen, 0), set())
+
+
+@pytest.mark.parametrize(("page", "count"), OUTSIDE)
+async def test_an_ask_outside_the_layout_fails_and_names_the_range(frozen: Source, page: int, count: int) -> None:
+    reason = await failure_of(demand(frozen, page, count))
+    assert str(page) in reason
+    assert str(count) in reason
+    check(await demand(frozen, 0), set())
+
+
+async def test_an_ask_of_no_such_region_fails(frozen: Source) -> None:
+    async with frozen.opened(urgent()) as lane:
+        lane.ask(0, 1, region=77)
+        assert "77" in await failure_of(lane.pages(1))
+
+
+async def test_an_ask_of_no_pages_fails(frozen: Source) -> None:
+    assert await failure_of(demand(frozen, 9, 0))
+    check(await demand(frozen, 9), set())
 
 
 @pytest.mark.parametrize("metadata", [(), (("vmferry-lane-token", ""),), (("vmferry-lane-token", "wrong"),)])
-async def test_a_lane_without_the_token_is_refused(source: Source, metadata: tuple[tuple[str, str], ...]) -> None:
-    """The demand lane before it has asked: a request after the refusal would be an error of the client's own."""
-    await source.control.Freeze(pager_pb2.FreezeRequest())
-    lacking = [common_pb2.PageRange(region=0, page=0, count=1)]
-    async with grpc.aio.insecure_channel(source.lane, options=OPTIONS) as channel, asyncio.timeout(PATIENCE_S):
-        pages = source.pages(channel)
-        assert await pages.Demand(metadata=metadata).code() is grpc.StatusCode.UNAUTHENTICATED
-        pushed = pages.Push(pages_pb2.PushRequest(protocol_version=1, lacking=lacking), metadata=metadata)
-        assert await pushed.code() is grpc.StatusCode.UNAUTHENTICATED
-    check(await demand(source, 0), set())
+async def test_a_lane_without_the_token_is_refused(frozen: Source, metadata: tuple[tuple[str, str], ...]) -> None:
+    for request in (urgent(), bulk((0, 1))):
+        assert await status_of(frozen.open_lane(request, metadata)) is grpc.StatusCode.UNAUTHENTICATED
+    check(await demand(frozen, 0), set())
+
+
+async def test_each_lane_has_a_token_of_its_own_that_is_good_once(frozen: Source) -> None:
+    replies = [await frozen.open_lane(urgent()) for _ in range(8)]
+    assert {len(reply.token) for reply in replies} == {TOKEN_BYTES}
+    assert len({reply.token for reply in replies}) == len(replies)
+    hello = Hello(replies[0].token).encode()
+    async with frozen.connection(replies[0]) as first, frozen.connection(replies[0]) as second:
+        first.say(hello)
+        first.ask(0)
+        check(await first.pages(1), set())
+        second.say(hello + Ask(0, 1, 1).encode())
+        assert await second.all_said() == b""
+        first.ask(1)
+        check(await first.pages(1), set())
+    async with frozen.connection(replies[0]) as third:
+        third.say(hello)
+        assert await third.all_said() == b"", "used, and its lane is over"
+
+
+@pytest.mark.parametrize(
+    ("magic", "token"),
+    [
+        pytest.param(MAGIC, bytes(TOKEN_BYTES), id="unknown token"),
+        pytest.param(b"VMFLANE2", None, id="another version"),
+        pytest.param(bytes(8), None, id="zeros"),
+        pytest.param(b"GET / HT", None, id="not a lane"),
+    ],
+)
+async def test_a_wrong_hello_is_not_answered(frozen: Source, magic: bytes, token: bytes | None) -> None:
+    reply = await frozen.open_lane(urgent())
+    async with frozen.connection(reply) as lane:
+        lane.say(Hello(token or reply.token, magic).encode())
+        assert await lane.all_said() == b""
+    check(await demand(frozen, 0), set())
+
+
+@pytest.mark.parametrize("length", [1, len(MAGIC), Hello.FORM.size - 1])
+async def test_a_hello_that_breaks_off_is_not_answered(frozen: Source, length: int) -> None:
+    reply = await frozen.open_lane(urgent())
+    async with frozen.connection(reply) as lane:
+        lane.say(Hello(reply.token).encode()[:length])
+        lane.writer.write_eof()
+        assert await lane.all_said() == b""
+    check(await demand(frozen, 0), set())
+
+
+async def test_asks_come_in_any_cut(frozen: Source) -> None:
+    """One byte at a time, many at once, with the hello: TCP keeps no boundaries."""
+    reply = await frozen.open_lane(urgent())
+    async with frozen.connection(reply) as lane:
+        for byte in Hello(reply.token).encode() + Ask(0, 0, 4).encode():
+            lane.say(bytes([byte]))
+            await lane.writer.drain()
+            await asyncio.sleep(0)
+        check(await lane.pages(4), set())
+        lane.say(b"".join(Ask(0, page, 4).encode() for page in range(4, PAGES, 4)))
+        pages = await lane.pages(PAGES - 4)
+        assert sorted(pages) == list(range(4, PAGES))
+        check(pages, set())
+    reply = await frozen.open_lane(urgent())
+    async with frozen.connection(reply) as lane:
+        lane.say(Hello(reply.token).encode() + Ask(0, 8, 1).encode() + Ask(0, 8, 1).encode())
+        for _ in range(2):  # asked twice, answered twice
+            check(await lane.pages(1), set())
+
+
+async def test_lanes_beside_each_other_do_not_wait_for_each_other(frozen: Source) -> None:
+    """One that is silent, one that does not read, one that is only agreed on."""
+    silent, agreed = await frozen.open_lane(urgent()), await frozen.open_lane(urgent())
+    async with frozen.connection(silent), frozen.opened(urgent()) as deaf:
+        for _ in range(256):  # 48 MiB of answers: more than any socket holds
+            deaf.ask(0, PAGES)
+        await deaf.writer.drain()
+        check(await demand(frozen, 0, PAGES), set())
+        check(await push(frozen, 0, PAGES), set())
+        async with frozen.connection(agreed) as lane:
+            lane.say(Hello(agreed.token).encode())
+            lane.ask(1)
+            check(await lane.pages(1), set())
+    status = await frozen.control.GetStatus(pager_pb2.GetStatusRequest(), timeout=PATIENCE_S)
+    assert status.frozen
+    assert status.pages_served > 2 * PAGES

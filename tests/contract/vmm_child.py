@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +12,33 @@ from typing import Any, TypeAlias
 
 PAGE = 4096
 PATIENCE_S = 30.0
+HERE = Path(__file__).parent
+FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"]
 
 # The bits this project may ask for, linux/userfaultfd.h
 FEATURES = {
     "UFFD_FEATURE_EVENT_FORK": 1 << 1,
     "UFFD_FEATURE_EVENT_REMAP": 1 << 2,
     "UFFD_FEATURE_EVENT_REMOVE": 1 << 3,
+    "UFFD_FEATURE_MISSING_HUGETLBFS": 1 << 4,
     "UFFD_FEATURE_MISSING_SHMEM": 1 << 5,
     "UFFD_FEATURE_EVENT_UNMAP": 1 << 6,
     "UFFD_FEATURE_THREAD_ID": 1 << 8,
+    "UFFD_FEATURE_MINOR_HUGETLBFS": 1 << 9,
     "UFFD_FEATURE_MINOR_SHMEM": 1 << 10,
     "UFFD_FEATURE_EXACT_ADDRESS": 1 << 11,
     "UFFD_FEATURE_POISON": 1 << 14,
 }
 
 Json: TypeAlias = dict[str, Any]
+
+
+def compile_child(directory: Path) -> Path:
+    """`vmm_child.c`, compiled; what it shares with the programs of the kernel tests is in their directory."""
+    program = directory / "vmm_child"
+    include = ["-I", str(HERE.parent / "kernel")]
+    subprocess.run(["gcc", *FLAGS, *include, "-o", program, HERE / "vmm_child.c"], check=True)
+    return program
 
 
 def feature_bits(names: Sequence[str]) -> int:

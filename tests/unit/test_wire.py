@@ -16,6 +16,7 @@ from vmferry.migration.model import (
     MemoryRegion,
     Origin,
     PageProgress,
+    PageRange,
     Severity,
 )
 from vmferry.units import GIB, MIB, Gpa
@@ -59,6 +60,25 @@ def layouts(draw: st.DrawFn) -> MemoryLayout:
 def test_layout_there_and_back(layout: MemoryLayout) -> None:
     message = pb.MemoryLayout.FromString(wire.layout_to_pb(layout).SerializeToString())
     assert wire.layout_from_pb(message) == layout
+
+
+@st.composite
+def layouts_with_held(draw: st.DrawFn) -> tuple[MemoryLayout, list[PageRange]]:
+    layout, held = draw(layouts()), []
+    for index, one in enumerate(layout.regions):
+        cuts = sorted(draw(st.sets(st.integers(0, one.size // 4096), max_size=8)))
+        held += [PageRange(index, first, last - first) for first, last in zip(cuts[::2], cuts[1::2], strict=False)]
+    return layout, held
+
+
+@given(layouts_with_held())
+def test_held_memory_there_and_back(both: tuple[MemoryLayout, list[PageRange]]) -> None:
+    layout, held = both
+    messages = [pb.PageRange.FromString(one.SerializeToString()) for one in wire.ranges_to_pb(held)]
+    assert wire.held_from_pb(messages, layout) == tuple(held)
+    if held:
+        with pytest.raises(VmferryError, match=r"held\[\d+\]\.page"):
+            wire.held_from_pb([*messages, messages[0]], layout)
 
 
 @given(entries)

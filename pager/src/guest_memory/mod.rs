@@ -1,15 +1,16 @@
 //! Reading a source's memory without ever touching it through a mapping of our own: no SIGBUS can reach this process.
 //!
 //! ```text
-//!  memfd, file ── FileReader ─── SEEK_DATA (holes) · pread (EIO = poison) ──┐
-//!                                                                           ├─▶ Found: data, zero, poison
-//!  process ───── ProcessReader ─ pagemap (empty = zero) · process_vm_readv ─┘
+//!  memfd, file ── FileReader ─── SEEK_DATA (holes) · pread, splice (EIO = poison) ──┐
+//!                                                                                   ├─▶ Found: data, zero, poison
+//!  process ───── ProcessReader ─ pagemap (empty = zero) · process_vm_readv ─────────┘
 //!                                (EFAULT = poison)
 //!       both ─── Pagemap: poison markers in the VMM's page tables
 //! ```
 //!
 //! A poison marker lives in one mapping only, so a `pread` of the memfd under it reads as if nothing had happened; the
-//! page tables of the VMM are asked as well (docs/kernel-facts.md).
+//! page tables of the VMM are asked as well (docs/kernel-facts.md). All page numbers are of 4 KiB, as on lanes, whatever
+//! the backing: a huge page that is bad in part is told of in part, where the kernel does so.
 
 mod file;
 mod pagemap;
@@ -17,27 +18,79 @@ mod process;
 
 use std::io;
 
-use bytes::{Bytes, BytesMut};
-
 use crate::attached::{AttachedMemory, AttachedRegion};
+use crate::lane::PAGE;
 use crate::region_map::{Backing, Hva, Region};
 
 use file::FileReader;
+pub use file::Pipe;
 use pagemap::Pagemap;
 use process::ProcessReader;
 
-/// Largest page this reader moves: a page must fit one reply.
-const MAX_PAGE_SIZE: u64 = 2 << 20;
-
 /// What a run of consecutive pages holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// `bytes.len() / page_size` pages.
-    Data(Bytes),
+    /// This many pages with contents.
+    Data(u64),
     /// This many pages of zeros, holes included.
     Zero(u64),
     /// This many pages that cannot be read because they are poisoned.
     Poison(u64),
+}
+
+impl Found {
+    /// Number of pages.
+    pub fn count(self) -> u64 {
+        match self {
+            Self::Data(count) | Self::Zero(count) | Self::Poison(count) => count,
+        }
+    }
+
+    fn with_count(self, count: u64) -> Self {
+        match self {
+            Self::Data(_) => Self::Data(count),
+            Self::Zero(_) => Self::Zero(count),
+            Self::Poison(_) => Self::Poison(count),
+        }
+    }
+}
+
+/// Consecutive runs, neighbours of one kind joined.
+#[derive(Debug, Default)]
+pub struct Runs(Vec<Found>);
+
+impl Runs {
+    fn push(&mut self, run: Found) {
+        match self.0.last_mut() {
+            _ if run.count() == 0 => {}
+            Some(last) if std::mem::discriminant(last) == std::mem::discriminant(&run) => {
+                *last = last.with_count(last.count() + run.count());
+            }
+            _ => self.0.push(run),
+        }
+    }
+
+    /// The runs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Found> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// Finds the zero pages among the data: page `n` of the runs is at `n * PAGE` in `buffer`.
+    fn split_zeros(&mut self, buffer: &[u8]) {
+        let mut page = 0;
+        for run in std::mem::take(&mut self.0) {
+            match run {
+                Found::Data(count) => {
+                    let bytes = &buffer[(page * PAGE) as usize..((page + count) * PAGE) as usize];
+                    for page in bytes.chunks_exact(PAGE as usize) {
+                        self.push(if is_zero(page) { Found::Zero(1) } else { Found::Data(1) });
+                    }
+                }
+                other => self.push(other),
+            }
+            page += run.count();
+        }
+    }
 }
 
 /// Why memory cannot be read. None of them means poison.
@@ -65,24 +118,12 @@ pub enum ReadError {
         /// Its error.
         source: io::Error,
     },
-    /// Pages of this size cannot be moved.
-    #[error("pages of {page_size} bytes cannot be moved; use a backing with pages of at most {MAX_PAGE_SIZE} bytes")]
-    PageSize {
-        /// The region's.
-        page_size: u64,
-    },
 }
 
 /// The memory of one VM that stands still.
 #[derive(Debug)]
 pub struct GuestMemory {
-    regions: Vec<RegionReader>,
-}
-
-#[derive(Debug)]
-struct RegionReader {
-    bytes: Origin,
-    page_size: u64,
+    regions: Vec<Origin>,
 }
 
 /// Where the bytes of a region come from.
@@ -98,94 +139,78 @@ impl GuestMemory {
     /// # Errors
     /// [`ReadError`] if a region cannot be read: no permission (`CAP_SYS_PTRACE`), no such process, not mapped.
     pub fn new(memory: AttachedMemory) -> Result<Self, ReadError> {
-        let AttachedMemory { vmm_pid, layout, regions, uffd: _ } = memory;
-        let readers = layout.regions().iter().zip(regions).map(|(region, at)| RegionReader::new(vmm_pid, region, at));
+        let AttachedMemory { vmm_pid, layout, regions, .. } = memory;
+        let readers = layout.regions().iter().zip(regions).map(|(region, at)| origin(vmm_pid, region, at));
         Ok(Self { regions: readers.collect::<Result<_, _>>()? })
     }
 
-    /// Reads `count` pages of a region from `page` on; consecutive pages of one kind come as one [`Found`].
-    /// The caller has checked the range against the layout.
+    /// Reads `count` pages of a region from `page` on: the bytes of page `page + n` go to `n * PAGE` in `buffer`, where
+    /// the page has any; `runs` tells what each page is. The caller has checked the range against the layout.
     ///
     /// # Errors
     /// [`ReadError`]; never for poison.
-    pub fn read(&self, region: u32, page: u64, count: u64) -> Result<Vec<Found>, ReadError> {
-        let reader = &self.regions[region as usize];
-        let mut found = Vec::new();
-        match &reader.bytes {
-            Origin::File(file) => file.read(page, count, &mut found)?,
-            Origin::Process(process) => process.read(page, count, &mut found)?,
+    pub fn read(
+        &self,
+        region: u32,
+        page: u64,
+        count: u64,
+        buffer: &mut [u8],
+        runs: &mut Runs,
+    ) -> Result<(), ReadError> {
+        runs.0.clear();
+        let buffer = &mut buffer[..(count * PAGE) as usize];
+        match &self.regions[region as usize] {
+            Origin::File(file) => file.read(page, count, buffer, runs)?,
+            Origin::Process(process) => process.read(page, count, buffer, runs)?,
         }
-        let mut runs = Runs::new(reader.page_size);
-        found.into_iter().for_each(|run| runs.push(run));
-        Ok(runs.finish())
+        runs.split_zeros(buffer);
+        Ok(())
+    }
+
+    /// Finds out what each page is without copying those with contents; false where that cannot be done: then they have
+    /// to be read.
+    ///
+    /// # Errors
+    /// [`ReadError`]; never for poison.
+    pub fn survey(&self, region: u32, page: u64, count: u64, runs: &mut Runs) -> Result<bool, ReadError> {
+        runs.0.clear();
+        match &self.regions[region as usize] {
+            Origin::File(file) => file.survey(page, count, runs),
+            Origin::Process(_) => Ok(false),
+        }
+    }
+
+    /// Puts pages with contents into a pipe by reference, as far as they are good and the pipe has room; returns how
+    /// many. 0: the first is poison.
+    ///
+    /// # Errors
+    /// [`ReadError`]; never for poison.
+    pub fn splice(&self, region: u32, page: u64, count: u64, into: &Pipe) -> Result<u64, ReadError> {
+        match &self.regions[region as usize] {
+            Origin::File(file) => file.splice(page, count, into),
+            Origin::Process(_) => Ok(0),
+        }
+    }
+
+    /// Half-open runs of pages of a region that hold memory, as far as that is known cheaply.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn held(&self, region: u32) -> Result<Vec<(u64, u64)>, ReadError> {
+        match &self.regions[region as usize] {
+            Origin::File(file) => file.held(),
+            Origin::Process(process) => process.held(),
+        }
     }
 }
 
-impl RegionReader {
-    fn new(pid: u32, region: &Region, at: AttachedRegion) -> Result<Self, ReadError> {
-        let page_size = region.page_size;
-        if page_size > MAX_PAGE_SIZE {
-            return Err(ReadError::PageSize { page_size });
-        }
-        // A snapshot's memory file is mapped nowhere.
-        let pagemap = if at.hva == Hva(0) { None } else { Pagemap::open(pid, at.hva, page_size)? };
-        let bytes = match (region.backing, at.file) {
-            (Backing::Memfd, Some(file)) => Origin::File(FileReader::new(file.fd, file.offset, region, pagemap)),
-            _ => Origin::Process(ProcessReader::new(pid, at.hva, region, pagemap)?),
-        };
-        Ok(Self { bytes, page_size })
-    }
-}
-
-/// Splits data at its zero pages and joins neighbours of one kind.
-struct Runs {
-    page_size: usize,
-    done: Vec<Found>,
-}
-
-impl Runs {
-    fn new(page_size: u64) -> Self {
-        Self { page_size: page_size as usize, done: Vec::new() }
-    }
-
-    fn push(&mut self, run: Found) {
-        match run {
-            Found::Data(bytes) => self.push_data(&bytes),
-            Found::Zero(count) => match self.done.last_mut() {
-                Some(Found::Zero(before)) => *before += count,
-                _ => self.done.push(Found::Zero(count)),
-            },
-            Found::Poison(count) => match self.done.last_mut() {
-                Some(Found::Poison(before)) => *before += count,
-                _ => self.done.push(Found::Poison(count)),
-            },
-        }
-    }
-
-    fn push_data(&mut self, bytes: &Bytes) {
-        let mut start = 0;
-        let mut at = 0;
-        while at < bytes.len() {
-            let end = at + self.page_size;
-            if is_zero(&bytes[at..end]) {
-                self.flush(bytes, start, at);
-                self.push(Found::Zero(1));
-                start = end;
-            }
-            at = end;
-        }
-        self.flush(bytes, start, bytes.len());
-    }
-
-    fn flush(&mut self, bytes: &Bytes, start: usize, end: usize) {
-        if start < end {
-            self.done.push(Found::Data(bytes.slice(start..end)));
-        }
-    }
-
-    fn finish(self) -> Vec<Found> {
-        self.done
-    }
+fn origin(pid: u32, region: &Region, at: AttachedRegion) -> Result<Origin, ReadError> {
+    // A snapshot's memory file is mapped nowhere.
+    let pagemap = if at.hva == Hva(0) { None } else { Pagemap::open(pid, at.hva, region.page_size)? };
+    Ok(match (region.backing, at.file) {
+        (Backing::Memfd, Some(file)) => Origin::File(FileReader::new(file.fd, file.offset, region, pagemap)),
+        _ => Origin::Process(ProcessReader::new(pid, at.hva, region, pagemap)?),
+    })
 }
 
 /// Whether a page is all zeros; most pages that are not say so in their first 64 bytes.
@@ -193,27 +218,27 @@ fn is_zero(page: &[u8]) -> bool {
     page.chunks(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// A buffer of `len` bytes that is filled by `fill(pointer, done)` in as many calls as it takes. Nothing is zeroed first.
-///
-/// `fill` returns how many bytes it wrote at the pointer, which is `done` bytes into the buffer; it must not return more
-/// than the rest. The loop ends at 0, at an error, or when the buffer is full; what was filled is returned either way.
-fn fill_buffer(len: usize, mut fill: impl FnMut(*mut u8, usize) -> io::Result<usize>) -> (BytesMut, io::Result<()>) {
-    let mut buffer = BytesMut::with_capacity(len);
-    let mut outcome = Ok(());
-    while buffer.len() < len {
-        let done = buffer.len();
-        match fill(buffer.spare_capacity_mut().as_mut_ptr().cast(), done) {
+/// Fills a buffer by `fill(rest)` in as many calls as it takes; returns how much was filled, and the error that ended it
+/// if one did.
+fn fill_buffer(
+    buffer: &mut [u8],
+    mut fill: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> (usize, io::Result<()>) {
+    let mut done = 0;
+    while done < buffer.len() {
+        match fill(&mut buffer[done..], done as u64) {
             Ok(0) => break,
-            // SAFETY: `fill` wrote `n` bytes of the spare capacity, at most `len - done`.
-            Ok(n) => unsafe { buffer.set_len((done + n).min(len)) },
+            Ok(n) => done += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                outcome = Err(error);
-                break;
-            }
+            Err(error) => return (done, Err(error)),
         }
     }
-    (buffer, outcome)
+    (done, Ok(()))
+}
+
+/// The bytes of pages `[from, to)`, where the buffer begins with page `first`.
+fn pages_of(buffer: &mut [u8], first: u64, from: u64, to: u64) -> &mut [u8] {
+    &mut buffer[((from - first) * PAGE) as usize..((to - first) * PAGE) as usize]
 }
 
 #[cfg(test)]

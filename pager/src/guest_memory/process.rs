@@ -3,20 +3,24 @@
 use std::io;
 
 use super::pagemap::{Entry, Pagemap};
-use super::{Found, ReadError, fill_buffer};
+use super::{Found, ReadError, Runs, fill_buffer, pages_of};
+use crate::lane::PAGE;
 use crate::region_map::{Hva, Region};
+
+/// Page table entries that are read at once.
+const ENTRIES_A_READ: u64 = 1 << 16;
 
 #[derive(Debug)]
 pub(super) struct ProcessReader {
     pid: u32,
     hva: Hva,
-    page_size: u64,
+    pages: u64,
     pagemap: Option<Pagemap>,
 }
 
 impl ProcessReader {
     pub fn new(pid: u32, hva: Hva, region: &Region, pagemap: Option<Pagemap>) -> Result<Self, ReadError> {
-        let reader = Self { pid, hva, page_size: region.page_size, pagemap };
+        let reader = Self { pid, hva, pages: region.size / PAGE, pagemap };
         match reader.readv_byte(hva.0) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) && reader.entry_is_empty(0)? => {
                 Err(ReadError::NotMapped { hva: hva.0, pid })
@@ -26,8 +30,9 @@ impl ProcessReader {
         }
     }
 
-    pub fn read(&self, page: u64, count: u64, found: &mut Vec<Found>) -> Result<(), ReadError> {
-        let Some(pagemap) = &self.pagemap else { return self.read_data(page, page + count, found) };
+    /// Pages `[page, page + count)`; `buffer` begins with the first.
+    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
+        let Some(pagemap) = &self.pagemap else { return self.read_data(page, page + count, buffer, runs) };
         let entries = pagemap.entries(page, count)?;
         let mut at = page;
         for run in entries.chunk_by(|a, b| a == b) {
@@ -37,30 +42,25 @@ impl ProcessReader {
                     // An empty entry is also what an unmapped page has: only reading tells them apart.
                     self.read_byte(at)?;
                     self.read_byte(end - 1)?;
-                    found.push(Found::Zero(end - at));
+                    runs.push(Found::Zero(end - at));
                 }
-                Entry::PoisonMarker => found.push(Found::Poison(end - at)),
-                Entry::Something => self.read_data(at, end, found)?,
+                Entry::PoisonMarker => runs.push(Found::Poison(end - at)),
+                Entry::Something => self.read_data(at, end, pages_of(buffer, page, at, end), runs)?,
             }
             at = end;
         }
         Ok(())
     }
 
-    /// Pages `[page, end)`; each that gives `EFAULT` is poison.
-    fn read_data(&self, mut page: u64, end: u64, found: &mut Vec<Found>) -> Result<(), ReadError> {
+    /// Pages `[first, end)`; each that gives `EFAULT` is poison.
+    fn read_data(&self, first: u64, end: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
+        let mut page = first;
         while page < end {
             let from = self.address(page);
-            let len = ((end - page) * self.page_size) as usize;
-            let (mut buffer, outcome) = fill_buffer(len, |pointer, done| {
-                // SAFETY: `pointer` has room for the `len - done` bytes that are left.
-                unsafe { self.readv(from + done as u64, pointer, len - done) }
-            });
-            let whole = buffer.len() as u64 / self.page_size;
-            buffer.truncate((whole * self.page_size) as usize);
-            if whole > 0 {
-                found.push(Found::Data(buffer.freeze()));
-            }
+            let (filled, outcome) =
+                fill_buffer(pages_of(buffer, first, page, end), |rest, done| self.readv(from + done, rest));
+            let whole = filled as u64 / PAGE;
+            runs.push(Found::Data(whole));
             page += whole;
             match outcome {
                 Ok(()) if page == end => {}
@@ -69,13 +69,33 @@ impl ProcessReader {
                     if self.entry_is_empty(page)? {
                         return Err(ReadError::NotMapped { hva: self.address(page), pid: self.pid });
                     }
-                    found.push(Found::Poison(1));
+                    runs.push(Found::Poison(1));
                     page += 1;
                 }
                 Err(error) => return Err(self.failed(self.address(page), error)),
             }
         }
         Ok(())
+    }
+
+    /// Half-open runs of pages that were ever there; all, where the page tables are not read.
+    pub fn held(&self) -> Result<Vec<(u64, u64)>, ReadError> {
+        let Some(pagemap) = &self.pagemap else { return Ok(vec![(0, self.pages)]) };
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let mut at = 0;
+        while at < self.pages {
+            let entries = pagemap.entries(at, (self.pages - at).min(ENTRIES_A_READ))?;
+            for run in entries.chunk_by(|a, b| (*a == Entry::Something) == (*b == Entry::Something)) {
+                let end = at + run.len() as u64;
+                match runs.last_mut() {
+                    _ if run[0] != Entry::Something => {}
+                    Some(last) if last.1 == at => last.1 = end,
+                    _ => runs.push((at, end)),
+                }
+                at = end;
+            }
+        }
+        Ok(runs)
     }
 
     fn read_byte(&self, page: u64) -> Result<(), ReadError> {
@@ -94,23 +114,18 @@ impl ProcessReader {
     }
 
     fn address(&self, page: u64) -> u64 {
-        self.hva.0 + page * self.page_size
+        self.hva.0 + page * PAGE
     }
 
     fn readv_byte(&self, from: u64) -> io::Result<usize> {
-        let mut byte = 0u8;
-        // SAFETY: room for one byte.
-        unsafe { self.readv(from, &mut byte, 1) }
+        self.readv(from, &mut [0])
     }
 
     /// One `process_vm_readv(2)`: bytes read, possibly fewer than asked.
-    ///
-    /// # Safety
-    /// `into` has room for `len` bytes.
-    unsafe fn readv(&self, from: u64, into: *mut u8, len: usize) -> io::Result<usize> {
-        let local = libc::iovec { iov_base: into.cast(), iov_len: len };
-        let remote = libc::iovec { iov_base: from as *mut libc::c_void, iov_len: len };
-        // SAFETY: the kernel writes at most `len` bytes at `into`; `remote` is an address in another process.
+    fn readv(&self, from: u64, into: &mut [u8]) -> io::Result<usize> {
+        let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+        let remote = libc::iovec { iov_base: from as *mut libc::c_void, iov_len: into.len() };
+        // SAFETY: the kernel writes at most `into`; `remote` is an address in another process.
         let n = unsafe { libc::process_vm_readv(self.pid as libc::pid_t, &local, 1, &remote, 1, 0) };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }

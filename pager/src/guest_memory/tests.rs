@@ -85,12 +85,32 @@ fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
             file: file.map(|file| AttachedFile { fd: file.into(), offset: 0 }),
         }],
         uffd: None,
+        collapse: false,
     })
 }
 
-fn data(bytes: &[u8]) -> Found {
-    Found::Data(bytes.iter().flat_map(|byte| vec![*byte; PAGE]).collect::<Vec<u8>>().into())
+/// What a run of pages is, and the byte that each page with contents is filled with.
+fn read(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>) {
+    let (mut buffer, mut runs) = (vec![0xee; count as usize * PAGE], Runs::default());
+    memory.read(0, page, count, &mut buffer, &mut runs).unwrap();
+    found(&runs, &buffer)
 }
+
+fn found(runs: &Runs, buffer: &[u8]) -> (Vec<Found>, Vec<u8>) {
+    let mut pages = buffer.chunks_exact(PAGE);
+    let mut bytes = Vec::new();
+    for run in runs.iter() {
+        for page in pages.by_ref().take(run.count() as usize) {
+            if matches!(run, Found::Data(_)) {
+                assert!(page.iter().all(|byte| *byte == page[0]));
+                bytes.push(page[0]);
+            }
+        }
+    }
+    (runs.iter().collect(), bytes)
+}
+
+use Found::{Data, Poison, Zero};
 
 #[test]
 fn a_process_gives_data_zeros_and_what_was_never_there() {
@@ -99,9 +119,11 @@ fn a_process_gives_data_zeros_and_what_was_never_there() {
     mapping.write(3, 0);
     mapping.write(4, 0xcd);
     let memory = memory(mapping.at, None).unwrap();
-    let found = memory.read(0, 0, PAGES as u64).unwrap();
-    assert_eq!(found, [Found::Zero(2), data(&[0xab]), Found::Zero(1), data(&[0xcd]), Found::Zero(11)]);
-    assert_eq!(memory.read(0, 4, 1).unwrap(), [data(&[0xcd])]);
+    let found = read(&memory, 0, PAGES as u64);
+    assert_eq!(found, (vec![Zero(2), Data(1), Zero(1), Data(1), Zero(11)], vec![0xab, 0xcd]));
+    assert_eq!(read(&memory, 4, 1), (vec![Data(1)], vec![0xcd]));
+    assert!(!memory.survey(0, 0, 1, &mut Runs::default()).unwrap(), "another process's pages can only be copied");
+    assert_eq!(memory.held(0).unwrap(), [(2, 5)]);
 }
 
 #[test]
@@ -111,8 +133,12 @@ fn a_file_gives_data_zeros_and_holes() {
     file.write_all_at(&[0; PAGE], 4 * PAGE as u64).unwrap();
     file.write_all_at(&[2; 2 * PAGE], 5 * PAGE as u64).unwrap();
     let memory = memory(0, Some(file)).unwrap();
-    let found = memory.read(0, 1, 10).unwrap();
-    assert_eq!(found, [Found::Zero(2), data(&[1]), Found::Zero(1), data(&[2, 2]), Found::Zero(4)]);
+    let kinds = vec![Zero(2), Data(1), Zero(1), Data(2), Zero(4)];
+    assert_eq!(read(&memory, 1, 10), (kinds.clone(), vec![1, 2, 2]));
+    let mut runs = Runs::default();
+    assert!(memory.survey(0, 1, 10, &mut runs).unwrap());
+    assert_eq!(runs.iter().collect::<Vec<_>>(), kinds);
+    assert_eq!(memory.held(0).unwrap(), [(3, 7)]);
 }
 
 #[test]
@@ -121,7 +147,7 @@ fn a_file_that_is_too_short_reads_as_zeros_beyond_its_end() {
     file.write_all_at(&[7; PAGE], 0).unwrap();
     file.set_len(PAGE as u64 + 100).unwrap();
     let memory = memory(0, Some(file)).unwrap();
-    assert_eq!(memory.read(0, 0, 4).unwrap(), [data(&[7]), Found::Zero(3)]);
+    assert_eq!(read(&memory, 0, 4), (vec![Data(1), Zero(3)], vec![7]));
 }
 
 #[test]
@@ -129,7 +155,8 @@ fn reading_does_not_move_the_offset_of_the_vmm() {
     let file = memfd();
     file.write_all_at(&[7; PAGE], 4 * PAGE as u64).unwrap();
     let memory = memory(0, Some(file.try_clone().unwrap())).unwrap();
-    memory.read(0, 0, PAGES as u64).unwrap();
+    read(&memory, 0, PAGES as u64);
+    memory.held(0).unwrap();
     assert_eq!(io::Seek::stream_position(&mut &file).unwrap(), 0);
 }
 
@@ -142,7 +169,7 @@ fn a_poison_marker_is_found_in_a_process() {
         Err(why) => return println!("skipped: {why}"),
     };
     let memory = memory(mapping.at, None).unwrap();
-    assert_eq!(memory.read(0, 4, 3).unwrap(), [data(&[9]), Found::Poison(1), data(&[9])]);
+    assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
 }
 
 #[test]
@@ -156,9 +183,9 @@ fn a_process_tells_poison_by_efault_where_the_page_tables_are_not_read() {
     let size = (PAGES * PAGE) as u64;
     let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Anonymous };
     let reader = ProcessReader::new(std::process::id(), Hva(mapping.at), &region, None).unwrap();
-    let mut found = Vec::new();
-    reader.read(4, 3, &mut found).unwrap();
-    assert_eq!(found, [data(&[9]), Found::Poison(1), data(&[9])]);
+    let (mut buffer, mut runs) = (vec![0; 3 * PAGE], Runs::default());
+    reader.read(4, 3, &mut buffer, &mut runs).unwrap();
+    assert_eq!(found(&runs, &buffer), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
 }
 
 #[test]
@@ -171,7 +198,11 @@ fn a_poison_marker_is_found_under_a_memfd_that_does_not_know() {
         Err(why) => return println!("skipped: {why}"),
     };
     let memory = memory(mapping.at, Some(file)).unwrap();
-    assert_eq!(memory.read(0, 4, 3).unwrap(), [data(&[9]), Found::Poison(1), data(&[9])]);
+    let kinds = vec![Data(1), Poison(1), Data(1)];
+    assert_eq!(read(&memory, 4, 3), (kinds.clone(), vec![9, 9]));
+    let mut runs = Runs::default();
+    assert!(memory.survey(0, 4, 3, &mut runs).unwrap());
+    assert_eq!(runs.iter().collect::<Vec<_>>(), kinds);
 }
 
 /// `/proc/PID/mem` answers a read of a poison marker with `EIO`, as a file with a poisoned page does.
@@ -186,9 +217,9 @@ fn a_file_tells_poison_by_eio() {
     let size = (PAGES * PAGE) as u64;
     let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Memfd };
     let reader = FileReader::new(File::open("/proc/self/mem").unwrap().into(), mapping.at, &region, None);
-    let mut found = Vec::new();
-    reader.read(3, 4, &mut found).unwrap();
-    assert_eq!(found, [data(&[9, 9]), Found::Poison(1), data(&[9])]);
+    let (mut buffer, mut runs) = (vec![0; 4 * PAGE], Runs::default());
+    reader.read(3, 4, &mut buffer, &mut runs).unwrap();
+    assert_eq!(found(&runs, &buffer), (vec![Data(2), Poison(1), Data(1)], vec![9, 9, 9]));
 }
 
 #[test]
@@ -197,7 +228,7 @@ fn unmapped_memory_is_an_error_and_neither_zeros_nor_poison() {
     mapping.write(0, 1);
     let memory = memory(mapping.at, None).unwrap();
     drop(mapping);
-    let found = memory.read(0, 0, PAGES as u64);
+    let found = memory.read(0, 0, PAGES as u64, &mut [0; PAGES * PAGE], &mut Runs::default());
     assert!(matches!(found, Err(ReadError::NotMapped { .. })), "{found:?}");
 }
 
@@ -219,6 +250,19 @@ fn a_vmm_that_dies_is_an_error_and_not_zeros() {
     let reader = ProcessReader::new(child.id(), Hva(hva), &region, pagemap).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    let found = reader.read(0, 1, &mut Vec::new());
+    let found = reader.read(0, 1, &mut [0; PAGE], &mut Runs::default());
     assert!(matches!(found, Err(ReadError::VmmGone { .. })), "{found:?}");
+}
+
+#[test]
+fn pages_are_spliced_by_reference_as_they_are() {
+    let file = memfd();
+    (0..PAGES).for_each(|page| file.write_all_at(&[page as u8 + 1; PAGE], (page * PAGE) as u64).unwrap());
+    let memory = memory(0, Some(file)).unwrap();
+    let (pipe, (mut near, far)) = (Pipe::new().unwrap(), std::os::unix::net::UnixStream::pair().unwrap());
+    assert_eq!(memory.splice(0, 3, 4, &pipe).unwrap(), 4);
+    pipe.send(far.as_raw_fd(), 4 * PAGE).unwrap();
+    let mut bytes = vec![0; 4 * PAGE];
+    io::Read::read_exact(&mut near, &mut bytes).unwrap();
+    assert!(bytes.chunks_exact(PAGE).zip(4u8..).all(|(page, byte)| page.iter().all(|b| *b == byte)));
 }

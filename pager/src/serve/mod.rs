@@ -1,47 +1,63 @@
 //! The source's side of `Pages`: answers what a destination asks, from memory that stands still.
 //!
 //! ```text
-//!  control ──▶ SourceServer ◀── lane thread (demand)     one thread and one connection a lane, so that
-//!              (shared state) ◀── lane thread (push) …     the push never stands before a demand
+//!  control ──▶ SourceServer ◀── urgent lane's thread     one thread and one connection a lane, so that
+//!              (shared state) ◀── bulk lane's thread …     the push never stands before a demand
 //! ```
 //!
 //! A page is answered as poison when it is known to be (ledger) or cannot be read (`EIO`, `EFAULT`, marker), and from
 //! then on for ever. Nothing is read unless the VM is frozen: a running VM's memory would be torn.
 
+mod bulk_lane;
 mod lanes;
+mod outlet;
+pub mod pacing;
 mod poison_map;
 pub mod push_order;
+mod tickets;
+mod urgent_lane;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tonic::Status;
 
+use crate::arriving::{Pages, PoisonNote};
 use crate::attached::AttachedMemory;
-use crate::guest_memory::{Found, GuestMemory, ReadError};
-use crate::proto;
+use crate::guest_memory::{GuestMemory, ReadError};
+use crate::lane::PAGE;
+use crate::proto::{self, ErrorOrigin};
 use crate::region_map::{Gpa, Layout, PageId};
+use crate::tuning::Tuning;
 
-pub use lanes::TOKEN_KEY;
+use pacing::TokenBucket;
 use poison_map::PoisonMap;
-use push_order::PageRun;
+use tickets::Tickets;
 
-/// Version of pages.proto that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
-
-/// Most bytes that one demand may ask for.
-const MAX_DEMAND_BYTES: u64 = 4 << 20;
+/// Ranges that [`SourceServer::held`] tells at most.
+const MOST_HELD: usize = 1 << 16;
 
 /// Why the source cannot do what it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Freeze came before the VMM attached its memory.
+    /// The VMM has attached no memory yet.
     #[error("the VMM has not attached its memory")]
     NotAttached,
+    /// The vCPUs may run.
+    #[error("the source is not frozen: its vCPUs may run")]
+    NotFrozen,
+    /// A range that is not in the layout.
+    #[error("range: region {}, pages {} + {} of 4 KiB are not in the layout of {regions} regions", .asked.region, .asked.page, .asked.count)]
+    Outside {
+        /// What was asked for.
+        asked: Pages,
+        /// Number of regions.
+        regions: usize,
+    },
     /// The attached memory cannot be read.
-    #[error(transparent)]
+    #[error("cannot read guest memory: {0}")]
     Memory(#[from] ReadError),
 }
 
@@ -63,30 +79,40 @@ pub struct SourceServer(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     layout: Layout,
+    /// The same in pages of 4 KiB, as on lanes.
+    pages: Layout,
+    tuning: Tuning,
     token: String,
+    tickets: Mutex<Tickets>,
     memory: Mutex<Option<Arc<GuestMemory>>>,
     frozen: AtomicBool,
     poison: Mutex<PoisonMap>,
     /// A bit a page, by region: its contents were sent.
     sent: Vec<Vec<AtomicU64>>,
     latest_demand: Mutex<Option<PageId>>,
+    pace: Mutex<TokenBucket>,
     pages_served: AtomicU64,
     bytes_served: AtomicU64,
 }
 
 impl SourceServer {
-    /// Serves nothing until memory is attached and the VM frozen.
-    pub fn new(layout: Layout, token: String) -> Self {
+    /// Serves nothing until memory is attached and the VM frozen. `push_bytes_per_s` 0: no limit.
+    pub fn new(layout: Layout, token: String, push_bytes_per_s: u64, tuning: Tuning) -> Self {
+        let pages = layout.in_pages_of(PAGE);
         let bits = |pages: u64| (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let sent = layout.regions().iter().map(|region| bits(region.pages())).collect();
+        let sent = pages.regions().iter().map(|region| bits(region.pages())).collect();
         Self(Arc::new(Shared {
             layout,
+            pages,
+            tuning,
             token,
+            tickets: Mutex::default(),
             memory: Mutex::default(),
             frozen: AtomicBool::new(false),
             poison: Mutex::default(),
             sent,
             latest_demand: Mutex::default(),
+            pace: Mutex::new(TokenBucket::new(push_bytes_per_s, Instant::now())),
             pages_served: AtomicU64::new(0),
             bytes_served: AtomicU64::new(0),
         }))
@@ -97,7 +123,7 @@ impl SourceServer {
         &self.0.layout
     }
 
-    /// The lane token.
+    /// The token that `OpenLane` must carry.
     pub fn token(&self) -> &str {
         &self.0.token
     }
@@ -117,9 +143,7 @@ impl SourceServer {
     /// # Errors
     /// [`SourceError::NotAttached`].
     pub fn freeze(&self) -> Result<(), SourceError> {
-        if lock(&self.0.memory).is_none() {
-            return Err(SourceError::NotAttached);
-        }
+        self.0.memory()?;
         self.0.frozen.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -134,13 +158,44 @@ impl SourceServer {
         self.0.frozen.load(Ordering::SeqCst)
     }
 
+    /// The rate of the push from now on, bytes a second; 0: no limit. Demand is never held back.
+    pub fn limit_push(&self, bytes_per_s: u64) {
+        lock(&self.0.pace).set_rate(bytes_per_s, Instant::now());
+    }
+
+    /// The rate of the push, bytes a second; 0: no limit.
+    pub fn push_limit(&self) -> u64 {
+        lock(&self.0.pace).rate()
+    }
+
+    /// How long a bulk lane has to wait before it sends so many bytes more, which are counted as sent.
+    fn pace(&self, bytes: u64) -> Duration {
+        lock(&self.0.pace).take(bytes, Instant::now())
+    }
+
+    /// Runs of pages of 4 KiB that hold memory, at most 65536: short gaps are left out where there were more. While the
+    /// VM runs it is a hint.
+    ///
+    /// # Errors
+    /// [`SourceError::NotAttached`], [`SourceError::Memory`].
+    pub fn held(&self) -> Result<Vec<proto::PageRange>, SourceError> {
+        let memory = self.0.memory()?;
+        let mut held = Vec::new();
+        for number in 0..self.0.pages.regions().len() as u32 {
+            held.extend(memory.held(number)?.into_iter().map(|(from, to)| (number, from, to)));
+        }
+        let held = without_short_gaps(held, MOST_HELD);
+        let range = |(region, from, to): (u32, u64, u64)| proto::PageRange { region, page: from, count: to - from };
+        Ok(held.into_iter().map(range).collect())
+    }
+
     /// Pages that are known to be bad, answered as poison from now on. Errors outside the layout do not count.
     pub fn mark_poisoned(&self, errors: &[proto::MemoryError]) -> MarkOutcome {
         let mut outcome = MarkOutcome::default();
         for error in errors {
-            let poison = proto::Poison { origin: error.origin, guest_visible: error.guest_visible, hop: error.hop };
-            for id in self.0.layout.pages_of_block(Gpa(error.gpa), error.lsb) {
-                if !lock(&self.0.poison).add(id, poison) {
+            let note = PoisonNote { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
+            for id in self.0.pages.pages_of_block(Gpa(error.gpa), error.lsb) {
+                if !lock(&self.0.poison).add(id, note) {
                     outcome.already += 1;
                     continue;
                 }
@@ -151,7 +206,7 @@ impl SourceServer {
         outcome
     }
 
-    /// Pages and bytes of contents served so far.
+    /// Pages of 4 KiB and bytes of contents served so far.
     pub fn served(&self) -> (u64, u64) {
         (self.0.pages_served.load(Ordering::Relaxed), self.0.bytes_served.load(Ordering::Relaxed))
     }
@@ -159,116 +214,62 @@ impl SourceServer {
     /// Accepts lanes until `stop`; each gets a thread of its own.
     ///
     /// # Errors
-    /// When a lane's thread cannot be started or the listener fails for good.
+    /// When the listener fails for good.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> std::io::Result<()> {
         lanes::accept(self, listener, stop).await
     }
 
-    /// Answers one demand: every page of it exactly once.
-    fn answer(&self, request: &proto::PageRequest) -> Result<proto::PageReply, Status> {
-        check_version(request.protocol_version)?;
-        let range = request.range.ok_or_else(|| Status::invalid_argument("range: missing"))?;
-        let run = self.checked(&range)?;
-        let page_size = self.0.layout.regions()[run.region as usize].page_size;
-        if run.count > (MAX_DEMAND_BYTES / page_size).max(1) {
-            return Err(Status::invalid_argument(format!(
-                "range.count: {} pages of {page_size} bytes are more than {MAX_DEMAND_BYTES} bytes",
-                run.count
-            )));
+    fn checked(&self, asked: Pages) -> Result<Pages, SourceError> {
+        match self.0.pages.contains(asked.region, asked.page, asked.count) {
+            true => Ok(asked),
+            false => Err(SourceError::Outside { asked, regions: self.0.pages.regions().len() }),
         }
-        *lock(&self.0.latest_demand) = Some(PageId { region: run.region, page: run.page });
-        Ok(proto::PageReply { runs: self.0.read(run)? })
-    }
-
-    fn checked(&self, range: &proto::PageRange) -> Result<PageRun, Status> {
-        let proto::PageRange { region, page, count } = *range;
-        if self.0.layout.contains(region, page, count) {
-            return Ok(PageRun { region, page, count });
-        }
-        Err(Status::invalid_argument(format!(
-            "range: region {region}, pages {page} + {count} are not in the layout of {} regions",
-            self.0.layout.regions().len()
-        )))
     }
 
     fn latest_demand(&self) -> Option<PageId> {
         *lock(&self.0.latest_demand)
     }
-}
 
-fn check_version(version: u32) -> Result<(), Status> {
-    if version == PROTOCOL_VERSION {
-        return Ok(());
+    fn note_demand(&self, asked: Pages) {
+        *lock(&self.0.latest_demand) = Some(PageId { region: asked.region, page: asked.page });
     }
-    Err(Status::failed_precondition(format!(
-        "protocol_version: {version}, this pager speaks {PROTOCOL_VERSION}: run the same release on both hosts"
-    )))
 }
 
 impl Shared {
-    /// Reads a run, known poison first.
-    fn read(&self, run: PageRun) -> Result<Vec<proto::Run>, Status> {
+    fn memory(&self) -> Result<Arc<GuestMemory>, SourceError> {
+        lock(&self.memory).clone().ok_or(SourceError::NotAttached)
+    }
+
+    fn frozen_memory(&self) -> Result<Arc<GuestMemory>, SourceError> {
         if !self.frozen.load(Ordering::SeqCst) {
-            return Err(Status::failed_precondition("the source is not frozen: its vCPUs may run"));
+            return Err(SourceError::NotFrozen);
         }
-        let memory = lock(&self.memory).clone().ok_or_else(|| Status::failed_precondition("no memory attached"))?;
-        let end = run.page + run.count;
-        let mut at = run.page;
-        let mut runs = Vec::new();
-        while at < end {
-            let known = lock(&self.poison).first_in(run.region, at..end);
-            let good_end = known.map_or(end, |(page, _)| page);
-            if at < good_end {
-                self.read_good(&memory, PageRun { region: run.region, page: at, count: good_end - at }, &mut runs)?;
-            }
-            if let Some((page, poison)) = known {
-                runs.push(reply(run.region, page, 1, proto::run::Contents::Poison(poison)));
-                at = page + 1;
-            } else {
-                at = good_end;
-            }
-        }
-        self.pages_served.fetch_add(run.count, Ordering::Relaxed);
-        Ok(runs)
+        self.memory()
     }
 
-    /// Reads pages that nothing bad is known of; what turns out poisoned is known from now on.
-    fn read_good(&self, memory: &GuestMemory, run: PageRun, runs: &mut Vec<proto::Run>) -> Result<(), Status> {
-        let found = memory
-            .read(run.region, run.page, run.count)
-            .map_err(|error| Status::unavailable(format!("cannot read guest memory: {error}")))?;
-        let page_size = self.layout.regions()[run.region as usize].page_size;
-        let mut page = run.page;
-        for found in found {
-            let (count, contents) = match found {
-                Found::Data(bytes) => {
-                    self.bytes_served.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    (bytes.len() as u64 / page_size, proto::run::Contents::Data(bytes))
-                }
-                Found::Zero(count) => (count, proto::run::Contents::Zero(proto::Zero {})),
-                Found::Poison(count) => {
-                    let poison =
-                        proto::Poison { origin: proto::ErrorOrigin::Read.into(), guest_visible: false, hop: 0 };
-                    let mut known = lock(&self.poison);
-                    for page in page..page + count {
-                        known.add(PageId { region: run.region, page }, poison);
-                    }
-                    (count, proto::run::Contents::Poison(poison))
-                }
-            };
-            if !matches!(contents, proto::run::Contents::Poison(_)) {
-                self.note_sent(run.region, page, count);
-            }
-            runs.push(reply(run.region, page, count, contents));
+    /// The first page of a run that is known to be bad.
+    fn known_poison(&self, run: Pages) -> Option<(u64, PoisonNote)> {
+        lock(&self.poison).first_in(run.region, run.page..run.page + run.count)
+    }
+
+    /// Pages that turned out poisoned when they were read.
+    fn found_poison(&self, run: Pages) -> PoisonNote {
+        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
+        let mut known = lock(&self.poison);
+        for page in run.page..run.page + run.count {
+            known.add(PageId { region: run.region, page }, note);
+        }
+        note
+    }
+
+    fn note_sent(&self, run: Pages) {
+        let bits = &self.sent[run.region as usize];
+        let (mut page, end) = (run.page, run.page + run.count);
+        while page < end {
+            let (word, bit) = (page / 64, page % 64);
+            let count = (64 - bit).min(end - page);
+            bits[word as usize].fetch_or((u64::MAX >> (64 - count)) << bit, Ordering::Relaxed);
             page += count;
-        }
-        Ok(())
-    }
-
-    fn note_sent(&self, region: u32, page: u64, count: u64) {
-        let bits = &self.sent[region as usize];
-        for page in page..page + count {
-            bits[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
         }
     }
 
@@ -278,8 +279,21 @@ impl Shared {
     }
 }
 
-fn reply(region: u32, page: u64, count: u64, contents: proto::run::Contents) -> proto::Run {
-    proto::Run { region, page, count, contents: Some(contents) }
+/// Joins runs over ever longer gaps until there are at most `most` (or one a region).
+fn without_short_gaps(mut runs: Vec<(u32, u64, u64)>, most: usize) -> Vec<(u32, u64, u64)> {
+    let mut gap = 1;
+    while runs.len() > most && gap < u64::MAX / 2 {
+        let mut joined: Vec<(u32, u64, u64)> = Vec::new();
+        for (region, from, to) in runs {
+            match joined.last_mut() {
+                Some(last) if last.0 == region && from - last.2 <= gap => last.2 = to,
+                _ => joined.push((region, from, to)),
+            }
+        }
+        runs = joined;
+        gap *= 2;
+    }
+    runs
 }
 
 /// These locks guard plain values that no panic can leave half-changed.

@@ -1,21 +1,24 @@
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 
 use tonic::Code;
-use tonic::transport::Channel;
 
 use super::*;
 use crate::attached::{AttachedFile, AttachedRegion};
-use crate::proto::pages_client::PagesClient;
+use crate::lane::connect::Source;
+use crate::lane::frame::{Ask, HEADER_BYTES, Header, Kind};
+use crate::proto::PageRange;
 use crate::region_map::{Backing, Gpa, Hva, Region};
 
-const PAGE: u64 = 4096;
 const PAGES: u64 = 200;
 
-fn layout() -> Layout {
-    Layout::new(vec![Region { gpa: Gpa(0), size: PAGES * PAGE, page_size: PAGE, backing: Backing::Memfd }]).unwrap()
+fn layout_of(page_size: u64) -> Layout {
+    let size = (PAGES * PAGE).next_multiple_of(page_size);
+    Layout::new(vec![Region { gpa: Gpa(0), size, page_size, backing: Backing::Memfd }]).unwrap()
 }
 
 /// A server over a memfd in which page `n` is filled with the byte `n`, so that page 0 is zeros.
@@ -23,151 +26,215 @@ fn server() -> SourceServer {
     // SAFETY: a literal name; the descriptor is ours.
     let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
     (0..PAGES).for_each(|page| file.write_all_at(&[page as u8; PAGE as usize], page * PAGE).unwrap());
-    let server = SourceServer::new(layout(), "right".into());
+    let layout = layout_of(PAGE);
+    let server = SourceServer::new(layout.clone(), "right".into(), 0, Tuning::default());
     let file = Some(AttachedFile { fd: file.into(), offset: 0 });
     let regions = vec![AttachedRegion { hva: Hva(0), file }];
-    server.attach(AttachedMemory { vmm_pid: std::process::id(), layout: layout(), regions, uffd: None }).unwrap();
+    let memory = AttachedMemory { vmm_pid: std::process::id(), layout, regions, uffd: None, collapse: false };
+    server.attach(memory).unwrap();
     server
 }
 
-async fn client(server: &SourceServer) -> PagesClient<Channel> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(server.clone().serve(listener, std::future::pending()));
-    let client = PagesClient::connect(format!("http://{address}")).await.unwrap();
-    client.max_decoding_message_size(usize::MAX)
+/// The server on a port of its own, from another thread.
+fn serve(server: &SourceServer) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = server.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).unwrap();
+            server.serve(listener, std::future::pending()).await.unwrap();
+        });
+    });
+    address
 }
 
-fn with_token<T>(message: T, token: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert(lanes::TOKEN_KEY, token.parse().unwrap());
-    request
+fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Result<TcpStream, tonic::Status> {
+    let source = Source { address: serve(server), token: token.into(), timeout: Duration::from_secs(20) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stream = runtime.block_on(async {
+        let reached = source.reach().await?;
+        match lacking {
+            None => reached.urgent().await,
+            Some((page, count)) => reached.bulk(vec![PageRange { region: 0, page, count }]).await,
+        }
+    })?;
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    Ok(stream)
 }
 
-use tonic::Request;
+type Frame = (Header, Vec<u8>);
 
-fn demand(page: u64, count: u64) -> proto::PageRequest {
-    let range = Some(proto::PageRange { region: 0, page, count });
-    proto::PageRequest { protocol_version: PROTOCOL_VERSION, range }
+fn frame(stream: &mut TcpStream) -> Frame {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).unwrap();
+    let header = Header::decode(&header).unwrap();
+    let mut contents = vec![0; header.contents_bytes()];
+    stream.read_exact(&mut contents).unwrap();
+    (header, contents)
 }
 
-fn push(page: u64, count: u64) -> proto::PushRequest {
-    let lacking = vec![proto::PageRange { region: 0, page, count }];
-    proto::PushRequest { protocol_version: PROTOCOL_VERSION, lacking }
+/// Asks on a lane of its own, and reads until all pages are there or the source gives up.
+fn ask(server: &SourceServer, asks: &[(u64, u32)]) -> Vec<Frame> {
+    let mut stream = open(server, "right", None).unwrap();
+    for (page, count) in asks {
+        stream.write_all(&Ask { region: 0, page: *page, count: *count }.encode()).unwrap();
+    }
+    let wanted: u64 = asks.iter().map(|(_, count)| u64::from(*count)).sum();
+    let mut frames = Vec::new();
+    let mut got = 0;
+    while got < wanted {
+        let next = frame(&mut stream);
+        let failed = next.0.kind == Kind::Failed;
+        got += u64::from(next.0.count);
+        frames.push(next);
+        if failed {
+            break;
+        }
+    }
+    frames
+}
+
+fn refusal(server: &SourceServer, ask_for: (u64, u32)) -> String {
+    let (header, text) = ask(server, &[ask_for]).pop().unwrap();
+    assert_eq!(header.kind, Kind::Failed);
+    String::from_utf8(text).unwrap()
 }
 
 fn error(page: u64, guest_visible: bool) -> proto::MemoryError {
-    let origin = proto::ErrorOrigin::Vmm.into();
+    let origin = ErrorOrigin::Vmm.into();
     proto::MemoryError { gpa: page * PAGE, lsb: 12, origin, guest_visible, hop: 1, ..Default::default() }
 }
 
-/// Asks for pages by demand and gives the replies until the stream ends.
-async fn ask(server: &SourceServer, requests: Vec<proto::PageRequest>) -> Result<Vec<proto::Run>, Status> {
-    let mut replies =
-        client(server).await.demand(with_token(tokio_stream::iter(requests), "right")).await?.into_inner();
-    let mut runs = Vec::new();
-    while let Some(reply) = replies.message().await? {
-        runs.extend(reply.runs);
-    }
-    Ok(runs)
+fn told(frames: &[Frame]) -> Vec<(u64, u32, Kind)> {
+    frames.iter().map(|(header, _)| (header.page, header.count, header.kind)).collect()
 }
 
-fn kinds(runs: &[proto::Run]) -> Vec<(u64, u64, &'static str)> {
-    let kind = |run: &proto::Run| match run.contents.as_ref().unwrap() {
-        proto::run::Contents::Data(_) => "data",
-        proto::run::Contents::Zero(_) => "zero",
-        proto::run::Contents::Poison(_) => "poison",
-    };
-    runs.iter().map(|run| (run.page, run.count, kind(run))).collect()
-}
-
-#[tokio::test]
-async fn a_demand_is_answered_with_zeros_data_and_poison() {
+#[test]
+fn a_demand_is_answered_with_zeros_data_and_poison() {
     let server = server();
     server.freeze().unwrap();
     server.mark_poisoned(&[error(3, true)]);
-    let runs = ask(&server, vec![demand(0, 5), demand(7, 1)]).await.unwrap();
-    assert_eq!(kinds(&runs), [(0, 1, "zero"), (1, 2, "data"), (3, 1, "poison"), (4, 1, "data"), (7, 1, "data")]);
-    let proto::run::Contents::Data(bytes) = runs[1].contents.clone().unwrap() else { unreachable!() };
-    assert_eq!((bytes[0], bytes[PAGE as usize]), (1, 2));
-    let expected = proto::Poison { origin: proto::ErrorOrigin::Vmm.into(), guest_visible: true, hop: 1 };
-    assert_eq!(runs[2].contents, Some(proto::run::Contents::Poison(expected)));
+    let frames = ask(&server, &[(0, 5), (7, 1)]);
+    let poison = Kind::Poison(PoisonNote { origin: ErrorOrigin::Vmm, guest_visible: true, hop: 1 });
+    let data = Kind::Data;
+    assert_eq!(told(&frames), [(0, 1, Kind::Zero), (1, 2, data), (3, 1, poison), (4, 1, data), (7, 1, data)]);
+    assert_eq!((frames[1].1[0], frames[1].1[PAGE as usize]), (1, 2));
     assert_eq!(server.served(), (6, 4 * PAGE));
 }
 
-#[tokio::test]
-async fn a_push_sends_every_lacking_page_once() {
+#[test]
+fn a_push_sends_every_lacking_page_once_and_ends() {
     let server = server();
     server.freeze().unwrap();
     server.mark_poisoned(&[error(50, false)]);
-    let mut stream = client(&server).await.push(with_token(push(10, 150), "right")).await.unwrap().into_inner();
+    let mut stream = open(&server, "right", Some((0, 160))).unwrap();
     let mut seen = BTreeMap::new();
-    while let Some(reply) = stream.message().await.unwrap() {
-        for run in reply.runs {
-            for at in 0..run.count {
-                let byte = match run.contents.as_ref().unwrap() {
-                    proto::run::Contents::Data(bytes) => Some(bytes[(at * PAGE) as usize]),
-                    _ => None,
-                };
-                assert_eq!(seen.insert(run.page + at, byte), None);
-            }
+    loop {
+        let (header, contents) = frame(&mut stream);
+        let mut bytes = contents.chunks_exact(PAGE as usize);
+        if header.kind == Kind::End {
+            break;
+        }
+        for page in header.page..header.page + u64::from(header.count) {
+            let contents = bytes.next().map(|page| {
+                assert!(page.iter().all(|byte| *byte == page[0]));
+                page[0]
+            });
+            assert_eq!(seen.insert(page, contents), None);
         }
     }
-    let expected = (10..160u64).map(|page| (page, (page != 50).then_some(page as u8))).collect();
-    assert_eq!(seen, expected);
+    let data = |page: u64| (page != 50 && page != 0).then_some(page as u8);
+    assert_eq!(seen, (0..160).map(|page| (page, data(page))).collect());
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the lane is closed");
 }
 
-#[tokio::test]
-async fn nothing_is_read_from_a_vm_that_may_run() {
+#[test]
+fn nothing_is_read_from_a_vm_that_may_run() {
     let server = server();
-    assert_eq!(ask(&server, vec![demand(1, 1)]).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert!(refusal(&server, (1, 1)).contains("frozen"));
+    assert_eq!(open(&server, "right", Some((1, 1))).unwrap_err().code(), Code::FailedPrecondition);
     server.freeze().unwrap();
-    assert!(ask(&server, vec![demand(1, 1)]).await.is_ok());
+    assert_eq!(told(&ask(&server, &[(1, 1)])), [(1, 1, Kind::Data)]);
     server.thaw();
-    assert_eq!(ask(&server, vec![demand(1, 1)]).await.unwrap_err().code(), Code::FailedPrecondition);
-    assert!(SourceServer::new(layout(), String::new()).freeze().is_err());
+    assert!(refusal(&server, (1, 1)).contains("frozen"));
+    let nothing = SourceServer::new(layout_of(PAGE), String::new(), 0, Tuning::default());
+    assert!(matches!(nothing.freeze(), Err(SourceError::NotAttached)));
 }
 
-#[tokio::test]
-async fn lanes_without_the_token_are_refused() {
+#[test]
+fn lanes_without_the_token_are_refused() {
     let server = server();
     server.freeze().unwrap();
     for token in ["", "wrong", "righ", "right1"] {
-        let refused = client(&server).await.push(with_token(push(0, 1), token)).await.unwrap_err();
+        let refused = open(&server, token, Some((0, 1))).unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated, "{token}");
     }
-    let refused = client(&server).await.push(Request::new(push(0, 1))).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unauthenticated);
 }
 
-#[tokio::test]
-async fn bad_requests_are_named() {
+#[test]
+fn a_connection_without_an_agreed_lane_is_closed_without_a_byte() {
     let server = server();
     server.freeze().unwrap();
-    let other_version = proto::PageRequest { protocol_version: 2, ..demand(0, 1) };
-    let no_range = proto::PageRequest { range: None, ..demand(0, 1) };
-    for (request, code, word) in [
-        (other_version, Code::FailedPrecondition, "protocol_version"),
-        (no_range, Code::InvalidArgument, "range"),
-        (demand(PAGES - 1, 2), Code::InvalidArgument, "range"),
-        (demand(u64::MAX, 2), Code::InvalidArgument, "range"),
-        (demand(0, 0), Code::InvalidArgument, "range"),
-    ] {
-        let refused = ask(&server, vec![request]).await.unwrap_err();
-        assert_eq!(refused.code(), code, "{request:?}");
-        assert!(refused.message().contains(word), "{refused:?}");
+    let mut stream = TcpStream::connect(serve(&server)).unwrap();
+    stream.write_all(&crate::lane::frame::hello(&[7; 32])).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn asks_outside_the_layout_are_named() {
+    let server = server();
+    server.freeze().unwrap();
+    for outside in [(PAGES - 1, 2), (u64::MAX, 2), (0, 0)] {
+        let refused = refusal(&server, outside);
+        assert!(refused.starts_with("range: ") && refused.contains(&outside.0.to_string()), "{refused}");
     }
-    let refused = client(&server).await.push(with_token(push(PAGES, 1), "right")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(open(&server, "right", Some((PAGES, 1))).unwrap_err().code(), Code::InvalidArgument);
 }
 
-#[tokio::test]
-async fn an_error_after_the_good_copy_was_sent_is_counted_as_healed() {
+#[test]
+fn an_error_after_the_good_copy_was_sent_is_counted_as_healed() {
     let server = server();
     server.freeze().unwrap();
-    ask(&server, vec![demand(1, 2)]).await.unwrap();
+    ask(&server, &[(1, 2)]);
     let outcome = server.mark_poisoned(&[error(1, false), error(9, false), error(9, false)]);
     assert_eq!(outcome, MarkOutcome { marked: 2, already: 1, healed: 1 });
     // Asked for again, it is not read again: what was good once may be bad now.
-    assert_eq!(kinds(&ask(&server, vec![demand(1, 1)]).await.unwrap()), [(1, 1, "poison")]);
+    assert!(matches!(told(&ask(&server, &[(1, 1)]))[..], [(1, 1, Kind::Poison(_))]));
+}
+
+#[test]
+fn one_bad_piece_of_a_huge_page_is_told_alone() {
+    let server = SourceServer::new(layout_of(2 << 20), "right".into(), 0, Tuning::default());
+    assert_eq!(server.mark_poisoned(&[error(3, false)]).marked, 1);
+    assert_eq!(server.mark_poisoned(&[proto::MemoryError { lsb: 21, ..error(3, false) }]).marked, 511);
+}
+
+#[test]
+fn a_limited_push_waits_and_a_demand_does_not() {
+    let server = server();
+    server.freeze().unwrap();
+    server.limit_push(1);
+    let mut bulk = open(&server, "right", Some((1, 150))).unwrap();
+    assert_eq!(told(&[frame(&mut bulk)])[0].0, 1, "the first chunk is free");
+    // The second chunk would take three days.
+    assert_eq!(told(&ask(&server, &[(190, 1)])), [(190, 1, Kind::Data)]);
+    server.limit_push(0);
+    let mut pages = 63;
+    while pages < 150 {
+        pages += u64::from(frame(&mut bulk).0.count);
+    }
+    assert_eq!(frame(&mut bulk).0.kind, Kind::End);
+}
+
+#[test]
+fn short_gaps_are_left_out_where_there_are_too_many_runs() {
+    let runs = vec![(0, 0, 1), (0, 2, 3), (0, 8, 9), (1, 0, 1)];
+    assert_eq!(without_short_gaps(runs.clone(), 4), runs);
+    assert_eq!(without_short_gaps(runs.clone(), 3), [(0, 0, 3), (0, 8, 9), (1, 0, 1)]);
+    assert_eq!(without_short_gaps(runs, 1), [(0, 0, 9), (1, 0, 1)]);
 }

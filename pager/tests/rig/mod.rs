@@ -13,6 +13,7 @@ use vmferry_pager::destination::needed_features;
 use vmferry_pager::program::serve_vm;
 use vmferry_pager::proto::{self, PagerRole, pager_client::PagerClient, pager_event::Event};
 use vmferry_pager::region_map::{Backing, Layout};
+use vmferry_pager::tuning::Tuning;
 use vmferry_pager::userfaultfd::probe;
 
 pub use source::{Answer, StandIn};
@@ -69,7 +70,7 @@ pub fn pager(directory: &Path, role: PagerRole) -> std::thread::JoinHandle<std::
     let directory = directory.to_path_buf();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(serve_vm(directory, "web-1".into(), role))
+        runtime.block_on(serve_vm(directory, "web-1".into(), role, Tuning::default()))
     })
 }
 

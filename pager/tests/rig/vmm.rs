@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vmferry_pager::descriptors;
-use vmferry_pager::region_map::{Backing, Hva};
-use vmferry_pager::userfaultfd::{Userfaultfd, feature, memfd};
+use vmferry_pager::destination::needed_features;
+use vmferry_pager::region_map::{Backing, Hva, Layout};
+use vmferry_pager::userfaultfd::{Userfaultfd, memfd};
 
-use super::{PAGE, PATIENCE, eventually};
+use super::{PAGE, PATIENCE, eventually, layout};
 
 pub struct Vmm {
     base: u64,
@@ -51,8 +52,10 @@ fn frame(socket: &mut UnixStream) -> io::Result<Value> {
 }
 
 impl Vmm {
+    /// With the userfaultfd features that a pager asks for; the ranges are registered for missing pages.
     pub fn attach(socket: &Path, backing: Backing, pages: u64) -> Self {
         let size = pages * PAGE;
+        let features = needed_features(&Layout::try_from(&layout(backing, pages)).unwrap());
         let file = (backing == Backing::Memfd).then(|| memfd("guest", size).unwrap());
         let (kind, fd) = match &file {
             Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
@@ -64,7 +67,7 @@ impl Vmm {
         assert_ne!(base, libc::MAP_FAILED);
         let base = base as u64;
         let uffd = Userfaultfd::create().unwrap();
-        uffd.enable(feature::EVENT_REMOVE | feature::THREAD_ID | feature::POISON).unwrap();
+        uffd.enable(features).unwrap();
         uffd.register(Hva(base), size).unwrap();
         let mut region = json!({"gpa": 0, "base_host_virt_addr": base, "size": size, "page_size": PAGE});
         let mut fds = vec![uffd.as_raw_fd()];

@@ -15,7 +15,7 @@ from vmferry.migration.model import Job, LedgerEntry
 class MigrationControl(Protocol):
     """Jobs of this host as their source."""
 
-    async def create(self, migration: str, vm: str, destination: str) -> Job:
+    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int) -> Job:
         """Durable when it returns; the move goes on by itself. MIGRATION_EXISTS, VM_UNKNOWN, VM_ALREADY_MIGRATING, …"""
         ...
 
@@ -26,6 +26,10 @@ class MigrationControl(Protocol):
     async def jobs(self) -> Sequence[Job]: ...
     async def cancel(self, migration: str) -> Job:
         """MIGRATION_UNKNOWN, PAST_NO_RETURN."""
+        ...
+
+    async def set_push_limit(self, migration: str, push_bytes_per_s: int) -> Job:
+        """Durable, and known to the pager, when it returns. MIGRATION_UNKNOWN, MIGRATION_ENDED, PAGER_FAILED."""
         ...
 
     def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:

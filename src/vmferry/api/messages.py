@@ -29,6 +29,7 @@ def job_to_pb(job: Job, now_us: int) -> migrations_pb2.Migration:
         total_s=max(0, (job.ended_us or now_us) - job.created_us) / 1e6,
         progress=wire.progress_to_pb(job.progress),
         memory_errors=job.memory_errors,
+        push_bytes_per_s=job.push_bytes_per_s,
     )
     message.create_time.FromMicroseconds(job.created_us)
     message.update_time.FromMicroseconds(job.updated_us)

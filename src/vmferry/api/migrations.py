@@ -36,6 +36,9 @@ class MigrationsServicer(GeneratedServicer):
     async def CancelMigration(self, request: pb.CancelMigrationRequest, context: Context) -> pb.Migration:  # noqa: N802
         return await answered(context, self._cancel(request))
 
+    async def SetPushLimit(self, request: pb.SetMigrationPushLimitRequest, context: Context) -> pb.Migration:  # noqa: N802
+        return await answered(context, self._set_push_limit(request))
+
     async def WatchMigrations(  # noqa: N802
         self, request: pb.WatchMigrationsRequest, context: Context
     ) -> AsyncIterator[pb.Migration]:
@@ -47,8 +50,11 @@ class MigrationsServicer(GeneratedServicer):
         checks.migration_id(request.migration_id)
         checks.vm(request.vm)
         checks.destination(request.destination)
+        checks.push_limit(request.push_bytes_per_s)
         checks.done()
-        return _message(await self._control.create(request.migration_id, request.vm, request.destination))
+        return _message(
+            await self._control.create(request.migration_id, request.vm, request.destination, request.push_bytes_per_s)
+        )
 
     async def _get(self, request: pb.GetMigrationRequest) -> pb.Migration:
         _check_id(request.migration_id)
@@ -57,6 +63,13 @@ class MigrationsServicer(GeneratedServicer):
     async def _cancel(self, request: pb.CancelMigrationRequest) -> pb.Migration:
         _check_id(request.migration_id)
         return _message(await self._control.cancel(request.migration_id))
+
+    async def _set_push_limit(self, request: pb.SetMigrationPushLimitRequest) -> pb.Migration:
+        checks = Checks()
+        checks.migration_id(request.migration_id)
+        checks.push_limit(request.push_bytes_per_s)
+        checks.done()
+        return _message(await self._control.set_push_limit(request.migration_id, request.push_bytes_per_s))
 
     async def _list(self, request: pb.ListMigrationsRequest) -> pb.ListMigrationsResponse:
         checks = Checks()

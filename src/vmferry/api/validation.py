@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.units import LSB_4K
+from vmferry.units import LSB_4K, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
 
 MIGRATION_ID = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 VM_NAME = r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"
@@ -60,6 +60,10 @@ class Checks:
     def page_size(self, value: int, most: int, default: int) -> None:
         if not 0 <= value <= most:
             self.violation("page_size", f"must be from 1 to {most}, or 0 for {default}; is {value}")
+
+    def push_limit(self, value: int, field: str = "push_bytes_per_s") -> None:
+        if value and not PUSH_LIMIT_LEAST <= value <= PUSH_LIMIT_MOST:
+            self.violation(field, f"must be 0 or from {PUSH_LIMIT_LEAST} to {PUSH_LIMIT_MOST}, is {value}")
 
     def memory_error(self, gpa: int, lsb: int) -> int:
         """Checks the block and gives its `lsb`: 12 where none is given."""

@@ -39,8 +39,11 @@ class Api:
     migrations: MigrationsAsyncStub
     machines: MachinesAsyncStub
 
-    async def create(self, migration_id: str, vm: str, destination: str) -> mg.Migration:
-        request = mg.CreateMigrationRequest(migration_id=migration_id, vm=vm, destination=destination)
+    async def create(self, migration_id: str, vm: str, destination: str, push_bytes_per_s: int = 0) -> mg.Migration:
+        """`push_bytes_per_s` 0: the daemon's configured limit, if there is one."""
+        request = mg.CreateMigrationRequest(
+            migration_id=migration_id, vm=vm, destination=destination, push_bytes_per_s=push_bytes_per_s
+        )
         return await answered(self.migrations.CreateMigration(request, timeout=self.timeout_s))
 
     async def migration(self, migration_id: str) -> mg.Migration:
@@ -50,6 +53,11 @@ class Api:
     async def cancel(self, migration_id: str) -> mg.Migration:
         request = mg.CancelMigrationRequest(migration_id=migration_id)
         return await answered(self.migrations.CancelMigration(request, timeout=self.timeout_s))
+
+    async def set_push_limit(self, migration_id: str, push_bytes_per_s: int) -> mg.Migration:
+        """0: no limit."""
+        request = mg.SetMigrationPushLimitRequest(migration_id=migration_id, push_bytes_per_s=push_bytes_per_s)
+        return await answered(self.migrations.SetPushLimit(request, timeout=self.timeout_s))
 
     async def list_migrations(self, wanted: str = "") -> AsyncIterator[mg.Migration]:
         """All that match the filter, page by page."""

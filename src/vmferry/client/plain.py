@@ -66,6 +66,11 @@ def size_words(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def limit_words(bytes_per_s: int) -> str:
+    """A push limit for people."""
+    return f"{size_words(bytes_per_s)}/s" if bytes_per_s else "none"
+
+
 def duration_words(seconds: float) -> str:
     """A duration for people."""
     if seconds < 0.001:

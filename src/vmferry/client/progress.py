@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from vmferry.client.plain import enum_word, size_words
+from vmferry.client.plain import enum_word, limit_words, size_words
 from vmferry.v1.migrations_pb2 import Migration
 from vmferry.v1.migrations_pb2 import Phase as PhaseEnum
 
@@ -51,6 +51,8 @@ def progress_words(migration: Migration, bytes_per_s: float) -> str:
     if page.total:
         parts.append(f"pages {arrived(migration)}/{page.total} ({100 * arrived(migration) // page.total} %)")
         parts.append(f"{size_words(bytes_per_s)}/s")
+        if migration.push_bytes_per_s:
+            parts.append(f"push limit {limit_words(migration.push_bytes_per_s)}")
         parts.append(f"faults {page.faults}")
         touch = page.first_touch
         if touch.count:
@@ -73,6 +75,7 @@ def progress_table(migration: Migration, bytes_per_s: float) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("phase", f"[bold]{phase_word(migration)}[/bold]", _bar(arrived(migration), page.total))
     table.add_row("pages", f"{arrived(migration)} of {page.total}", f"{size_words(bytes_per_s)}/s")
+    table.add_row("push limit", limit_words(migration.push_bytes_per_s))
     table.add_row(
         "came by", f"demand {page.demand}  push {page.push}", f"zero {page.zero}  [red]poison {page.poison}[/red]"
     )

@@ -19,6 +19,7 @@ REMEDIES = {
     "MIGRATION_EXISTS": "Choose another --id, or `vmferry show` the one that is there.",
     "VM_ALREADY_MIGRATING": "`vmferry list --filter 'active = true'` shows the migration under way.",
     "VM_NOT_RUNNING": "Start the VM, or wait until its VMM has connected; `vmferry machines` shows its state.",
+    "MIGRATION_ENDED": "`vmferry show` tells how it ended.",
     "PAST_NO_RETURN": "The VM runs on the destination already; `vmferry watch` follows the rest.",
     "DESTINATION_UNREACHABLE": "Check that vmferryd runs there and that its [peer] address is the one given by --to.",
     "DESTINATION_NO_VMM": "Start a VMM of that name on the destination that waits to be one (`--incoming`).",

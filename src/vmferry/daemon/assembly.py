@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 
 from vmferry.daemon import deadlines
-from vmferry.daemon.config import Config
+from vmferry.daemon.config import DEFAULT_SPIN_US, Config
 from vmferry.daemon.host_state import HostState
 from vmferry.migration.arrivals import Arrivals
 from vmferry.migration.model import LedgerEntry
 from vmferry.migration.ports import Store
 from vmferry.migration.service import MigrationService
 from vmferry.migration.world import SystemClock, World
-from vmferry.pager.client import LaneSettings, PagerSettings
+from vmferry.pager.client import LaneSettings, PagerSettings, ThreadSettings
 from vmferry.pager.process import PagerProcesses
 from vmferry.peer.client import GrpcPeers
 from vmferry.store.sqlite import open_store
@@ -27,9 +27,7 @@ class HostCore:
     def __init__(self, config: Config, store: Store) -> None:
         clock, limits = SystemClock(), config.timeouts
         self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(self._record), clock.now_us, deadlines.vmm(limits))
-        lanes = LaneSettings(config.pages.ip, config.pages.ports, config.pages.demand_timeout_s)
-        settings = PagerSettings(lanes, deadlines.pager(limits))
-        self.pagers = PagerProcesses(config.runtime_dir, config.pager_program, settings)
+        self.pagers = PagerProcesses(config.runtime_dir, config.pager.program, pager_settings(config))
         self._service = MigrationService(
             World(
                 host=config.host,
@@ -39,6 +37,7 @@ class HostCore:
                 peers=GrpcPeers(config.host, deadlines.peer(limits)),
                 clock=clock,
                 timeouts=deadlines.migration(limits),
+                push_bytes_per_s=config.pager.push_bytes_per_s,
             )
         )
         self._state = HostState(config.host, self._service)
@@ -88,6 +87,20 @@ class HostCore:
     async def _record(self, vm: str, entry: LedgerEntry) -> None:
         await self._running.wait()
         await self._service.record_vmm_error(vm, entry)
+
+
+def pager_settings(config: Config) -> PagerSettings:
+    """What every pager is driven with. A thread setting that is the default is not handed on."""
+    pages, pager = config.pages, config.pager
+    return PagerSettings(
+        LaneSettings(pages.ip, pages.ports, pages.demand_timeout_s, pager.push_lanes),
+        deadlines.pager(config.timeouts),
+        ThreadSettings(
+            pager.page_path_cpus or None,
+            pager.lane_cpus or None,
+            None if pager.spin_us == DEFAULT_SPIN_US else pager.spin_us,
+        ),
+    )
 
 
 @asynccontextmanager

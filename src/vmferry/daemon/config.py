@@ -18,6 +18,9 @@ LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_RUNTIME_DIR = Path("/run/vmferry")
 DEFAULT_STATE_DIR = Path("/var/lib/vmferry")
+DEFAULT_SPIN_US = 50
+SPIN_US_MOST = 10_000
+PUSH_LANES_MOST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,23 @@ class Pages:
     ports: tuple[int, int]
     """Half-open."""
     demand_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pager:
+    """The pager program, where its threads run, and the background push."""
+
+    program: str
+    push_bytes_per_s: int
+    """Limit of migrations that ask for none; 0: no limit. Demand is never held back."""
+    push_lanes: int
+    """Push lanes that a destination's pager opens; 0: the pager's default."""
+    page_path_cpus: str
+    """CPU list of the thread that resolves faults, and of the urgent lane; "": any."""
+    lane_cpus: str
+    """CPU list of the push lanes' threads; "": any."""
+    spin_us: int
+    """How long a thread of the page path looks for its next event before it sleeps, microseconds; 0: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +82,7 @@ class Config:
     peer: Address
     ops: Address
     pages: Pages
-    pager_program: str
+    pager: Pager
     timeouts: Timeouts
     log: Log
 
@@ -89,7 +109,7 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
     root = Table("", values, problems)
     runtime_dir = root.path("runtime_dir", DEFAULT_RUNTIME_DIR)
     vmm, api, peer = root.section("vmm"), root.section("api"), root.section("peer")
-    ops, pager, log = root.section("ops"), root.section("pager"), root.section("log")
+    ops, log = root.section("ops"), root.section("log")
     config = Config(
         host=root.text("host", default_host, HOST_NAME, "1 to 63 letters, digits, '.', '_' or '-'"),
         runtime_dir=runtime_dir,
@@ -99,11 +119,11 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
         peer=peer.address("listen", Address("127.0.0.1", 7601)),
         ops=ops.address("listen", Address("127.0.0.1", 7680)),
         pages=_pages(root.section("pages")),
-        pager_program=pager.text("program", "vmferry-pager", r"[^\0]+", "a program name or path"),
+        pager=_pager(root.section("pager")),
         timeouts=_timeouts(root.section("timeouts")),
         log=Log(log.choice("format", "json", LOG_FORMATS), log.choice("level", "info", LOG_LEVELS)),
     )
-    for table in (root, vmm, api, peer, ops, pager, log):
+    for table in (root, vmm, api, peer, ops, log):
         table.finish()
     problems.extend(_clashes(config))
     if problems:
@@ -135,6 +155,19 @@ def _pages(table: Table) -> Pages:
     )
     table.finish()
     return pages
+
+
+def _pager(table: Table) -> Pager:
+    pager = Pager(
+        program=table.text("program", "vmferry-pager", r"[^\0]+", "a program name or path"),
+        push_bytes_per_s=table.push_limit("push_bytes_per_s"),
+        push_lanes=table.whole("push_lanes", 0, PUSH_LANES_MOST),
+        page_path_cpus=table.cpu_list("page_path_cpus"),
+        lane_cpus=table.cpu_list("lane_cpus"),
+        spin_us=table.whole("spin_us", DEFAULT_SPIN_US, SPIN_US_MOST),
+    )
+    table.finish()
+    return pager
 
 
 def _timeouts(table: Table) -> Timeouts:

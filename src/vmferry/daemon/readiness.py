@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmferry.daemon.config import Config
+from vmferry.daemon.config import Config, Pager
+from vmferry.daemon.cpu_list import parse_cpu_list
 from vmferry.daemon.instance import HostUnfit, make_directory
 from vmferry.ops.state import Check
 
@@ -45,7 +46,8 @@ class HostReadiness:
         return [
             _writable("store", self._config.state_dir),
             _writable("runtime_dir", self._config.runtime_dir),
-            pager_check(self._config.pager_program),
+            pager_check(self._config.pager.program),
+            cpus_check(self._config.pager, online_cpus()),
             userfaultfd_check(),
         ]
 
@@ -92,6 +94,22 @@ def pager_check(program: str) -> Check:
     if found is None:
         return Check("pager", False, f"no program {program!r}: install it, or set pager.program to its path")
     return Check("pager", True, str(found))
+
+
+def online_cpus() -> frozenset[int]:
+    """Documentation/admin-guide/cputopology.rst."""
+    return parse_cpu_list(Path("/sys/devices/system/cpu/online").read_text().strip())
+
+
+def cpus_check(pager: Pager, online: frozenset[int]) -> Check:
+    """A pager that is told to run on CPUs that are not there would not start."""
+    causes = []
+    for key in ("page_path_cpus", "lane_cpus"):
+        missing = parse_cpu_list(getattr(pager, key)) - online
+        if missing:
+            names = ", ".join(str(cpu) for cpu in sorted(missing))
+            causes.append(f"pager.{key} names CPUs that are not online: {names}")
+    return Check("pager_cpus", not causes, "; ".join(causes) or "those that are configured are online")
 
 
 def userfaultfd_check() -> Check:

@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmferry.daemon.cpu_list import CpuListError, parse_cpu_list
+from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
+
 SUN_PATH_MAX = 107
 """Longest path of a unix socket, bytes: `sun_path` of 108 with its NUL (man 7 unix)."""
 
@@ -157,6 +160,42 @@ class Table:
             return float(value)
         self.problem(key, value, f"a number of seconds from {least:g} to {most:g}")
         return default
+
+    def whole(self, key: str, default: int, most: int) -> int:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
+            return value
+        self.problem(key, value, f"a whole number from 0 to {most}")
+        return default
+
+    def push_limit(self, key: str) -> int:
+        """Bytes a second; 0, the default: no limit."""
+        least, most = PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
+        value = self._take(key)
+        if value is None:
+            return 0
+        if isinstance(value, int) and not isinstance(value, bool) and (value == 0 or least <= value <= most):
+            return value
+        self.problem(key, value, f"0 (no limit), or a whole number of bytes a second from {least} to {most}")
+        return 0
+
+    def cpu_list(self, key: str) -> str:
+        """As it stands there; "" where there is none."""
+        value = self._take(key)
+        if value is None:
+            return ""
+        why = ""
+        if isinstance(value, str):
+            try:
+                parse_cpu_list(value)
+            except CpuListError as error:
+                why = f"; {error}"
+            else:
+                return value
+        self.problem(key, value, f'a list of CPUs like "2-3,7", or ""{why}')
+        return ""
 
     def finish(self) -> None:
         for key, value in self._values.items():

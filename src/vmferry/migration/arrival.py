@@ -6,15 +6,21 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+import structlog
+
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.rules import travel
 from vmferry.migration import incoming as inc
 from vmferry.migration.changes import Bell
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Incoming, LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.model import Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
 from vmferry.migration.ports import JournalEntry, Pager, Vmm, Wanted
 from vmferry.migration.world import World, vmm_by_pid
+
+log = structlog.get_logger()
+
+PREALLOCATED = "incoming.preallocated"
 
 
 class Arrival:
@@ -90,7 +96,8 @@ class Arrival:
         self._pager = found
         return found
 
-    async def make_memory(self, layout: MemoryLayout, vcpus: int) -> None:
+    async def make_memory(self, layout: MemoryLayout, vcpus: int, held: Sequence[PageRange]) -> None:
+        """With memory for what is `held`, as far as the backing allows it: a shortage shows before the blackout."""
         vmm = self._world.vmms.incoming(self.record.vm)
         if vmm is None:
             raise no_vmm(self.record.vm)
@@ -99,6 +106,9 @@ class Arrival:
         self._errors.serve(self.key, self.record.vm, pager)
         features = await pager.expect_destination(layout)
         await vmm.prepare(layout, vcpus, features, pager.memory_socket)
+        if held:
+            made = await pager.preallocate(held)
+            log.info(PREALLOCATED, migration=self.record.migration, vm=self.record.vm, bytes=made)
 
     async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         """Durable; the entries that are new here."""

@@ -65,7 +65,7 @@ class Arrivals:
         return self._world.host
 
     async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None:
-        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_HAS_VM, PLATFORM_MISMATCH, LAYOUT_MISMATCH, …"""
+        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_NO_MEMORY, DESTINATION_HAS_VM, PLATFORM_MISMATCH, …"""
         arrival = await self._load(migration)
         async with self._interruptible(arrival):
             found = inc.answer(arrival.record.outcome, inc.PrepareAsked(), migration)
@@ -87,7 +87,7 @@ class Arrivals:
     async def _prepare_step(self, arrival: Arrival, command: inc.Command, wanted: Wanted) -> None:
         match command:
             case inc.MakeMemory():
-                await arrival.make_memory(wanted.layout, wanted.vcpus)
+                await arrival.make_memory(wanted.layout, wanted.vcpus, wanted.held)
             case inc.TakeLedger():
                 await arrival.take_ledger(wanted.ledger)
             case inc.ConnectLanes():

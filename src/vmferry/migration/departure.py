@@ -49,6 +49,7 @@ class Departure:
         self._cancel: m.CancelAsked | None = None
         self._scope: asyncio.Timeout | None = None
         self._decided = asyncio.Event()
+        self._saving = asyncio.Lock()
         self._outcome_backoff = Backoff(world)
         self._updates: AsyncIterator[IncomingUpdate] | None = None
         self._watch_backoff = Backoff(world)
@@ -66,12 +67,15 @@ class Departure:
             else:
                 await self._steps.take_up()
                 step = recovered
+                if self._steps.serving and step.state not in m.RESTORING:
+                    self._spawn(f"push limit {self.job.migration}", self._tell_push_limit_again())
             while True:
                 event = await self._enter(step) or await self._perform(step)
                 if event is None:
                     return
                 step = m.transition(self._state, event)
         finally:
+            self._steps.serving = False
             self._decided.set()
             await self._close_updates()
             await self._steps.peer.close()
@@ -91,6 +95,51 @@ class Departure:
         if self.job.phase not in TERMINAL or self._state in (m.State.COMPLETED, m.State.LOST):
             raise m.IllegalEventError(self._state, asked, m.CANCELLABLE)
         return self.job
+
+    async def set_push_limit(self, push_bytes_per_s: int) -> Job:
+        """Durable first, then told to the source's pager, also when it is the limit already. Goes on by itself when the
+        caller goes away: what is durable and what is known here must not part.
+
+        Raises: VmferryError MIGRATION_ENDED; PAGER_FAILED: the limit is durable, and the pager does not know it yet.
+        """
+        answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self._spawn(f"push limit {self.job.migration}", self._set_push_limit(push_bytes_per_s, answer))
+        return await answer
+
+    async def _set_push_limit(self, push_bytes_per_s: int, answer: asyncio.Future[Job]) -> None:
+        try:
+            await self._save_push_limit(push_bytes_per_s)
+            await self._steps.tell_push_limit()
+        except VmferryError as error:
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(self.job)
+        finally:
+            answer.cancel()
+
+    async def _save_push_limit(self, push_bytes_per_s: int) -> None:
+        async with self._saving:
+            if self.job.phase in TERMINAL:
+                raise ended(self.job)
+            if push_bytes_per_s != self.job.push_bytes_per_s:
+                now = self._world.clock.now_us()
+                saved = await self._jobs.save(replace(self.job, push_bytes_per_s=push_bytes_per_s, updated_us=now))
+                self.job = replace(self.job, push_bytes_per_s=push_bytes_per_s, updated_us=now, revision=saved.revision)
+            self._steps.push_bytes_per_s = push_bytes_per_s
+
+    async def _tell_push_limit_again(self) -> None:
+        """After a restart: the one before may have died between the store and the pager."""
+        backoff = Backoff(self._world)
+        while self._steps.serving:
+            try:
+                await self._steps.tell_push_limit()
+            except VmferryError as error:
+                self._log.warning(RETRY, step="push limit", error=str(error))
+            else:
+                return
+            await backoff.pause()
 
     async def _enter(self, step: m.Transition) -> m.Event | None:
         """Makes the new state durable. An event: that failed, where failing is still allowed."""
@@ -118,7 +167,8 @@ class Departure:
         backoff = Backoff(self._world)
         while True:
             try:
-                self.job = await self._jobs.save(job)
+                async with self._saving:
+                    self.job = await self._jobs.save(replace(job, push_bytes_per_s=self.job.push_bytes_per_s))
             except VmferryError as error:
                 if self._state in m.CANCELLABLE:
                     return m.Failed(error.reason, str(error))
@@ -166,14 +216,15 @@ class Departure:
         """One step before the commit: it ends at the latest with its deadline, or when the job is cancelled."""
         name = type(command).__name__
         loop = asyncio.get_running_loop()
+        limit_s = self._world.timeouts.step_s + self._steps.allowance_s(command)
         try:
-            deadline = loop.time() if self._cancel else loop.time() + self._world.timeouts.step_s
+            deadline = loop.time() if self._cancel else loop.time() + limit_s
             async with asyncio.timeout_at(deadline) as scope:
                 self._scope = scope
                 await work
         except TimeoutError:
             if self._cancel is None:
-                return m.Failed(_late(command), f"{name} took longer than {self._world.timeouts.step_s:g} s")
+                return m.Failed(_late(command), f"{name} took longer than {limit_s:g} s")
         except VmferryError as error:
             self._log.warning(STEP_FAILED, step=name, reason=error.reason.value, error=str(error))
             return self._cancel or m.Failed(error.reason, str(error))
@@ -354,6 +405,15 @@ class Departure:
             else:
                 return
             await backoff.pause()
+
+
+def ended(job: Job) -> VmferryError:
+    """A job that nothing can be changed of any more; to be raised."""
+    return VmferryError(
+        Reason.MIGRATION_ENDED,
+        f"{job.migration} has ended ({job.phase}); it pushes nothing any more.",
+        "A new migration takes its limit from its request.",
+    )
 
 
 def _late(command: m.Command) -> Reason:

@@ -33,6 +33,15 @@ class MemoryLayout:
     regions: tuple[MemoryRegion, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """A half-open run of 4 KiB pages of one region (`PageRange` in common.proto), whatever the region's page size."""
+
+    region: int
+    page: int
+    count: int
+
+
 class Origin(StrEnum):
     """How vmferry learned of a memory error (`ErrorOrigin` in common.proto)."""
 
@@ -142,6 +151,8 @@ class Job:
     downtime_s: float = 0.0
     progress: PageProgress = field(default_factory=PageProgress)
     memory_errors: int = 0
+    push_bytes_per_s: int = 0
+    """Bytes a second that the background push may send; 0: no limit. Demand is never held back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from vmferry.migration.model import (
     MemoryLayout,
     Outcome,
     PageProgress,
+    PageRange,
     VmmIdentity,
 )
 
@@ -139,14 +140,29 @@ class Pager(Protocol):
     def memory_socket(self) -> Path: ...
 
     async def status(self) -> PagerStatus: ...
-    async def serve_source(self, layout: MemoryLayout, token: str) -> str:
-        """Returns the lane address "ip:port"."""
+    async def serve_source(self, layout: MemoryLayout, token: str, push_bytes_per_s: int) -> str:
+        """Returns the lane address "ip:port". `push_bytes_per_s`: as for `set_push_limit`."""
+        ...
+
+    async def list_held(self, layout: MemoryLayout) -> Sequence[PageRange]:
+        """Source, its memory attached: what is really held of it, ascending; a hint while the VM runs."""
+        ...
+
+    async def set_push_limit(self, push_bytes_per_s: int) -> None:
+        """Source: bytes a second of the background push from now on; 0: no limit. Demand is never held back."""
         ...
 
     async def freeze(self) -> None: ...
     async def thaw(self) -> None: ...
     async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
         """Returns the uffd features that the VMM must ask for."""
+        ...
+
+    async def preallocate(self, held: Sequence[PageRange]) -> int:
+        """Destination, its memory attached: allocates memory for these pages where the backing allows it (memfd).
+
+        Returns the bytes for which memory is there. DESTINATION_NO_MEMORY: there is not enough; nothing is lost by it.
+        """
         ...
 
     async def connect_lanes(self, lane_address: str, token: str) -> None: ...
@@ -189,7 +205,8 @@ class Wanted:
     """What the destination is to make ready before the VM stands still.
 
     `lane_address` "ip:port" and `lane_token`: where the source's pager will serve pages; `ledger`: the memory errors
-    known so far.
+    known so far. `held`: what the source really holds; its memory is there, or the migration refused, before the
+    answer.
     """
 
     vm: str
@@ -199,6 +216,7 @@ class Wanted:
     lane_address: str
     lane_token: str
     ledger: tuple[LedgerEntry, ...] = ()
+    held: tuple[PageRange, ...] = ()
 
 
 class Peer(Protocol):

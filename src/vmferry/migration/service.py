@@ -22,7 +22,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
 from vmferry.migration.arrivals import Arrivals
 from vmferry.migration.changes import Bell
-from vmferry.migration.departure import Departure
+from vmferry.migration.departure import Departure, ended
 from vmferry.migration.jobs import Jobs
 from vmferry.migration.machines import Machine, machines
 from vmferry.migration.memory_errors import MemoryErrors
@@ -94,8 +94,9 @@ class MigrationService:
 
     # jobs
 
-    async def create(self, migration: str, vm: str, destination: str) -> Job:
-        """Durable when it returns; the move goes on by itself. The same request again answers the job as it stands.
+    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int = 0) -> Job:
+        """Durable when it returns; the move goes on by itself. The same request again answers the job as it stands:
+        same migration, VM and destination, whatever its push limit. A limit of 0 is the configured one.
 
         Raises: VmferryError INVALID_ARGUMENT, MIGRATION_EXISTS, VM_UNKNOWN, VM_NOT_RUNNING, VM_ALREADY_MIGRATING,
         SHUTTING_DOWN.
@@ -117,8 +118,9 @@ class MigrationService:
             await self._check_movable(vm)
             now = self._world.clock.now_us()
             errors = len(await self._errors.ledger(vm))
+            limit = push_bytes_per_s or self._world.push_bytes_per_s
             job = Job(migration, vm, destination, created_us=now, updated_us=now, memory_errors=errors)
-            job = await self._jobs.save(job)
+            job = await self._jobs.save(replace(job, push_bytes_per_s=limit))
             self._depart(job, None)
             return job
 
@@ -143,6 +145,16 @@ class MigrationService:
         if m.State(job.phase.value) in (m.State.CANCELLED, m.State.FAILED):
             return job
         raise m.IllegalEventError(m.State(job.phase.value), m.CancelAsked(), m.CANCELLABLE)
+
+    async def set_push_limit(self, migration: str, push_bytes_per_s: int) -> Job:
+        """Bytes a second of the job's background push from now on; 0: no limit. Durable when it returns.
+
+        Raises: VmferryError MIGRATION_UNKNOWN, MIGRATION_ENDED, PAGER_FAILED.
+        """
+        departure = self._departures.get(migration)
+        if departure is not None:
+            return await departure.set_push_limit(push_bytes_per_s)
+        raise ended(await self._jobs.get(migration))
 
     # machines and their memory errors
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 
@@ -9,6 +10,7 @@ import structlog
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
+from vmferry.migration.held import allocation_s, layout_bytes
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import Job, Outcome
 from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
@@ -31,6 +33,10 @@ class SourceSteps:
         self.stopped_at_s: float | None = None
         self.asked_destination = False
         self.commit_tried = False
+        self.push_bytes_per_s = job.push_bytes_per_s
+        self.serving = False
+        """The source's pager takes a push limit: from ServePages until it is removed."""
+        self._telling = asyncio.Lock()
         self._world = world
         self._errors = errors
         self._vmm: Vmm | None = None
@@ -46,10 +52,18 @@ class SourceSteps:
         for entry in await self._world.store.journal(self.migration):
             pid = entry.data.get("vmm_pid")
             if entry.kind == m.JournalKind.BEGIN and isinstance(pid, int):
-                self._pid = pid
+                self._pid, self.serving = pid, True
         self._pager = await self._world.pagers.find(self.key)
         if self._pager is not None:
             self._errors.serve(self.key, self.vm, self._pager)
+        self.serving = self.serving and self._pager is not None
+
+    def allowance_s(self, command: m.Command) -> float:
+        """What a step may take beyond `Timeouts.step_s`, seconds: before Prepare is answered the source lists what
+        it holds, and the destination allocates it."""
+        if not isinstance(command, m.AskPrepare) or self._vmm is None:
+            return 0.0
+        return 2 * allocation_s(layout_bytes(self._vmm.identity.layout))
 
     async def prepare(self, command: m.Command) -> None:
         """The steps before the VM stands still."""
@@ -59,7 +73,7 @@ class SourceSteps:
                 self._pager = await self._world.pagers.start(self.key, self.vm, True)
                 self._errors.serve(self.key, self.vm, self._pager)
             case m.ServePages():
-                self._lane = await self._the_pager().serve_source(vmm.identity.layout, self._token)
+                await self._serve_pages(vmm)
             case m.AttachMemory():
                 await vmm.attach_memory(self._the_pager().memory_socket)
             case m.SayHello():
@@ -68,10 +82,30 @@ class SourceSteps:
                 self.asked_destination = True
                 what = vmm.identity
                 known = tuple(await self._errors.ledger(self.vm))
-                wanted = Wanted(self.vm, what.layout, what.vcpus, what.platform, self._lane, self._token, known)
+                held = tuple(await self._the_pager().list_held(what.layout))
+                where = (self._lane, self._token)
+                wanted = Wanted(self.vm, what.layout, what.vcpus, what.platform, *where, ledger=known, held=held)
                 await self.peer.prepare(self.migration, wanted)
             case _:
                 raise AssertionError(f"not a step of preparing: {command}")
+
+    async def _serve_pages(self, vmm: Vmm) -> None:
+        limit = self.push_bytes_per_s
+        self._lane = await self._the_pager().serve_source(vmm.identity.layout, self._token, limit)
+        self.serving = True
+        if self.push_bytes_per_s != limit:  # changed meanwhile
+            await self.tell_push_limit()
+
+    async def tell_push_limit(self) -> None:
+        """One call at a time, each with the newest limit: so the newest is the last that the pager hears."""
+        async with self._telling:
+            if not self.serving:
+                return
+            try:
+                await self._the_pager().set_push_limit(self.push_bytes_per_s)
+            except VmferryError:
+                if self.serving:
+                    raise  # one that was removed meanwhile has nothing to push
 
     async def switch(self, command: m.Command) -> None:
         """The steps of the blackout before the commit."""
@@ -164,6 +198,7 @@ class SourceSteps:
                 raise
 
     async def remove_pager(self) -> None:
+        self.serving = False
         self._errors.forget(self.key)
         await self._world.pagers.remove(self.key)
         self._pager = None

@@ -70,6 +70,8 @@ class World:
     timeouts: Timeouts = field(default_factory=Timeouts)
     vmm_lives: Callable[[int], bool] = process_lives
     """Whether a VMM's process is there: one that is not will not connect again."""
+    push_bytes_per_s: int = 0
+    """Push limit of jobs that ask for none, bytes a second; 0: no limit."""
 
 
 class Backoff:

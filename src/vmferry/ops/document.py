@@ -68,6 +68,7 @@ def _job(job: Job, rates: Rates, now_s: float, now_us: int) -> Document:
         "downtime_s": job.downtime_s,
         "total_s": max(0, (job.ended_us or now_us) - job.created_us) / 1e6,
         "memory_errors": job.memory_errors,
+        "push_bytes_per_s": job.push_bytes_per_s,
         "rate_bytes_s": 0.0
         if job.phase in TERMINAL
         else rates.observe(f"out/{job.migration}", job.progress.bytes_received, now_s),

@@ -81,7 +81,20 @@ def _migrations(state: State) -> Iterable[Metric]:
     for name in sorted(machines):
         by_state.add_metric([name], machines[name])
     yield by_state
+    yield from _push_limits(state)
     yield _downtime([job.downtime_s for job in state.jobs if job.downtime_s > 0])
+
+
+def _push_limits(state: State) -> Iterable[Metric]:
+    limits = [job.push_bytes_per_s for job in state.jobs if job.phase not in TERMINAL and job.push_bytes_per_s]
+    yield GaugeMetricFamily(
+        "vmferry_push_limited_migrations", "Migrations under way out of this host with a push limit.", len(limits)
+    )
+    yield GaugeMetricFamily(
+        "vmferry_push_limit_bytes_per_second",
+        "Push limits of the migrations under way out of this host, summed.",
+        sum(limits),
+    )
 
 
 def _downtime(downtimes: Sequence[float]) -> Metric:

@@ -5,6 +5,7 @@
 | UNAVAILABLE, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED | PAGER_FAILED: it died, or does not answer |
 | UNAVAILABLE from ConnectLanes, while the pager itself answers | LINK_DOWN: the source's pager cannot be reached |
 | FAILED_PRECONDITION from ExpectDestination | KERNEL_LACKS_FEATURE |
+| RESOURCE_EXHAUSTED from Preallocate | DESTINATION_NO_MEMORY |
 | INVALID_ARGUMENT | INVALID_ARGUMENT |
 | anything else | PAGER_FAILED, with the pager's words |
 """
@@ -21,7 +22,8 @@ import grpc
 
 from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, MemoryLayout
+from vmferry.migration.held import allocation_s, held_bytes, layout_bytes
+from vmferry.migration.model import LedgerEntry, MemoryLayout, PageRange
 from vmferry.migration.ports import PagerEvent, PagerStatus
 from vmferry.pager import convert
 from vmferry.units import MIB
@@ -50,20 +52,43 @@ _AUTHORITY = ("grpc.default_authority", "localhost")
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
-    """Where source pagers listen (half-open port range), and how long a demanded page may take, seconds."""
+    """Where source pagers listen (half-open port range), how long a demanded page may take, seconds, and how many push
+    lanes a destination opens (0: the pager's default)."""
 
     listen_ip: str = "127.0.0.1"
     ports: tuple[int, int] = (7700, 7800)
     demand_timeout_s: float = 10.0
+    push_lanes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PagerDeadlines:
-    """Seconds. `connect_s` is beyond the demand time-out, which bounds the connecting itself."""
+    """Seconds. `connect_s` is beyond the demand time-out, which bounds the connecting itself. Calls that go through
+    memory have the time that it takes on top of `call_s` (`migration/held.py`)."""
 
     call_s: float = 10.0
     connect_s: float = 30.0
     complete_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSettings:
+    """Where a pager's threads run, and how long they spin before they sleep. None: as the program does by itself.
+
+    CPU lists are as in cpuset(7), "2-3,7"."""
+
+    page_path_cpus: str | None = None
+    lane_cpus: str | None = None
+    spin_us: int | None = None
+
+    def options(self) -> list[str]:
+        """For the command line of `vmferry-pager`."""
+        given = (
+            ("--page-path-cpus", self.page_path_cpus),
+            ("--lane-cpus", self.lane_cpus),
+            ("--spin-us", self.spin_us),
+        )
+        return [word for option, value in given if value is not None for word in (option, str(value))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +97,7 @@ class PagerSettings:
 
     lanes: LaneSettings = field(default_factory=LaneSettings)
     deadlines: PagerDeadlines = field(default_factory=PagerDeadlines)
+    threads: ThreadSettings = field(default_factory=ThreadSettings)
 
 
 class GrpcPager:
@@ -97,16 +123,26 @@ class GrpcPager:
         """All that GetStatus says."""
         return await self._call("GetStatus", self._stub.GetStatus, pb.GetStatusRequest(), deadline_s)
 
-    async def serve_source(self, layout: MemoryLayout, token: str) -> str:
+    async def serve_source(self, layout: MemoryLayout, token: str, push_bytes_per_s: int) -> str:
         request = pb.ServeSourceRequest(
             layout=wire.layout_to_pb(layout),
             listen_ip=self._lanes.listen_ip,
             port_first=self._lanes.ports[0],
             port_last=self._lanes.ports[1],
             token=token,
+            push_bytes_per_s=push_bytes_per_s,
         )
         reply = await self._call("ServeSource", self._stub.ServeSource, request, self._deadlines.call_s)
         return reply.lane_address
+
+    async def list_held(self, layout: MemoryLayout) -> Sequence[PageRange]:
+        deadline_s = self._deadlines.call_s + allocation_s(layout_bytes(layout))
+        reply = await self._call("ListHeld", self._stub.ListHeld, pb.ListHeldRequest(), deadline_s)
+        return wire.ranges_from_pb(reply.held)
+
+    async def set_push_limit(self, push_bytes_per_s: int) -> None:
+        request = pb.SetPushLimitRequest(push_bytes_per_s=push_bytes_per_s)
+        await self._call("SetPushLimit", self._stub.SetPushLimit, request, self._deadlines.call_s)
 
     async def freeze(self) -> None:
         await self._call("Freeze", self._stub.Freeze, pb.FreezeRequest(), self._deadlines.call_s)
@@ -118,6 +154,24 @@ class GrpcPager:
         request = pb.ExpectDestinationRequest(layout=wire.layout_to_pb(layout))
         reply = await self._call("ExpectDestination", self._stub.ExpectDestination, request, self._deadlines.call_s)
         return tuple(reply.uffd_features)
+
+    async def preallocate(self, held: Sequence[PageRange]) -> int:
+        size = held_bytes(held)
+        request = pb.PreallocateRequest(held=wire.ranges_to_pb(held))
+        deadline_s = self._deadlines.call_s + allocation_s(size)
+        try:
+            reply = await self._call("Preallocate", self._stub.Preallocate, request, deadline_s)
+        except VmferryError as error:
+            rpc = error.__cause__
+            if isinstance(rpc, grpc.aio.AioRpcError) and rpc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise VmferryError(
+                    Reason.DESTINATION_NO_MEMORY,
+                    f"The destination has not the memory for the {size / MIB:.0f} MiB that {self._vm} holds: "
+                    f"{rpc.details()}.",
+                    "Free memory there (also of the VMM's memory cgroup), or take another destination.",
+                ) from error
+            raise
+        return reply.bytes
 
     async def connect_lanes(self, lane_address: str, token: str) -> None:
         request = pb.ConnectLanesRequest(
@@ -138,7 +192,8 @@ class GrpcPager:
             raise
 
     async def start_push(self) -> None:
-        await self._call("StartPush", self._stub.StartPush, pb.StartPushRequest(), self._deadlines.call_s)
+        request = pb.StartPushRequest(lanes=self._lanes.push_lanes)
+        await self._call("StartPush", self._stub.StartPush, request, self._deadlines.call_s)
 
     async def complete(self) -> int:
         reply = await self._call("Complete", self._stub.Complete, pb.CompleteRequest(), self._deadlines.complete_s)

@@ -14,6 +14,7 @@ import grpc
 
 from vmferry import wire
 from vmferry.errors import Reason, VmferryError
+from vmferry.migration.held import allocation_s, held_bytes
 from vmferry.migration.model import LedgerEntry, Outcome
 from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.peer import convert
@@ -29,7 +30,8 @@ _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, 
 
 @dataclass(frozen=True, slots=True)
 class PeerDeadlines:
-    """How long each call may take, seconds. `prepare` makes memory and `ready` loads a device state, hence longer."""
+    """How long each call may take, seconds. `prepare` makes memory and `ready` loads a device state, hence longer.
+    `prepare_s` is without the time to allocate what the source holds, which comes on top."""
 
     hello_s: float = 5.0
     prepare_s: float = 60.0
@@ -85,8 +87,10 @@ class GrpcPeer:
             lane_address=wanted.lane_address,
             lane_token=wanted.lane_token,
             ledger=[wire.error_to_pb(entry) for entry in wanted.ledger],
+            held=wire.ranges_to_pb(wanted.held),
         )
-        await self._call("Prepare", self._stub.Prepare(request, timeout=self._deadlines.prepare_s))
+        deadline_s = self._deadlines.prepare_s + allocation_s(held_bytes(wanted.held))
+        await self._call("Prepare", self._stub.Prepare(request, timeout=deadline_s))
 
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
         request = pb.ReadyRequest(

@@ -9,7 +9,8 @@ PROTOCOL_VERSION = 2
 
 DEVICE_STATE_LIMIT = 64 * MIB
 MESSAGE_LIMIT = DEVICE_STATE_LIMIT + 16 * MIB
-"""A `Ready` carries the device state and the ledger (about 40 bytes an error)."""
+"""A `Ready` carries the device state and the ledger (about 40 bytes an error). A `Prepare` carries at most 65536 ranges
+of pages, below 2 MiB."""
 
 KEEPALIVE_TIME_MS = 5_000
 KEEPALIVE_TIMEOUT_MS = 5_000

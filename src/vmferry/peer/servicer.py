@@ -107,6 +107,7 @@ class PeerServicer(GeneratedServicer):
             request.lane_address,
             request.lane_token,
             _ledger(request.ledger),
+            wire.held_from_pb(request.held, layout),
         )
         await self._operations.prepare(request.migration, wanted, request.source_host)
         return pb.PrepareReply()

@@ -51,6 +51,8 @@ class FakeHost:
         self.pagers = FakePagers(self.script, arrives=arrives)
         self.store = MemoryStore(self.script)
         self.service: MigrationService | None = None
+        self.push_bytes_per_s = 0
+        """Configured limit; read at the next start."""
         self._task: asyncio.Task[None] | None = None
         self._end = asyncio.Event()
 
@@ -108,6 +110,7 @@ class FakeHost:
             net.clock,
             TIMEOUTS,
             vmm_lives=lambda _: True,
+            push_bytes_per_s=self.push_bytes_per_s,
         )
         async with MigrationService(world) as service:
             self.service = service

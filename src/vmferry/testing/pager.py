@@ -10,9 +10,13 @@ from pathlib import Path
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.changes import Bell
-from vmferry.migration.model import LedgerEntry, MemoryLayout, PageProgress
+from vmferry.migration.held import held_bytes
+from vmferry.migration.model import LedgerEntry, MemoryLayout, PageProgress, PageRange
 from vmferry.migration.ports import AllPresent, PagerEvent, PagerEventBody, PagerStatus
 from vmferry.testing.script import Script
+
+HELD = (PageRange(0, 0, 16), PageRange(0, 32, 4))
+"""What every source holds."""
 
 
 class FakePager:
@@ -24,6 +28,9 @@ class FakePager:
         self.arrives = arrives
         self.poisoned: dict[int, LedgerEntry] = {}
         self.serving = False
+        self.push_bytes_per_s: int | None = None
+        """None: never told."""
+        self.preallocated: tuple[PageRange, ...] = ()
         self.ended = False
         self.state = PagerStatus(1, True, "", False, "", False, PageProgress(total=16, absent=16))
         self._events: list[PagerEvent] = []
@@ -53,9 +60,18 @@ class FakePager:
         await asyncio.sleep(0)
         return self.state
 
-    async def serve_source(self, layout: MemoryLayout, token: str) -> str:
+    async def serve_source(self, layout: MemoryLayout, token: str, push_bytes_per_s: int) -> str:
         await self._do("serve_source")
+        self.push_bytes_per_s = push_bytes_per_s
         return "127.0.0.1:7700"
+
+    async def list_held(self, layout: MemoryLayout) -> Sequence[PageRange]:
+        await self._do("list_held")
+        return HELD
+
+    async def set_push_limit(self, push_bytes_per_s: int) -> None:
+        await self._do("set_push_limit")
+        self.push_bytes_per_s = push_bytes_per_s
 
     async def freeze(self) -> None:
         await self._do("freeze")
@@ -68,6 +84,11 @@ class FakePager:
     async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
         await self._do("expect_destination")
         return ("UFFD_FEATURE_POISON",)
+
+    async def preallocate(self, held: Sequence[PageRange]) -> int:
+        await self._do("preallocate")
+        self.preallocated = tuple(held)
+        return held_bytes(held)
 
     async def connect_lanes(self, lane_address: str, token: str) -> None:
         await self._do("connect_lanes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.machines import Machine, MachineState
@@ -34,10 +34,11 @@ class ScriptedControl:
             self.history.append(job)
             self.changed.notify_all()
 
-    async def create(self, migration: str, vm: str, destination: str) -> Job:
+    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int) -> Job:
         if migration in self.table:
             raise VmferryError(Reason.MIGRATION_EXISTS, f"{migration} is another move.", "Take another id.")
-        await self.publish(Job(migration, vm, destination, revision=len(self.history) + 1, created_us=1_000_000))
+        job = Job(migration, vm, destination, revision=len(self.history) + 1, created_us=1_000_000)
+        await self.publish(replace(job, push_bytes_per_s=push_bytes_per_s))
         return self.table[migration]
 
     async def job(self, migration: str) -> Job:
@@ -47,6 +48,13 @@ class ScriptedControl:
 
     async def jobs(self) -> Sequence[Job]:
         return list(self.table.values())
+
+    async def set_push_limit(self, migration: str, push_bytes_per_s: int) -> Job:
+        job = await self.job(migration)
+        if job.phase in TERMINAL:
+            raise VmferryError(Reason.MIGRATION_ENDED, f"{migration} has ended.", "Start another.")
+        await self.publish(replace(job, push_bytes_per_s=push_bytes_per_s, revision=len(self.history) + 1))
+        return self.table[migration]
 
     async def cancel(self, migration: str) -> Job:
         await self.job(migration)

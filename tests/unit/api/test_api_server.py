@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from vmferry.api.server import SERVICES, ApiServer
 from vmferry.errors import VmferryError
 from vmferry.migration.model import LedgerEntry, Origin, Phase
-from vmferry.units import Gpa
+from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, Gpa
 from vmferry.v1 import machines_pb2, machines_pb2_grpc, migrations_pb2, migrations_pb2_grpc
 
 
@@ -108,6 +108,41 @@ async def test_refusals_of_the_core_carry_reason_and_remedy(api: Api) -> None:
     assert (await refusal(api.migrations.CreateMigration(create()))).code == grpc.StatusCode.ALREADY_EXISTS
     refused = await refusal(api.migrations.CancelMigration(migrations_pb2.CancelMigrationRequest(migration_id="m1")))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "PAST_NO_RETURN")
+
+
+def limit(value: int, migration: str = "m1") -> migrations_pb2.SetMigrationPushLimitRequest:
+    return migrations_pb2.SetMigrationPushLimitRequest(migration_id=migration, push_bytes_per_s=value)
+
+
+async def test_a_push_limit_is_taken_at_the_start_and_changed(api: Api) -> None:
+    request = create()
+    request.push_bytes_per_s = 5_000_000
+    assert (await api.migrations.CreateMigration(request)).push_bytes_per_s == 5_000_000
+    for value in (PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, 0):
+        assert (await api.migrations.SetPushLimit(limit(value))).push_bytes_per_s == value
+    got = await api.migrations.GetMigration(migrations_pb2.GetMigrationRequest(migration_id="m1"))
+    assert (got.push_bytes_per_s, got.revision) == (0, 4)
+
+
+@pytest.mark.parametrize("value", [1, PUSH_LIMIT_LEAST - 1, PUSH_LIMIT_MOST + 1, 2**64 - 1])
+async def test_a_push_limit_that_means_nothing_is_refused(api: Api, value: int) -> None:
+    request = create()
+    request.push_bytes_per_s = value
+    assert (await refusal(api.migrations.CreateMigration(request))).fields == ["push_bytes_per_s"]
+    refused = await refusal(api.migrations.SetPushLimit(limit(value, "M!")))
+    assert (refused.code, refused.fields) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        ["migration_id", "push_bytes_per_s"],
+    )
+
+
+async def test_a_push_limit_of_a_job_that_is_not_or_has_ended(api: Api) -> None:
+    refused = await refusal(api.migrations.SetPushLimit(limit(0)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MIGRATION_UNKNOWN")
+    await api.migrations.CreateMigration(create())
+    await api.control.publish(replace(api.control.table["m1"], phase=Phase.COMPLETED, revision=2))
+    refused = await refusal(api.migrations.SetPushLimit(limit(0)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MIGRATION_ENDED")
 
 
 async def test_list_by_pages_and_filter(api: Api) -> None:

@@ -40,6 +40,7 @@ class Script:
     break_watch_after: int | None = None
     """Ends the first watch with UNAVAILABLE after so many revisions, as a daemon that is restarted."""
     hang: bool = False
+    configured_limit: int = 0
 
 
 class ScriptedMigrations(migrations_pb2_grpc.MigrationsServicer):
@@ -55,6 +56,17 @@ class ScriptedMigrations(migrations_pb2_grpc.MigrationsServicer):
             vm=request.vm,
             destination=request.destination,
             phase=migrations_pb2.PHASE_QUEUED,
+            push_bytes_per_s=request.push_bytes_per_s or self._script.configured_limit,
+        )
+
+    def SetPushLimit(self, request, context):
+        self._script.asked.append(request)
+        if request.migration_id == "ended":
+            refuse(context, code_pb2.FAILED_PRECONDITION, "MIGRATION_ENDED", "It has ended.")
+        return migrations_pb2.Migration(
+            migration_id=request.migration_id,
+            phase=migrations_pb2.PHASE_POSTCOPY,
+            push_bytes_per_s=request.push_bytes_per_s,
         )
 
     def GetMigration(self, request, context):

@@ -59,6 +59,51 @@ def test_migrate_and_watch_follows_to_the_end(daemon, script, capsys):
     assert [event["phase"] for event in lines(capsys.readouterr().out)] == ["QUEUED", "POSTCOPY", "COMPLETED"]
 
 
+@pytest.mark.parametrize(
+    ("configured", "options", "asked"),
+    [
+        (0, [], [0]),
+        (0, ["--push-limit", "200MiB/s"], [200 * 1024**2]),
+        (0, ["--push-limit", "none"], [0]),
+        (7000, ["--push-limit", "none"], [0, 0]),
+        (7000, [], [0]),
+    ],
+)
+@pytest.mark.usefixtures("daemon")
+def test_migrate_asks_for_its_push_limit(script, capsys, configured, options, asked):
+    script.configured_limit = configured
+    assert main(["--json", "migrate", "web-1", "--to", "away:7601", "--id", "m1", *options]) == ExitCode.OK
+    assert [request.push_bytes_per_s for request in script.asked] == asked
+    (event,) = lines(capsys.readouterr().out)
+    assert event["push_bytes_per_s"] == (0 if len(asked) > 1 else asked[0] or configured)
+
+
+def test_push_limit_is_changed_and_told_in_words(daemon, script, capsys):
+    assert main(["push-limit", "m1", "1.5Gbit/s"]) == ExitCode.OK
+    assert main(["push-limit", "m1", "none"]) == ExitCode.OK
+    assert [(request.migration_id, request.push_bytes_per_s) for request in script.asked] == [
+        ("m1", 187_500_000),
+        ("m1", 0),
+    ]
+    assert capsys.readouterr().out == "m1: POSTCOPY, push limit 178.8 MiB/s\nm1: POSTCOPY, push limit none\n"
+
+
+def test_push_limit_of_a_job_that_has_ended(daemon, capsys):
+    assert main(["--json", "push-limit", "ended", "0"]) == ExitCode.REFUSED
+    (event,) = lines(capsys.readouterr().out)
+    assert event["error"]["reason"] == "MIGRATION_ENDED"
+    assert "vmferry show" in event["error"]["remedy"]
+
+
+def test_show_and_watch_tell_the_push_limit(daemon, script, capsys):
+    limited = revision(2, migrations_pb2.PHASE_POSTCOPY, progress=COURSE[1].progress, push_bytes_per_s=5 * 1024**2)
+    script.migrations, script.revisions = {"m1": limited}, [COURSE[0], limited, COURSE[2]]
+    assert main(["show", "m1"]) == ExitCode.OK
+    assert re.search(r"^push_bytes_per_s +5242880$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["watch", "m1"]) == ExitCode.OK
+    assert "push limit 5.0 MiB/s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("phase", ["FAILED", "CANCELLED", "LOST"])
 def test_a_watched_job_that_does_not_complete_is_exit_1_and_tells_why(daemon, script, capsys, phase):
     end = revision(2, migrations_pb2.Phase.Value(f"PHASE_{phase}"), reason_code="VMM_GONE", reason="The VMM went away.")
@@ -182,6 +227,9 @@ def test_machines_tells_state_in_words(daemon, capsys):
         ["report-error", "web-1", "--gpa", "12x"],
         ["report-error", "web-1", "--gpa", "-1"],
         ["list", "--timeout", "0"],
+        ["migrate", "web-1", "--to", "h:1", "--push-limit", "200"],
+        ["push-limit", "m1"],
+        ["push-limit", "m1", "fast"],
         ["demo", "--poison", "1,2,3"],
         ["demo", "--memory", "1M"],
         ["demo", "--vcpus", "17"],

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmferry.daemon.assembly import pager_settings
 from vmferry.daemon.config import Config, ConfigError, load, parse
 from vmferry.daemon.toml_table import Address, parse_address
+from vmferry.pager.client import ThreadSettings
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "configs/vmferryd.toml"
@@ -36,6 +38,11 @@ def problems(values: dict[str, object]) -> dict[str, str]:
 
 def test_the_example_is_the_defaults() -> None:
     assert load(EXAMPLE, "other") == parse({}, "host-a")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_example_is_taken(path: Path) -> None:
+    assert isinstance(load(path, "host-a"), Config)
 
 
 def test_example_and_reference_name_every_key() -> None:
@@ -72,17 +79,51 @@ def test_all_problems_come_together() -> None:
             "api": "127.0.0.1:1",
             "peer": {"listen": "nowhere"},
             "pages": {"ip": "host", "ports": [9, 9], "demand_timeout_s": True},
-            "pager": {"program": ""},
+            "pager": {
+                "program": "",
+                "push_bytes_per_s": 5,
+                "push_lanes": 65,
+                "page_path_cpus": "3-2",
+                "lane_cpus": [1],
+                "spin_us": 1.5,
+            },
             "timeouts": {"stop_s": float("nan"), "vmm_s": "1"},
             "log": {"format": "xml", "level": "loud"},
         }
     )
     assert set(found) == {
         "host", "runtime_dir", "state_dir", "api", "peer.listen", "pages.ip", "pages.ports", "pages.demand_timeout_s",
-        "pager.program", "timeouts.stop_s",
+        "pager.program", "pager.push_bytes_per_s", "pager.push_lanes", "pager.page_path_cpus", "pager.lane_cpus",
+        "pager.spin_us", "timeouts.stop_s",
         "timeouts.vmm_s", "log.format", "log.level",
     }  # fmt: skip
     assert found["runtime_dir"] == 'runtime_dir: is "run", must be an absolute path'
+    assert found["pager.page_path_cpus"].endswith(
+        """must be a list of CPUs like "2-3,7", or ""; '3-2' runs backwards"""
+    )
+    assert found["pager.push_bytes_per_s"].endswith(
+        "is 5, must be 0 (no limit), or a whole number of bytes a second from 4096 to 1099511627776"
+    )
+
+
+def test_the_pager_section() -> None:
+    pager = {"push_bytes_per_s": 5_000_000, "push_lanes": 64, "page_path_cpus": "2-3,7", "lane_cpus": "", "spin_us": 0}
+    found = parse({"pager": pager}, "host-a").pager
+    assert {name: getattr(found, name) for name in pager} == pager
+
+
+@pytest.mark.parametrize("key", ["push_bytes_per_s", "push_lanes", "spin_us"])
+@pytest.mark.parametrize("value", [True, -1, 5.0, "5", 1 << 41, []])
+def test_numbers_of_the_pager_section(key: str, value: object) -> None:
+    assert set(problems({"pager": {key: value}})) == {f"pager.{key}"}
+
+
+def test_what_is_default_is_not_handed_to_the_pager() -> None:
+    assert pager_settings(parse({}, "host-a")).threads == ThreadSettings()
+    settings = {"page_path_cpus": "2", "lane_cpus": "3", "spin_us": 0, "push_lanes": 4}
+    found = pager_settings(parse({"pager": settings}, "host-a"))
+    assert found.threads.options() == ["--page-path-cpus", "2", "--lane-cpus", "3", "--spin-us", "0"]
+    assert found.lanes.push_lanes == 4
 
 
 @pytest.mark.parametrize("ports", [[0, 5], [5, 5], [6, 5], [1, 65537], [1], [1, 2, 3], ["1", "2"], [True, 5], 7])

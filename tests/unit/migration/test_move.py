@@ -9,11 +9,18 @@ from dataclasses import replace
 import pytest
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.migration import machine as m
+from vmferry.migration.held import LEAST_BYTES_PER_S
 from vmferry.migration.machines import MachineState
-from vmferry.migration.model import TERMINAL, LedgerEntry, Origin, Outcome, Phase, Severity
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import TERMINAL, Job, LedgerEntry, Origin, Outcome, Phase, Severity
 from vmferry.migration.ports import LinkChanged, MemoryDetached, MemoryErrorFound, PagerFailedEvent
+from vmferry.migration.source_steps import SourceSteps
+from vmferry.migration.world import World
 from vmferry.testing.host import Pair
-from vmferry.units import Gpa
+from vmferry.testing.pager import HELD
+from vmferry.testing.peer import FakePeers
+from vmferry.units import MIB, Gpa
 
 POSTCOPY = frozenset({"POSTCOPY"})
 PAUSED = frozenset({"POSTCOPY_PAUSED"})
@@ -38,6 +45,7 @@ async def test_the_vm_moves(pair: Pair) -> None:
         "vmm.attach_memory",
         "peer.hello",
         "peer.hello answered",
+        "pager.list_held",
         "peer.prepare",
         "peer.prepare answered",
         "store.job SWITCHOVER",
@@ -70,6 +78,7 @@ STEPS_BEFORE_COMMIT = [
     "pager.serve_source",
     "vmm.attach_memory",
     "peer.hello",
+    "pager.list_held",
     "peer.prepare",
     "peer.prepare answered",
     "store.job SWITCHOVER",
@@ -113,7 +122,15 @@ async def test_cancel_while_a_step_hangs(pair: Pair, step: str, after: bool) -> 
 
 
 @pytest.mark.parametrize(
-    "step", ["pagers.start", "pager.expect_destination", "vmm.prepare", "pager.connect_lanes", "vmm.load_state"]
+    "step",
+    [
+        "pagers.start",
+        "pager.expect_destination",
+        "vmm.prepare",
+        "pager.preallocate",
+        "pager.connect_lanes",
+        "vmm.load_state",
+    ],
 )
 async def test_a_failure_on_the_destination_before_the_commit(pair: Pair, step: str) -> None:
     pair.b.script.fail_at(step, VmferryError(Reason.DESTINATION_NO_MEMORY, "no memory.", "Free some."))
@@ -132,6 +149,35 @@ async def test_a_destination_that_hangs_is_refused_by_a_cancel(pair: Pair, step:
     assert (await pair.service.cancel("m1")).phase is Phase.CANCELLED
     assert pair.source.runs
     assert pair.nothing_left()
+
+
+async def test_what_the_source_holds_is_made_ready_before_prepare_is_answered(pair: Pair) -> None:
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    assert pair.b.pagers.running["m1-destination"].preallocated == HELD
+    there = pair.b.script.transcript
+    assert before(there, "vmm.prepare", "pager.preallocate")
+    assert before(there, "pager.preallocate", "store.journal prepared")
+
+
+async def test_a_source_that_holds_nothing_asks_for_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmferry.testing.pager.HELD", ())
+    await pair.service.create("m1", "web", "b")
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+    assert "pager.preallocate" not in pair.b.script.transcript
+
+
+async def test_large_guests_have_longer_to_prepare(pair: Pair) -> None:
+    """The step's own deadline grows with the guest's memory, on which listing and allocating depend."""
+    steps = SourceSteps(
+        World("a", pair.a.store, pair.a.vmms, pair.a.pagers, FakePeers(pair.a.script, pair.network.find)),
+        MemoryErrors(pair.a.store),
+        Job("m1", "web", "b"),
+    )
+    await steps.prepare(m.StartPager())
+    assert steps.allowance_s(m.AskPrepare()) == 2 * 64 * MIB / LEAST_BYTES_PER_S
+    assert steps.allowance_s(m.AttachMemory()) == 0
 
 
 async def test_an_unreachable_destination(pair: Pair) -> None:

@@ -40,6 +40,7 @@ JOB = Job(
     created_us=1,
     downtime_s=0.012,
     progress=PROGRESS,
+    push_bytes_per_s=200 << 20,
 )
 STATE = State(
     host="host-a",

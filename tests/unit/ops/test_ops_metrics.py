@@ -9,6 +9,7 @@ from pathlib import Path
 from ops_scripted import JOB, STATE
 from prometheus_client.parser import text_string_to_metric_families
 
+from vmferry.migration.model import Phase
 from vmferry.ops.metrics import Metrics
 
 REFERENCE = Path(__file__).parents[3] / "docs/reference/metrics.md"
@@ -44,6 +45,18 @@ def test_downtime_buckets_are_cumulative() -> None:
     assert found[("vmferry_downtime_seconds_bucket", (("le", "0.02"),))] == 2
     assert found[("vmferry_downtime_seconds_bucket", (("le", "10.0"),))] == 2
     assert found[("vmferry_downtime_seconds_count", ())] == 3
+
+
+def test_push_limits_are_those_of_jobs_under_way() -> None:
+    jobs = (
+        replace(JOB, push_bytes_per_s=0),
+        replace(JOB, push_bytes_per_s=5_000_000),
+        replace(JOB, phase=Phase.PREPARING, push_bytes_per_s=7_000_000),
+        replace(JOB, phase=Phase.COMPLETED, push_bytes_per_s=9_000_000),
+    )
+    found = samples(Metrics("1").text(replace(STATE, jobs=jobs), 0.0))
+    assert found[("vmferry_push_limited_migrations", ())] == 2
+    assert found[("vmferry_push_limit_bytes_per_second", ())] == 12_000_000
 
 
 def test_before_the_first_reading_only_the_process_is_there() -> None:

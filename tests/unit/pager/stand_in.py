@@ -1,12 +1,14 @@
 """A pager that answers on its control socket and moves no memory: started by the tests as the pager program.
 
-`--vm` picks what it does: `web-1` works, `dies` ends at its start, `stubborn` does not end when told to.
+`--vm` picks what it does: `web-1` works, `dies` ends at its start, `stubborn` does not end when told to, `full` has no
+memory. What it was started with and asked for is kept in its runtime directory, a JSON array a line in `asked`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -20,9 +22,14 @@ from vmferry.v1.pager_pb2_grpc import PagerServicer, add_PagerServicer_to_server
 
 
 class StandIn(PagerServicer):
-    def __init__(self, vm: str) -> None:
+    def __init__(self, vm: str, directory: Path) -> None:
         self.vm = vm
         self.ended = asyncio.Event()
+        self._asked = directory / "asked"
+
+    def note(self, *what: object) -> None:
+        with self._asked.open("a") as asked:
+            asked.write(json.dumps(what) + "\n")
 
     async def GetStatus(self, request: Any, context: Any) -> pager_pb2.PagerStatus:  # noqa: N802
         return pager_pb2.PagerStatus(
@@ -30,10 +37,31 @@ class StandIn(PagerServicer):
         )
 
     async def ServeSource(self, request: Any, context: Any) -> pager_pb2.ServeSourceReply:  # noqa: N802
+        self.note("ServeSource", request.push_bytes_per_s)
         return pager_pb2.ServeSourceReply(lane_address=f"{request.listen_ip}:{request.port_first}")
 
     async def ExpectDestination(self, request: Any, context: Any) -> Any:  # noqa: N802
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no UFFD_FEATURE_POISON")
+
+    async def ListHeld(self, request: Any, context: Any) -> pager_pb2.ListHeldReply:  # noqa: N802
+        """As many ranges as there may be, each as long in the message as it may get."""
+        far = 1 << 52
+        held = [common_pb2.PageRange(region=1, page=far + 2 * number, count=far) for number in range(65_536)]
+        return pager_pb2.ListHeldReply(held=held)
+
+    async def Preallocate(self, request: Any, context: Any) -> pager_pb2.PreallocateReply:  # noqa: N802
+        if self.vm == "full":
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "fallocate: No space left on device")
+        self.note("Preallocate", len(request.held), context.time_remaining() > 3600)
+        return pager_pb2.PreallocateReply(bytes=sum(one.count for one in request.held) * 4096 % (1 << 63))
+
+    async def SetPushLimit(self, request: Any, context: Any) -> pager_pb2.SetPushLimitReply:  # noqa: N802
+        self.note("SetPushLimit", request.push_bytes_per_s)
+        return pager_pb2.SetPushLimitReply()
+
+    async def StartPush(self, request: Any, context: Any) -> pager_pb2.StartPushReply:  # noqa: N802
+        self.note("StartPush", request.lanes)
+        return pager_pb2.StartPushReply()
 
     async def ConnectLanes(self, request: Any, context: Any) -> Any:  # noqa: N802
         await context.abort(grpc.StatusCode.UNAVAILABLE, "connection refused")
@@ -62,10 +90,13 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("--runtime-dir", "--vm", "--role"):
         parser.add_argument(name, required=True)
+    for name in ("--page-path-cpus", "--lane-cpus", "--spin-us"):
+        parser.add_argument(name)
     arguments = parser.parse_args()
     if arguments.vm == "dies":
         sys.exit("no such luck")
-    stand_in = StandIn(arguments.vm)
+    stand_in = StandIn(arguments.vm, Path(arguments.runtime_dir))
+    stand_in.note("started", arguments.page_path_cpus, arguments.lane_cpus, arguments.spin_us)
     server = grpc.aio.server()
     add_PagerServicer_to_server(stand_in, server)
     server.add_insecure_port(f"unix:{Path(arguments.runtime_dir) / 'pager.sock'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import Backing, MemoryLayout, MemoryRegion
+from vmferry.migration.held import HELD_MAX
+from vmferry.migration.model import Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.migration.ports import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.pager import process
+from vmferry.pager.client import LaneSettings, PagerSettings, ThreadSettings
 from vmferry.pager.process import PagerProcesses
 from vmferry.units import MIB, Gpa
 
@@ -29,15 +32,22 @@ def program(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def pagers(tmp_path: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PagerProcesses]:
+async def pagers(
+    request: pytest.FixtureRequest, tmp_path: Path, program: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[PagerProcesses]:
+    """A parameter: other settings than the defaults."""
     source_root = str(Path(process.__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", source_root)
     monkeypatch.setattr(process, "START_S", 60.0)  # the stand-in imports grpc, on a machine that may be busy
-    made = PagerProcesses(tmp_path, program)
+    made = PagerProcesses(tmp_path, program, getattr(request, "param", None))
     yield made
     for key in made.keys():  # noqa: SIM118 not a mapping
         await made.remove(key)
     await made.close()
+
+
+def asked(tmp_path: Path, key: str) -> list[list[object]]:
+    return [json.loads(line) for line in (tmp_path / "vms" / key / "asked").read_text().splitlines()]
 
 
 def alive(pid: int) -> bool:
@@ -88,7 +98,7 @@ async def test_a_pager_that_ends_at_once_is_told_with_its_last_words(pagers: Pag
 
 async def test_statuses_become_reasons(pagers: PagerProcesses) -> None:
     pager = await pagers.start("m4", "web-1", source=False)
-    assert await pager.serve_source(LAYOUT, "t") == "127.0.0.1:7700"
+    assert await pager.serve_source(LAYOUT, "t", 0) == "127.0.0.1:7700"
     with pytest.raises(VmferryError, match="UFFD_FEATURE_POISON") as lacks:
         await pager.expect_destination(LAYOUT)
     with pytest.raises(VmferryError, match=r"10\.0\.0\.9:7700") as link:
@@ -121,3 +131,48 @@ async def test_a_key_that_makes_no_directory_is_refused(pagers: PagerProcesses, 
 def test_a_program_that_is_nowhere_is_named() -> None:
     with pytest.raises(VmferryError, match="no-such-program is neither beside"):
         process.locate("no-such-program")
+
+
+async def test_what_is_not_configured_is_not_handed_on(pagers: PagerProcesses, tmp_path: Path) -> None:
+    pager = await pagers.start("m6", "web-1", source=False)
+    await pager.start_push()
+    assert asked(tmp_path, "m6") == [["started", None, None, None], ["StartPush", 0]]
+
+
+@pytest.mark.parametrize(
+    "pagers",
+    [PagerSettings(LaneSettings(push_lanes=6), threads=ThreadSettings("2-3,7", "4", 0))],
+    ids=["placed"],
+    indirect=True,
+)
+async def test_threads_and_lanes_reach_the_pager(pagers: PagerProcesses, tmp_path: Path) -> None:
+    pager = await pagers.start("m7", "web-1", source=False)
+    await pager.start_push()
+    assert asked(tmp_path, "m7") == [["started", "2-3,7", "4", "0"], ["StartPush", 6]]
+
+
+async def test_a_push_limit_is_told_at_the_start_and_later(pagers: PagerProcesses, tmp_path: Path) -> None:
+    pager = await pagers.start("m8", "web-1", source=True)
+    await pager.serve_source(LAYOUT, "t", 5_000_000)
+    for limit in (1 << 40, 0):
+        await pager.set_push_limit(limit)
+    assert asked(tmp_path, "m8")[1:] == [["ServeSource", 5_000_000], ["SetPushLimit", 1 << 40], ["SetPushLimit", 0]]
+
+
+async def test_as_many_ranges_as_there_may_be_fit_and_have_time(pagers: PagerProcesses, tmp_path: Path) -> None:
+    pager = await pagers.start("m9", "web-1", source=False)
+    held = await pager.list_held(LAYOUT)
+    assert len(held) == HELD_MAX
+    assert held[1] == PageRange(1, (1 << 52) + 2, 1 << 52)
+    assert await pager.preallocate([PageRange(0, 0, 1 << 30)]) == 1 << 42
+    terabytes = [PageRange(0, 1 << 52, 1 << 14) for _ in range(HELD_MAX)]
+    await pager.preallocate(terabytes)
+    assert asked(tmp_path, "m9")[1:] == [["Preallocate", 1, True], ["Preallocate", HELD_MAX, True]]
+
+
+async def test_a_shortage_of_memory_says_how_much_and_why(pagers: PagerProcesses) -> None:
+    pager = await pagers.start("m10", "full", source=False)
+    with pytest.raises(VmferryError, match="the 64 MiB that full holds: fallocate: No space left") as caught:
+        await pager.preallocate([PageRange(0, 0, 16 * 1024)])
+    assert caught.value.reason is Reason.DESTINATION_NO_MEMORY
+    assert "another destination" in caught.value.remedy

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
+from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import Backing, LedgerEntry, MemoryLayout, MemoryRegion, Origin, Outcome, PageProgress
+from vmferry.migration.held import HELD_MAX
+from vmferry.migration.model import (
+    Backing,
+    LedgerEntry,
+    MemoryLayout,
+    MemoryRegion,
+    Origin,
+    Outcome,
+    PageProgress,
+    PageRange,
+)
 from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.peer import contract
 from vmferry.peer.client import GrpcPeer, GrpcPeers, PeerDeadlines
 from vmferry.peer.servicer import PeerServicer
-from vmferry.units import MIB, Gpa
+from vmferry.units import GIB, MIB, Gpa
 from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerStub, add_PeerServicer_to_server
 from vmferry.wire import layout_to_pb
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 4 * MIB, 4096, Backing.MEMFD),))
+HELD = (PageRange(0, 0, 3), PageRange(0, 1000, 24))
 ENTRY = LedgerEntry(Gpa(0x5000), Origin.READ, count=3)
-WANTED = Wanted("web-1", LAYOUT, 2, "x86_64/kvm", "127.0.0.1:7700", "token", (ENTRY,))
+WANTED = Wanted("web-1", LAYOUT, 2, "x86_64/kvm", "127.0.0.1:7700", "token", (ENTRY,), HELD)
 
 
 class Recorder:
@@ -213,6 +226,14 @@ async def test_another_version_is_refused_by_the_source(implements_hello: bool) 
     assert address in caught.value.message
 
 
+def prepare_of(*held: tuple[int, int, int]) -> pb.PrepareRequest:
+    """A Prepare that is wrong in its ranges alone: (region, page, count), of a region of 1024 pages."""
+    ranges = [PageRange(*one) for one in held]
+    return pb.PrepareRequest(
+        migration="m1", vm="a", vcpus=1, layout=wire.layout_to_pb(LAYOUT), held=wire.ranges_to_pb(ranges)
+    )
+
+
 @pytest.mark.parametrize(
     ("method", "request_", "field"),
     [
@@ -233,3 +254,35 @@ async def test_malformed_requests_name_the_field(loopback: Loopback, method: str
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (caught.value.details() or "").startswith(f"{field}: ")
     assert loopback.core.calls == []
+
+
+async def test_as_many_ranges_as_there_may_be_arrive(loopback: Loopback, peer: GrpcPeer) -> None:
+    layout = MemoryLayout((replace(LAYOUT.regions[0], size=2 * HELD_MAX * 4096),))
+    held = tuple(PageRange(0, 2 * number, 1) for number in range(HELD_MAX))
+    await peer.prepare("m1", replace(WANTED, layout=layout, held=held))
+    assert loopback.core.calls[-1][2].held == held
+    with pytest.raises(VmferryError, match=f"held: has {HELD_MAX + 1} ranges, may have {HELD_MAX}"):
+        await peer.prepare("m1", replace(WANTED, layout=layout, held=(*held, PageRange(0, 2 * HELD_MAX - 1, 1))))
+
+
+async def test_prepare_has_the_time_that_its_memory_takes() -> None:
+    left_s: list[float] = []
+
+    async def prepare(request: pb.PrepareRequest, context: Any) -> pb.PrepareReply:
+        left_s.append(context.time_remaining())
+        return pb.PrepareReply()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        prepare, pb.PrepareRequest.FromString, pb.PrepareReply.SerializeToString
+    )
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("vmferry.v1.Peer", {"Prepare": handler}),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    client = GrpcPeers("host-a", PeerDeadlines(prepare_s=60.0)).connect(address)
+    await client.prepare("m1", replace(WANTED, held=()))
+    await client.prepare("m1", replace(WANTED, held=(PageRange(0, 0, GIB // 4096 * 1024),)))
+    await client.close()
+    await server.stop(None)
+    assert left_s[0] < 61
+    assert 4096 < left_s[1] < 4200

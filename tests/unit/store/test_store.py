@@ -36,7 +36,13 @@ def job(name: str, created_us: int = 1) -> Job:
 async def test_a_job_comes_back_as_it_was_saved(store: Store) -> None:
     progress = PageProgress(total=10, absent=3, push=7)
     full = replace(
-        job("m1"), phase=Phase.FAILED, reason_code=Reason.VMM_GONE, reason="ü", downtime_s=0.25, progress=progress
+        job("m1"),
+        phase=Phase.FAILED,
+        reason_code=Reason.VMM_GONE,
+        reason="ü",
+        downtime_s=0.25,
+        progress=progress,
+        push_bytes_per_s=1 << 40,
     )
     saved = await store.save_job(full)
     assert saved == replace(full, revision=saved.revision)

@@ -8,11 +8,13 @@ import secrets
 
 from vmferry.cli.exit_codes import ExitCode
 from vmferry.cli.output import Output
-from vmferry.cli.values import host_port
+from vmferry.cli.values import host_port, push_limit
 from vmferry.cli.verbs import watch
-from vmferry.client.api import open_api
+from vmferry.client.api import Api, open_api
+from vmferry.client.follow import TERMINAL_PHASES
 from vmferry.client.plain import plain
 from vmferry.client.progress import phase_word
+from vmferry.v1.migrations_pb2 import Migration
 
 HELP = "move a VM to another host"
 
@@ -21,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("vm", metavar="VM", help="name of the VM")
     parser.add_argument("--to", metavar="HOST:PORT", required=True, type=host_port, help="peer address of the host")
     parser.add_argument("--id", metavar="ID", help="id of the migration; the same id with the same VM is the same job")
+    parser.add_argument(
+        "--push-limit",
+        metavar="RATE",
+        type=push_limit,
+        help="most that the background push may send, such as 200MiB/s; none: no limit (default: as the daemon is "
+        "configured). Demand is never held back",
+    )
     parser.add_argument("--watch", action="store_true", help="follow the migration to its end")
 
 
@@ -34,7 +43,7 @@ def new_id(vm: str) -> str:
 
 async def run(args: argparse.Namespace, output: Output) -> ExitCode:
     async with open_api(args.api, args.timeout) as api:
-        migration = await api.create(args.id or new_id(args.vm), args.vm, args.to)
+        migration = await _create(api, args)
         if args.watch:
             return await watch.follow(api, migration.migration_id, output)
     if output.as_json:
@@ -42,3 +51,11 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
     else:
         output.text(f"{migration.migration_id}: {phase_word(migration)}")
     return ExitCode.OK
+
+
+async def _create(api: Api, args: argparse.Namespace) -> Migration:
+    """In the request 0 is the daemon's configured limit, so "none" takes a second call where there is one."""
+    migration = await api.create(args.id or new_id(args.vm), args.vm, args.to, args.push_limit or 0)
+    if args.push_limit == 0 and migration.push_bytes_per_s and migration.phase not in TERMINAL_PHASES:
+        migration = await api.set_push_limit(migration.migration_id, 0)
+    return migration

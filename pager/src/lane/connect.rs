@@ -1,0 +1,92 @@
+//! The destination's end of `OpenLane`: agrees on a lane by gRPC, connects it, says hello.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::frame::{LaneToken, hello};
+use super::{PROTOCOL_VERSION, TOKEN_KEY};
+use crate::proto::open_lane_request::Lane;
+use crate::proto::pages_client::PagesClient;
+use crate::proto::{BulkLane, OpenLaneRequest, PageRange, UrgentLane};
+
+/// Where the source's pager is, and how it knows us.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// "ip:port".
+    pub address: String,
+    /// Token of `ServeSource`.
+    pub token: String,
+    /// Of a connect, and of a demanded page.
+    pub timeout: Duration,
+}
+
+/// A source that has been reached; clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// Whom.
+    pub source: Source,
+    client: PagesClient<Channel>,
+}
+
+impl Source {
+    /// Connects for `OpenLane`.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for an address or token that is none, `UNAVAILABLE` if nobody answers there.
+    pub async fn reach(self) -> Result<Reached, Status> {
+        let invalid =
+            |e: tonic::transport::Error| Status::invalid_argument(format!("lane_address {}: {e}", self.address));
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map_err(invalid)?;
+        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(self.timeout);
+        let connected = self.in_time(endpoint.connect()).await?;
+        let channel = connected.map_err(|e| {
+            let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            Status::unavailable(format!("source {}: {cause}", self.address))
+        })?;
+        Ok(Reached { source: self, client: PagesClient::new(channel).max_encoding_message_size(64 << 20) })
+    }
+
+    async fn in_time<T>(&self, doing: impl Future<Output = T>) -> Result<T, Status> {
+        let late = |_| Status::unavailable(format!("source {}: no answer in {:?}", self.address, self.timeout));
+        tokio::time::timeout(self.timeout, doing).await.map_err(late)
+    }
+}
+
+impl Reached {
+    /// Opens the urgent lane.
+    ///
+    /// # Errors
+    /// The status with which the source refused it, or `UNAVAILABLE`.
+    pub async fn urgent(self) -> Result<TcpStream, Status> {
+        self.open(Lane::Urgent(UrgentLane {})).await
+    }
+
+    /// Opens a bulk lane for what is lacking, in pages of 4 KiB.
+    ///
+    /// # Errors
+    /// As [`Reached::urgent`].
+    pub async fn bulk(self, lacking: Vec<PageRange>) -> Result<TcpStream, Status> {
+        self.open(Lane::Bulk(BulkLane { lacking })).await
+    }
+
+    async fn open(mut self, lane: Lane) -> Result<TcpStream, Status> {
+        let mut request = Request::new(OpenLaneRequest { protocol_version: PROTOCOL_VERSION, lane: Some(lane) });
+        let token: MetadataValue<Ascii> =
+            self.source.token.parse().map_err(|_| Status::invalid_argument("token: not printable ASCII"))?;
+        request.metadata_mut().insert(TOKEN_KEY, token);
+        let reply = self.source.in_time(self.client.open_lane(request)).await??.into_inner();
+        let token: LaneToken = reply.token[..].try_into().map_err(|_| {
+            Status::unavailable(format!("source {}: a lane token of {} bytes", self.source.address, reply.token.len()))
+        })?;
+        let address = if reply.address.is_empty() { &self.source.address } else { &reply.address };
+        let unavailable = |e: std::io::Error| Status::unavailable(format!("lane to {address}: {e}"));
+        let mut stream = self.source.in_time(tokio::net::TcpStream::connect(address)).await?.map_err(unavailable)?;
+        stream.set_nodelay(true).map_err(unavailable)?;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &hello(&token)).await.map_err(unavailable)?;
+        stream.into_std().map_err(unavailable)
+    }
+}

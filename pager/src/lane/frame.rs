@@ -1,0 +1,242 @@
+//! The framing of lanes: fixed little-endian records, no allocation. Pure.
+
+use super::MOST_PAGES;
+use crate::arriving::PoisonNote;
+use crate::proto::ErrorOrigin;
+
+/// What a lane begins with.
+pub const MAGIC: [u8; 8] = *b"VMFLANE1";
+/// Bytes of a lane's token.
+pub const TOKEN_BYTES: usize = 32;
+/// Bytes of a hello.
+pub const HELLO_BYTES: usize = MAGIC.len() + TOKEN_BYTES;
+/// Bytes of an ask.
+pub const ASK_BYTES: usize = 16;
+/// Bytes of a frame before its contents.
+pub const HEADER_BYTES: usize = 24;
+/// Longest text of a FAILED frame, in bytes.
+pub const LONGEST_REASON: u32 = 4096;
+
+/// The secret of one connection.
+pub type LaneToken = [u8; TOKEN_BYTES];
+
+/// The bytes that open a lane.
+pub fn hello(token: &LaneToken) -> [u8; HELLO_BYTES] {
+    let mut bytes = [0; HELLO_BYTES];
+    bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
+    bytes[MAGIC.len()..].copy_from_slice(token);
+    bytes
+}
+
+/// A half-open run of pages of 4 KiB in one region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// Number of the region in the layout.
+    pub region: u32,
+    /// First page.
+    pub page: u64,
+    /// Number of pages.
+    pub count: u32,
+}
+
+impl Ask {
+    /// As on the lane.
+    pub fn encode(&self) -> [u8; ASK_BYTES] {
+        let mut bytes = [0; ASK_BYTES];
+        bytes[..4].copy_from_slice(&self.region.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.count.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.page.to_le_bytes());
+        bytes
+    }
+
+    /// From the lane; any bytes are an ask, which may lie outside the layout.
+    pub fn decode(bytes: &[u8; ASK_BYTES]) -> Self {
+        Self { region: u32_at(bytes, 0), count: u32_at(bytes, 4), page: u64_at(bytes, 8) }
+    }
+}
+
+/// What a frame is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The bytes of the pages follow.
+    Data,
+    /// Zeros, or a hole.
+    Zero,
+    /// Bad pages.
+    Poison(PoisonNote),
+    /// All that was lacking has been sent.
+    End,
+    /// `count` bytes of text follow: why the source cannot go on.
+    Failed,
+}
+
+/// A frame but for its contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What it is.
+    pub kind: Kind,
+    /// Number of the region in the layout.
+    pub region: u32,
+    /// First page, of 4 KiB.
+    pub page: u64,
+    /// Number of pages; of bytes for FAILED.
+    pub count: u32,
+}
+
+/// Bytes that are no frame, in words for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the source sent {0}")]
+pub struct BadFrame(String);
+
+impl Header {
+    /// As on the lane.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let (kind, note) = match self.kind {
+            Kind::Data => (1, None),
+            Kind::Zero => (2, None),
+            Kind::Poison(note) => (3, Some(note)),
+            Kind::End => (4, None),
+            Kind::Failed => (5, None),
+        };
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0] = kind;
+        if let Some(note) = note {
+            // The numbers of ErrorOrigin are small: they are ours.
+            bytes[1] = note.origin as i32 as u8;
+            bytes[2] = note.guest_visible.into();
+            bytes[20..].copy_from_slice(&note.hop.to_le_bytes());
+        }
+        bytes[4..8].copy_from_slice(&self.region.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.page.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.count.to_le_bytes());
+        bytes
+    }
+
+    /// From the lane. Whether the pages lie in the layout is not looked at.
+    ///
+    /// # Errors
+    /// [`BadFrame`]: an unknown kind or origin, or a count that its kind cannot have.
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, BadFrame> {
+        let (region, page, count) = (u32_at(bytes, 4), u64_at(bytes, 8), u32_at(bytes, 16));
+        let kind = match bytes[0] {
+            1 if count == 0 || u64::from(count) > MOST_PAGES => {
+                return Err(BadFrame(format!("DATA of {count} pages; 1 to {MOST_PAGES} are allowed")));
+            }
+            1 => Kind::Data,
+            2 | 3 if count == 0 => return Err(BadFrame("a frame of no pages".into())),
+            2 => Kind::Zero,
+            3 => {
+                let origin = ErrorOrigin::try_from(i32::from(bytes[1]));
+                let origin = origin.map_err(|_| BadFrame(format!("POISON of the unknown origin {}", bytes[1])))?;
+                if bytes[2] > 1 {
+                    return Err(BadFrame(format!("POISON with guest_visible {}", bytes[2])));
+                }
+                Kind::Poison(PoisonNote { origin, guest_visible: bytes[2] == 1, hop: u32_at(bytes, 20) })
+            }
+            4 => Kind::End,
+            5 if count > LONGEST_REASON => {
+                return Err(BadFrame(format!("a reason of {count} bytes; {LONGEST_REASON} are allowed")));
+            }
+            5 => Kind::Failed,
+            other => return Err(BadFrame(format!("a frame of the unknown kind {other}"))),
+        };
+        Ok(Self { kind, region, page, count })
+    }
+
+    /// Bytes that follow the header.
+    pub fn contents_bytes(&self) -> usize {
+        match self.kind {
+            Kind::Data => self.count as usize * super::PAGE as usize,
+            Kind::Failed => self.count as usize,
+            Kind::Zero | Kind::Poison(_) | Kind::End => 0,
+        }
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kinds() -> impl Strategy<Value = Kind> {
+        let origins = (0i32..5).prop_map(|n| ErrorOrigin::try_from(n).unwrap());
+        let note = (origins, any::<bool>(), any::<u32>()).prop_map(|(origin, guest_visible, hop)| PoisonNote {
+            origin,
+            guest_visible,
+            hop,
+        });
+        prop_oneof![
+            Just(Kind::Data),
+            Just(Kind::Zero),
+            note.prop_map(Kind::Poison),
+            Just(Kind::End),
+            Just(Kind::Failed)
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_comes_out_as_it_went_in(kind in kinds(), region: u32, page: u64, count in 1u32..=64) {
+            let header = Header { kind, region, page, count };
+            prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+        }
+
+        #[test]
+        fn an_ask_comes_out_as_it_went_in(region: u32, page: u64, count: u32) {
+            let ask = Ask { region, page, count };
+            prop_assert_eq!(Ask::decode(&ask.encode()), ask);
+        }
+
+        #[test]
+        fn any_bytes_are_a_frame_that_is_written_the_same_or_refused(bytes: [u8; HEADER_BYTES]) {
+            if let Ok(header) = Header::decode(&bytes) {
+                prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+                prop_assert!(header.contents_bytes() <= 64 * 4096);
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_contract() {
+        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: true, hop: 7 };
+        let header = Header { kind: Kind::Poison(note), region: 2, page: 0x0102, count: 3 };
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..3].copy_from_slice(&[3, 3, 1]);
+        bytes[4] = 2;
+        bytes[8..10].copy_from_slice(&[2, 1]);
+        bytes[16] = 3;
+        bytes[20] = 7;
+        assert_eq!(header.encode(), bytes);
+        assert_eq!(&hello(&[9; 32])[..9], b"VMFLANE1\x09");
+        assert_eq!(Ask { region: 1, count: 2, page: 3 }.encode(), [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn nonsense_is_refused_in_words() {
+        for (kind, count, byte1, byte2, word) in [
+            (0, 1, 0, 0, "kind"),
+            (6, 1, 0, 0, "kind"),
+            (1, 0, 0, 0, "DATA"),
+            (1, 65, 0, 0, "DATA"),
+            (2, 0, 0, 0, "no pages"),
+            (3, 1, 99, 0, "origin"),
+            (3, 1, 1, 2, "guest_visible"),
+            (5, 4097, 0, 0, "reason"),
+        ] {
+            let mut bytes = [0; HEADER_BYTES];
+            bytes[..3].copy_from_slice(&[kind, byte1, byte2]);
+            bytes[16..20].copy_from_slice(&u32::to_le_bytes(count));
+            let refused = Header::decode(&bytes).unwrap_err().to_string();
+            assert!(refused.contains(word), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Lanes: plain TCP connections beside gRPC on which pages travel; the contract is in `proto/vmferry/v1/pages.proto`.
+
+pub mod connect;
+pub mod frame;
+
+/// Bytes of a page on a lane, whatever the backing on either host.
+pub const PAGE: u64 = 4096;
+
+/// Most pages of one DATA frame.
+pub const MOST_PAGES: u64 = 64;
+
+/// Version of pages.proto that this program speaks.
+pub const PROTOCOL_VERSION: u32 = 2;
+
+/// Request metadata that carries the token of `OpenLane`.
+pub const TOKEN_KEY: &str = "vmferry-lane-token";

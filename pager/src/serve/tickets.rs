@@ -1,0 +1,76 @@
+//! Lanes that were agreed on and have not yet connected: each token opens one, once.
+
+use std::collections::VecDeque;
+
+use super::push_order::PushOrder;
+use crate::lane::frame::LaneToken;
+
+/// Agreed lanes that are kept; the oldest is forgotten beyond it.
+const MOST_AGREED: usize = 64;
+
+/// What was agreed on.
+#[derive(Debug)]
+pub(super) enum Agreed {
+    /// The destination asks.
+    Urgent,
+    /// The source sends what is lacking.
+    Bulk(PushOrder),
+}
+
+/// The agreed lanes by their tokens.
+#[derive(Debug, Default)]
+pub(super) struct Tickets(VecDeque<(LaneToken, Agreed)>);
+
+impl Tickets {
+    /// Agrees on a lane; returns its token.
+    pub fn agree(&mut self, lane: Agreed) -> std::io::Result<LaneToken> {
+        let token = random()?;
+        if self.0.len() == MOST_AGREED {
+            self.0.pop_front();
+        }
+        self.0.push_back((token, lane));
+        Ok(token)
+    }
+
+    /// What a token opens; nothing the second time.
+    pub fn redeem(&mut self, token: &LaneToken) -> Option<Agreed> {
+        let at = self.0.iter().position(|(known, _)| same(known, token))?;
+        self.0.remove(at).map(|(_, agreed)| agreed)
+    }
+}
+
+fn random() -> std::io::Result<LaneToken> {
+    let mut token = LaneToken::default();
+    // SAFETY: the kernel writes at most the token; so few bytes come whole (getrandom(2)).
+    let n = unsafe { libc::getrandom(token.as_mut_ptr().cast(), token.len(), 0) };
+    if n == token.len() as isize { Ok(token) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Compares in a time that does not depend on where they differ.
+pub(super) fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |all, (x, y)| all | (x ^ y)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_opens_one_lane_once() {
+        let mut tickets = Tickets::default();
+        let (first, second) = (tickets.agree(Agreed::Urgent).unwrap(), tickets.agree(Agreed::Urgent).unwrap());
+        assert_ne!(first, second);
+        assert!(tickets.redeem(&[0; 32]).is_none());
+        assert!(tickets.redeem(&second).is_some());
+        assert!(tickets.redeem(&second).is_none());
+        assert!(tickets.redeem(&first).is_some());
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_is_forgotten() {
+        let mut tickets = Tickets::default();
+        let tokens: Vec<_> = (0..=MOST_AGREED).map(|_| tickets.agree(Agreed::Urgent).unwrap()).collect();
+        assert!(tickets.redeem(&tokens[0]).is_none());
+        assert!(tickets.redeem(&tokens[1]).is_some());
+    }
+}
