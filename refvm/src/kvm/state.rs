@@ -19,6 +19,9 @@ use crate::machine::{GuestConfig, MachineError, MappedRegion};
 const FORMAT: &str = "vmferry-refvm/kvm";
 const VERSION: u32 = 1;
 
+/// Most MSRs in a call (`MAX_IO_MSRS` in arch/x86/kvm/x86.c).
+const MOST_MSRS: usize = 256;
+
 /// MSRs that KVM lists but that need not be settable, with their names. `0x4b564d06`: whether the guest allows live
 /// migration, a matter of encrypted guests.
 const NOT_SETTABLE: [(u32, &str); 1] = [(0x4b56_4d06, "MSR_KVM_MIGRATION_CONTROL")];
@@ -57,6 +60,24 @@ pub struct VcpuState {
     pub waiting: Vec<u64>,
 }
 
+fn other_format(format: &str, version: u32) -> Option<String> {
+    if format != FORMAT {
+        return Some(format!("format is {format:?}, must be {FORMAT:?}"));
+    }
+    (version != VERSION).then(|| format!("version is {version}, must be {VERSION}"))
+}
+
+/// Why a state that cannot be read is none of ours, if it says so itself.
+fn not_ours(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: String,
+        version: u32,
+    }
+    let head: Head = serde_json::from_slice(bytes).ok()?;
+    other_format(&head.format, head.version)
+}
+
 fn layout(regions: &[MappedRegion]) -> Vec<(u64, u64)> {
     regions.iter().map(|region| (region.gpa, region.size)).collect()
 }
@@ -80,21 +101,14 @@ impl GuestState {
 
     /// From bytes, for a machine of so many vCPUs over these regions.
     pub fn from_bytes(bytes: &[u8], regions: &[MappedRegion], vcpus: u32) -> Result<Self, MachineError> {
-        #[derive(Deserialize)]
-        struct Head {
-            format: String,
-            version: u32,
-        }
         let bad = |text: String| Err(MachineError::BadState(text));
-        let parse = |error: serde_json::Error| MachineError::BadState(error.to_string());
-        let head: Head = serde_json::from_slice(bytes).map_err(parse)?;
-        if head.format != FORMAT {
-            return bad(format!("format is {:?}, must be {FORMAT:?}", head.format));
+        let state: Self = match serde_json::from_slice(bytes) {
+            Ok(state) => state,
+            Err(error) => return bad(not_ours(bytes).unwrap_or_else(|| error.to_string())),
+        };
+        if let Some(text) = other_format(&state.format, state.version) {
+            return bad(text);
         }
-        if head.version != VERSION {
-            return bad(format!("version is {}, must be {VERSION}", head.version));
-        }
-        let state: Self = serde_json::from_slice(bytes).map_err(parse)?;
         let counts = [state.config.vcpus as usize, state.vcpus.len()];
         if counts.iter().any(|count| *count != vcpus as usize) {
             return bad(format!("vcpus: configured {}, saved {}, must be {vcpus}", counts[0], counts[1]));
@@ -128,9 +142,23 @@ pub fn read_msr(vcpu: &VcpuFd, index: u32) -> Option<u64> {
     (vcpu.get_msrs(&mut msrs).ok()? == 1).then(|| msrs.as_slice()[0].data)
 }
 
-fn write_msr(vcpu: &VcpuFd, index: u32, data: u64) -> bool {
-    let entry = kvm_msr_entry { index, data, ..Default::default() };
-    Msrs::from_entries(&[entry]).is_ok_and(|msrs| vcpu.set_msrs(&msrs).is_ok_and(|set| set == 1))
+/// Reads MSRs with as few calls as KVM allows; those that it does not let us read are left out.
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, MachineError> {
+    let wanted: Vec<_> = indices.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+    let (mut found, mut rest) = (Vec::with_capacity(wanted.len()), wanted.as_slice());
+    while !rest.is_empty() {
+        let mut msrs = entries(rest)?;
+        let read = vcpu.get_msrs(&mut msrs).map_err(|e| host("KVM_GET_MSRS", e))?;
+        found.extend(msrs.as_slice()[..read].iter().map(|entry| (entry.index, entry.data)));
+        rest = rest.get(read + usize::from(read < msrs.as_slice().len())..).unwrap_or_default();
+    }
+    Ok(found)
+}
+
+/// As a call takes them: KVM stops at the first that it refuses.
+fn entries(entries: &[kvm_msr_entry]) -> Result<Msrs, MachineError> {
+    let some = &entries[..entries.len().min(MOST_MSRS)];
+    Msrs::from_entries(some).map_err(|error| MachineError::BadState(format!("MSRs: {error:?}")))
 }
 
 /// Reads a vCPU that stands still with nothing pending in KVM.
@@ -144,7 +172,7 @@ pub fn save_vcpu(vcpu: &VcpuFd, indices: &[u32], waiting: Vec<u64>) -> Result<Vc
         xcrs: vcpu.get_xcrs().map_err(|e| host("KVM_GET_XCRS", e))?,
         debugregs: vcpu.get_debug_regs().map_err(|e| host("KVM_GET_DEBUGREGS", e))?,
         events: vcpu.get_vcpu_events().map_err(|e| host("KVM_GET_VCPU_EVENTS", e))?,
-        msrs: indices.iter().filter_map(|index| Some((*index, read_msr(vcpu, *index)?))).collect(),
+        msrs: read_msrs(vcpu, indices)?,
         tsc_khz: vcpu.get_tsc_khz().map_err(|e| host("KVM_GET_TSC_KHZ", e))?,
         waiting,
     })
@@ -170,14 +198,28 @@ pub fn load_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), MachineError> {
 
 /// An MSR that cannot be set is tolerated if it has the value already, or is known by name.
 fn load_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), MachineError> {
-    for (index, data) in msrs {
-        if write_msr(vcpu, *index, *data) || read_msr(vcpu, *index) == Some(*data) {
-            continue;
+    let wanted: Vec<_> =
+        msrs.iter().map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() }).collect();
+    let mut rest = wanted.as_slice();
+    while !rest.is_empty() {
+        let asked = entries(rest)?;
+        let set = vcpu.set_msrs(&asked).map_err(|e| host("KVM_SET_MSRS", e))?;
+        if set < asked.as_slice().len() {
+            tolerate(vcpu, &rest[set])?;
         }
-        let Some((_, name)) = NOT_SETTABLE.iter().find(|(known, _)| known == index) else {
-            return Err(MachineError::BadState(format!("MSR {index:#x} refused the value {data:#x}")));
-        };
-        tracing::info!(msr = *name, value = data, "kvm.msr_not_kept");
+        rest = rest.get(set + usize::from(set < asked.as_slice().len())..).unwrap_or_default();
     }
+    Ok(())
+}
+
+fn tolerate(vcpu: &VcpuFd, refused: &kvm_msr_entry) -> Result<(), MachineError> {
+    let kvm_msr_entry { index, data, .. } = *refused;
+    if read_msr(vcpu, index) == Some(data) {
+        return Ok(());
+    }
+    let Some((_, name)) = NOT_SETTABLE.iter().find(|(known, _)| *known == index) else {
+        return Err(MachineError::BadState(format!("MSR {index:#x} refused the value {data:#x}")));
+    };
+    tracing::info!(msr = *name, value = data, "kvm.msr_not_kept");
     Ok(())
 }

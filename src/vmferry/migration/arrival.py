@@ -15,7 +15,7 @@ from vmferry.migration.changes import Bell
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
-from vmferry.migration.ports import JournalEntry, Pager, Vmm
+from vmferry.migration.ports import JournalEntry, Pager, Vmm, Wanted
 from vmferry.migration.world import World, vmm_by_pid
 
 log = structlog.get_logger()
@@ -37,6 +37,7 @@ class Arrival:
         self._world = world
         self._errors = errors
         self._vmm: Vmm | None = None
+        self._pager: Pager | None = None
 
     @property
     def holds_memory(self) -> bool:
@@ -92,6 +93,7 @@ class Arrival:
                 "Look at pager.log in its runtime directory; faults of the VM wait meanwhile.",
             )
         self._errors.serve(self.key, self.record.vm, found)
+        self._pager = found
         return found
 
     async def make_memory(self, layout: MemoryLayout, vcpus: int, held: Sequence[PageRange]) -> None:
@@ -100,7 +102,7 @@ class Arrival:
         if vmm is None:
             raise no_vmm(self.record.vm)
         self._vmm, self.pid = vmm, vmm.identity.pid
-        pager = await self._world.pagers.start(self.key, self.record.vm, False)
+        pager = self._pager = await self._world.pagers.start(self.key, self.record.vm, False)
         self._errors.serve(self.key, self.record.vm, pager)
         features = await pager.expect_destination(layout)
         await vmm.prepare(layout, vcpus, features, pager.memory_socket)
@@ -108,16 +110,32 @@ class Arrival:
             made = await pager.preallocate(held)
             log.info(PREALLOCATED, migration=self.record.migration, vm=self.record.vm, bytes=made)
 
-    async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> None:
-        await self._errors.record(self.record.vm, travel(ledger))
+    async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
+        """Durable; the entries that are new here."""
+        return await self._errors.record(self.record.vm, travel(ledger))
 
-    async def connect_lanes(self, address: str, token: str, ledger: Sequence[LedgerEntry]) -> None:
+    async def connect_lanes(self, wanted: Wanted) -> None:
         """What travelled is marked, and what this host knew of the VM before."""
-        pager = await self.pager()
-        await pager.connect_lanes(address, token)
+        pager = await self._the_pager()
+        await pager.connect_lanes(wanted.lane_address, wanted.lane_token)
         known = await self._errors.ledger(self.record.vm)
-        if known or ledger:
+        if known:
             await pager.mark_poisoned(known)
+
+    async def mark_new(self, entries: Sequence[LedgerEntry]) -> None:
+        if entries:
+            await (await self._the_pager()).mark_poisoned(entries)
+
+    async def check_pager(self) -> None:
+        """Raises: VmferryError PAGER_FAILED, LINK_DOWN."""
+        status = await (await self._the_pager()).status()
+        if not (status.link_up or status.all_present):
+            why = status.link_reason or "no reason given"
+            raise VmferryError(
+                Reason.LINK_DOWN,
+                f"the pagers of {self.record.vm} have lost their connection: {why}.",
+                "Check the network between the hosts for the [pages] ports.",
+            )
 
     async def load_state(self, state: bytes) -> None:
         await (await self.vmm()).load_state(state)
@@ -143,6 +161,7 @@ class Arrival:
                 except VmferryError as error:
                     if error.reason is not Reason.VMM_GONE:
                         raise
+        self._pager = None
         await self._world.pagers.remove(self.key)
 
     async def vmm_returns(self) -> bool:
@@ -161,6 +180,10 @@ class Arrival:
         if self._vmm is None or not any(self._vmm is vmm for vmm in self._world.vmms.all()):
             self._vmm = await vmm_by_pid(self._world, self.record.vm, self.pid)
         return self._vmm
+
+    async def _the_pager(self) -> Pager:
+        """The one that this daemon knows, without asking whether it lives: what it is asked for tells."""
+        return self._pager or await self.pager()
 
 
 def no_vmm(vm: str) -> VmferryError:

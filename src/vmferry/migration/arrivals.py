@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -20,8 +21,9 @@ from vmferry.migration.arrival import Arrival, no_vmm
 from vmferry.migration.following import Following
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
-from vmferry.migration.ports import IncomingUpdate
+from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.ports import IncomingUpdate, Wanted
+from vmferry.migration.together import together
 from vmferry.migration.world import World
 
 log = structlog.get_logger()
@@ -32,6 +34,8 @@ CLEANING_FAILED = "incoming.cleaning_failed"
 Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
 UPDATE_S = 0.1
 """At most 10 updates a second go to the source (peer.proto)."""
+HOLDS_STATE = frozenset({"loaded", "running"})
+"""States of a VMM that has taken the device state."""
 
 
 class Arrivals:
@@ -60,59 +64,62 @@ class Arrivals:
         del migration
         return self._world.host
 
-    async def prepare(  # noqa: PLR0917 as in ports.Peer, and who asks
-        self,
-        migration: str,
-        vm: str,
-        layout: MemoryLayout,
-        vcpus: int,
-        platform: str,
-        source_host: str = "",
-        held: Sequence[PageRange] = (),
-    ) -> None:
+    async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None:
         """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_NO_MEMORY, DESTINATION_HAS_VM, PLATFORM_MISMATCH, …"""
         arrival = await self._load(migration)
         async with self._interruptible(arrival):
             found = inc.answer(arrival.record.outcome, inc.PrepareAsked(), migration)
             if not found.commands:
                 return
-            check_layout(layout)
-            await self._check_vm(arrival, vm, platform)
-            arrival.record = replace(arrival.record, vm=vm, source_host=source_host)
+            check_layout(wanted.layout)
+            await self._check_vm(arrival, wanted.vm, wanted.platform)
+            arrival.record = replace(arrival.record, vm=wanted.vm, source_host=source_host)
             await arrival.save()
             try:
-                await arrival.make_memory(layout, vcpus, held)
-                await self._append(arrival, JournalKind.PREPARED)
+                for command in found.commands:
+                    await self._prepare_step(arrival, command, wanted)
                 await arrival.save()
             except BaseException:
                 await self._clean(arrival)
                 raise
         self._follow(arrival)
 
-    async def ready(
-        self,
-        migration: str,
-        device_state: bytes,
-        ledger: Sequence[LedgerEntry],
-        lane_address: str,
-        lane_token: str,
-    ) -> None:
-        """Known poison is durable and marked before the device state is loaded."""
+    async def _prepare_step(self, arrival: Arrival, command: inc.Command, wanted: Wanted) -> None:
+        match command:
+            case inc.MakeMemory():
+                await arrival.make_memory(wanted.layout, wanted.vcpus, wanted.held)
+            case inc.TakeLedger():
+                await arrival.take_ledger(wanted.ledger)
+            case inc.ConnectLanes():
+                await arrival.connect_lanes(wanted)
+            case inc.Record(kind):
+                await self._append(arrival, kind)
+            case _:
+                raise AssertionError(f"not a step of prepare: {command}")
+
+    async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
+        """Known poison is durable and marked, and the device state loaded, when it returns."""
         arrival = await self._load(migration)
         async with self._interruptible(arrival):
             found = inc.answer(arrival.record.outcome, inc.ReadyAsked(), migration)
             for command in found.commands:
-                match command:
-                    case inc.TakeLedger():
-                        await arrival.take_ledger(ledger)
-                    case inc.ConnectLanes():
-                        await arrival.connect_lanes(lane_address, lane_token, ledger)
-                    case inc.LoadState():
-                        await arrival.load_state(device_state)
-                    case inc.Record(kind):
-                        await self._append(arrival, kind)
-                    case _:
-                        raise AssertionError(f"not a step of ready: {command}")
+                steps = command.commands if isinstance(command, inc.Together) else (command,)
+                await together(*(self._ready_step(arrival, step, device_state, ledger) for step in steps))
+
+    async def _ready_step(
+        self, arrival: Arrival, command: inc.Command, device_state: bytes, ledger: Sequence[LedgerEntry]
+    ) -> None:
+        match command:
+            case inc.TakeLedger():
+                await arrival.mark_new(await arrival.take_ledger(ledger))
+            case inc.CheckPager():
+                await arrival.check_pager()
+            case inc.LoadState():
+                await arrival.load_state(device_state)
+            case inc.Record(kind):
+                await self._append(arrival, kind)
+            case _:
+                raise AssertionError(f"not a step of ready: {command}")
 
     async def start(self, migration: str) -> int:
         """Returns when the vCPUs were told to run, Unix microseconds."""
@@ -229,14 +236,21 @@ class Arrivals:
 
     async def _append(self, arrival: Arrival, kind: JournalKind, reason: str = "") -> None:
         await arrival.append(kind, reason)
-        log.info(OUTCOME, migration=arrival.record.migration, vm=arrival.record.vm, kind=kind.value, reason=reason)
+        said = partial(
+            log.info, OUTCOME, migration=arrival.record.migration, vm=arrival.record.vm, kind=kind.value, reason=reason
+        )
+        asyncio.get_running_loop().call_soon(said)  # behind what this task does next: a VM may stand still
 
     async def _vmm_or_refuse(self, arrival: Arrival) -> None:
+        """Behind `running` there is no way back, so what can be known before is."""
         try:
-            await arrival.vmm()
+            vmm = await arrival.vmm()
         except VmferryError as error:
             await self._refuse(arrival, f"the waiting VMM is gone: {error.message}")
             raise VmferryError(Reason.MIGRATION_REFUSED, arrival.record.reason, "") from error
+        if vmm.identity.state not in HOLDS_STATE:
+            await self._refuse(arrival, f"the waiting VMM is {vmm.identity.state}: it has no device state")
+            raise VmferryError(Reason.MIGRATION_REFUSED, arrival.record.reason, "")
 
     async def _refuse(self, arrival: Arrival, reason: str) -> None:
         found = inc.answer(arrival.record.outcome, inc.RefuseAsked(), arrival.record.migration)

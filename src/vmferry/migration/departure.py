@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any, assert_never
 
 import structlog
@@ -148,7 +149,8 @@ class Departure:
         reason = (self.job.reason_code, self.job.reason) if same_words else (step.code, step.reason)
         job = replace(self.job, phase=phase, reason_code=reason[0], reason=reason[1])
         if before is not step.state:
-            self._log.info(STATE, state=step.state.value, reason=step.reason)
+            said = partial(self._log.info, STATE, state=step.state.value, reason=step.reason)
+            asyncio.get_running_loop().call_soon(said)  # behind what this task does next: a VM may stand still
         if step.state in (m.State.COMMITTED, m.State.COMPLETING):
             self._decided.set()
             return None
@@ -416,7 +418,7 @@ def ended(job: Job) -> VmferryError:
 
 def _late(command: m.Command) -> Reason:
     match command:
-        case m.StartPager() | m.ServePages() | m.FreezePager() | m.MarkKnownPoison():
+        case m.StartPager() | m.ServePages():
             return Reason.PAGER_FAILED
         case m.SayHello() | m.AskPrepare() | m.SendReady():
             return Reason.DESTINATION_UNREACHABLE

@@ -150,9 +150,9 @@ class Following:
             return
         async with self._arrival.lock:
             await self._start_vcpus(self._arrival)
-        await self._arrival.save()
         await pager.start_push()
         self._pushed = True
+        await self._arrival.save()
 
     async def _complete(self, pager: Pager) -> None:
         """Poisoned pages stay guarded: then pager and uffd live as long as the VM."""

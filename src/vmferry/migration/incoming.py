@@ -77,7 +77,12 @@ class TakeLedger:
 
 @dataclass(frozen=True, slots=True)
 class ConnectLanes:
-    """Faults are answered from now on."""
+    """Faults are answered once the source's VM stands still; known poison is marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPager:
+    """The pager must be there, and its lane up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class LoadState:
 
 @dataclass(frozen=True, slots=True)
 class CheckVmm:
-    """The VMM must be there, or this host refuses while it still may."""
+    """The VMM must be there with its device state, or this host refuses while it still may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,25 @@ class GiveBack:
     """The VMM waits again as if nothing had been; the pager goes."""
 
 
-Command: TypeAlias = MakeMemory | TakeLedger | ConnectLanes | LoadState | CheckVmm | Record | StartVcpus | GiveBack
+@dataclass(frozen=True, slots=True)
+class Together:
+    """At the same time; done when all are."""
+
+    commands: tuple[MakeMemory | TakeLedger | CheckPager | LoadState | Record, ...]
+
+
+Command: TypeAlias = (
+    MakeMemory
+    | TakeLedger
+    | ConnectLanes
+    | CheckPager
+    | LoadState
+    | CheckVmm
+    | Record
+    | StartVcpus
+    | GiveBack
+    | Together
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +141,10 @@ class Answer:
     commands: tuple[Command, ...] = ()
 
 
-PREPARE: tuple[Command, ...] = (MakeMemory(), Record(JournalKind.PREPARED))
-READY: tuple[Command, ...] = (TakeLedger(), ConnectLanes(), LoadState(), Record(JournalKind.READY))
+PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), Record(JournalKind.PREPARED))
+# An entry `ready` whose Ready was never answered promises nothing: the source has not committed. A Ready that is
+# repeated after it loads the state again, which a VMM that has it answers as done, and CheckVmm looks before `running`.
+READY: tuple[Command, ...] = (Together((LoadState(), Record(JournalKind.READY), TakeLedger(), CheckPager())),)
 # `running` is durable before a vCPU runs: from then on a Refuse is refused.
 START: tuple[Command, ...] = (CheckVmm(), Record(JournalKind.RUNNING), StartVcpus())
 REFUSE: tuple[Command, ...] = (Record(JournalKind.REFUSED), GiveBack())
@@ -127,7 +152,9 @@ REFUSE: tuple[Command, ...] = (Record(JournalKind.REFUSED), GiveBack())
 _ORDER = (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.READY, Outcome.RUNNING, Outcome.COMPLETED)
 
 
-def answer(outcome: Outcome, request: Request, migration: str) -> Answer:
+def answer(  # noqa: PLR0911 one for each request
+    outcome: Outcome, request: Request, migration: str
+) -> Answer:
     """What to do about a request.
 
     Raises: VmferryError MIGRATION_REFUSED, MIGRATION_RUNNING, or MIGRATION_UNKNOWN for a step out of order.
@@ -138,6 +165,8 @@ def answer(outcome: Outcome, request: Request, migration: str) -> Answer:
         case PrepareAsked():
             return _step(outcome, Outcome.UNKNOWN, Answer(Outcome.PREPARED, PREPARE), request, migration)
         case ReadyAsked():
+            if outcome is Outcome.READY:
+                return Answer(outcome, (LoadState(),))
             return _step(outcome, Outcome.PREPARED, Answer(Outcome.READY, READY), request, migration)
         case StartAsked():
             if outcome is Outcome.RUNNING:

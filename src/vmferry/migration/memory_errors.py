@@ -1,15 +1,21 @@
-"""Memory errors of this host's VMs: durable first, then told to the pager that serves the VM, if there is one."""
+"""Memory errors of this host's VMs: durable first, then told to the pager that serves the VM, if there is one.
+
+A ledger that was asked for once is kept, so that a switchover reads none from the disk; only what is durable is kept.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
 from vmferry.errors import VmferryError
+from vmferry.ledger.rules import merge_all
 from vmferry.migration.changes import Bell
 from vmferry.migration.model import LedgerEntry
 from vmferry.migration.ports import Pager, Store
+from vmferry.units import Gpa
 
 log = structlog.get_logger()
 
@@ -25,6 +31,9 @@ class MemoryErrors:
         self._store = store
         self._bell = Bell()
         self._serving: dict[str, tuple[str, Pager]] = {}
+        self._kept: dict[str, dict[Gpa, LedgerEntry]] = {}
+        self._disk = asyncio.Lock()
+        """Held over every write and every first reading, so that what is kept misses no write."""
 
     def serve(self, key: str, vm: str, pager: Pager) -> None:
         """From now on errors of `vm` are forwarded to `pager` too."""
@@ -35,7 +44,14 @@ class MemoryErrors:
 
     async def record(self, vm: str, entries: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         """Durable when it returns; the entries that are new or changed. Raises: VmferryError STORE_FAILED."""
-        changed = await self._store.record_errors(vm, entries) if entries else ()
+        kept = self._kept.get(vm)
+        if not entries or (kept is not None and not merge_all(kept, entries)):
+            return ()
+        async with self._disk:
+            before = self._kept.pop(vm, None)  # a write whose answer is lost may be done: then the disk is read again
+            changed = await self._store.record_errors(vm, entries)
+            if before is not None:
+                self._kept[vm] = before | {entry.gpa: entry for entry in changed}
         if changed:
             log.info(RECORDED, vm=vm, pages=[hex(entry.gpa) for entry in changed[:16]], count=len(changed))
             self._bell.ring()
@@ -57,7 +73,11 @@ class MemoryErrors:
         return changed
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
-        return await self._store.ledger(vm)
+        """By GPA."""
+        if vm not in self._kept:
+            async with self._disk:
+                self._kept[vm] = {entry.gpa: entry for entry in await self._store.ledger(vm)}
+        return [entry for _, entry in sorted(self._kept[vm].items())]
 
     async def watch(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
         """(revision, vm, entry) after a revision, in order, without gaps, then live; "" for all VMs."""

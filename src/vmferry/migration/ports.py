@@ -200,6 +200,25 @@ class IncomingUpdate:
     """Set when the VM's process died on the destination after it ran there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the destination is to make ready before the VM stands still.
+
+    `lane_address` "ip:port" and `lane_token`: where the source's pager will serve pages; `ledger`: the memory errors
+    known so far. `held`: what the source really holds; its memory is there, or the migration refused, before the
+    answer.
+    """
+
+    vm: str
+    layout: MemoryLayout
+    vcpus: int
+    platform: str
+    lane_address: str
+    lane_token: str
+    ledger: tuple[LedgerEntry, ...] = ()
+    held: tuple[PageRange, ...] = ()
+
+
 class Peer(Protocol):
     """The destination's daemon. DESTINATION_UNREACHABLE, DESTINATION_VERSION, MIGRATION_REFUSED, MIGRATION_RUNNING, or
     the destination's own reason, passed through."""
@@ -208,26 +227,8 @@ class Peer(Protocol):
         """Returns the destination's host name."""
         ...
 
-    async def prepare(  # noqa: PLR0917 as in peer.proto
-        self,
-        migration: str,
-        vm: str,
-        layout: MemoryLayout,
-        vcpus: int,
-        platform: str,
-        held: Sequence[PageRange] = (),
-    ) -> None:
-        """`held`: what the source really holds; its memory is there, or the migration refused, before the answer."""
-        ...
-
-    async def ready(
-        self,
-        migration: str,
-        device_state: bytes,
-        ledger: Sequence[LedgerEntry],
-        lane_address: str,
-        lane_token: str,
-    ) -> None: ...
+    async def prepare(self, migration: str, wanted: Wanted) -> None: ...
+    async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None: ...
     async def start(self, migration: str) -> int:
         """Returns when the vCPUs were told to run, Unix microseconds."""
         ...

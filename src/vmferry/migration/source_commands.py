@@ -30,7 +30,7 @@ class SayHello:
 
 @dataclass(frozen=True, slots=True)
 class AskPrepare:
-    """Let the destination make layout, pager and memory."""
+    """Let the destination make layout, pager and memory, and connect the lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +41,14 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True)
-class StopVcpus:
-    """The blackout begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class FreezePager:
-    """Pages may be served."""
-
-
-@dataclass(frozen=True, slots=True)
-class SaveState:
-    """Take the device state."""
-
-
-@dataclass(frozen=True, slots=True)
-class MarkKnownPoison:
-    """Tell the source's pager the ledger."""
+class StopAndSave:
+    """The blackout begins: the vCPUs stop and the device state is taken; meanwhile the pager is told the ledger, and
+    that pages may be served."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendReady:
-    """Device state, ledger and lane address go to the destination."""
+    """Device state and ledger go to the destination."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +103,7 @@ Command: TypeAlias = (
     | SayHello
     | AskPrepare
     | Journal
-    | StopVcpus
-    | FreezePager
-    | SaveState
-    | MarkKnownPoison
+    | StopAndSave
     | SendReady
     | CallStart
     | AskOutcome
@@ -136,10 +119,7 @@ Command: TypeAlias = (
 PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayHello(), AskPrepare())
 SWITCH: tuple[Command, ...] = (
     Journal(JournalKind.BEGIN),
-    StopVcpus(),
-    FreezePager(),
-    SaveState(),
-    MarkKnownPoison(),
+    StopAndSave(),
     SendReady(),
     Journal(JournalKind.COMMIT),
 )

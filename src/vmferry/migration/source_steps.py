@@ -13,7 +13,8 @@ from vmferry.migration import machine as m
 from vmferry.migration.held import allocation_s, layout_bytes
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import Job, Outcome
-from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm
+from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
+from vmferry.migration.together import together
 from vmferry.migration.world import Backoff, World, vmm_by_pid
 
 log = structlog.get_logger()
@@ -80,8 +81,11 @@ class SourceSteps:
             case m.AskPrepare():
                 self.asked_destination = True
                 what = vmm.identity
-                held = await self._the_pager().list_held(what.layout)
-                await self.peer.prepare(self.migration, self.vm, what.layout, what.vcpus, what.platform, held)
+                known = tuple(await self._errors.ledger(self.vm))
+                held = tuple(await self._the_pager().list_held(what.layout))
+                where = (self._lane, self._token)
+                wanted = Wanted(self.vm, what.layout, what.vcpus, what.platform, *where, ledger=known, held=held)
+                await self.peer.prepare(self.migration, wanted)
             case _:
                 raise AssertionError(f"not a step of preparing: {command}")
 
@@ -106,24 +110,27 @@ class SourceSteps:
     async def switch(self, command: m.Command) -> None:
         """The steps of the blackout before the commit."""
         match command:
-            case m.StopVcpus():
-                await self._running_vmm().stop()
-                self.stopped_us = self._world.clock.now_us()
-                self.stopped_at_s = self._world.clock.monotonic_s()
-            case m.FreezePager():
-                await self._the_pager().freeze()
-            case m.SaveState():
-                self._state = await self._running_vmm().save_state()
-            case m.MarkKnownPoison():
-                ledger = await self._errors.ledger(self.vm)
-                if ledger:
-                    await self._the_pager().mark_poisoned(ledger)
+            case m.StopAndSave():
+                # Asked for behind `stop`, which the VMM carries out first.
+                await together(self._stop(), self._save_state())
             case m.SendReady():
                 ledger = await self._errors.ledger(self.vm)
-                await self.peer.ready(self.migration, self._state, ledger, self._lane, self._token)
+                await self.peer.ready(self.migration, self._state, ledger)
                 self._state = b""
             case _:
                 raise AssertionError(f"not a step of the switchover: {command}")
+
+    async def _stop(self) -> None:
+        await self._running_vmm().stop()
+        self.stopped_us = self._world.clock.now_us()
+        self.stopped_at_s = self._world.clock.monotonic_s()
+        ledger = await self._errors.ledger(self.vm)
+        if ledger:
+            await self._the_pager().mark_poisoned(ledger)
+        await self._the_pager().freeze()
+
+    async def _save_state(self) -> None:
+        self._state = await self._running_vmm().save_state()
 
     async def journal(self, kind: m.JournalKind) -> None:
         data: dict[str, object] = {}

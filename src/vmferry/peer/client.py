@@ -15,8 +15,8 @@ import grpc
 from vmferry import wire
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.held import allocation_s, held_bytes
-from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome, PageRange
-from vmferry.migration.ports import IncomingUpdate
+from vmferry.migration.model import LedgerEntry, Outcome
+from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.peer import convert
 from vmferry.peer.contract import CHANNEL_OPTIONS, PROTOCOL_VERSION
 from vmferry.peer.status import error_of
@@ -76,41 +76,25 @@ class GrpcPeer:
             raise self._other_version(f"speaks version {reply.protocol_version}")
         return reply.host
 
-    async def prepare(  # noqa: PLR0917 as in ports.Peer
-        self,
-        migration: str,
-        vm: str,
-        layout: MemoryLayout,
-        vcpus: int,
-        platform: str,
-        held: Sequence[PageRange] = (),
-    ) -> None:
+    async def prepare(self, migration: str, wanted: Wanted) -> None:
         request = pb.PrepareRequest(
             migration=migration,
-            vm=vm,
-            layout=wire.layout_to_pb(layout),
-            vcpus=vcpus,
-            platform=platform,
+            vm=wanted.vm,
+            layout=wire.layout_to_pb(wanted.layout),
+            vcpus=wanted.vcpus,
+            platform=wanted.platform,
             source_host=self._source_host,
-            held=wire.ranges_to_pb(held),
+            lane_address=wanted.lane_address,
+            lane_token=wanted.lane_token,
+            ledger=[wire.error_to_pb(entry) for entry in wanted.ledger],
+            held=wire.ranges_to_pb(wanted.held),
         )
-        deadline_s = self._deadlines.prepare_s + allocation_s(held_bytes(held))
+        deadline_s = self._deadlines.prepare_s + allocation_s(held_bytes(wanted.held))
         await self._call("Prepare", self._stub.Prepare(request, timeout=deadline_s))
 
-    async def ready(
-        self,
-        migration: str,
-        device_state: bytes,
-        ledger: Sequence[LedgerEntry],
-        lane_address: str,
-        lane_token: str,
-    ) -> None:
+    async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
         request = pb.ReadyRequest(
-            migration=migration,
-            device_state=device_state,
-            ledger=[wire.error_to_pb(entry) for entry in ledger],
-            lane_address=lane_address,
-            lane_token=lane_token,
+            migration=migration, device_state=device_state, ledger=[wire.error_to_pb(entry) for entry in ledger]
         )
         await self._call("Ready", self._stub.Ready(request, timeout=self._deadlines.ready_s))
 

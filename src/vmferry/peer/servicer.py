@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 
 from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome, PageRange
-from vmferry.migration.ports import IncomingUpdate
+from vmferry.migration.model import LedgerEntry, Outcome
+from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.peer import convert
 from vmferry.peer.contract import PROTOCOL_VERSION
 from vmferry.peer.status import answered
+from vmferry.v1 import common_pb2
 from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerServicer as GeneratedServicer
 
@@ -33,24 +34,8 @@ class IncomingOperations(Protocol):
     """
 
     async def hello(self, migration: str) -> str: ...
-    async def prepare(  # noqa: PLR0917 as in ports.Peer, and who asks
-        self,
-        migration: str,
-        vm: str,
-        layout: MemoryLayout,
-        vcpus: int,
-        platform: str,
-        source_host: str,
-        held: Sequence[PageRange],
-    ) -> None: ...
-    async def ready(
-        self,
-        migration: str,
-        device_state: bytes,
-        ledger: Sequence[LedgerEntry],
-        lane_address: str,
-        lane_token: str,
-    ) -> None: ...
+    async def prepare(self, migration: str, wanted: Wanted, source_host: str) -> None: ...
+    async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None: ...
     async def start(self, migration: str) -> int: ...
     async def refuse(self, migration: str, reason: str) -> None: ...
     async def outcome(self, migration: str) -> tuple[Outcome, str]: ...
@@ -112,20 +97,24 @@ class PeerServicer(GeneratedServicer):
         if request.vcpus == 0:
             raise wire.invalid("vcpus", "is 0, must be at least 1")
         layout = wire.layout_from_pb(request.layout)
-        held = wire.held_from_pb(request.held, layout)
-        await self._operations.prepare(
-            request.migration, request.vm, layout, request.vcpus, request.platform, request.source_host, held
+        if not request.lane_address:
+            raise wire.invalid("lane_address", "is empty")
+        wanted = Wanted(
+            request.vm,
+            layout,
+            request.vcpus,
+            request.platform,
+            request.lane_address,
+            request.lane_token,
+            _ledger(request.ledger),
+            wire.held_from_pb(request.held, layout),
         )
+        await self._operations.prepare(request.migration, wanted, request.source_host)
         return pb.PrepareReply()
 
     async def _ready(self, request: pb.ReadyRequest) -> pb.ReadyReply:
         await _checked(request.migration)
-        if not request.lane_address:
-            raise wire.invalid("lane_address", "is empty")
-        ledger = [wire.error_from_pb(error, f"ledger[{index}]") for index, error in enumerate(request.ledger)]
-        await self._operations.ready(
-            request.migration, request.device_state, ledger, request.lane_address, request.lane_token
-        )
+        await self._operations.ready(request.migration, request.device_state, _ledger(request.ledger))
         return pb.ReadyReply()
 
     async def _start(self, request: pb.StartRequest) -> pb.StartReply:
@@ -153,3 +142,7 @@ class PeerServicer(GeneratedServicer):
 async def _checked(migration: str) -> None:
     if not MIGRATION_ID.fullmatch(migration):
         raise wire.invalid("migration", f"{migration!r} is not {MIGRATION_ID.pattern}")
+
+
+def _ledger(errors: Iterable[common_pb2.MemoryError]) -> tuple[LedgerEntry, ...]:
+    return tuple(wire.error_from_pb(error, f"ledger[{index}]") for index, error in enumerate(errors))

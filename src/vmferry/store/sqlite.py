@@ -1,5 +1,8 @@
 """`ports.Store` on SQLite: write-ahead log, every commit synced (`synchronous=FULL`), all in one thread of its own.
 
+The log's file is given its size when the store is opened: a commit that overwrites it is on the disk once its data is,
+while one that lengthens the file waits for the file system's own journal too, and so for what others write.
+
 One thread means one connection, and that writes are in the order they were asked for. A caller that is cancelled
 while it waits may find its write done: that is the same as a lost answer.
 """
@@ -10,6 +13,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +21,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
@@ -25,11 +30,14 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration.model import Incoming, Job, LedgerEntry
 from vmferry.migration.ports import JournalEntry
 from vmferry.store import queries
+from vmferry.units import MIB
 
 Result = TypeVar("Result")
 
 BUSY_S = 5.0
 """For a lock that another process holds, e.g. a backup."""
+LOG_BYTES = 6 * MIB
+"""Size of the write-ahead log's file. SQLite begins it anew after 1000 pages of 4 KiB (wal_autocheckpoint)."""
 
 
 class SqliteStore:
@@ -126,7 +134,19 @@ def _engine(path: Path) -> Engine:
     event.listen(engine, "begin", _begin)
     with engine.begin() as db:
         _upgrade(db)
+    with closing(engine.raw_connection()) as pooled:
+        _lengthen_log(pooled.cursor())
     return engine
+
+
+def _lengthen_log(db: DBAPICursor) -> None:
+    """Pages that do not fit into the cache are written to the log; rolled back they are never read, but their place in
+    the file stays (journal_size_limit is none). Before, what the log holds goes to the database: it begins anew."""
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("CREATE TABLE lengthens_the_log (bytes BLOB)")
+    db.execute(f"INSERT INTO lengthens_the_log VALUES (zeroblob({LOG_BYTES}))")
+    db.execute("ROLLBACK")
 
 
 def _on_connect(connection: sqlite3.Connection, _record: object) -> None:

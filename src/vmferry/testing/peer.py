@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import Any, Protocol, TypeVar
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, MemoryLayout, Outcome, PageRange
-from vmferry.migration.ports import IncomingUpdate
+from vmferry.migration.model import LedgerEntry, Outcome
+from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.testing.script import Script
 
 Answer = TypeVar("Answer")
@@ -18,24 +18,8 @@ class Destination(Protocol):
     """What `Arrivals` offers to a peer."""
 
     async def hello(self, migration: str) -> str: ...
-    async def prepare(  # noqa: PLR0917 as in `Arrivals`
-        self,
-        migration: str,
-        vm: str,
-        layout: MemoryLayout,
-        vcpus: int,
-        platform: str,
-        source_host: str = "",
-        held: Sequence[PageRange] = (),
-    ) -> None: ...
-    async def ready(
-        self,
-        migration: str,
-        device_state: bytes,
-        ledger: Sequence[LedgerEntry],
-        lane_address: str,
-        lane_token: str,
-    ) -> None: ...
+    async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None: ...
+    async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None: ...
     async def start(self, migration: str) -> int: ...
     async def refuse(self, migration: str, reason: str) -> None: ...
     async def outcome(self, migration: str) -> tuple[Outcome, str]: ...
@@ -70,26 +54,11 @@ class FakePeer:
     async def hello(self, migration: str) -> str:
         return await self._call("hello", lambda there: there.hello(migration))
 
-    async def prepare(  # noqa: PLR0917 as in ports.Peer
-        self,
-        migration: str,
-        vm: str,
-        layout: MemoryLayout,
-        vcpus: int,
-        platform: str,
-        held: Sequence[PageRange] = (),
-    ) -> None:
-        await self._call("prepare", lambda there: there.prepare(migration, vm, layout, vcpus, platform, "source", held))
+    async def prepare(self, migration: str, wanted: Wanted) -> None:
+        await self._call("prepare", lambda there: there.prepare(migration, wanted, "source"))
 
-    async def ready(
-        self,
-        migration: str,
-        device_state: bytes,
-        ledger: Sequence[LedgerEntry],
-        lane_address: str,
-        lane_token: str,
-    ) -> None:
-        await self._call("ready", lambda there: there.ready(migration, device_state, ledger, lane_address, lane_token))
+    async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
+        await self._call("ready", lambda there: there.ready(migration, device_state, ledger))
 
     async def start(self, migration: str) -> int:
         return await self._call("start", lambda there: there.start(migration))

@@ -30,6 +30,7 @@ class FakeVmm:
         self._identity = who
         self.script = script
         self._died = asyncio.Event()
+        self._in_turn = asyncio.Lock()
         self._why = ""
 
     @property
@@ -94,7 +95,11 @@ class FakeVmm:
     async def _do(
         self, name: str, required: tuple[str, ...], state: str, effect: Callable[[], None] = lambda: None
     ) -> None:
-        """Safe to repeat: a request whose end state is reached is done."""
+        """One after the other. Safe to repeat: a request whose end state is reached is done."""
+        async with self._in_turn:
+            await self._carry_out(name, required, state, effect)
+
+    async def _carry_out(self, name: str, required: tuple[str, ...], state: str, effect: Callable[[], None]) -> None:
         self._must_live()
         if self._identity.state not in (*required, state):
             actual = self._identity.state

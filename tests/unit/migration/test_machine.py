@@ -69,10 +69,7 @@ def test_the_order_of_the_switchover() -> None:
     step = m.transition(m.State.PREPARING, m.DestinationPrepared())
     assert step.commands == (
         m.Journal(m.JournalKind.BEGIN),
-        m.StopVcpus(),
-        m.FreezePager(),
-        m.SaveState(),
-        m.MarkKnownPoison(),
+        m.StopAndSave(),
         m.SendReady(),
         m.Journal(m.JournalKind.COMMIT),
     )

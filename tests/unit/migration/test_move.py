@@ -437,3 +437,66 @@ async def test_the_destination_answers_its_journal(pair: Pair) -> None:
     await pair.b.start()
     assert pair.b.service is not None
     assert (await pair.b.service.arrivals.outcome("never"))[0] is Outcome.REFUSED
+
+
+async def test_a_lane_that_is_down_fails_the_move_before_the_commit(pair: Pair) -> None:
+    pair.a.script.hang_at("vmm.stop")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    pager = pair.b.pagers.running["m1-destination"]
+    pager.state = replace(pager.state, link_up=False, link_reason="no route to host")
+    pair.a.script.release()
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.LINK_DOWN)
+    assert "no route to host" in job.reason
+    assert pair.source.runs
+    assert pair.nothing_left()
+
+
+async def test_the_lane_is_connected_before_the_vm_stands_still(pair: Pair) -> None:
+    pair.a.script.hang_at("vmm.stop")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    assert "pager.connect_lanes" in pair.b.script.transcript
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_ready_in_the_journal_without_a_device_state_is_refused_at_start(pair: Pair) -> None:
+    """The entry is written while the state is loaded: it says nothing of that."""
+    assert pair.b.service is not None
+    pair.b.script.fail_at("vmm.load_state", VmferryError(Reason.VMM_REFUSED, "bad state."))
+    pair.a.script.hang_at("peer.refuse")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    assert await pair.b.service.arrivals.outcome("m1") == (Outcome.READY, "")
+    with pytest.raises(VmferryError) as caught:
+        await pair.b.service.arrivals.start("m1")
+    assert caught.value.reason is Reason.MIGRATION_REFUSED
+    assert "no device state" in (await pair.b.service.arrivals.outcome("m1"))[1]
+    assert not pair.destination.runs
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.FAILED
+    assert pair.source.runs
+
+
+async def test_a_repeated_ready_loads_the_state_that_is_missing(pair: Pair) -> None:
+    assert pair.b.service is not None
+    pair.b.script.fail_at("vmm.load_state", VmferryError(Reason.VMM_REFUSED, "busy."))
+    pair.a.script.hang_at("peer.refuse")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    await pair.b.service.arrivals.ready("m1", b"state", [])
+    assert pair.destination.identity.state == "loaded"
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.FAILED
+    assert pair.source.runs
+    assert pair.nothing_left()
+
+
+async def test_an_error_that_is_known_on_both_sides_is_written_and_told_once(pair: Pair) -> None:
+    await pair.service.record_vmm_error("web", LedgerEntry(Gpa(0x5000), Origin.VMM, first_seen_us=3, last_seen_us=3))
+    await pair.service.create("m1", "web", "b")
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+    assert pair.b.script.transcript.count("store.errors") == 1
+    assert pair.b.script.transcript.count("pager.mark_poisoned") == 1

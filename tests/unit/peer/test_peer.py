@@ -23,17 +23,19 @@ from vmferry.migration.model import (
     PageProgress,
     PageRange,
 )
-from vmferry.migration.ports import IncomingUpdate
+from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.peer import contract
 from vmferry.peer.client import GrpcPeer, GrpcPeers, PeerDeadlines
 from vmferry.peer.servicer import PeerServicer
 from vmferry.units import GIB, MIB, Gpa
 from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerStub, add_PeerServicer_to_server
+from vmferry.wire import layout_to_pb
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 4 * MIB, 4096, Backing.MEMFD),))
 HELD = (PageRange(0, 0, 3), PageRange(0, 1000, 24))
 ENTRY = LedgerEntry(Gpa(0x5000), Origin.READ, count=3)
+WANTED = Wanted("web-1", LAYOUT, 2, "x86_64/kvm", "127.0.0.1:7700", "token", (ENTRY,), HELD)
 
 
 class Recorder:
@@ -56,22 +58,11 @@ class Recorder:
         await self._record("hello", migration)
         return "host-b"
 
-    async def prepare(  # noqa: PLR0917
-        self,
-        migration: str,
-        vm: str,
-        layout: MemoryLayout,
-        vcpus: int,
-        platform: str,
-        source_host: str,
-        held: Sequence[PageRange],
-    ) -> None:
-        await self._record("prepare", migration, vm, layout, vcpus, platform, source_host, held)
+    async def prepare(self, migration: str, wanted: Wanted, source_host: str) -> None:
+        await self._record("prepare", migration, wanted, source_host)
 
-    async def ready(
-        self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry], lane_address: str, lane_token: str
-    ) -> None:
-        await self._record("ready", migration, device_state, list(ledger), lane_address, lane_token)
+    async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
+        await self._record("ready", migration, device_state, list(ledger))
 
     async def start(self, migration: str) -> int:
         await self._record("start", migration)
@@ -122,16 +113,16 @@ async def test_every_call_arrives_with_its_values(loopback: Loopback, peer: Grpc
     state = bytes(range(256)) * 4096 * 64
     assert len(state) == contract.DEVICE_STATE_LIMIT
     assert await peer.hello("m1") == "host-b"
-    await peer.prepare("m1", "web-1", LAYOUT, 2, "x86_64/kvm", HELD)
-    await peer.ready("m1", state, [ENTRY], "127.0.0.1:7700", "token")
+    await peer.prepare("m1", WANTED)
+    await peer.ready("m1", state, [ENTRY])
     assert await peer.start("m1") == 1_700_000_000_000_000
     await peer.refuse("m1", "no")
     assert await peer.outcome("m1") == (Outcome.REFUSED, "because")
     await peer.finish("m1")
     assert loopback.core.calls == [
         ("hello", "m1"),
-        ("prepare", "m1", "web-1", LAYOUT, 2, "x86_64/kvm", "host-a", HELD),
-        ("ready", "m1", state, [ENTRY], "127.0.0.1:7700", "token"),
+        ("prepare", "m1", WANTED, "host-a"),
+        ("ready", "m1", state, [ENTRY]),
         ("start", "m1"),
         ("refuse", "m1", "no"),
         ("outcome", "m1"),
@@ -153,7 +144,7 @@ async def test_the_destinations_own_reason_is_passed_through(
 ) -> None:
     loopback.core.error = VmferryError(reason, "What happened.", "What to do.")
     with pytest.raises(VmferryError) as caught:
-        await peer.prepare("m1", "web-1", LAYOUT, 2, "x86_64/kvm")
+        await peer.prepare("m1", WANTED)
     assert (caught.value.reason, caught.value.message, caught.value.remedy) == (reason, "What happened.", "What to do.")
     with pytest.raises(VmferryError) as caught:
         _ = [update async for update in peer.watch("m1")]
@@ -201,16 +192,18 @@ async def test_watch_notices_that_the_destination_went(loopback: Loopback, peer:
 async def test_another_version_is_refused_by_the_destination(loopback: Loopback) -> None:
     async with grpc.aio.insecure_channel(loopback.address, options=contract.CHANNEL_OPTIONS) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await PeerStub(channel).Hello(pb.HelloRequest(protocol_version=2, migration="m1"))
+            await PeerStub(channel).Hello(
+                pb.HelloRequest(protocol_version=contract.PROTOCOL_VERSION + 1, migration="m1")
+            )
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert loopback.core.calls == []
 
 
 class OtherVersion:
-    """A destination of another time: answers version 2 to anyone."""
+    """A destination of another time: answers the next version to anyone."""
 
     async def hello(self, request: pb.HelloRequest, context: Any) -> pb.HelloReply:
-        return pb.HelloReply(protocol_version=2, host="host-b")
+        return pb.HelloReply(protocol_version=contract.PROTOCOL_VERSION + 1, host="host-b")
 
 
 @pytest.mark.parametrize("implements_hello", [True, False])
@@ -248,12 +241,8 @@ def prepare_of(*held: tuple[int, int, int]) -> pb.PrepareRequest:
         ("Prepare", pb.PrepareRequest(migration="m1", vm="../x"), "vm"),
         ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=0), "vcpus"),
         ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=1), "layout.regions"),
-        ("Prepare", prepare_of((1, 0, 1)), "held[0].region"),
-        ("Prepare", prepare_of((0, 0, 0)), "held[0].count"),
-        ("Prepare", prepare_of((0, 0, 8), (0, 1020, 5)), "held[1].page"),
-        ("Prepare", prepare_of((0, 0, 8), (0, 7, 1)), "held[1].page"),
-        ("Prepare", prepare_of((0, 2**64 - 1, 2**64 - 1)), "held[0].page"),
-        ("Ready", pb.ReadyRequest(migration="m1"), "lane_address"),
+        ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=1, layout=layout_to_pb(LAYOUT)), "lane_address"),
+        ("Ready", pb.ReadyRequest(), "migration"),
         ("Start", pb.StartRequest(), "migration"),
         ("GetOutcome", pb.GetOutcomeRequest(migration="-"), "migration"),
     ],
@@ -270,10 +259,10 @@ async def test_malformed_requests_name_the_field(loopback: Loopback, method: str
 async def test_as_many_ranges_as_there_may_be_arrive(loopback: Loopback, peer: GrpcPeer) -> None:
     layout = MemoryLayout((replace(LAYOUT.regions[0], size=2 * HELD_MAX * 4096),))
     held = tuple(PageRange(0, 2 * number, 1) for number in range(HELD_MAX))
-    await peer.prepare("m1", "web-1", layout, 2, "x86_64/kvm", held)
-    assert loopback.core.calls[-1][-1] == held
+    await peer.prepare("m1", replace(WANTED, layout=layout, held=held))
+    assert loopback.core.calls[-1][2].held == held
     with pytest.raises(VmferryError, match=f"held: has {HELD_MAX + 1} ranges, may have {HELD_MAX}"):
-        await peer.prepare("m1", "web-1", layout, 2, "x86_64/kvm", (*held, PageRange(0, 2 * HELD_MAX - 1, 1)))
+        await peer.prepare("m1", replace(WANTED, layout=layout, held=(*held, PageRange(0, 2 * HELD_MAX - 1, 1))))
 
 
 async def test_prepare_has_the_time_that_its_memory_takes() -> None:
@@ -291,8 +280,8 @@ async def test_prepare_has_the_time_that_its_memory_takes() -> None:
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     client = GrpcPeers("host-a", PeerDeadlines(prepare_s=60.0)).connect(address)
-    await client.prepare("m1", "web-1", LAYOUT, 2, "x86_64/kvm")
-    await client.prepare("m1", "web-1", LAYOUT, 2, "x86_64/kvm", [PageRange(0, 0, GIB // 4096 * 1024)])
+    await client.prepare("m1", replace(WANTED, held=()))
+    await client.prepare("m1", replace(WANTED, held=(PageRange(0, 0, GIB // 4096 * 1024),)))
     await client.close()
     await server.stop(None)
     assert left_s[0] < 61

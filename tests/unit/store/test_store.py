@@ -176,3 +176,18 @@ async def test_the_schema_is_what_the_tables_say(tmp_path: Path) -> None:
     with store._engine.connect() as db:
         assert compare_metadata(MigrationContext.configure(db), metadata) == []
     await store.close()
+
+
+async def test_the_journal_does_not_lengthen_the_log(tmp_path: Path) -> None:
+    """A file that grows makes each entry wait for the file system's journal; the VM stands still meanwhile."""
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    log = path.with_name("vmferry.db-wal")
+    size = log.stat().st_size
+    for number in range(1200):
+        await store.append_journal(JournalEntry("m1", "begin", number, {}))
+    assert log.stat().st_size == size
+    await store.close()
+    again = await open_store(path)
+    assert len(await again.journal("m1")) == 1200
+    await again.close()

@@ -1,0 +1,37 @@
+"""The ledger as it is kept in memory: never other than what is durable."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import LedgerEntry, Origin
+from vmferry.testing.script import Script
+from vmferry.testing.store import MemoryStore
+from vmferry.units import Gpa
+
+ONE = LedgerEntry(Gpa(0x1000), Origin.VMM, first_seen_us=1, last_seen_us=1)
+TWO = LedgerEntry(Gpa(0x2000), Origin.READ, first_seen_us=2, last_seen_us=2)
+
+
+async def test_what_is_known_is_not_written_again() -> None:
+    script = Script()
+    errors = MemoryErrors(MemoryStore(script))
+    assert list(await errors.ledger("web")) == []
+    assert list(await errors.record("web", [TWO, ONE])) == [TWO, ONE]
+    assert list(await errors.record("web", [ONE])) == []
+    assert list(await errors.ledger("web")) == [ONE, TWO]
+    assert script.transcript == ["store.errors"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_write_that_failed_is_looked_up(after: bool) -> None:
+    script = Script()
+    store = MemoryStore(script)
+    errors = MemoryErrors(store)
+    await errors.ledger("web")
+    script.fail_at("store.errors", VmferryError(Reason.STORE_FAILED, "disk full."), after=after)
+    with pytest.raises(VmferryError):
+        await errors.record("web", [ONE])
+    assert list(await errors.ledger("web")) == list(await store.ledger("web")) == ([ONE] if after else [])
