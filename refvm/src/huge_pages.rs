@@ -56,7 +56,7 @@ impl Pool {
         };
         let mib = self.page_size >> 20;
         format!(
-            "{wanted} huge pages of {mib} MiB are needed, {} of {} are free on this host: {make}",
+            "{wanted} huge pages of {mib} MiB are needed, {} of {} are free on this host; set more aside: {make}",
             self.free, self.total
         )
     }
@@ -87,7 +87,7 @@ mod tests {
         let pool = |page_size| Pool::read(host.path(), page_size, Some(2 << 20));
         assert_eq!(
             pool(2 << 20).unwrap().shortage(100 << 20),
-            "50 huge pages of 2 MiB are needed, 30 of 300 are free on this host: sysctl vm.nr_hugepages=320"
+            "50 huge pages of 2 MiB are needed, 30 of 300 are free on this host; set more aside: sysctl vm.nr_hugepages=320"
         );
         let large = pool(1 << 30).unwrap().shortage(2 << 30);
         assert!(large.contains(": echo 2 > ") && large.ends_with("hugepages-1048576kB/nr_hugepages"), "{large}");

@@ -10,6 +10,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.rules import travel
 from vmferry.migration import incoming as inc
 from vmferry.migration.changes import Bell
+from vmferry.migration.layout import destination_layout
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import Incoming, LedgerEntry, MemoryLayout, Outcome
@@ -89,9 +90,11 @@ class Arrival:
         return found
 
     async def make_memory(self, layout: MemoryLayout, vcpus: int) -> None:
+        """`layout` is the source's; it becomes one of the pages and the backing that the waiting VMM has."""
         vmm = self._world.vmms.incoming(self.record.vm)
         if vmm is None:
             raise no_vmm(self.record.vm)
+        layout = destination_layout(layout, vmm.identity.memory)
         self._vmm, self.pid = vmm, vmm.identity.pid
         pager = await self._world.pagers.start(self.key, self.record.vm, False)
         self._errors.serve(self.key, self.record.vm, pager)

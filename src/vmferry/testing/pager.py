@@ -24,6 +24,7 @@ class FakePager:
         self.arrives = arrives
         self.poisoned: dict[int, LedgerEntry] = {}
         self.serving = False
+        self.layout = MemoryLayout(())
         self.ended = False
         self.state = PagerStatus(1, True, "", False, "", False, PageProgress(total=16, absent=16))
         self._events: list[PagerEvent] = []
@@ -55,6 +56,7 @@ class FakePager:
 
     async def serve_source(self, layout: MemoryLayout, token: str) -> str:
         await self._do("serve_source")
+        self.layout = layout
         return "127.0.0.1:7700"
 
     async def freeze(self) -> None:
@@ -67,6 +69,7 @@ class FakePager:
 
     async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
         await self._do("expect_destination")
+        self.layout = layout
         return ("UFFD_FEATURE_POISON",)
 
     async def connect_lanes(self, lane_address: str, token: str) -> None:
