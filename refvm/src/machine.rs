@@ -143,7 +143,8 @@ pub trait Machine: Send {
     /// The opposite, in a machine that never ran.
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError>;
     /// Tells the guest of a page found bad before it was consumed: an AO machine check on every vCPU, once a page, unless
-    /// an AR for the same page was delivered before. Works on a running or a stopped machine.
+    /// an AR for the same page was delivered before. Works on a running or a stopped machine; on one that waits for its
+    /// state (a destination's) the guest is told once it is loaded.
     fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError>;
 }
 

@@ -7,22 +7,27 @@ pages the whole page around it.
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 from combinations import KINDS, Kind
 from harness import SOON_S, Pair, cast, differing, ended, goes_on, pages_of, read_memory, shape, told
 
-from vmferry.demo.course import Course
+from vmferry.demo.admin import Mapped
+from vmferry.demo.course import Cast, Course
 from vmferry.demo.options import GuestShape, WaitingShape
+from vmferry.demo.stage import until
 from vmferry.demo.verdict import problems
-from vmferry.units import MIB, PAGE_2M, PAGE_4K
+from vmferry.units import KIB, MIB, PAGE_2M, PAGE_4K
 from vmferry.v1 import common_pb2, migrations_pb2
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 MEMORY = 64 * MIB
 """32 huge pages, 8 of them the payload's."""
-BAD = 2
+BAD = 1
+THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def name(kind: Kind) -> str:
@@ -105,3 +110,43 @@ async def test_pages_that_do_not_fit_the_sources_regions(pair: Pair, vm):
     assert "region 0: size 53477376" in last.reason
     assert last.downtime_s == 0
     await goes_on(players.source)
+
+
+@pytest.fixture
+def transparent_huge_pages() -> None:
+    """A kernel that has them."""
+    if not THP.exists():
+        pytest.skip(f"this kernel has no {THP}")
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "memfd"])
+@pytest.mark.usefixtures("transparent_huge_pages")
+async def test_transparent_huge_pages_come_after_the_last_page(pair: Pair, vm, backing):
+    """Where a page is bad its 2 MiB stay small, and it stays bad."""
+    source = await pair.stage.guest(vm, pair.home, "process", made_of((backing, PAGE_4K), workload="idle"))
+    destination = await pair.stage.guest(vm, pair.away, "process", None, ("--thp",))
+    await pair.stage.warm(source)
+    course = Course(Cast(source, destination, pair.home_api, pair.away_api), idle=True)
+    bad = (await pages_of(course))[1000]
+    await course.poison_before(told([bad], True))
+    await course.move(vm, pair.away.place.peer)
+    assert problems(await course.judge(SOON_S)) == []
+    (region,) = await destination.admin.regions()
+
+    async def collapsed() -> bool:
+        return huge_bytes(destination.process.pid, region) == MEMORY - PAGE_2M
+
+    await until("transparent huge pages everywhere but around the bad page", collapsed, SOON_S)
+    assert [gpa for gpa, content in (await read_memory(destination)).items() if content is None] == [bad]
+
+
+def huge_bytes(pid: int, region: Mapped) -> int:
+    """Bytes of a region under transparent huge pages (proc_pid_smaps(5))."""
+    inside, kib = False, 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        word, *rest = line.split()
+        if re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", word):
+            inside = int(word.split("-")[0], 16) in range(region.hva, region.hva + region.size)
+        elif inside and word in ("AnonHugePages:", "ShmemPmdMapped:"):
+            kib += int(rest[0])
+    return kib * KIB

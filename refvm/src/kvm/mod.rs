@@ -62,6 +62,8 @@ pub struct KvmMachine {
     /// Special registers of a vCPU after its creation.
     reset: kvm_bindings::kvm_sregs,
     shared: Shared,
+    /// Pages found bad before the state was loaded.
+    early: Vec<Block>,
     threads: Vec<Thread>,
 }
 
@@ -125,7 +127,7 @@ impl KvmMachine {
         let reset = fds[0].get_sregs().map_err(|e| host("KVM_GET_SREGS", e))?;
         let tsc_khz = u64::from(fds[0].get_tsc_khz().map_err(|e| host("KVM_GET_TSC_KHZ", e))?);
         let threads = fds.into_iter().enumerate().map(|(id, fd)| spawn(id, fd, &shared)).collect::<Result<_, _>>()?;
-        Ok(Self { vm, phase: Phase::New, config, ring, tsc_khz, reset, shared, threads })
+        Ok(Self { vm, phase: Phase::New, config, ring, tsc_khz, reset, shared, early: Vec::new(), threads })
     }
 
     fn require(&self, phase: Phase) -> Result<(), MachineError> {
@@ -271,7 +273,7 @@ impl Machine for KvmMachine {
         *self.shared.told() = state.told;
         self.config = state.config;
         self.phase = Phase::Stopped;
-        Ok(())
+        std::mem::take(&mut self.early).into_iter().try_for_each(|block| self.inject_action_optional(block))
     }
 
     fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError> {
@@ -279,7 +281,8 @@ impl Machine for KvmMachine {
             return Err(invalid("gpa", format!("{:#x} is not RAM", block.gpa)));
         }
         if self.phase == Phase::New {
-            return self.require(Phase::Stopped);
+            self.early.push(block);
+            return Ok(());
         }
         // Standing first: a vCPU that has stumbled over the page has then said so.
         self.stand()?;

@@ -179,7 +179,8 @@ impl Machine for ProcessMachine {
         self.config = state.config;
         // 0 is "never touched" in the resume table.
         self.epoch = state.epoch.checked_add(1).unwrap_or(1);
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = state.waiting.into();
+        // Behind those that were found bad before the state came.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(state.waiting);
         Ok(())
     }
 

@@ -7,9 +7,8 @@ use vmferry_refvm::memory::GuestMemory;
 
 use crate::support::{FIRST, Guest, PAGE, booted, checks, config, memory, over};
 
-/// Another machine over a copy of the memory.
-fn moved(guest: &mut Guest, vcpus: u32) -> Guest {
-    let state = guest.save().unwrap();
+/// The memory of a guest that stands still, once more.
+fn copied(guest: &Guest) -> GuestMemory {
     let copy = GuestMemory::new(&guest.memory.specs()).unwrap();
     for (from, to) in guest.memory.regions().iter().zip(copy.regions()) {
         // SAFETY: two mappings of that size; the guest stands still.
@@ -17,6 +16,13 @@ fn moved(guest: &mut Guest, vcpus: u32) -> Guest {
             std::ptr::copy_nonoverlapping(from.hva as *const u8, to.hva as *mut u8, from.spec.size as usize);
         }
     }
+    copy
+}
+
+/// Another machine over a copy of the memory.
+fn moved(guest: &mut Guest, vcpus: u32) -> Guest {
+    let state = guest.save().unwrap();
+    let copy = copied(guest);
     // The workload comes with the state.
     let mut other = over(copy, config(vcpus, Workload::Idle, 0), Ring::User);
     other.load(&state).unwrap();
@@ -139,4 +145,24 @@ fn commands_out_of_turn_are_refused() {
     guest.run().unwrap();
     assert!(matches!(guest.save(), Err(MachineError::WrongState { actual: "running", required: "stopped" })));
     assert!(guest.inject_action_optional(Block::page(1 << 40)).is_err());
+}
+
+/// On a destination known poison is marked, and told, before the state is there.
+#[test]
+fn what_is_found_bad_before_the_state_comes_is_told_after_it() {
+    let Some(mut guest) = booted(20, 1, config(2, Workload::Idle, 0), Ring::User) else { return };
+    guest.run().unwrap();
+    guest.until("its first pass", |report| report.passes > 0);
+    guest.stop().unwrap();
+    let state = guest.save().unwrap();
+    let copy = copied(&guest);
+    let mut other = over(copy, config(2, Workload::Idle, 0), Ring::User);
+    let bad = FIRST + 7 * PAGE;
+    for _ in 0..2 {
+        other.inject_action_optional(Block::page(bad)).unwrap();
+    }
+    other.load(&state).unwrap();
+    other.run().unwrap();
+    let report = other.until("the machine check", |report| !report.machine_checks.is_empty());
+    assert_eq!(checks(&report), [(bad, "AO")]);
 }

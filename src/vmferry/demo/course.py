@@ -22,6 +22,8 @@ from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY, Migration
 SETTLE_S = 30.0
 """For the guest to touch every page once more; a guest without pauses needs a second or two."""
 SOURCE_ENDS_S = 10.0
+LEDGER_S = 60.0
+"""For the ledger to have what the pager told the guest: each error is written for itself."""
 
 Page = tuple[int, bool]
 """GPA of a page to go bad, and whether the daemon is told."""
@@ -133,7 +135,7 @@ class Course:
             end = await self._settle(arrival, settle_s)
             destination_page = largest_page((await cast.away.machine(cast.destination.vm)).layout)
             await cast.source.process.ended(SOURCE_ENDS_S)
-        self.ledger = [error async for error in cast.away.memory_errors(cast.destination.vm)]
+        self.ledger = await self._ledger_with({gpa for check in end.machine_checks for gpa in check.pages})
         return Evidence(
             phase=phase_word(migration),
             reason=f"{migration.reason_code} {migration.reason}".strip(),
@@ -151,12 +153,25 @@ class Course:
             destination_page=destination_page,
         )
 
+    async def _ledger_with(self, told: set[int]) -> list[LedgerError]:
+        """The destination's ledger; waits a while for the 4 KiB pages that the guest was told of."""
+        ledger: list[LedgerError] = []
+
+        async def complete() -> bool:
+            nonlocal ledger
+            ledger = [error async for error in self.cast.away.memory_errors(self.cast.destination.vm)]
+            return told <= {gpa for error in ledger for gpa in LedgerPage(error.gpa, False, error.lsb).pages}
+
+        try:
+            await until("the ledger to have what the guest was told of", complete, LEDGER_S)
+        except StageError:
+            return ledger
+        return ledger
+
     async def _settle(self, first: GuestReport, settle_s: float) -> GuestReport:
         """The last that the guest said. Not to get through in time is no fault by itself: the result tells how far."""
         guest = self.cast.destination
         last = await report_or(guest, first)
-        if self._idle:
-            return last
         machine = await self.cast.away.machine(guest.vm)
         # A page that a vCPU was in the middle of when it moved is counted on neither host.
         pages = len(workload_pages(machine.layout)) - machine.vcpus
@@ -165,6 +180,8 @@ class Course:
             nonlocal last
             last = await report_or(guest, last)
             known_bad = {gpa for check in last.machine_checks for gpa in check.pages}
+            if self._idle:
+                return known_bad >= self.bad_before or not guest.process.alive
             done = last.pages_touched_here + len(known_bad) >= pages and last.touches > first.touches
             return done or not guest.process.alive
 
