@@ -8,9 +8,9 @@ use std::sync::mpsc;
 
 use clap::{Parser, ValueEnum};
 
-use crate::layout::{self, Backing};
+use crate::layout::{self, Backing, MadeOf, PAGE_SIZE, PAGE_SIZES};
 use crate::machine::{GuestConfig, MakeMachine, Workload};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Transparent};
 use crate::protocol::state::Verb;
 use crate::vmm::{Event, Vmm};
 use crate::{admin, control, kvm, process};
@@ -73,9 +73,11 @@ pub struct Options {
     /// Guest memory, e.g. 512M or 2G.
     #[arg(long, default_value = "512M", value_parser = bytes)]
     pub memory: u64,
-    /// What guest memory is made of.
-    #[arg(long, value_enum, default_value = "anonymous")]
-    pub backing: Backing,
+    #[command(flatten)]
+    pub memory_of: MemoryOf,
+    /// Let the kernel back pages of 4 KiB by transparent huge pages; a destination's are collapsed after the last page.
+    #[arg(long)]
+    pub thp: bool,
     /// Split guest memory into so many regions.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub regions: u32,
@@ -96,6 +98,32 @@ pub struct Options {
     pub mute_errors: bool,
     #[command(flatten)]
     pub faults: TestFaults,
+}
+
+/// What guest memory is made of here. With `--incoming` it is what `hello` says; what is absent is as on the source.
+#[derive(Debug, Clone, Copy, Default, clap::Args, serde::Serialize)]
+pub struct MemoryOf {
+    /// What guest memory is made of [default: anonymous; with --incoming: as on the source].
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing: Option<Backing>,
+    /// Pages of guest memory: 4K, 2M or 1G [default: 4K; with --incoming: as on the source].
+    #[arg(long, value_parser = page_size)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub page_size: Option<u64>,
+}
+
+impl MemoryOf {
+    /// Whether anything is said.
+    pub fn is_own(&self) -> bool {
+        self.backing.is_some() || self.page_size.is_some()
+    }
+}
+
+impl From<MemoryOf> for MadeOf {
+    fn from(of: MemoryOf) -> Self {
+        Self { backing: of.backing.unwrap_or(Backing::Anonymous), page_size: of.page_size.unwrap_or(PAGE_SIZE) }
+    }
 }
 
 /// Misbehaviour on demand, for tests of a daemon.
@@ -148,6 +176,11 @@ fn bytes(text: &str) -> Result<u64, String> {
     scaled.ok_or_else(|| "must be a number of bytes, or end in K, M or G".into())
 }
 
+fn page_size(text: &str) -> Result<u64, String> {
+    let found = bytes(text).ok().filter(|size| PAGE_SIZES.contains(size));
+    found.ok_or_else(|| "must be 4K, 2M or 1G".into())
+}
+
 fn workload(text: &str) -> Result<Workload, String> {
     serde_json::from_value(text.into()).map_err(|_| "must be idle, random, sequential, hot or paced".into())
 }
@@ -173,6 +206,9 @@ pub fn main() -> ExitCode {
 }
 
 fn start(options: Options) -> Result<u8, String> {
+    if options.thp && options.memory_of.page_size.is_some_and(|size| size != PAGE_SIZE) {
+        return Err("--thp: transparent huge pages lie under pages of 4 KiB; leave out --thp or --page-size".into());
+    }
     let listener = listen(&options.admin)?;
     let (events, inbox) = mpsc::channel();
     let (errors, guest_errors) = mpsc::channel();
@@ -196,8 +232,10 @@ fn start(options: Options) -> Result<u8, String> {
 
 fn guest_of(options: &Options) -> Result<(GuestMemory, GuestConfig), String> {
     let refused = |error: &dyn Display| format!("no guest memory: {error}\nAsk for less by --memory, or free some.");
-    let specs = layout::split(options.memory, options.regions, options.backing).map_err(|error| error.to_string())?;
-    let memory = GuestMemory::new(&specs).map_err(|error| refused(&error))?;
+    let made_of = MadeOf::from(options.memory_of);
+    let specs = layout::split(options.memory, options.regions, made_of).map_err(|error| error.to_string())?;
+    let transparent = if options.thp { Transparent::AtOnce } else { Transparent::Never };
+    let memory = GuestMemory::with_transparent(&specs, transparent).map_err(|error| refused(&error))?;
     let config = GuestConfig {
         vcpus: options.vcpus,
         workload: options.workload,
@@ -235,6 +273,22 @@ mod tests {
         assert_eq!(bytes("2G"), Ok(2 << 30));
         assert!(bytes("2T").is_err() && bytes("G").is_err() && bytes("99999999999999G").is_err());
         assert!(vm_name("web-1.a").is_ok() && vm_name("-x").is_err() && vm_name("").is_err());
+    }
+
+    #[test]
+    fn memory_is_said_in_the_words_of_the_protocol() {
+        let options = |more: &[&str]| {
+            let needed = ["x", "--vm", "a", "--daemon", "d", "--admin", "s"];
+            Options::try_parse_from(needed.iter().chain(more)).map(|options| options.memory_of)
+        };
+        let huge = options(&["--page-size", "2M", "--backing", "memfd"]).unwrap();
+        let said = serde_json::json!({"backing": "memfd", "page_size": 2 << 20});
+        assert_eq!(serde_json::to_value(huge).unwrap(), said);
+        assert_eq!(MadeOf::from(huge), MadeOf { backing: Backing::Memfd, page_size: 2 << 20 });
+        let none = options(&[]).unwrap();
+        assert!(!none.is_own() && serde_json::to_value(none).unwrap() == serde_json::json!({}));
+        assert_eq!(MadeOf::from(none), Backing::Anonymous.into());
+        assert!(options(&["--page-size", "8K"]).is_err() && options(&["--page-size", "1G"]).is_ok());
     }
 
     #[test]

@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::KERNEL_BYTES;
 
-/// The only page size that guest memory is made of so far, bytes.
+/// Smallest page, bytes.
 pub const PAGE_SIZE: u64 = 4096;
+/// Pages that guest memory may be made of, bytes: the three sizes of x86-64.
+pub const PAGE_SIZES: [u64; 3] = [PAGE_SIZE, 2 << 20, 1 << 30];
 
 /// Where the hole for devices below 4 GiB begins: RAM beyond it goes on at 4 GiB, as on a PC.
 const HOLE_START: u64 = 3 << 30;
@@ -20,6 +22,21 @@ pub enum Backing {
     Anonymous,
     /// A shared mapping of a memfd, one a region.
     Memfd,
+}
+
+/// What all regions of a guest are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MadeOf {
+    /// How it is mapped.
+    pub backing: Backing,
+    /// Bytes of a page, one of [`PAGE_SIZES`].
+    pub page_size: u64,
+}
+
+impl From<Backing> for MadeOf {
+    fn from(backing: Backing) -> Self {
+        Self { backing, page_size: PAGE_SIZE }
+    }
 }
 
 /// One region of guest memory, as the protocol names it.
@@ -51,28 +68,29 @@ pub struct LayoutError {
 ///
 /// # Errors
 /// [`LayoutError`] with field `--memory` or `--regions`.
-pub fn split(memory: u64, count: u32, backing: Backing) -> Result<Vec<RegionSpec>, LayoutError> {
+pub fn split(memory: u64, count: u32, made_of: impl Into<MadeOf>) -> Result<Vec<RegionSpec>, LayoutError> {
+    let MadeOf { backing, page_size } = made_of.into();
     let wrong = |field: &str, message: String| LayoutError { field: field.into(), message, unsupported: false };
-    if memory < 2 * KERNEL_BYTES || !memory.is_multiple_of(PAGE_SIZE) {
-        let message = format!("{memory} bytes is not a multiple of {PAGE_SIZE} and at least {}", 2 * KERNEL_BYTES);
+    if memory < 2 * KERNEL_BYTES || !memory.is_multiple_of(page_size) {
+        let message = format!("{memory} bytes is not a multiple of {page_size} and at least {}", 2 * KERNEL_BYTES);
         return Err(wrong("--memory", message));
     }
-    let pages = memory / PAGE_SIZE;
+    let pages = memory / page_size;
     let (count, share) = (u64::from(count.max(1)), pages / u64::from(count.max(1)));
-    if share * PAGE_SIZE < KERNEL_BYTES + PAGE_SIZE {
+    if share * page_size <= KERNEL_BYTES {
         let message = format!("{count} regions of {memory} bytes: the first must hold more than {KERNEL_BYTES}");
         return Err(wrong("--regions", message));
     }
     let mut regions = Vec::new();
     let mut gpa = 0;
     for index in 0..count {
-        let mut left = PAGE_SIZE * if index + 1 == count { pages - share * (count - 1) } else { share };
+        let mut left = page_size * if index + 1 == count { pages - share * (count - 1) } else { share };
         while left > 0 {
             if gpa == HOLE_START {
                 gpa = HOLE_END;
             }
             let size = if gpa < HOLE_START { left.min(HOLE_START - gpa) } else { left };
-            regions.push(RegionSpec { gpa, size, page_size: PAGE_SIZE, backing });
+            regions.push(RegionSpec { gpa, size, page_size, backing });
             gpa += size;
             left -= size;
         }
@@ -102,17 +120,16 @@ pub fn check(regions: &[RegionSpec]) -> Result<(), LayoutError> {
     }
     let mut free_from = 0;
     for (index, region) in regions.iter().enumerate() {
-        if region.page_size != PAGE_SIZE {
-            let message =
-                format!("{} is not supported; guest memory is made of pages of {PAGE_SIZE}", region.page_size);
-            return Err(wrong(index, "page_size", true, message));
+        let page = region.page_size;
+        if !PAGE_SIZES.contains(&page) {
+            return Err(wrong(index, "page_size", true, format!("{page} is not one of {PAGE_SIZES:?}")));
         }
-        if region.size == 0 || !region.size.is_multiple_of(PAGE_SIZE) {
-            let message = format!("{:#x} is not a positive multiple of {PAGE_SIZE:#x}", region.size);
+        if region.size == 0 || !region.size.is_multiple_of(page) {
+            let message = format!("{:#x} is not a positive multiple of page_size {page:#x}", region.size);
             return Err(wrong(index, "size", false, message));
         }
-        if !region.gpa.is_multiple_of(PAGE_SIZE) || region.gpa < free_from {
-            let message = format!("{:#x} is not page-aligned at or above {free_from:#x}", region.gpa);
+        if !region.gpa.is_multiple_of(page) || region.gpa < free_from {
+            let message = format!("{:#x} is not aligned to page_size {page:#x} at or above {free_from:#x}", region.gpa);
             return Err(wrong(index, "gpa", false, message));
         }
         free_from = region
@@ -151,6 +168,20 @@ mod tests {
     }
 
     #[test]
+    fn regions_are_whole_huge_pages() {
+        let of = |memory, count, page_size| split(memory, count, MadeOf { backing: Backing::Memfd, page_size });
+        for (memory, count, page_size) in [(66 << 20, 3, 2 << 20), (5 << 30, 2, 1 << 30), (1 << 30, 1, 1 << 30)] {
+            let regions = of(memory, count, page_size).unwrap();
+            check(&regions).unwrap();
+            assert!(regions.iter().all(|r| r.page_size == page_size), "{regions:?}");
+            assert_eq!(regions.iter().map(|r| r.size).sum::<u64>(), memory);
+        }
+        assert_eq!(of(65 << 20, 1, 2 << 20).unwrap_err().field, "--memory");
+        assert_eq!(of(512 << 20, 1, 1 << 30).unwrap_err().field, "--memory");
+        assert_eq!(of(1 << 30, 2, 1 << 30).unwrap_err().field, "--regions");
+    }
+
+    #[test]
     fn refusals_name_the_field() {
         let good = split(64 << 20, 2, Backing::Memfd).unwrap();
         let refused = |change: fn(&mut Vec<RegionSpec>)| {
@@ -163,8 +194,10 @@ mod tests {
         assert_eq!(refused(|r| r[1].gpa = 4096).field, "regions[1].gpa");
         assert_eq!(refused(|r| r[1].size += 1).field, "regions[1].size");
         assert_eq!(refused(|r| r[1].size = u64::MAX - 4095).field, "regions[1].size");
-        let huge = refused(|r| r[1].page_size = 2 << 20);
-        assert_eq!((huge.field.as_str(), huge.unsupported), ("regions[1].page_size", true));
+        let odd = refused(|r| r[1].page_size = 8192);
+        assert_eq!((odd.field.as_str(), odd.unsupported), ("regions[1].page_size", true));
+        assert_eq!(refused(|r| (r[1].page_size, r[1].size) = (2 << 20, 3 << 20)).field, "regions[1].size");
+        assert_eq!(refused(|r| (r[1].page_size, r[1].gpa) = (2 << 20, 33 << 20)).field, "regions[1].gpa");
         assert_eq!(split(1 << 20, 1, Backing::Memfd).unwrap_err().field, "--memory");
         assert_eq!(split(64 << 20, 8, Backing::Memfd).unwrap_err().field, "--regions");
     }

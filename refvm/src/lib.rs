@@ -9,6 +9,7 @@ pub mod admin;
 pub mod cli;
 pub mod control;
 pub mod guest;
+pub mod huge_pages;
 pub mod inject;
 pub mod kvm;
 pub mod layout;

@@ -16,6 +16,69 @@ pub struct MappedRegion {
     pub size: u64,
 }
 
+/// Guest memory as a machine is made over it.
+#[derive(Debug, Clone)]
+pub struct Ram {
+    /// Where it is.
+    pub regions: Arc<[MappedRegion]>,
+    /// Bytes of a page of each region's backing: what a memory error takes away at once.
+    pub page_sizes: Arc<[u64]>,
+}
+
+impl Ram {
+    /// The page of the backing around an address of the guest's memory; a page of 4 KiB elsewhere.
+    pub fn block_at(&self, gpa: u64) -> Block {
+        let inside = |region: &MappedRegion| (region.gpa..region.gpa + region.size).contains(&gpa);
+        let found = self.regions.iter().zip(self.page_sizes.iter()).find(|(region, _)| inside(region));
+        found.map_or(Block::page(gpa), |(_, page_size)| Block::around(gpa, page_size.trailing_zeros()))
+    }
+}
+
+/// Memory of 4 KiB pages.
+impl From<Arc<[MappedRegion]>> for Ram {
+    fn from(regions: Arc<[MappedRegion]>) -> Self {
+        let page_sizes = regions.iter().map(|_| 1 << LSB_4K).collect();
+        Self { regions, page_sizes }
+    }
+}
+
+/// log2 of the bytes of a 4 KiB page.
+pub const LSB_4K: u32 = 12;
+/// log2 of the bytes of the largest page, 1 GiB.
+pub const LSB_1G: u32 = 30;
+
+/// An aligned block of guest memory that is bad as a whole: a page of whatever size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Block {
+    /// GPA of the first byte.
+    pub gpa: u64,
+    /// log2 of its bytes, as a machine check has it (Intel SDM vol. 3B, 17.3.2.4); 12 to 30.
+    pub lsb: u32,
+}
+
+impl Block {
+    /// The block of `1 << lsb` bytes around an address. Below 12 counts as 12 (no page is smaller), above 30 as 30.
+    pub fn around(gpa: u64, lsb: u32) -> Self {
+        let lsb = lsb.clamp(LSB_4K, LSB_1G);
+        Self { gpa: gpa >> lsb << lsb, lsb }
+    }
+
+    /// The 4 KiB page around an address.
+    pub fn page(gpa: u64) -> Self {
+        Self::around(gpa, LSB_4K)
+    }
+
+    /// Bytes.
+    pub fn size(self) -> u64 {
+        1 << self.lsb
+    }
+
+    /// Whether all of `other` lies in this one.
+    pub fn covers(self, other: Self) -> bool {
+        self.lsb >= other.lsb && Self::around(other.gpa, self.lsb) == self
+    }
+}
+
 /// Bytes at the start of region 0 that belong to the payload (page tables, IDT, stacks, code, report page, bad-page
 /// bitmap); workloads and injected errors keep out of them.
 pub const KERNEL_BYTES: u64 = 16 << 20;
@@ -57,8 +120,8 @@ pub struct GuestConfig {
 /// daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuestMemoryError {
-    /// GPA of the page's first byte.
-    pub gpa: u64,
+    /// The page, as large as its backing's pages are.
+    pub block: Block,
     /// True: AR (a vCPU consumed it), false: AO.
     pub action_required: bool,
     /// Thread id of the vCPU.
@@ -80,16 +143,14 @@ pub trait Machine: Send {
     /// The opposite, in a machine that never ran.
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError>;
     /// Tells the guest of a page found bad before it was consumed: an AO machine check on every vCPU, once a page, unless
-    /// an AR for the same page was delivered before. Works on a running or a stopped machine.
-    fn inject_action_optional(&mut self, gpa: u64) -> Result<(), MachineError>;
+    /// an AR for the same page was delivered before. Works on a running or a stopped machine; on one that waits for its
+    /// state (a destination's) the guest is told once it is loaded.
+    fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError>;
 }
 
 /// Makes a machine over memory that is mapped already. `errors` receives every machine check given to the guest.
-pub type MakeMachine = fn(
-    regions: Arc<[MappedRegion]>,
-    config: GuestConfig,
-    errors: Sender<GuestMemoryError>,
-) -> Result<Box<dyn Machine>, MachineError>;
+pub type MakeMachine =
+    fn(ram: Ram, config: GuestConfig, errors: Sender<GuestMemoryError>) -> Result<Box<dyn Machine>, MachineError>;
 
 /// What a machine cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -113,4 +174,30 @@ pub enum MachineError {
         /// As it must be.
         required: &'static str,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_aligned_and_cover_what_lies_in_them() {
+        let huge = Block::around(0x123_4567, 21);
+        assert_eq!((huge, huge.size()), (Block { gpa: 0x120_0000, lsb: 21 }, 2 << 20));
+        assert!(huge.covers(huge) && huge.covers(Block::page(0x13f_ffff)) && !Block::page(0x120_0000).covers(huge));
+        assert!(!huge.covers(Block::page(0x140_0000)) && Block::around(0, 30).covers(huge));
+        assert_eq!((Block::around(0x1fff, 0).lsb, Block::around(0x1fff, 63).lsb), (12, 30));
+    }
+
+    #[test]
+    fn a_memory_error_takes_a_page_of_the_backing() {
+        let region = |gpa, size| MappedRegion { gpa, hva: 0, size };
+        let ram = Ram {
+            regions: [region(0, 64 << 20), region(1 << 32, 64 << 20)].into(),
+            page_sizes: [4096, 2 << 20].into(),
+        };
+        assert_eq!(ram.block_at(0x5123), Block::page(0x5000));
+        assert_eq!(ram.block_at((1 << 32) + 0x30_5123), Block { gpa: (1 << 32) + 0x20_0000, lsb: 21 });
+        assert_eq!(Ram::from(ram.regions).block_at((1 << 32) + 0x30_5123), Block::page((1 << 32) + 0x30_5000));
+    }
 }

@@ -83,7 +83,7 @@ impl MachineThread {
         let (jobs, todo) = mpsc::channel::<Job>();
         let (made, result) = mpsc::channel();
         let body = move || {
-            let mut commanded = match make(memory.mapped(), config, errors) {
+            let mut commanded = match make(memory.ram(), config, errors) {
                 Ok(machine) => Commanded { machine, running: false },
                 Err(error) => return drop(made.send(Err(error))),
             };

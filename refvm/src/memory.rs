@@ -5,8 +5,23 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::layout::{self, Backing, LayoutError, RegionSpec};
-use crate::machine::MappedRegion;
+use crate::huge_pages;
+use crate::layout::{self, Backing, LayoutError, PAGE_SIZE, RegionSpec};
+use crate::machine::{MappedRegion, Ram};
+
+/// What a transparent huge page is aligned to, bytes.
+const THP_BYTES: usize = 2 << 20;
+
+/// Whether the kernel may put transparent huge pages under pages of 4 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transparent {
+    /// Never: a poison marker and a page that arrives alone are 4 KiB each, and stay so.
+    Never,
+    /// Wherever it can, from the first touch on (`MADV_HUGEPAGE`): a guest that boots here.
+    AtOnce,
+    /// Once somebody collapses them: a destination, whose pages arrive one by one.
+    Afterwards,
+}
 
 /// Why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +37,9 @@ pub enum MemoryError {
         /// `MemAvailable` of /proc/meminfo, bytes.
         available: u64,
     },
+    /// The host has too few huge pages.
+    #[error("{0}")]
+    TooFewHugePages(String),
     /// A call was refused by the kernel.
     #[error("{call} of {size} bytes: {source}")]
     Refused {
@@ -38,7 +56,8 @@ pub enum MemoryError {
 #[derive(Debug)]
 pub struct GuestMemory {
     regions: Vec<Region>,
-    mapped: Arc<[MappedRegion]>,
+    ram: Ram,
+    transparent: Transparent,
 }
 
 /// One mapped region.
@@ -53,20 +72,34 @@ pub struct Region {
 }
 
 impl GuestMemory {
-    /// Maps the regions; no page of them is present.
+    /// Maps the regions, without transparent huge pages; no page of them is present.
     ///
     /// # Errors
     /// [`MemoryError`]; whatever was mapped before the failure is unmapped.
     pub fn new(specs: &[RegionSpec]) -> Result<Self, MemoryError> {
+        Self::with_transparent(specs, Transparent::Never)
+    }
+
+    /// The same, with a choice.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_transparent(specs: &[RegionSpec], transparent: Transparent) -> Result<Self, MemoryError> {
         layout::check(specs)?;
-        let asked = specs.iter().map(|r| r.size).fold(0, u64::saturating_add);
+        // Huge pages are set aside: they are not part of what is available.
+        let of_4k = specs.iter().filter(|r| r.page_size == PAGE_SIZE);
+        let asked = of_4k.map(|r| r.size).fold(0, u64::saturating_add);
         match available_bytes() {
             Some(available) if available < asked => return Err(MemoryError::TooLittle { asked, available }),
             _ => {}
         }
-        let regions = specs.iter().map(Region::map).collect::<Result<Vec<_>, _>>()?;
-        let mapped = regions.iter().map(|r| MappedRegion { gpa: r.spec.gpa, hva: r.hva, size: r.spec.size }).collect();
-        Ok(Self { regions, mapped })
+        let regions = specs.iter().map(|spec| Region::map(spec, transparent)).collect::<Result<Vec<_>, _>>()?;
+        let mapped = |r: &Region| MappedRegion { gpa: r.spec.gpa, hva: r.hva, size: r.spec.size };
+        let ram = Ram {
+            regions: regions.iter().map(mapped).collect(),
+            page_sizes: regions.iter().map(|r| r.spec.page_size).collect(),
+        };
+        Ok(Self { regions, ram, transparent })
     }
 
     /// The regions, ascending by GPA.
@@ -74,9 +107,19 @@ impl GuestMemory {
         &self.regions
     }
 
-    /// What machines are made over.
+    /// Where the regions are mapped.
     pub fn mapped(&self) -> Arc<[MappedRegion]> {
-        Arc::clone(&self.mapped)
+        Arc::clone(&self.ram.regions)
+    }
+
+    /// What machines are made over.
+    pub fn ram(&self) -> Ram {
+        self.ram.clone()
+    }
+
+    /// Whether it is to be collapsed into transparent huge pages once every page is there.
+    pub fn is_to_be_collapsed(&self) -> bool {
+        self.transparent == Transparent::Afterwards
     }
 
     /// The layout, as asked for.
@@ -94,33 +137,94 @@ pub fn hva_of(regions: &[MappedRegion], gpa: u64) -> Option<u64> {
 }
 
 impl Region {
-    fn map(spec: &RegionSpec) -> Result<Self, MemoryError> {
+    fn map(spec: &RegionSpec, transparent: Transparent) -> Result<Self, MemoryError> {
         let refused = |call| move || MemoryError::Refused { call, size: spec.size, source: io::Error::last_os_error() };
         let file = match spec.backing {
             Backing::Anonymous => None,
-            Backing::Memfd => Some(memfd(spec.size)?),
+            Backing::Memfd => Some(memfd(spec)?),
         };
-        let flags = match file {
-            None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
+        let kind = match file {
+            None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            Some(_) => libc::MAP_SHARED,
         };
         let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let size = usize::try_from(spec.size).map_err(|_| refused("mmap")())?;
-        // SAFETY: a fresh mapping at an address of the kernel's choice; it touches nothing that exists.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
-        if at == libc::MAP_FAILED {
-            return Err(refused("mmap")());
+        if spec.page_size != PAGE_SIZE {
+            // Without MAP_NORESERVE: a shortage shows here, and not as a SIGBUS of the first touch.
+            let flags = kind | libc::MAP_HUGETLB | huge_pages::size_flag(spec.page_size) as i32;
+            let at = map_anywhere(size, flags, fd).map_err(|source| too_few(spec, "mmap", source))?;
+            return Ok(Self { spec: *spec, hva: at as u64, file });
         }
+        let flags = kind | libc::MAP_NORESERVE;
+        if transparent == Transparent::Never {
+            let at = map_anywhere(size, flags, fd).map_err(|_| refused("mmap")())?;
+            let region = Self { spec: *spec, hva: at as u64, file };
+            advise(at, size, libc::MADV_NOHUGEPAGE).map_err(|_| refused("madvise(MADV_NOHUGEPAGE)")())?;
+            return Ok(region);
+        }
+        let at = map_aligned(size, flags, fd).map_err(|_| refused("mmap")())?;
         let region = Self { spec: *spec, hva: at as u64, file };
-        // A poison marker and a page that arrives alone are 4 KiB each: pages must never be collapsed into huge ones.
-        // EINVAL: a kernel without transparent huge pages, where there is nothing to forbid.
-        // SAFETY: the advice concerns the mapping made above and changes no content.
-        if unsafe { libc::madvise(at, size, libc::MADV_NOHUGEPAGE) } != 0
-            && io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL)
-        {
-            return Err(refused("madvise(MADV_NOHUGEPAGE)")());
+        if transparent == Transparent::AtOnce {
+            advise(at, size, libc::MADV_HUGEPAGE).map_err(|_| refused("madvise(MADV_HUGEPAGE)")())?;
         }
         Ok(region)
+    }
+}
+
+/// EINVAL: a kernel without transparent huge pages, where there is nothing to ask for or to forbid.
+fn advise(at: *mut libc::c_void, size: usize, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the advice concerns a mapping of this module's and changes no content.
+    match unsafe { libc::madvise(at, size, advice) } {
+        0 => Ok(()),
+        _ => Some(io::Error::last_os_error()).filter(|e| e.raw_os_error() != Some(libc::EINVAL)).map_or(Ok(()), Err),
+    }
+}
+
+fn map_anywhere(size: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<*mut libc::c_void> {
+    // SAFETY: a fresh mapping at an address of the kernel's choice; it touches nothing that exists.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at) }
+}
+
+/// At an address where transparent huge pages fit.
+fn map_aligned(size: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<*mut libc::c_void> {
+    let reserved = size + THP_BYTES;
+    // SAFETY: as in `map_anywhere`: room without access, to choose the address in.
+    let room = unsafe {
+        libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    if room == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = room as usize;
+    let begin = before.next_multiple_of(THP_BYTES);
+    let (end, after) = (begin + size, before + reserved);
+    // SAFETY: all three calls stay within `room`, which is this function's own and which nobody knows yet.
+    unsafe {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let at = libc::mmap(begin as *mut libc::c_void, size, protection, flags | libc::MAP_FIXED, fd, 0);
+        if at == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            libc::munmap(room, reserved);
+            return Err(error);
+        }
+        if begin > before {
+            libc::munmap(room, begin - before);
+        }
+        if after > end {
+            libc::munmap(end as *mut libc::c_void, after - end);
+        }
+        Ok(at)
+    }
+}
+
+/// ENOMEM: not enough huge pages are free. ENODEV, EINVAL: the host knows no pages of that size.
+fn too_few(spec: &RegionSpec, call: &'static str, source: io::Error) -> MemoryError {
+    match source.raw_os_error() {
+        Some(libc::ENOMEM | libc::ENODEV | libc::EINVAL) => {
+            MemoryError::TooFewHugePages(huge_pages::shortage(spec.page_size, spec.size))
+        }
+        _ => MemoryError::Refused { call, size: spec.size, source },
     }
 }
 
@@ -131,16 +235,23 @@ impl Drop for Region {
     }
 }
 
-fn memfd(size: u64) -> Result<File, MemoryError> {
-    let refused = |call| MemoryError::Refused { call, size, source: io::Error::last_os_error() };
+fn memfd(spec: &RegionSpec) -> Result<File, MemoryError> {
+    let huge = match spec.page_size {
+        PAGE_SIZE => 0,
+        page_size => libc::MFD_HUGETLB | huge_pages::size_flag(page_size),
+    };
     // SAFETY: the name is a NUL-terminated constant.
-    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC | huge) };
     if fd < 0 {
-        return Err(refused("memfd_create"));
+        let source = io::Error::last_os_error();
+        return Err(match huge {
+            0 => MemoryError::Refused { call: "memfd_create", size: spec.size, source },
+            _ => too_few(spec, "memfd_create", source),
+        });
     }
     // SAFETY: the descriptor was just made and is owned by nobody else.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.set_len(size).map_err(|source| MemoryError::Refused { call: "ftruncate", size, source })?;
+    file.set_len(spec.size).map_err(|source| MemoryError::Refused { call: "ftruncate", size: spec.size, source })?;
     Ok(file)
 }
 
@@ -154,7 +265,7 @@ fn available_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::split;
+    use crate::layout::{MadeOf, split};
 
     #[test]
     fn both_backings_read_as_zeros_and_keep_what_is_written() {
@@ -171,6 +282,55 @@ mod tests {
                 }
                 assert_eq!(region.file.is_some(), backing == Backing::Memfd);
             }
+        }
+    }
+
+    #[test]
+    fn memory_for_transparent_huge_pages_is_aligned_to_them() {
+        for transparent in [Transparent::AtOnce, Transparent::Afterwards] {
+            for backing in [Backing::Anonymous, Backing::Memfd] {
+                let specs = split(66 << 20, 3, backing).unwrap();
+                let memory = GuestMemory::with_transparent(&specs, transparent).unwrap();
+                for region in memory.regions() {
+                    assert_eq!(region.hva % THP_BYTES as u64, 0, "{transparent:?} {backing:?}");
+                    let last = (region.hva + region.spec.size - 8) as *mut u64;
+                    // SAFETY: inside the region, which is mapped and used by nobody else.
+                    unsafe { last.write_volatile(7) };
+                }
+                assert_eq!(memory.is_to_be_collapsed(), transparent == Transparent::Afterwards);
+            }
+        }
+    }
+
+    #[test]
+    fn huge_pages_back_the_memory_or_the_error_says_what_to_set() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let specs = split(64 << 20, 2, MadeOf { backing, page_size: 2 << 20 }).unwrap();
+            let memory = match GuestMemory::new(&specs) {
+                Ok(memory) => memory,
+                Err(error) => {
+                    assert!(error.to_string().contains("sysctl vm.nr_hugepages="), "{error}");
+                    continue;
+                }
+            };
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            for region in memory.regions() {
+                let from = smaps.find(&format!("{:x}-{:x}", region.hva, region.hva + region.spec.size)).unwrap();
+                let kernel = smaps[from..].lines().find(|line| line.starts_with("KernelPageSize:")).unwrap();
+                assert!(kernel.contains("2048 kB"), "{kernel}");
+            }
+        }
+    }
+
+    #[test]
+    fn more_huge_pages_than_the_host_has_are_refused_with_the_setting() {
+        for (backing, page_size) in
+            [(Backing::Anonymous, 2 << 20), (Backing::Memfd, 2 << 20), (Backing::Memfd, 1 << 30)]
+        {
+            let specs = split(1 << 44, 1, MadeOf { backing, page_size }).unwrap();
+            let refused = GuestMemory::new(&specs).unwrap_err();
+            let MemoryError::TooFewHugePages(text) = refused else { panic!("{refused:?}") };
+            assert!(text.contains("nr_hugepages") || text.contains("has no pages of"), "{text}");
         }
     }
 

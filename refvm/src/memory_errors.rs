@@ -4,9 +4,6 @@ use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 
-/// log2 of a page's bytes, as the machine check says it.
-const LSB: u64 = 12;
-
 /// Errors told or to be told, oldest first.
 #[derive(Debug, Default)]
 pub struct Untold {
@@ -15,10 +12,10 @@ pub struct Untold {
 }
 
 impl Untold {
-    /// Numbers an error (an object with `gpa`, `severity`, `guest_visible`, `thread`) and returns its message.
+    /// Numbers an error (an object with `gpa`, `lsb`, `severity`, `guest_visible`, `thread`) and returns its message.
     pub fn add(&mut self, error: Value) -> Value {
         self.last_seq += 1;
-        let mut message = json!({"type": "memory_error", "seq": self.last_seq, "lsb": LSB});
+        let mut message = json!({"type": "memory_error", "seq": self.last_seq});
         if let (Some(message), Value::Object(fields)) = (message.as_object_mut(), error) {
             message.extend(fields);
         }

@@ -6,10 +6,11 @@ use std::sync::mpsc::Sender;
 
 use serde_json::{Value, json};
 
-use crate::cli::Accel;
+use crate::cli::{MemoryOf, Options};
+use crate::layout::RegionSpec;
 use crate::machine::{GuestConfig, GuestMemoryError, MachineError, Workload};
 use crate::machine_thread::{Commanded, MachineThread};
-use crate::memory::{GuestMemory, MemoryError};
+use crate::memory::{GuestMemory, MemoryError, Transparent};
 use crate::pager_link::{AttachError, PagerLink};
 use crate::protocol::message::{Prepare, Request, encode_state};
 use crate::userfaultfd::{self, Userfaultfd};
@@ -81,7 +82,7 @@ impl From<MemoryError> for Failure {
                 Self::new("UNSUPPORTED", &layout.field, layout.message.clone())
             }
             MemoryError::Layout(layout) => Self::new("BAD_MESSAGE", &layout.field, layout.message.clone()),
-            MemoryError::TooLittle { .. } | MemoryError::Refused { .. } => {
+            MemoryError::TooLittle { .. } | MemoryError::TooFewHugePages(_) | MemoryError::Refused { .. } => {
                 Self::new("NO_MEMORY", "regions", error.to_string())
             }
         }
@@ -143,14 +144,15 @@ pub fn attach(socket: &str, vm: &str, memory: &GuestMemory, events: Sender<Event
 /// # Errors
 /// [`Failure`]; everything made until then is given back.
 pub fn prepare(
-    vm: &str,
-    accel: Accel,
+    options: &Options,
     asked: Prepare,
     events: Sender<Event>,
     errors: Sender<GuestMemoryError>,
 ) -> Result<Done, Failure> {
     let features = feature_bits(&asked.uffd_features)?;
-    let memory = Arc::new(GuestMemory::new(&asked.regions)?);
+    check_memory_of(&options.memory_of, &asked.regions)?;
+    let transparent = if options.thp { Transparent::Afterwards } else { Transparent::Never };
+    let memory = Arc::new(GuestMemory::with_transparent(&asked.regions, transparent)?);
     let uffd = Arc::new(Userfaultfd::new(features).map_err(|error| {
         let message = format!("userfaultfd with {:?}: {error}", asked.uffd_features);
         Failure::new("UNSUPPORTED", "uffd_features", message)
@@ -161,11 +163,26 @@ pub fn prepare(
     }
     // The workload comes with the device state.
     let config = GuestConfig { vcpus: asked.vcpus, workload: Workload::Idle, write_percent: 0, seed: 0 };
-    let machine = MachineThread::spawn(accel.make(), Arc::clone(&memory), config, errors)?;
-    let link = PagerLink::attach(&asked.socket, vm, &memory, Some(&uffd), events)?;
+    let machine = MachineThread::spawn(options.accel.make(), Arc::clone(&memory), config, errors)?;
+    let link = PagerLink::attach(&asked.socket, &options.vm, &memory, Some(&uffd), events)?;
     let vcpus = asked.vcpus;
     let guest = Guest { memory, machine, vcpus, uffd: Some(uffd), link: Some(link), prepared_as: Some(asked) };
     Ok(Done { guest: Some(guest), ..Done::default() })
+}
+
+/// What `hello` said of this VMM's memory holds for every region.
+fn check_memory_of(own: &MemoryOf, regions: &[RegionSpec]) -> Result<(), Failure> {
+    for (index, region) in regions.iter().enumerate() {
+        if let Some(page_size) = own.page_size.filter(|own| *own != region.page_size) {
+            let message = format!("{}, this VMM's pages are of {page_size} (--page-size)", region.page_size);
+            return Err(Failure::new("UNSUPPORTED", &format!("regions[{index}].page_size"), message));
+        }
+        if let Some(backing) = own.backing.filter(|own| *own != region.backing) {
+            let message = format!("{:?}, this VMM's memory is {backing:?} (--backing)", region.backing).to_lowercase();
+            return Err(Failure::new("UNSUPPORTED", &format!("regions[{index}].backing"), message));
+        }
+    }
+    Ok(())
 }
 
 fn feature_bits(names: &[String]) -> Result<u64, Failure> {

@@ -120,6 +120,9 @@ fn hand_over(vm: &str, memory: &GuestMemory, uffd: Option<&Userfaultfd>) -> (Val
         json!({"version": VERSION, "vm": vm, "role": role, "pid": std::process::id(), "regions": regions});
     if uffd.is_some() {
         message["uffd"] = 0.into();
+        if memory.is_to_be_collapsed() {
+            message["collapse"] = true.into();
+        }
     }
     (message, descriptors)
 }
@@ -127,8 +130,8 @@ fn hand_over(vm: &str, memory: &GuestMemory, uffd: Option<&Userfaultfd>) -> (Val
 fn listen(mut frames: Frames, events: &Sender<Event>, alive: &AtomicBool) {
     let reason = loop {
         match frames.next() {
-            Ok(FromPager::MemoryError { gpa, action_required }) => {
-                if events.send(Event::Poisoned { gpa, action_required }).is_err() {
+            Ok(FromPager::MemoryError { block, action_required }) => {
+                if events.send(Event::Poisoned { block, action_required }).is_err() {
                     break "the VMM ends".to_string();
                 }
             }

@@ -18,7 +18,7 @@ const UFFDIO_POISON: libc::c_ulong = 0xC020_AA08;
 
 /// Faults on pages that do not exist.
 pub const MODE_MISSING: u64 = 1 << 0;
-/// Faults on pages that exist in the file but are not mapped (shared memory only).
+/// Faults on pages that exist in the file but are not mapped (memory of a memfd only).
 pub const MODE_MINOR: u64 = 1 << 2;
 
 /// Feature bits by their kernel names, without the `UFFD_FEATURE_` that each begins with.
@@ -42,6 +42,8 @@ const FEATURES: [&str; 17] = [
     "MOVE",
 ];
 
+/// `UFFD_FEATURE_MINOR_HUGETLBFS`.
+pub const FEATURE_MINOR_HUGETLBFS: u64 = 1 << 9;
 /// `UFFD_FEATURE_MINOR_SHMEM`.
 pub const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
 /// `UFFD_FEATURE_POISON`.
@@ -190,6 +192,8 @@ mod tests {
         assert_eq!(feature_bit("UFFD_FEATURE_PAGEFAULT_FLAG_WP"), Some(1));
         assert_eq!(feature_bit("UFFD_FEATURE_EVENT_REMOVE"), Some(1 << 3));
         assert_eq!(feature_bit("UFFD_FEATURE_THREAD_ID"), Some(1 << 8));
+        assert_eq!(feature_bit("UFFD_FEATURE_MISSING_HUGETLBFS"), Some(1 << 4));
+        assert_eq!(feature_bit("UFFD_FEATURE_MINOR_HUGETLBFS"), Some(FEATURE_MINOR_HUGETLBFS));
         assert_eq!(feature_bit("UFFD_FEATURE_MINOR_SHMEM"), Some(FEATURE_MINOR_SHMEM));
         assert_eq!(feature_bit("UFFD_FEATURE_POISON"), Some(FEATURE_POISON));
         assert_eq!(feature_bit("UFFD_FEATURE_MOVE"), Some(1 << 16));

@@ -19,8 +19,8 @@ use crate::admin::{AdminCommand, AdminEvent};
 use crate::cli::{Options, TestFaults};
 use crate::control::{ControlEvent, ControlLink};
 use crate::inject;
-use crate::layout::{Backing, PAGE_SIZE};
-use crate::machine::{GuestConfig, GuestMemoryError, KERNEL_BYTES, MachineError};
+use crate::layout::Backing;
+use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, MachineError};
 use crate::machine_thread::{Commanded, MachineThread};
 use crate::memory::{GuestMemory, hva_of};
 use crate::memory_errors::Untold;
@@ -41,12 +41,12 @@ pub enum Event {
     /// The pager says that a page is poison.
     Poisoned {
         /// The page.
-        gpa: u64,
+        block: Block,
         /// A vCPU will stumble over it.
         action_required: bool,
     },
     /// A memory error was made that the daemon is to be told of.
-    Tell(u64),
+    Tell(Block),
     /// The request under way has ended.
     Done(Box<Result<Done, Failure>>),
 }
@@ -145,14 +145,14 @@ impl Vmm {
             Event::Admin(AdminEvent { command, reply }) => return self.on_admin(command, &reply),
             Event::GuestError(error) => {
                 let severity = if error.action_required { "AR" } else { "AO" };
-                self.tell(
-                    json!({"gpa": error.gpa, "severity": severity, "guest_visible": true, "thread": error.thread}),
-                );
+                let Block { gpa, lsb } = error.block;
+                self.tell(json!({"gpa": gpa, "lsb": lsb, "severity": severity, "guest_visible": true,
+                                 "thread": error.thread}));
             }
-            Event::Tell(gpa) => {
-                self.tell(json!({"gpa": gpa, "severity": null, "guest_visible": false, "thread": 0}));
+            Event::Tell(Block { gpa, lsb }) => {
+                self.tell(json!({"gpa": gpa, "lsb": lsb, "severity": null, "guest_visible": false, "thread": 0}));
             }
-            Event::Poisoned { gpa, action_required } => self.on_poisoned(gpa, action_required),
+            Event::Poisoned { block, action_required } => self.on_poisoned(block, action_required),
             Event::Done(result) => return self.on_done(*result),
         }
         Flow::Continue
@@ -186,10 +186,14 @@ impl Vmm {
         let guest = self.guest.as_ref().filter(|_| self.state != VmState::Incoming);
         let regions: Vec<_> =
             guest.map_or_else(Vec::new, |guest| guest.memory.regions().iter().map(describe).collect());
-        json!({"type": "hello", "version": VERSION, "vm": self.options.vm, "pid": std::process::id(),
+        let mut hello = json!({"type": "hello", "version": VERSION, "vm": self.options.vm, "pid": std::process::id(),
                "platform": self.options.accel.platform(), "vcpus": guest.map_or(0, |guest| guest.vcpus),
                "regions": regions, "abilities": ["source", "destination", "memory_errors"],
-               "state": self.state.name()})
+               "state": self.state.name()});
+        if self.options.incoming && self.options.memory_of.is_own() {
+            hello["memory"] = json!(self.options.memory_of);
+        }
+        hello
     }
 
     fn on_frame(&mut self, connection: u64, frame: Result<Vec<u8>, TooLong>) -> Flow {
@@ -282,10 +286,10 @@ impl Vmm {
             }
             (Request::Prepare(prepare), None) => {
                 self.under_way = Some(asked);
-                let (vm, accel) = (self.options.vm.clone(), self.options.accel);
+                let options = self.options.clone();
                 let (events, errors) = (self.events.clone(), self.errors.clone());
                 operation::in_thread(self.events.clone(), move || {
-                    operation::prepare(&vm, accel, prepare, events, errors)
+                    operation::prepare(&options, prepare, events, errors)
                 });
             }
             (Request::AttachMemory { socket }, Some(guest)) => {
@@ -382,12 +386,13 @@ impl Vmm {
         }
     }
 
-    fn on_poisoned(&mut self, gpa: u64, action_required: bool) {
-        tracing::info!(gpa = format!("{gpa:#x}"), action_required, "pager.memory_error");
+    fn on_poisoned(&mut self, block: Block, action_required: bool) {
+        let Block { gpa, lsb } = block;
+        tracing::info!(gpa = format!("{gpa:#x}"), lsb, action_required, "pager.memory_error");
         // A vCPU that waits on the page stumbles over it by itself, and is given its machine check then.
         let Some(guest) = self.guest.as_ref().filter(|_| !action_required) else { return };
         guest.machine.command(move |commanded: &mut Commanded| {
-            if let Err(error) = commanded.machine().inject_action_optional(gpa) {
+            if let Err(error) = commanded.machine().inject_action_optional(block) {
                 tracing::error!(%error, gpa = format!("{gpa:#x}"), "machine.inject_failed");
             }
         });
@@ -418,25 +423,30 @@ impl Vmm {
 
     fn inject(&self, gpa: u64, tell: bool, reply: &Sender<Value>) -> Result<(), String> {
         let guest = self.guest.as_ref().ok_or("there is no guest")?;
-        let gpa = gpa & !(PAGE_SIZE - 1);
-        if gpa < KERNEL_BYTES {
-            return Err(format!("{gpa:#x} belongs to the guest's kernel, which ends at {KERNEL_BYTES:#x}"));
+        let block = guest.memory.ram().block_at(gpa);
+        if block.gpa < KERNEL_BYTES {
+            let size = block.size();
+            return Err(format!(
+                "{gpa:#x} is in a page of {size:#x} of the guest's kernel, which ends at {KERNEL_BYTES:#x}"
+            ));
         }
-        let hva = hva_of(&guest.memory.mapped(), gpa).ok_or_else(|| format!("{gpa:#x} is not in guest memory"))?;
+        let hva = hva_of(&guest.memory.mapped(), block.gpa);
+        let hva = hva.ok_or_else(|| format!("{gpa:#x} is not in guest memory"))?;
         let shared = guest.memory.regions().iter().any(|region| {
             region.spec.backing == Backing::Memfd && (region.hva..region.hva + region.spec.size).contains(&hva)
         });
+        let page = inject::Page { block, hva, shared };
         let (uffd, events, reply) = (guest.uffd.clone(), self.events.clone(), reply.clone());
         guest.machine.command(move |commanded: &mut Commanded| {
             let made: Result<(), String> = commanded
-                .paused(|| inject::memory_error(gpa, hva, shared, uffd.as_deref()).map_err(|error| error.to_string()))
+                .paused(|| inject::memory_error(page, uffd.as_deref()).map_err(|error| error.to_string()))
                 .unwrap_or_else(|error: MachineError| Err(error.to_string()));
             let answer = match made {
                 Ok(()) => json!({"ok": true}),
                 Err(error) => json!({"ok": false, "error": error}),
             };
             if tell && answer["ok"] == true {
-                drop(events.send(Event::Tell(gpa)));
+                drop(events.send(Event::Tell(block)));
             }
             drop(reply.send(answer));
         });

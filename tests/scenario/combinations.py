@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from vmferry.demo.options import WORKLOADS
+from vmferry.units import PAGE_2M, PAGE_4K
 
 ACCELS = ("kvm", "process")
 BACKINGS = ("anonymous", "memfd")
@@ -18,3 +19,17 @@ COMBINATIONS = [
     for number, (accel, backing) in enumerate(product(ACCELS, BACKINGS))
     for index, way in enumerate(WAYS)
 ]
+
+Kind = tuple[str, int]
+"""Backing, and bytes of its pages."""
+
+KINDS: list[tuple[Kind, Kind]] = [
+    (("memfd", PAGE_2M), ("memfd", PAGE_2M)),
+    (("anonymous", PAGE_2M), ("anonymous", PAGE_2M)),
+    (("memfd", PAGE_2M), ("memfd", PAGE_4K)),
+    (("memfd", PAGE_4K), ("memfd", PAGE_2M)),
+    (("anonymous", PAGE_2M), ("memfd", PAGE_4K)),
+    (("memfd", PAGE_4K), ("anonymous", PAGE_4K)),
+    (("anonymous", PAGE_4K), ("memfd", PAGE_4K)),
+]
+"""What memory is made of on the source, and on the destination."""

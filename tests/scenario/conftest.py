@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -37,6 +38,28 @@ async def hasty_hosts(programs, uffd_poison) -> AsyncIterator[Pair]:
     hasty = {"timeouts": "vmm_s = 0.5\npeer_s = 5.0\nattach_s = 1.0"}
     async with two_hosts(hasty, hasty) as made:
         yield made
+
+
+HUGE_PAGES = 128
+"""Two guests of 64 MiB on pages of 2 MiB, twice."""
+NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+
+
+@pytest.fixture(scope="module")
+def huge_pages() -> Iterator[None]:
+    """Huge pages of 2 MiB, set aside and given back."""
+    before = int(NR_HUGEPAGES.read_text())
+    try:
+        NR_HUGEPAGES.write_text(str(before + HUGE_PAGES))
+    except OSError as error:
+        pytest.skip(f"huge pages cannot be set aside: {NR_HUGEPAGES}: {error}")
+    made = int(NR_HUGEPAGES.read_text()) - before
+    try:
+        if made < HUGE_PAGES:
+            pytest.skip(f"huge pages cannot be set aside: the host gave {made} of {HUGE_PAGES}")
+        yield
+    finally:
+        NR_HUGEPAGES.write_text(str(max(0, int(NR_HUGEPAGES.read_text()) - made)))
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from pathlib import Path
 from vmferry.client.api import Api
 from vmferry.client.follow import TERMINAL_PHASES, follow_migrations
 from vmferry.client.refusal import ApiError
-from vmferry.demo.admin import AdminError, GuestReport
-from vmferry.demo.course import Cast, Course, Page, workload_pages
+from vmferry.demo.admin import GuestReport, Mapped
+from vmferry.demo.course import Cast, Course, Page, pages_to_lose
 from vmferry.demo.network import loopback_places
-from vmferry.demo.options import PAYLOAD_BYTES, GuestShape
+from vmferry.demo.options import PAYLOAD_BYTES, GuestShape, WaitingShape
 from vmferry.demo.processes import processes_of
 from vmferry.demo.stage import Guest, Host, Stage, until
 from vmferry.units import MIB, PAGE_4K
@@ -62,10 +62,10 @@ def shape(memory: int = SMALL, **more: object) -> GuestShape:
     return GuestShape(memory=memory, **more)  # type: ignore[arg-type]
 
 
-async def cast(pair: Pair, vm: str, accel: str, guest_shape: GuestShape) -> Cast:
+async def cast(pair: Pair, vm: str, accel: str, guest_shape: GuestShape, waiting: WaitingShape | None = None) -> Cast:
     """A guest that has been through all of its memory on the first host, and a VMM that waits on the second."""
     source, destination = await asyncio.gather(
-        pair.stage.guest(vm, pair.home, accel, guest_shape), pair.stage.guest(vm, pair.away, accel, None)
+        pair.stage.guest(vm, pair.home, accel, guest_shape), pair.stage.guest(vm, pair.away, accel, waiting)
     )
     await pair.stage.warm(source)
     return Cast(source, destination, pair.home_api, pair.away_api)
@@ -73,7 +73,7 @@ async def cast(pair: Pair, vm: str, accel: str, guest_shape: GuestShape) -> Cast
 
 async def pages_of(course: Course) -> list[int]:
     """GPAs of the pages that may go bad."""
-    return workload_pages((await course.cast.home.machine(course.cast.source.vm)).layout)
+    return pages_to_lose((await course.cast.home.machine(course.cast.source.vm)).layout)
 
 
 def told(pages: Sequence[int], tell: bool) -> list[Page]:
@@ -147,31 +147,14 @@ def pagers(directory: Path, vm: str = "") -> list[int]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """A region of guest memory in its VMM."""
-
-    gpa: int
-    hva: int
-    size: int
-
-
-async def mapped(guest: Guest) -> tuple[int, list[Mapped]]:
-    """Process id and regions, as the reference VMM tells them."""
-    (answer,) = await guest.admin.ask([{"cmd": "status"}])
-    if not answer.get("ok", True):
-        raise AdminError(str(answer))
-    return guest.process.pid, [Mapped(region["gpa"], region["hva"], region["size"]) for region in answer["regions"]]
-
-
 async def read_memory(guest: Guest, first: int = PAYLOAD_BYTES) -> dict[int, bytes | None]:
     """Every page from GPA `first` on; None where it is poisoned.
 
     Read through /proc/PID/mem, which answers EIO for a poisoned page and takes no signal. A page that has not arrived
     would make the reader wait, so this runs in a thread.
     """
-    pid, regions = await mapped(guest)
-    return await asyncio.to_thread(_read_pages, pid, regions, first)
+    regions = await guest.admin.regions()
+    return await asyncio.to_thread(_read_pages, guest.process.pid, regions, first)
 
 
 def _read_pages(pid: int, regions: Sequence[Mapped], first: int) -> dict[int, bytes | None]:

@@ -18,9 +18,10 @@ from fake_vmm import Attachment, IncomingVmm, frame, hello, read_frame
 from harness import SMALL, SOON_S, Pair, cast, ended, goes_on, nothing_is_left, reaches, shape, two_hosts
 
 from vmferry.client.refusal import RefusedError
+from vmferry.demo.options import WaitingShape
 from vmferry.demo.programs import find_program
 from vmferry.demo.stage import Guest, until
-from vmferry.units import GIB, KIB, MIB
+from vmferry.units import GIB, KIB, MIB, PAGE_2M
 from vmferry.v1 import migrations_pb2, peer_pb2, peer_pb2_grpc
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -313,6 +314,26 @@ async def test_no_memory_at_the_destination(pair: Pair, vm):
     limit = address_space(waiting.process.pid) + SMALL // 2
     resource.prlimit(waiting.process.pid, resource.RLIMIT_AS, (limit, GIB))
     assert await refused_or_failed(pair, vm, pair.away.place.peer) == "DESTINATION_NO_MEMORY"
+    await unharmed(pair, guest)
+
+
+def free_huge_pages() -> int:
+    """Of 2 MiB, on this host."""
+    return int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text())
+
+
+async def test_no_huge_pages_at_the_destination(pair: Pair, vm):
+    """The reason says what to set."""
+    free = free_huge_pages()
+    if free >= SMALL // PAGE_2M:
+        pytest.skip(f"this host has {free} huge pages free")
+    guest = await guest_at_home(pair, vm)
+    await pair.stage.guest(vm, pair.away, "process", WaitingShape(page_size=PAGE_2M))
+    await pair.home_api.create(f"m-{vm}", vm, pair.away.place.peer)
+    last = await ended(pair.home_api, f"m-{vm}")
+    assert last.reason_code == "DESTINATION_NO_MEMORY"
+    assert f"{SMALL // PAGE_2M} huge pages of 2 MiB are needed" in last.reason
+    assert "sysctl vm.nr_hugepages=" in last.reason
     await unharmed(pair, guest)
 
 

@@ -64,7 +64,7 @@ async def hold(pair: Pair, vm: str) -> Held:
         held = await _try_to_hold(pair, f"{vm}-{attempt}")
         if held is not None:
             return held
-        await pair.stage.end_guests()
+        await pair.stage.dismiss_guests()
     raise AssertionError(f"{ATTEMPTS} times all pages had arrived before the source's pager could be stopped")
 
 

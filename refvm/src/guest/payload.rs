@@ -10,6 +10,10 @@
 //! is set, goes on at `skip` instead: the access that consumed the error is not made again, and a page that is found
 //! bad between the look at the bitmap and the first load is not touched at all.
 //!
+//! A machine check names a page of 4 KiB, or a huge one: a block of 64 pages or more, by the least significant bit of its
+//! address in `MISC`. All its pages become bad, and one vCPU is the first to see it: each fills the bitmap behind the
+//! first word of the block that is not full, and that word last, in one exchange.
+//!
 //! The handlers have no stack of their own by IST, on purpose: a machine check may interrupt a handler (`pause` sends one
 //! to sleep), and an IST would then overwrite the outer frame.
 
@@ -33,8 +37,11 @@ pub const PORT_FATAL: u16 = 0x518;
 pub const MCE_BANK: u32 = 9;
 /// `IA32_MCG_STATUS` (SDM vol. 4).
 pub const MSR_MCG_STATUS: u32 = 0x17a;
-/// `IA32_MCi_STATUS` of our bank; `IA32_MCi_ADDR` follows it.
+/// `IA32_MCi_STATUS` of our bank; `IA32_MCi_ADDR` and `IA32_MCi_MISC` follow it.
 pub const MSR_MC_STATUS: u32 = 0x400 + 4 * MCE_BANK + 1;
+
+/// log2 of the bytes for which the bitmap has a word; a smaller block counts as its first page.
+const WORD_LSB: u32 = 12 + 6;
 
 /// Where the flags are in a paravirtual clock page (`struct pvclock_vcpu_time_info`, Documentation/virt/kvm/x86/msr.rst).
 const CLOCK_FLAGS: usize = 29;
@@ -406,6 +413,7 @@ global_asm!(
     "push rdx",
     "push rsi",
     "push rdi",
+    "push rbx",
     "mov ecx, {mc_status}",
     "rdmsr",
     "shl rdx, 32",
@@ -419,11 +427,57 @@ global_asm!(
     "or rax, rdx",
     "and rax, -4096",
     "mov rdi, rax",
+    // ebx: least significant bit of the address.
+    "mov ebx, 12",
+    "bt rsi, 59",
+    "jnc .Lguest_page",
+    "inc ecx",
+    "rdmsr",
+    "and eax, 63",
+    "cmp eax, {word_lsb}",
+    "jb .Lguest_page",
+    "mov ebx, eax",
+    "mov ecx, eax",
+    "shr rdi, cl",
+    "shl rdi, cl",
+    // rcx: the first word that is not full; rdx: behind the last.
+    "sub ecx, {word_lsb}",
+    "mov edx, 8",
+    "shl rdx, cl",
+    "mov rcx, rdi",
+    "shr rcx, 15",
+    "add rcx, {bad_pages}",
+    "add rdx, rcx",
+    ".Lguest_find_word:",
+    "cmp qword ptr [rcx], -1",
+    "jne .Lguest_fill_words",
+    "add rcx, 8",
+    "cmp rcx, rdx",
+    "jb .Lguest_find_word",
+    "mov edx, {ar}",
+    "jmp .Lguest_known",
+    ".Lguest_fill_words:",
+    "mov rax, -1",
+    ".Lguest_fill_behind:",
+    "sub rdx, 8",
+    "cmp rdx, rcx",
+    "je .Lguest_claim_word",
+    "mov [rdx], rax",
+    "jmp .Lguest_fill_behind",
+    ".Lguest_claim_word:",
+    "xchg [rcx], rax",
+    "mov edx, {ar}",
+    "cmp rax, -1",
+    "jne .Lguest_new",
+    "jmp .Lguest_known",
+    ".Lguest_page:",
+    "mov rax, rdi",
     "shr rax, 12",
     "mov rcx, {bad_pages}",
     "lock bts [rcx], rax",
     "mov edx, {ar}",
     "jnc .Lguest_new",
+    ".Lguest_known:",
     // The bit was set: an AO is the rest of a broadcast, an AR a second consumption.
     "bt rsi, 55",
     "jnc .Lguest_clear",
@@ -442,7 +496,8 @@ global_asm!(
     "add rax, {records}",
     "mov [rax + {record_gpa}], rdi",
     "mov rcx, [r15 + {id}]",
-    "mov [rax + {record_vcpu}], ecx",
+    "mov [rax + {record_vcpu}], cx",
+    "mov [rax + {record_lsb}], bx",
     "mov [rax + {record_severity}], edx",
     ".Lguest_clear:",
     "xor eax, eax",
@@ -454,7 +509,7 @@ global_asm!(
     "mov edx, {port_handled}",
     "out dx, al",
     // Another machine check may have come in here; so look at the bitmap, not at the bank.
-    "mov rax, [rsp + 40]",
+    "mov rax, [rsp + 48]",
     "lea rcx, [rip + .Lguest_touch_begin]",
     "cmp rax, rcx",
     "jb .Lguest_return",
@@ -465,8 +520,9 @@ global_asm!(
     "bt qword ptr [rcx], r12",
     "jnc .Lguest_return",
     "lea rcx, [rip + .Lguest_skip]",
-    "mov [rsp + 40], rcx",
+    "mov [rsp + 48], rcx",
     ".Lguest_return:",
+    "pop rbx",
     "pop rdi",
     "pop rsi",
     "pop rdx",
@@ -509,6 +565,8 @@ global_asm!(
     record_gpa = const offset_of!(MachineCheckRecord, gpa),
     record_severity = const offset_of!(MachineCheckRecord, severity),
     record_vcpu = const offset_of!(MachineCheckRecord, vcpu),
+    record_lsb = const offset_of!(MachineCheckRecord, lsb),
+    word_lsb = const WORD_LSB,
     record_shift = const size_of::<MachineCheckRecord>().trailing_zeros(),
     idle = const workload_code(Workload::Idle),
     sequential = const workload_code(Workload::Sequential),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::config::{ConfigPage, MAX_RUNS, Run};
 use super::{CONFIG_GPA, MAX_RECORDS, MAX_VCPUS, PAGE_SIZE, RECORDS_GPA, VCPU_BLOCKS_GPA};
-use crate::machine::{MappedRegion, REPORT_GPA};
+use crate::machine::{Block, MappedRegion, REPORT_GPA};
 
 /// Buckets of the latency histogram: four for each power of two of ticks.
 pub const BUCKETS: usize = 256;
@@ -98,7 +98,16 @@ pub struct MachineCheckRecord {
     /// [`SEVERITY_AO`] or [`SEVERITY_AR`]; written last: 0 while the record is being written.
     pub severity: u32,
     /// The vCPU that took it.
-    pub vcpu: u32,
+    pub vcpu: u16,
+    /// log2 of the page's bytes.
+    pub lsb: u16,
+}
+
+impl MachineCheckRecord {
+    /// All but the severity.
+    pub fn being_written(block: Block, vcpu: u32) -> Self {
+        Self { gpa: block.gpa, severity: 0, vcpu: vcpu as u16, lsb: block.lsb as u16 }
+    }
 }
 
 /// A machine check of the report.
@@ -106,6 +115,8 @@ pub struct MachineCheckRecord {
 pub struct MachineCheck {
     /// GPA of the page.
     pub gpa: u64,
+    /// log2 of its bytes: 12, or more for a huge page.
+    pub lsb: u32,
     /// `"AR"` or `"AO"`.
     pub severity: &'static str,
     /// The vCPU that took it.
@@ -209,7 +220,12 @@ impl Report {
         let machine_checks: Vec<_> = records
             .iter()
             .filter(|record| record.severity != 0)
-            .map(|record| MachineCheck { gpa: record.gpa, severity: severity(record), vcpu: record.vcpu })
+            .map(|record| MachineCheck {
+                gpa: record.gpa,
+                lsb: record.lsb.into(),
+                severity: severity(record),
+                vcpu: record.vcpu.into(),
+            })
             .collect();
         let named = header.wrong_pages.min(MAX_WRONG_PAGES as u64) as usize;
         Self {
@@ -282,11 +298,11 @@ mod tests {
         // SAFETY: all-zero is a value of these plain structures.
         let (header, block): (ReportHeader, VcpuBlock) = unsafe { std::mem::zeroed() };
         let records = [
-            MachineCheckRecord { gpa: 0x5000, severity: SEVERITY_AR, vcpu: 1 },
-            MachineCheckRecord { gpa: 0x6000, severity: 0, vcpu: 0 },
+            MachineCheckRecord { gpa: 0x20_0000, severity: SEVERITY_AR, vcpu: 1, lsb: 21 },
+            MachineCheckRecord::being_written(Block::page(0x6000), 0),
         ];
         let report = Report::new(&header, &[block], &records, 1_000_000);
-        assert_eq!(report.machine_checks, [MachineCheck { gpa: 0x5000, severity: "AR", vcpu: 1 }]);
+        assert_eq!(report.machine_checks, [MachineCheck { gpa: 0x20_0000, lsb: 21, severity: "AR", vcpu: 1 }]);
         assert_eq!(report.poisoned_touched, 1);
     }
 

@@ -1,12 +1,14 @@
 //! What a machine check looks like to the guest, and what it has been told already.
 //!
-//! The values are QEMU's (target/i386/kvm/kvm.c, `kvm_mce_inject`): bank 9, addresses of a whole page.
+//! The values are QEMU's (target/i386/kvm/kvm.c, `kvm_mce_inject`): bank 9, addresses of a whole page; but the page may
+//! be a huge one, which the least significant bit of the address says.
 
 use std::collections::BTreeSet;
 
 use kvm_bindings::kvm_x86_mce;
 
 use crate::guest::payload::MCE_BANK;
+use crate::machine::{Block, LSB_1G};
 
 const VALID: u64 = 1 << 63;
 const UNCORRECTED: u64 = 1 << 61;
@@ -19,8 +21,8 @@ const ACTION_REQUIRED: u64 = 1 << 55;
 const DATA_LOAD: u64 = 0x134;
 /// MCA code "memory scrubbing".
 const SCRUBBING: u64 = 0xc0;
-/// Address mode physical (2), least significant bit of the address 12.
-const MISC: u64 = (2 << 6) | 12;
+/// Address mode physical, above the least significant bit of the address (SDM vol. 3, 17.3.2.4).
+const PHYSICAL: u64 = 2 << 6;
 
 /// `IA32_MCG_STATUS`: the instruction pointer is that of the interrupted instruction.
 const RESTART_VALID: u64 = 1;
@@ -42,7 +44,7 @@ pub enum Severity {
 }
 
 /// The machine check for a page, as `KVM_X86_SET_MCE` wants it.
-pub fn machine_check(gpa: u64, severity: Severity) -> kvm_x86_mce {
+pub fn machine_check(block: Block, severity: Severity) -> kvm_x86_mce {
     let common = VALID | UNCORRECTED | ENABLED | MISC_VALID | ADDRESS_VALID | SIGNALED;
     let (status, mcg_status) = match severity {
         Severity::Required => (ACTION_REQUIRED | DATA_LOAD, RESTART_VALID | ERROR_IP_VALID),
@@ -50,41 +52,46 @@ pub fn machine_check(gpa: u64, severity: Severity) -> kvm_x86_mce {
     };
     kvm_x86_mce {
         status: common | status,
-        addr: gpa,
-        misc: MISC,
+        addr: block.gpa,
+        misc: PHYSICAL | u64::from(block.lsb),
         mcg_status: mcg_status | IN_PROGRESS,
         bank: MCE_BANK as u8,
         ..Default::default()
     }
 }
 
-/// Pages of which the guest has been told; travels with the guest.
+/// Pages of which the guest has been told; travels with the guest, also to a host where pages have another size.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Told {
-    required: BTreeSet<u64>,
-    optional: BTreeSet<u64>,
-    announced: BTreeSet<u64>,
+    required: BTreeSet<Block>,
+    optional: BTreeSet<Block>,
+    announced: BTreeSet<Block>,
+}
+
+/// Whether a block lies in one of these.
+fn covered(by: &BTreeSet<Block>, block: Block) -> bool {
+    (block.lsb..=LSB_1G).any(|lsb| by.contains(&Block::around(block.gpa, lsb)))
 }
 
 impl Told {
     /// A vCPU consumed the error: always told, and an AO that is still on its way is then superfluous.
-    pub fn consumed(&mut self, gpa: u64) {
-        self.required.insert(gpa);
+    pub fn consumed(&mut self, block: Block) {
+        self.required.insert(block);
     }
 
     /// The error was found early. True: the guest is to be told; false: it knows.
-    pub fn found(&mut self, gpa: u64) -> bool {
-        !self.required.contains(&gpa) && self.optional.insert(gpa)
+    pub fn found(&mut self, block: Block) -> bool {
+        !self.is_superfluous(block) && !covered(&self.optional, block) && self.optional.insert(block)
     }
 
     /// Whether an AO that waits for its turn is superfluous by now.
-    pub fn is_superfluous(&self, gpa: u64) -> bool {
-        self.required.contains(&gpa)
+    pub fn is_superfluous(&self, block: Block) -> bool {
+        covered(&self.required, block)
     }
 
     /// A vCPU takes the AO. True for the first of them.
-    pub fn announce(&mut self, gpa: u64) -> bool {
-        self.announced.insert(gpa)
+    pub fn announce(&mut self, block: Block) -> bool {
+        self.announced.insert(block)
     }
 }
 
@@ -94,20 +101,32 @@ mod tests {
 
     #[test]
     fn an_early_error_is_told_once_and_not_after_its_consumption() {
+        let [one, two] = [0x1000, 0x2000].map(Block::page);
         let mut told = Told::default();
-        assert!(told.found(0x1000));
-        assert!(!told.found(0x1000));
-        told.consumed(0x2000);
-        assert!(!told.found(0x2000) && told.is_superfluous(0x2000) && !told.is_superfluous(0x1000));
-        assert!(told.announce(0x1000) && !told.announce(0x1000));
+        assert!(told.found(one));
+        assert!(!told.found(one));
+        told.consumed(two);
+        assert!(!told.found(two) && told.is_superfluous(two) && !told.is_superfluous(one));
+        assert!(told.announce(one) && !told.announce(one));
+    }
+
+    #[test]
+    fn who_knows_of_a_huge_page_knows_of_its_parts_and_not_the_other_way_round() {
+        let (huge, part) = (Block::around(0x20_0000, 21), Block::page(0x20_3000));
+        let mut told = Told::default();
+        assert!(told.found(part) && told.found(huge) && !told.found(Block::page(0x20_5000)));
+        told.consumed(huge);
+        assert!(told.is_superfluous(part) && !told.is_superfluous(Block::page(0x40_0000)));
     }
 
     #[test]
     fn the_status_words_are_those_of_qemu() {
-        let (required, optional) =
-            (machine_check(0x5000, Severity::Required), machine_check(0x5000, Severity::Optional));
+        let [required, optional] =
+            [Severity::Required, Severity::Optional].map(|severity| machine_check(Block::page(0x5000), severity));
         assert_eq!((required.status, required.mcg_status), (0xbd80_0000_0000_0134, 7));
         assert_eq!((optional.status, optional.mcg_status), (0xbd00_0000_0000_00c0, 5));
         assert_eq!((required.misc, required.addr, required.bank), (0x8c, 0x5000, 9));
+        let huge = machine_check(Block::around(0x7f_ffff, 21), Severity::Required);
+        assert_eq!((huge.misc, huge.addr), (0x95, 0x60_0000));
     }
 }

@@ -25,7 +25,7 @@ use vcpu::{Command, Shared, Vcpu, set_up_machine_checks};
 use crate::guest::config::workload_runs;
 use crate::guest::mapped::{fill_workload, hva_of, write, write_piece};
 use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, image};
-use crate::machine::{GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, MachineError, MappedRegion};
+use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, MachineError, MappedRegion, Ram};
 
 /// How long the end of a machine waits for its vCPU threads; one that the kernel does not let go is left behind.
 const LEAVE_BEHIND_AFTER: Duration = Duration::from_secs(5);
@@ -62,16 +62,14 @@ pub struct KvmMachine {
     /// Special registers of a vCPU after its creation.
     reset: kvm_bindings::kvm_sregs,
     shared: Shared,
+    /// Pages found bad before the state was loaded.
+    early: Vec<Block>,
     threads: Vec<Thread>,
 }
 
 /// Makes a KVM machine, see [`crate::machine::MakeMachine`].
-pub fn make(
-    regions: Arc<[MappedRegion]>,
-    config: GuestConfig,
-    errors: Sender<GuestMemoryError>,
-) -> Result<Box<dyn Machine>, MachineError> {
-    Ok(Box::new(KvmMachine::new(regions, config, errors, Ring::User)?))
+pub fn make(ram: Ram, config: GuestConfig, errors: Sender<GuestMemoryError>) -> Result<Box<dyn Machine>, MachineError> {
+    Ok(Box::new(KvmMachine::new(ram, config, errors, Ring::User)?))
 }
 
 fn invalid(what: &'static str, text: String) -> MachineError {
@@ -100,19 +98,20 @@ fn check(regions: &[MappedRegion], config: &GuestConfig) -> Result<(), MachineEr
 impl KvmMachine {
     /// With the choice of the workload's ring.
     pub fn new(
-        regions: Arc<[MappedRegion]>,
+        ram: impl Into<Ram>,
         config: GuestConfig,
         errors: Sender<GuestMemoryError>,
         ring: Ring,
     ) -> Result<Self, MachineError> {
-        check(&regions, &config)?;
+        let ram = ram.into();
+        check(&ram.regions, &config)?;
         let kvm = Kvm::new().map_err(|e| host("/dev/kvm", e))?;
         if !kvm.check_extension(Cap::Mce) || !kvm.check_extension(Cap::ImmediateExit) {
             return Err(invalid("/dev/kvm", "KVM_CAP_MCE and KVM_CAP_IMMEDIATE_EXIT are needed".into()));
         }
         signals::install_handlers().map_err(|source| MachineError::Host { what: "sigaction", source })?;
         let vm = kvm.create_vm().map_err(|e| host("KVM_CREATE_VM", e))?;
-        for (slot, region) in (0..).zip(regions.iter()) {
+        for (slot, region) in (0..).zip(ram.regions.iter()) {
             let memory = kvm_userspace_memory_region {
                 slot,
                 flags: 0,
@@ -123,13 +122,12 @@ impl KvmMachine {
             // SAFETY: the regions are mapped and stay so for the life of the machine, by the contract of `MappedRegion`.
             unsafe { vm.set_user_memory_region(memory) }.map_err(|e| host("KVM_SET_USER_MEMORY_REGION", e))?;
         }
-        let shared =
-            Shared { regions, told: Arc::new(Mutex::default()), errors, msr_indices: msr_indices(&kvm)?.into() };
+        let shared = Shared { ram, told: Arc::new(Mutex::default()), errors, msr_indices: msr_indices(&kvm)?.into() };
         let fds: Vec<VcpuFd> = (0..config.vcpus).map(|id| new_vcpu(&kvm, &vm, id)).collect::<Result<_, _>>()?;
         let reset = fds[0].get_sregs().map_err(|e| host("KVM_GET_SREGS", e))?;
         let tsc_khz = u64::from(fds[0].get_tsc_khz().map_err(|e| host("KVM_GET_TSC_KHZ", e))?);
         let threads = fds.into_iter().enumerate().map(|(id, fd)| spawn(id, fd, &shared)).collect::<Result<_, _>>()?;
-        Ok(Self { vm, phase: Phase::New, config, ring, tsc_khz, reset, shared, threads })
+        Ok(Self { vm, phase: Phase::New, config, ring, tsc_khz, reset, shared, early: Vec::new(), threads })
     }
 
     fn require(&self, phase: Phase) -> Result<(), MachineError> {
@@ -200,7 +198,7 @@ fn spawn(id: usize, fd: VcpuFd, shared: &Shared) -> Result<Thread, MachineError>
 impl Machine for KvmMachine {
     fn boot(&mut self) -> Result<(), MachineError> {
         self.require(Phase::New)?;
-        let (regions, config) = (&self.shared.regions, &self.config);
+        let (regions, config) = (&self.shared.ram.regions, &self.config);
         // SAFETY: the regions are mapped (contract of `MappedRegion`), region 0 holds the kernel area (`check`), all
         // pieces lie in it, and no vCPU has run.
         unsafe {
@@ -252,12 +250,12 @@ impl Machine for KvmMachine {
         let clock = self.vm.get_clock().map_err(|e| host("KVM_GET_CLOCK", e))?;
         let vcpus = self.ask(false, |_, answer| Command::Save(answer))?.into_iter().collect::<Result<_, _>>()?;
         let told = self.shared.told().clone();
-        GuestState::new(self.config, &self.shared.regions, clock, told, vcpus).to_bytes()
+        GuestState::new(self.config, &self.shared.ram.regions, clock, told, vcpus).to_bytes()
     }
 
     fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
         self.require(Phase::New)?;
-        let state = GuestState::from_bytes(state, &self.shared.regions, self.config.vcpus)?;
+        let state = GuestState::from_bytes(state, &self.shared.ram.regions, self.config.vcpus)?;
         let clock = kvm_bindings::kvm_clock_data { clock: state.clock.clock, ..Default::default() };
         self.vm.set_clock(&clock).map_err(|e| host("KVM_SET_CLOCK", e))?;
         let vcpus = Mutex::new(state.vcpus.into_iter().map(Some).collect::<Vec<_>>());
@@ -275,21 +273,21 @@ impl Machine for KvmMachine {
         *self.shared.told() = state.told;
         self.config = state.config;
         self.phase = Phase::Stopped;
-        Ok(())
+        std::mem::take(&mut self.early).into_iter().try_for_each(|block| self.inject_action_optional(block))
     }
 
-    fn inject_action_optional(&mut self, gpa: u64) -> Result<(), MachineError> {
-        let gpa = gpa & !(PAGE_SIZE - 1);
-        if hva_of(&self.shared.regions, gpa).is_none() {
-            return Err(invalid("gpa", format!("{gpa:#x} is not RAM")));
+    fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError> {
+        if hva_of(&self.shared.ram.regions, block.gpa).is_none() {
+            return Err(invalid("gpa", format!("{:#x} is not RAM", block.gpa)));
         }
         if self.phase == Phase::New {
-            return self.require(Phase::Stopped);
+            self.early.push(block);
+            return Ok(());
         }
         // Standing first: a vCPU that has stumbled over the page has then said so.
         self.stand()?;
-        if self.shared.told().found(gpa) {
-            self.tell_all(|| Command::FoundBad(gpa));
+        if self.shared.told().found(block) {
+            self.tell_all(|| Command::FoundBad(block));
         }
         if self.phase == Phase::Running {
             self.tell_all(|| Command::Run);

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::machine_check::Told;
 use crate::guest::payload::{MCE_BANK, MSR_MCG_STATUS};
-use crate::machine::{GuestConfig, MachineError, MappedRegion};
+use crate::machine::{Block, GuestConfig, MachineError, MappedRegion};
 
 const FORMAT: &str = "vmferry-refvm/kvm";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Most MSRs in a call (`MAX_IO_MSRS` in arch/x86/kvm/x86.c).
 const MOST_MSRS: usize = 256;
@@ -56,8 +56,8 @@ pub struct VcpuState {
     mp_state: kvm_mp_state,
     msrs: Vec<(u32, u64)>,
     tsc_khz: u32,
-    /// AO machine checks that wait for their turn, GPAs.
-    pub waiting: Vec<u64>,
+    /// AO machine checks that wait for their turn.
+    pub waiting: Vec<Block>,
 }
 
 fn other_format(format: &str, version: u32) -> Option<String> {
@@ -162,7 +162,7 @@ fn entries(entries: &[kvm_msr_entry]) -> Result<Msrs, MachineError> {
 }
 
 /// Reads a vCPU that stands still with nothing pending in KVM.
-pub fn save_vcpu(vcpu: &VcpuFd, indices: &[u32], waiting: Vec<u64>) -> Result<VcpuState, MachineError> {
+pub fn save_vcpu(vcpu: &VcpuFd, indices: &[u32], waiting: Vec<Block>) -> Result<VcpuState, MachineError> {
     Ok(VcpuState {
         // First: KVM_GET_MP_STATE may finish work that changes the others.
         mp_state: vcpu.get_mp_state().map_err(|e| host("KVM_GET_MP_STATE", e))?,

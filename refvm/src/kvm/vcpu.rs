@@ -21,10 +21,9 @@ use vmm_sys_util::ioctl_iow_nr;
 use super::machine_check::{CAPABILITIES, IN_PROGRESS, Severity, Told, machine_check};
 use super::signals::{Alarm, Installed, Slot};
 use super::state::{VcpuState, host, load_vcpu, read_msr, save_vcpu};
-use crate::guest::PAGE_SIZE;
 use crate::guest::mapped::{gpa_of, hva_of};
 use crate::guest::payload::{MSR_MCG_STATUS, PORT_FATAL, PORT_HANDLED, PORT_PAUSE, payload};
-use crate::machine::{GuestMemoryError, MachineError, MappedRegion};
+use crate::machine::{Block, GuestMemoryError, MachineError, Ram};
 
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, kvm_bindings::KVMIO, 0x9c, u64);
 ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
@@ -42,7 +41,7 @@ pub enum Command {
     /// Stand, and answer then; the answer says why the vCPU cannot run any more, if so.
     Stand(Sender<Option<String>>),
     /// Tell the guest of a page found bad, when it can take it. Only sent to a standing vCPU.
-    FoundBad(u64),
+    FoundBad(Block),
     /// Save (standing).
     Save(Sender<Result<VcpuState, MachineError>>),
     /// Load (standing).
@@ -55,7 +54,7 @@ pub enum Command {
 #[derive(Clone)]
 pub struct Shared {
     /// Guest memory.
-    pub regions: Arc<[MappedRegion]>,
+    pub ram: Ram,
     /// Which errors the guest was told of.
     pub told: Arc<Mutex<Told>>,
     /// Receives every machine check given to the guest.
@@ -104,7 +103,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     commands: Receiver<Command>,
     shared: Shared,
-    waiting: VecDeque<u64>,
+    waiting: VecDeque<Block>,
     /// A command that arrived during a pause.
     early: Option<Command>,
     /// The guest asked for a pause and has not run since.
@@ -132,7 +131,7 @@ impl Vcpu {
         self.thread = unsafe { libc::gettid() } as u32;
         let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
         // SAFETY: kvm_run is mapped as long as `self.fd` lives, which is longer than the slot.
-        let slot = unsafe { Slot::new(immediate_exit, self.shared.regions.clone()) };
+        let slot = unsafe { Slot::new(immediate_exit, self.shared.ram.regions.clone()) };
         let installed = slot.install();
         let alarm = match Alarm::new() {
             Ok(alarm) => alarm,
@@ -161,7 +160,7 @@ impl Vcpu {
                 let _ = answer.send(set);
             }
             Command::Stand(answer) => drop(answer.send(self.failed.clone())),
-            Command::FoundBad(gpa) => self.waiting.push_back(gpa),
+            Command::FoundBad(block) => self.waiting.push_back(block),
             Command::Save(answer) => {
                 let waiting = self.waiting.iter().copied().collect();
                 let _ = answer.send(save_vcpu(&self.fd, &self.shared.msr_indices, waiting));
@@ -232,7 +231,7 @@ impl Vcpu {
             Exit::Poison(gpa, way) => {
                 tracing::debug!(gpa, ?way, thread = self.thread, "kvm.poison_consumed");
                 self.finish(slot)?;
-                self.tell_consumed(gpa & !(PAGE_SIZE - 1))
+                self.tell_consumed(self.shared.ram.block_at(gpa))
             }
             Exit::Failed(reason) => Err(reason),
         }
@@ -257,7 +256,7 @@ impl Vcpu {
         slot.running(true);
         let exit = self.fd.run();
         slot.running(false);
-        let regions = &self.shared.regions;
+        let regions = &self.shared.ram.regions;
         // Of all that can have happened, the SIGBUS comes first: it is the one that is told only once.
         if let Some(hva) = slot.take_poisoned() {
             return gpa_of(regions, hva).map_or(Exit::Interrupted, |gpa| Exit::Poison(gpa, Way::Signal));
@@ -296,50 +295,50 @@ impl Vcpu {
 
     /// Tells the guest of the next page found bad, if there is one. False: it cannot take it now, ask again.
     fn tell_found_bad(&mut self) -> Result<bool, String> {
-        let Some(gpa) = self.next_found_bad() else { return Ok(true) };
+        let Some(block) = self.next_found_bad() else { return Ok(true) };
         if !self.is_interruptible()? {
             return Ok(false);
         }
         self.waiting.pop_front();
-        self.give_found_bad(gpa)?;
+        self.give_found_bad(block)?;
         Ok(self.waiting.is_empty())
     }
 
-    fn give_found_bad(&mut self, gpa: u64) -> Result<(), String> {
-        self.inject(gpa, Severity::Optional)?;
-        if self.shared.told().announce(gpa) {
-            self.report(gpa, false);
+    fn give_found_bad(&mut self, block: Block) -> Result<(), String> {
+        self.inject(block, Severity::Optional)?;
+        if self.shared.told().announce(block) {
+            self.report(block, false);
         }
         Ok(())
     }
 
-    fn next_found_bad(&mut self) -> Option<u64> {
+    fn next_found_bad(&mut self) -> Option<Block> {
         if self.waiting.is_empty() {
             return None;
         }
         let told = self.shared.told();
-        self.waiting.retain(|gpa| !told.is_superfluous(*gpa));
+        self.waiting.retain(|block| !told.is_superfluous(*block));
         self.waiting.front().copied()
     }
 
-    fn tell_consumed(&mut self, gpa: u64) -> Result<(), String> {
+    fn tell_consumed(&mut self, block: Block) -> Result<(), String> {
         if self.is_busy()? {
-            return Err(format!("poison at {gpa:#x} while a machine check was being handled"));
+            return Err(format!("poison at {:#x} while a machine check was being handled", block.gpa));
         }
-        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == gpa) {
+        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == block) {
             // The AO was on its way and another vCPU may have taken it: the same error is not told twice. If the guest
             // does not keep off the page now, it stumbles again and takes the AR.
             self.waiting.remove(at);
-            return self.give_found_bad(gpa);
+            return self.give_found_bad(block);
         }
-        self.inject(gpa, Severity::Required)?;
-        self.shared.told().consumed(gpa);
-        self.report(gpa, true);
+        self.inject(block, Severity::Required)?;
+        self.shared.told().consumed(block);
+        self.report(block, true);
         Ok(())
     }
 
-    fn inject(&self, gpa: u64, severity: Severity) -> Result<(), String> {
-        let check = machine_check(gpa, severity);
+    fn inject(&self, block: Block, severity: Severity) -> Result<(), String> {
+        let check = machine_check(block, severity);
         // SAFETY: the ioctl reads a kvm_x86_mce.
         if unsafe { ioctl_with_ref(&self.fd, KVM_X86_SET_MCE(), &check) } < 0 {
             return Err(format!("KVM_X86_SET_MCE: {}", std::io::Error::last_os_error()));
@@ -347,9 +346,9 @@ impl Vcpu {
         Ok(())
     }
 
-    fn report(&self, gpa: u64, action_required: bool) {
+    fn report(&self, block: Block, action_required: bool) {
         // Nobody listens any more only while the machine is taken down.
-        let _ = self.shared.errors.send(GuestMemoryError { gpa, action_required, thread: self.thread });
+        let _ = self.shared.errors.send(GuestMemoryError { block, action_required, thread: self.thread });
     }
 }
 

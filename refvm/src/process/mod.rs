@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use crate::guest::config::{ConfigPage, Run, shares};
 use crate::guest::report::VcpuBlock;
 use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, content};
-use crate::machine::{GuestConfig, GuestMemoryError, Machine, MachineError, MappedRegion};
+use crate::machine::{Block, GuestConfig, GuestMemoryError, Machine, MachineError, Ram};
 use crate::memory::hva_of;
 use vcpu::{Shared, Vcpu};
 
 /// What the state begins with, and the version of its form.
-const FORMAT: &str = "refvm-process-1";
+const FORMAT: &str = "refvm-process-2";
 
 /// Device state, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,17 +36,17 @@ struct DeviceState {
     config: GuestConfig,
     /// How many hosts the guest has run on.
     epoch: u8,
-    /// AO memory errors not yet taken: (vCPU, GPA).
-    waiting: Vec<(u32, u64)>,
+    /// AO memory errors not yet taken: (vCPU, page).
+    waiting: Vec<(u32, Block)>,
 }
 
 /// A guest whose vCPUs are threads.
 struct ProcessMachine {
-    regions: Arc<[MappedRegion]>,
+    ram: Ram,
     config: GuestConfig,
     epoch: u8,
     /// AO memory errors, by the vCPU that owns the page.
-    waiting: Arc<Mutex<VecDeque<(u32, u64)>>>,
+    waiting: Arc<Mutex<VecDeque<(u32, Block)>>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     running: bool,
@@ -58,20 +58,16 @@ struct ProcessMachine {
 ///
 /// # Errors
 /// [`MachineError::BadState`] where the configuration does not fit the memory.
-pub fn make(
-    regions: Arc<[MappedRegion]>,
-    config: GuestConfig,
-    errors: Sender<GuestMemoryError>,
-) -> Result<Box<dyn Machine>, MachineError> {
+pub fn make(ram: Ram, config: GuestConfig, errors: Sender<GuestMemoryError>) -> Result<Box<dyn Machine>, MachineError> {
     if !(1..=MAX_VCPUS).contains(&config.vcpus) {
         return Err(MachineError::BadState(format!("{} vCPUs; 1 to {MAX_VCPUS} are possible", config.vcpus)));
     }
-    if regions.iter().any(|r| r.gpa + r.size > MAX_GPA) {
+    if ram.regions.iter().any(|r| r.gpa + r.size > MAX_GPA) {
         return Err(MachineError::BadState(format!("memory beyond GPA {MAX_GPA:#x}")));
     }
     probe::catch_sigbus().map_err(|source| MachineError::Host { what: "sigaction(SIGBUS)", source })?;
     Ok(Box::new(ProcessMachine {
-        regions,
+        ram,
         config,
         epoch: 1,
         waiting: Arc::default(),
@@ -91,11 +87,11 @@ impl ProcessMachine {
         Ok(())
     }
 
-    /// The vCPU in whose share a page is; pages of the kernel area belong to the first.
-    fn owner(&self, gpa: u64) -> u32 {
-        let page = gpa / PAGE_SIZE;
+    /// The vCPU in whose share a page begins; pages of the kernel area belong to the first.
+    fn owner(&self, block: Block) -> u32 {
+        let page = block.gpa / PAGE_SIZE;
         let owns = |runs: &Vec<Run>| runs.iter().any(|run| (run.first..run.first + run.count).contains(&page));
-        let found = shares(&self.regions, self.config.vcpus).iter().position(owns);
+        let found = shares(&self.ram.regions, self.config.vcpus).iter().position(owns);
         found.map_or(0, |vcpu| vcpu as u32)
     }
 
@@ -103,7 +99,7 @@ impl ProcessMachine {
     /// Region 0 is mapped, nobody runs, and `T` at `gpa` lies in the kernel area.
     unsafe fn write<T>(&self, gpa: u64, value: T) {
         // SAFETY: the caller's promise; the kernel area is page-aligned and so is every structure in it.
-        unsafe { ((self.regions[0].hva + gpa) as *mut T).write(value) }
+        unsafe { ((self.ram.regions[0].hva + gpa) as *mut T).write(value) }
     }
 }
 
@@ -113,9 +109,9 @@ impl Machine for ProcessMachine {
         let config = ConfigPage::new(&self.config, vcpu::tsc_khz());
         // SAFETY: the machine stands still, and the page is in the kernel area.
         unsafe { self.write(CONFIG_GPA, config) };
-        for (id, runs) in (0u32..).zip(shares(&self.regions, self.config.vcpus)) {
+        for (id, runs) in (0u32..).zip(shares(&self.ram.regions, self.config.vcpus)) {
             for page in runs.iter().flat_map(|run| run.first..run.first + run.count) {
-                let Some(hva) = hva_of(&self.regions, page * PAGE_SIZE) else { continue };
+                let Some(hva) = hva_of(&self.ram.regions, page * PAGE_SIZE) else { continue };
                 // SAFETY: a whole page of guest memory, aligned; the machine stands still.
                 content::fill(self.config.seed, page, 0, unsafe { &mut *(hva as *mut [u64; content::WORDS]) });
             }
@@ -133,7 +129,7 @@ impl Machine for ProcessMachine {
         self.ran = true;
         for id in 0..self.config.vcpus {
             let shared = Shared {
-                regions: Arc::clone(&self.regions),
+                ram: self.ram.clone(),
                 config: self.config,
                 epoch: self.epoch,
                 stop: Arc::clone(&self.stop),
@@ -183,14 +179,14 @@ impl Machine for ProcessMachine {
         self.config = state.config;
         // 0 is "never touched" in the resume table.
         self.epoch = state.epoch.checked_add(1).unwrap_or(1);
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = state.waiting.into();
+        // Behind those that were found bad before the state came.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(state.waiting);
         Ok(())
     }
 
-    fn inject_action_optional(&mut self, gpa: u64) -> Result<(), MachineError> {
-        let gpa = gpa & !(PAGE_SIZE - 1);
-        let owner = self.owner(gpa);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back((owner, gpa));
+    fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError> {
+        let owner = self.owner(block);
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back((owner, block));
         for thread in &self.threads {
             thread.thread().unpark();
         }

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::inject;
     use crate::layout::{Backing, split};
-    use crate::machine::KERNEL_BYTES;
+    use crate::machine::{Block, KERNEL_BYTES};
     use crate::memory::GuestMemory;
 
     /// Also pins what `inject` stands on: the marker outlives the userfaultfd, in both backings, and neighbours are kept.
@@ -92,11 +92,13 @@ mod tests {
                 // SAFETY: inside the region.
                 unsafe { (at as *mut u64).write_volatile(at) };
             }
-            if let Err(error) = inject::memory_error(KERNEL_BYTES, page, backing == Backing::Memfd, None) {
+            let shared = backing == Backing::Memfd;
+            let bad = inject::Page { block: Block::page(KERNEL_BYTES), hva: page, shared };
+            if let Err(error) = inject::memory_error(bad, None) {
                 eprintln!("skipped: {error}");
                 return;
             }
-            inject::memory_error(KERNEL_BYTES, page, backing == Backing::Memfd, None).unwrap();
+            inject::memory_error(bad, None).unwrap();
             for _ in 0..3 {
                 // SAFETY: mapped, and the handler is installed.
                 let found = unsafe { [probe(page - 4096), probe(page), probe(page + 4096)] };

@@ -15,21 +15,21 @@ use crate::guest::report::{
 use crate::guest::{
     BAD_PAGES_GPA, GENERATIONS_GPA, MAX_RECORDS, PAGE_SIZE, RECORDS_GPA, SEEN_GPA, VCPU_BLOCKS_GPA, content,
 };
-use crate::machine::{GuestConfig, GuestMemoryError, MappedRegion, REPORT_GPA, Workload};
+use crate::machine::{Block, GuestConfig, GuestMemoryError, REPORT_GPA, Ram, Workload};
 use crate::memory::hva_of;
 
 /// What a vCPU has in common with the others.
 pub struct Shared {
     /// Guest memory.
-    pub regions: Arc<[MappedRegion]>,
+    pub ram: Ram,
     /// The workload.
     pub config: GuestConfig,
     /// Number of this host in the guest's life, from 1.
     pub epoch: u8,
     /// Set: end before the next touch.
     pub stop: Arc<AtomicBool>,
-    /// AO memory errors: (vCPU, GPA).
-    pub waiting: Arc<Mutex<VecDeque<(u32, u64)>>>,
+    /// AO memory errors: (vCPU, page).
+    pub waiting: Arc<Mutex<VecDeque<(u32, Block)>>>,
     /// Machine checks given to the guest.
     pub errors: Sender<GuestMemoryError>,
 }
@@ -78,7 +78,7 @@ impl Vcpu {
     /// # Safety
     /// The regions stay mapped as long as this lives, SIGBUS is caught, and no other thread has the same `id`.
     pub unsafe fn new(id: u32, shared: Shared) -> Self {
-        let kernel = shared.regions[0].hva;
+        let kernel = shared.ram.regions[0].hva;
         // SAFETY: a call without arguments.
         let thread = unsafe { libc::gettid() } as u32;
         Self { id, shared, kernel, thread }
@@ -153,11 +153,11 @@ impl Vcpu {
             self.block().skips += 1;
             return;
         }
-        let Some(hva) = hva_of(&self.shared.regions, page * PAGE_SIZE) else { return };
+        let Some(hva) = hva_of(&self.shared.ram.regions, page * PAGE_SIZE) else { return };
         let before = tsc();
         // SAFETY: a mapped page of the guest; SIGBUS is caught (`new`).
         if unsafe { probe(hva) } == Probed::Poisoned {
-            return self.machine_check(page, true);
+            return self.machine_check(self.shared.ram.block_at(page * PAGE_SIZE), true);
         }
         let ticks = tsc() - before;
         // SAFETY: the resume table has a byte for each page of the guest; a page belongs to one vCPU.
@@ -216,31 +216,42 @@ impl Vcpu {
         loop {
             let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(index) = waiting.iter().position(|(owner, _)| *owner == self.id) else { return };
-            let Some((_, gpa)) = waiting.remove(index) else { return };
+            let Some((_, block)) = waiting.remove(index) else { return };
             drop(waiting);
-            self.machine_check(gpa / PAGE_SIZE, false);
+            self.machine_check(block, false);
         }
     }
 
+    /// Marks a page of the backing as bad. False: all of it was before.
+    fn mark_bad(&self, block: Block) -> bool {
+        // One marks at a time: of two vCPUs that meet the same huge page one is the first.
+        let _turn = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = block.gpa / PAGE_SIZE;
+        let pages = first..first + block.size() / PAGE_SIZE;
+        pages.fold(false, |new, page| {
+            let before = self.bad_word(page).fetch_or(bad_bit(page), Ordering::AcqRel);
+            new | (before & bad_bit(page) == 0)
+        })
+    }
+
     /// Records a machine check, once a page.
-    fn machine_check(&mut self, page: u64, action_required: bool) {
-        if self.bad_word(page).fetch_or(bad_bit(page), Ordering::AcqRel) & bad_bit(page) != 0 {
+    fn machine_check(&mut self, block: Block, action_required: bool) {
+        if !self.mark_bad(block) {
             return;
         }
-        let gpa = page * PAGE_SIZE;
         let index = self.header(std::mem::offset_of!(ReportHeader, machine_checks)).fetch_add(1, Ordering::AcqRel);
         if index < MAX_RECORDS {
             let at = self.kernel + RECORDS_GPA + index * size_of::<MachineCheckRecord>() as u64;
             let severity = if action_required { SEVERITY_AR } else { SEVERITY_AO };
             // SAFETY: the record with this index is written by this thread alone; the severity comes last, by an atomic.
             unsafe {
-                (at as *mut MachineCheckRecord).write(MachineCheckRecord { gpa, severity: 0, vcpu: self.id });
+                (at as *mut MachineCheckRecord).write(MachineCheckRecord::being_written(block, self.id));
                 let written = at + std::mem::offset_of!(MachineCheckRecord, severity) as u64;
                 AtomicU32::from_ptr(written as *mut u32).store(severity, Ordering::Release);
             }
         }
         // Nobody listens any more: the VMM is ending.
-        let _ = self.shared.errors.send(GuestMemoryError { gpa, action_required, thread: self.thread });
+        let _ = self.shared.errors.send(GuestMemoryError { block, action_required, thread: self.thread });
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::state::Verb;
 use crate::layout::{Backing, RegionSpec};
+use crate::machine::{Block, LSB_4K};
 
 /// The only version of the protocol.
 pub const VERSION: u64 = 1;
@@ -93,8 +94,8 @@ pub enum FromPager {
     Refused(String, String),
     /// A page is poison.
     MemoryError {
-        /// Its GPA.
-        gpa: u64,
+        /// As large as its backing's pages are.
+        block: Block,
         /// True: a vCPU waits on it and will stumble over it (AR).
         action_required: bool,
     },
@@ -120,6 +121,16 @@ impl<'a> Fields<'a> {
 
     fn integer(&self, name: &str) -> Result<u64, BadMessage> {
         self.get(name, "an integer from 0 to 2^64-1", Value::as_u64)
+    }
+
+    /// Absent: a page of 4 KiB.
+    fn lsb(&self) -> Result<u32, BadMessage> {
+        match self.object.contains_key("lsb") {
+            false => Ok(LSB_4K),
+            true => self.get("lsb", "an integer from 0 to 63", |value| {
+                u32::try_from(value.as_u64()?).ok().filter(|lsb| *lsb < u64::BITS)
+            }),
+        }
     }
 
     fn text(&self, name: &str) -> Result<&'a str, BadMessage> {
@@ -235,7 +246,7 @@ impl FromPager {
             },
             "error" => Ok(Self::Refused(fields.text("field")?.into(), fields.text("message")?.into())),
             "memory_error" => Ok(Self::MemoryError {
-                gpa: fields.integer("gpa")?,
+                block: Block::around(fields.integer("gpa")?, fields.lsb()?),
                 action_required: fields.get("severity", "\"AR\" or \"AO\"", |value| match value.as_str() {
                     Some("AR") => Some(true),
                     Some("AO") => Some(false),
@@ -325,8 +336,15 @@ mod tests {
         let parse = |value: Value| FromPager::parse(value.to_string().as_bytes());
         assert_eq!(parse(json!({"type": "attached", "version": 1})), Ok(FromPager::Attached));
         let error = json!({"type": "memory_error", "gpa": 4096, "severity": "AR", "thread": 7});
-        assert_eq!(parse(error), Ok(FromPager::MemoryError { gpa: 4096, action_required: true }));
-        assert_eq!(parse(json!({"type": "memory_error", "gpa": 0, "severity": "?"})).unwrap_err().field, "severity");
+        assert_eq!(parse(error), Ok(FromPager::MemoryError { block: Block::page(4096), action_required: true }));
+        let huge = json!({"type": "memory_error", "gpa": 0x20_1000, "lsb": 21, "severity": "AO"});
+        let block = Block { gpa: 0x20_0000, lsb: 21 };
+        assert_eq!(parse(huge), Ok(FromPager::MemoryError { block, action_required: false }));
+        for (field, value) in [("severity", json!("?")), ("lsb", json!(64)), ("gpa", json!(-1))] {
+            let mut error = json!({"type": "memory_error", "gpa": 0, "lsb": 12, "severity": "AR"});
+            error[field] = value;
+            assert_eq!(parse(error).unwrap_err().field, field);
+        }
     }
 
     proptest! {

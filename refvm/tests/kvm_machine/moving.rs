@@ -2,14 +2,13 @@
 
 use serde_json::Value;
 use vmferry_refvm::kvm::Ring;
-use vmferry_refvm::machine::{Machine, MachineError, Workload};
+use vmferry_refvm::machine::{Block, Machine, MachineError, Workload};
 use vmferry_refvm::memory::GuestMemory;
 
 use crate::support::{FIRST, Guest, PAGE, booted, checks, config, memory, over};
 
-/// Another machine over a copy of the memory.
-fn moved(guest: &mut Guest, vcpus: u32) -> Guest {
-    let state = guest.save().unwrap();
+/// The memory of a guest that stands still, once more.
+fn copied(guest: &Guest) -> GuestMemory {
     let copy = GuestMemory::new(&guest.memory.specs()).unwrap();
     for (from, to) in guest.memory.regions().iter().zip(copy.regions()) {
         // SAFETY: two mappings of that size; the guest stands still.
@@ -17,6 +16,13 @@ fn moved(guest: &mut Guest, vcpus: u32) -> Guest {
             std::ptr::copy_nonoverlapping(from.hva as *const u8, to.hva as *mut u8, from.spec.size as usize);
         }
     }
+    copy
+}
+
+/// Another machine over a copy of the memory.
+fn moved(guest: &mut Guest, vcpus: u32) -> Guest {
+    let state = guest.save().unwrap();
+    let copy = copied(guest);
     // The workload comes with the state.
     let mut other = over(copy, config(vcpus, Workload::Idle, 0), Ring::User);
     other.load(&state).unwrap();
@@ -87,14 +93,14 @@ fn machine_checks_travel_told_or_not_yet_taken() {
     // Several, so that one is taken at a time and the others wait with the state.
     let waiting: Vec<u64> = (0..5).map(|n| found + n * PAGE).collect();
     for gpa in &waiting {
-        guest.inject_action_optional(*gpa).unwrap();
+        guest.inject_action_optional(Block::page(*gpa)).unwrap();
     }
     let state = guest.save().unwrap();
     let memory = std::mem::replace(&mut guest.memory, memory(20, 1));
     let mut other = over(memory, config(2, Workload::Idle, 0), Ring::User);
     other.load(&state).unwrap();
-    other.inject_action_optional(consumed).unwrap();
-    other.inject_action_optional(found).unwrap();
+    other.inject_action_optional(Block::page(consumed)).unwrap();
+    other.inject_action_optional(Block::page(found)).unwrap();
     other.run().unwrap();
     other.until("6 machine checks", |report| report.machine_checks.len() >= 6);
     let report = other.passes(2);
@@ -117,7 +123,7 @@ fn a_state_that_does_not_fit_is_refused_by_name() {
     let wrong: [(Vec<u8>, &str); 7] = [
         (b"nonsense".to_vec(), "expected"),
         (change(&|v| v["format"] = "other".into()), "format"),
-        (change(&|v| v["version"] = 2.into()), "version"),
+        (change(&|v| v["version"] = 1.into()), "version"),
         (change(&|v| v["regions"][0][1] = 4096.into()), "regions"),
         (change(&|v| drop(v["vcpus"].as_array_mut().unwrap().pop())), "vcpus"),
         (change(&|v| v["vcpus"][1]["regs"] = Value::Null), "null"),
@@ -138,5 +144,25 @@ fn commands_out_of_turn_are_refused() {
     assert!(matches!(guest.boot(), Err(MachineError::WrongState { actual: "stopped", required: "new" })));
     guest.run().unwrap();
     assert!(matches!(guest.save(), Err(MachineError::WrongState { actual: "running", required: "stopped" })));
-    assert!(guest.inject_action_optional(1 << 40).is_err());
+    assert!(guest.inject_action_optional(Block::page(1 << 40)).is_err());
+}
+
+/// On a destination known poison is marked, and told, before the state is there.
+#[test]
+fn what_is_found_bad_before_the_state_comes_is_told_after_it() {
+    let Some(mut guest) = booted(20, 1, config(2, Workload::Idle, 0), Ring::User) else { return };
+    guest.run().unwrap();
+    guest.until("its first pass", |report| report.passes > 0);
+    guest.stop().unwrap();
+    let state = guest.save().unwrap();
+    let copy = copied(&guest);
+    let mut other = over(copy, config(2, Workload::Idle, 0), Ring::User);
+    let bad = FIRST + 7 * PAGE;
+    for _ in 0..2 {
+        other.inject_action_optional(Block::page(bad)).unwrap();
+    }
+    other.load(&state).unwrap();
+    other.run().unwrap();
+    let report = other.until("the machine check", |report| !report.machine_checks.is_empty());
+    assert_eq!(checks(&report), [(bad, "AO")]);
 }

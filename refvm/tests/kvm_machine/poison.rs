@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 
 use vmferry_refvm::kvm::Ring;
-use vmferry_refvm::machine::{Machine, Workload};
+use vmferry_refvm::machine::{Block, Machine, Workload};
 use vmferry_refvm::userfaultfd::{FEATURE_POISON, MODE_MISSING, Poisoned, Userfaultfd};
 
 use crate::support::{FIRST, Guest, PAGE, booted, checks, config, has_kvm, until};
@@ -65,16 +65,16 @@ fn a_page_found_bad_is_told_once_and_not_touched_again() {
     for vcpus in [1, 2, 4] {
         let Some(mut guest) = booted(24, 1, config(vcpus, Workload::Sequential, 50), Ring::User) else { return };
         let (told_standing, told_running) = (FIRST + 11 * PAGE, FIRST + 1500 * PAGE);
-        guest.inject_action_optional(told_standing).unwrap();
+        guest.inject_action_optional(Block::page(told_standing)).unwrap();
         guest.poison(told_standing);
         guest.run().unwrap();
-        guest.inject_action_optional(told_running + 123).unwrap();
+        guest.inject_action_optional(Block::page(told_running + 123)).unwrap();
         guest.until("2 machine checks", |report| report.machine_checks.len() >= 2);
         guest.stop().unwrap();
         guest.poison(told_running);
         guest.run().unwrap();
         for gpa in [told_standing, told_running] {
-            guest.inject_action_optional(gpa).unwrap();
+            guest.inject_action_optional(Block::page(gpa)).unwrap();
         }
         let report = guest.passes(2);
         assert_eq!(checks(&report), [(told_standing, "AO"), (told_running, "AO")]);
@@ -90,7 +90,7 @@ fn many_pages_found_bad_in_a_row_are_all_told() {
     let bad: Vec<u64> = (0..64).map(|n| FIRST + n * 30 * PAGE).collect();
     guest.run().unwrap();
     for gpa in &bad {
-        guest.inject_action_optional(*gpa).unwrap();
+        guest.inject_action_optional(Block::page(*gpa)).unwrap();
     }
     guest.until("64 machine checks", |report| report.machine_checks.len() >= 64);
     let report = guest.passes(1);
@@ -120,7 +120,7 @@ fn a_row_of_machine_checks_is_taken_one_by_one() {
         let Some(mut guest) = booted(17, 1, config(2, workload, 50), Ring::User) else { return };
         let bad: Vec<u64> = (0..200).map(|n| FIRST + n * PAGE).collect();
         for gpa in &bad {
-            guest.inject_action_optional(*gpa).unwrap();
+            guest.inject_action_optional(Block::page(*gpa)).unwrap();
         }
         guest.run().unwrap();
         let report = guest.until("200 machine checks", |report| report.machine_checks.len() >= 200);
@@ -138,7 +138,7 @@ fn a_resting_guest_is_told_in_the_middle_of_its_pause() {
         guest.until("a pass or some touches", |report| report.passes > 0 || report.touches > 20);
         let bad: Vec<u64> = (0..20).map(|n| FIRST + n * 9 * PAGE).collect();
         for (known, gpa) in bad.iter().enumerate() {
-            guest.inject_action_optional(*gpa).unwrap();
+            guest.inject_action_optional(Block::page(*gpa)).unwrap();
             guest.until("the machine check", |report| report.machine_checks.len() > known);
         }
         assert_eq!(checks(&guest.report()), bad.iter().map(|gpa| (*gpa, "AO")).collect::<Vec<_>>());
@@ -157,7 +157,7 @@ fn consumed_and_found_at_once_is_one_machine_check() {
         guest.stop().unwrap();
         guest.poison(*gpa);
         guest.run().unwrap();
-        guest.inject_action_optional(*gpa).unwrap();
+        guest.inject_action_optional(Block::page(*gpa)).unwrap();
     }
     guest.until("100 machine checks", |report| report.machine_checks.len() >= 100);
     let report = guest.passes(3);
@@ -217,7 +217,7 @@ fn a_vcpu_that_waits_on_a_fault_can_be_told_of_the_page() {
     let uffd = take_away(&guest, gpa);
     guest.run().unwrap();
     wait_for_fault(&uffd);
-    guest.inject_action_optional(gpa).unwrap();
+    guest.inject_action_optional(Block::page(gpa)).unwrap();
     let report = guest.passes(1);
     assert_eq!(checks(&report), [(gpa, "AO")]);
     assert_eq!((report.wrong_bytes, report.skips > 0), (0, true));

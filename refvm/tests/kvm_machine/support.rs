@@ -11,7 +11,7 @@ use vmferry_refvm::guest::report::Report;
 use vmferry_refvm::inject;
 use vmferry_refvm::kvm::{KvmMachine, Ring};
 use vmferry_refvm::layout::{Backing, RegionSpec};
-use vmferry_refvm::machine::{GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, Workload};
+use vmferry_refvm::machine::{GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, Ram, Workload};
 use vmferry_refvm::memory::GuestMemory;
 
 pub const PAGE: u64 = 4096;
@@ -41,12 +41,17 @@ pub fn config(vcpus: u32, workload: Workload, write_percent: u32) -> GuestConfig
     GuestConfig { vcpus, workload, write_percent, seed: 0x5eed }
 }
 
+/// The turn of a guest, which others wait for.
+pub fn only_one() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 /// A guest that has booted and stands still; none without KVM.
 pub fn booted(mib: u64, regions: usize, config: GuestConfig, ring: Ring) -> Option<Guest> {
     if !has_kvm() {
         return None;
     }
-    let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let turn = only_one();
     let memory = memory(mib, regions);
     let mut guest = over(memory, config, ring);
     guest._turn = Some(turn);
@@ -67,8 +72,14 @@ pub fn memory(mib: u64, regions: usize) -> GuestMemory {
 
 /// A machine that never ran, over that memory.
 pub fn over(memory: GuestMemory, config: GuestConfig, ring: Ring) -> Guest {
+    let ram = memory.ram();
+    over_ram(memory, ram, config, ring)
+}
+
+/// The same, where `ram` says other things of the memory than it does itself.
+pub fn over_ram(memory: GuestMemory, ram: Ram, config: GuestConfig, ring: Ring) -> Guest {
     let (sender, errors) = channel();
-    let machine = KvmMachine::new(memory.mapped(), config, sender, ring).unwrap();
+    let machine = KvmMachine::new(ram, config, sender, ring).unwrap();
     Guest { machine, errors, memory, _turn: None }
 }
 
@@ -123,9 +134,11 @@ impl Guest {
         hva_of(&self.memory.mapped(), gpa).unwrap()
     }
 
-    /// The guest stands still.
+    /// The page of the backing; the guest stands still.
     pub fn poison(&self, gpa: u64) {
-        inject::memory_error(gpa, self.hva(gpa), false, None).unwrap();
+        let block = self.memory.ram().block_at(gpa);
+        let shared = self.memory.regions().iter().any(|region| region.file.is_some());
+        inject::memory_error(inject::Page { block, hva: self.hva(block.gpa), shared }, None).unwrap();
     }
 
     pub fn flip_byte(&self, gpa: u64) {
@@ -136,7 +149,7 @@ impl Guest {
 
     /// (GPA, AR) of every machine check that the machine has announced since the last call.
     pub fn announced(&self) -> Vec<(u64, bool)> {
-        self.errors.try_iter().map(|error| (error.gpa, error.action_required)).collect()
+        self.errors.try_iter().map(|error| (error.block.gpa, error.action_required)).collect()
     }
 }
 

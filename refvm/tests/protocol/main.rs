@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod control;
+#[path = "../host/huge_pages.rs"]
+mod huge_pages;
 mod migration;
 mod stand_in;

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use crate::huge_pages::reserve;
 use crate::stand_in::{Vmm, layout, send_frame, serve_pages, take_memory};
 use serde_json::{Value, json};
 use tempfile::tempdir;
@@ -20,6 +21,12 @@ fn checks_at(report: &Value, gpa: u64) -> usize {
 
 /// Moves the guest; its memory follows on first touch.
 fn migrate(dir: &Path, source: &mut Vmm, destination: &mut Vmm) -> Value {
+    let regions = layout(&source.hello);
+    migrate_into(dir, source, destination, &regions)
+}
+
+/// The same, into regions that may be made of something else.
+fn migrate_into(dir: &Path, source: &mut Vmm, destination: &mut Vmm, regions: &Value) -> Value {
     let memory = dir.join("memory.sock");
     let listener = UnixListener::bind(&memory).unwrap();
     source.done(json!({"type": "stop"}));
@@ -27,7 +34,7 @@ fn migrate(dir: &Path, source: &mut Vmm, destination: &mut Vmm) -> Value {
     assert_eq!(before["state"], "stopped");
     serve_pages(listener, source.child.id(), source.hello["regions"].clone());
     let state = source.done(json!({"type": "save_state"}))["state"].clone();
-    let prepare = json!({"type": "prepare", "regions": layout(&source.hello), "vcpus": 2, "socket": memory,
+    let prepare = json!({"type": "prepare", "regions": regions, "vcpus": 2, "socket": memory,
                          "uffd_features": ["UFFD_FEATURE_POISON", "UFFD_FEATURE_THREAD_ID"]});
     destination.done(prepare.clone());
     destination.done(prepare);
@@ -114,6 +121,83 @@ fn an_error_that_nobody_told_is_found_by_reading_and_hits_once() {
 }
 
 #[test]
+fn a_guest_on_huge_pages_moves_to_small_ones_with_a_huge_page_that_is_bad() {
+    let Some(_reserved) = reserve(20) else { return };
+    let dir = tempdir().unwrap();
+    let arguments = ["--memory", "40M", "--vcpus", "2", "--backing", "memfd", "--page-size", "2M"];
+    let mut source = Vmm::start(dir.path(), "source", &arguments);
+    assert_eq!(source.hello["regions"][0]["page_size"], 2 << 20);
+    assert_eq!(source.hello["memory"], Value::Null);
+    source.report_until("at work", |report| report["writes"].as_u64() > Some(500));
+    let huge = FIRST_PAGE + (2 << 20);
+    assert_eq!(source.admin(&json!({"cmd": "inject", "gpa": huge + 5 * 4096, "tell": true}))["ok"], true);
+    source.report_until("told by machine check", |report| checks_at(report, huge) > 0);
+    source.told_until(2);
+    assert!(source.told.iter().all(|told| (&told["gpa"], &told["lsb"]) == (&json!(huge), &json!(21))));
+
+    let own = ["--incoming", "--backing", "anonymous", "--page-size", "4K"];
+    let mut destination = Vmm::start(dir.path(), "destination", &own);
+    assert_eq!(destination.hello["memory"], json!({"backing": "anonymous", "page_size": 4096}));
+    let refused = destination.ask(json!({"type": "prepare", "regions": layout(&source.hello), "vcpus": 2,
+                                         "socket": "/none", "uffd_features": []}));
+    assert_eq!((&refused["code"], &refused["field"]), (&json!("UNSUPPORTED"), &json!("regions[0].page_size")));
+    let regions = json!([{"gpa": 0, "size": 40 << 20, "page_size": 4096, "backing": "anonymous"}]);
+    let before = migrate_into(dir.path(), &mut source, &mut destination, &regions);
+    let after = destination.report_until("through all its memory", |report| {
+        report["passes"].as_u64() > before["passes"].as_u64().map(|passes| passes + 3)
+    });
+    // Told of the huge page at home, the guest touches no part of it here.
+    assert_eq!((&after["wrong_bytes"], checks_at(&after, huge)), (&json!(0), 1), "{after}");
+    assert_eq!(after["machine_checks"].as_array().unwrap().len(), 1, "{after}");
+}
+
+#[test]
+fn a_destination_registers_huge_pages_and_asks_to_be_collapsed_only_where_they_are_transparent() {
+    let Some(_reserved) = reserve(32) else { return };
+    let dir = tempdir().unwrap();
+    let features = json!(["UFFD_FEATURE_POISON", "UFFD_FEATURE_MINOR_SHMEM", "UFFD_FEATURE_MINOR_HUGETLBFS"]);
+    for (name, page_size, more, collapse) in [
+        ("huge", 2 << 20, None, Value::Null),
+        ("small", 4096, None, Value::Null),
+        ("thp", 4096, Some("--thp"), json!(true)),
+    ] {
+        let arguments: Vec<&str> = ["--incoming"].into_iter().chain(more).collect();
+        let mut vmm = Vmm::start(dir.path(), name, &arguments);
+        assert_eq!(vmm.hello["memory"], Value::Null);
+        let socket = dir.path().join(name);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let pager = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let (message, fds) = take_memory(&stream);
+            send_frame(&stream, &json!({"type": "attached", "version": 1}));
+            (stream, message, fds)
+        });
+        let regions = json!([{"gpa": 0, "size": 64 << 20, "page_size": page_size, "backing": "memfd"}]);
+        vmm.done(
+            json!({"type": "prepare", "regions": regions, "vcpus": 1, "uffd_features": features, "socket": socket}),
+        );
+        let (_stream, message, _fds) = pager.join().unwrap();
+        assert_eq!(
+            (&message["collapse"], &message["regions"][0]["page_size"]),
+            (&collapse, &json!(page_size)),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_vmm_without_enough_huge_pages_says_what_to_set() {
+    let dir = tempdir().unwrap();
+    let mut vmm = Vmm::start(dir.path(), "destination", &["--incoming"]);
+    let regions = json!([{"gpa": 0, "size": 1u64 << 42, "page_size": 2 << 20, "backing": "anonymous"}]);
+    let answer =
+        vmm.ask(json!({"type": "prepare", "regions": regions, "vcpus": 1, "uffd_features": [], "socket": "/s"}));
+    assert_eq!((&answer["code"], &answer["field"]), (&json!("NO_MEMORY"), &json!("regions")), "{answer}");
+    assert!(answer["message"].as_str().unwrap().contains("sysctl vm.nr_hugepages="), "{answer}");
+    assert_eq!(vmm.admin(&json!({"cmd": "status"}))["state"], "incoming");
+}
+
+#[test]
 fn a_reset_gives_everything_back_and_the_next_prepare_works() {
     let dir = tempdir().unwrap();
     let mut vmm = Vmm::start(dir.path(), "destination", &["--incoming"]);
@@ -148,7 +232,7 @@ fn a_destination_that_cannot_says_why_and_waits_on() {
     };
     for (request, code, field) in [
         (prepare(1 << 50, 4096, json!([])), "NO_MEMORY", "regions"),
-        (prepare(64 << 20, 2 << 20, json!([])), "UNSUPPORTED", "regions[0].page_size"),
+        (prepare(64 << 20, 8192, json!([])), "UNSUPPORTED", "regions[0].page_size"),
         (prepare(64 << 20, 4096, json!(["UFFD_FEATURE_LOUD"])), "UNSUPPORTED", "uffd_features[0]"),
         (prepare(64 << 20, 4096, json!([7])), "BAD_MESSAGE", "uffd_features[0]"),
         (prepare(64 << 20, 4096, json!([])), "FAILED", "socket"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.units import LSB_4K, PAGE_4K
 
 ANSWER_S = 10.0
 """A report reads guest memory, which may have to come from the source first."""
@@ -24,11 +25,31 @@ class AdminError(VmferryError):
 
 @dataclass(frozen=True, slots=True)
 class MachineCheck:
-    """One that the guest took; `severity` "AR" or "AO"."""
+    """One that the guest took; `severity` "AR" or "AO"; `lsb`: log2 of the bytes that are lost, 12 for 4 KiB."""
 
     gpa: int
     severity: str
     vcpu: int
+    lsb: int = LSB_4K
+
+    @property
+    def pages(self) -> range:
+        """GPAs of the 4 KiB pages that are lost."""
+        return range(self.gpa, self.gpa + (1 << self.lsb), PAGE_4K)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A region of guest memory in its VMM; bytes."""
+
+    gpa: int
+    hva: int
+    size: int
+    page_size: int
+
+    @property
+    def gpas(self) -> range:
+        return range(self.gpa, self.gpa + self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +81,8 @@ def report_of(answer: dict[str, Any]) -> GuestReport:
         wrong_bytes=answer["wrong_bytes"],
         wrong_pages=tuple(answer["wrong_pages"]),
         machine_checks=tuple(
-            MachineCheck(check["gpa"], check["severity"], check["vcpu"]) for check in answer["machine_checks"]
+            MachineCheck(check["gpa"], check["severity"], check["vcpu"], check["lsb"])
+            for check in answer["machine_checks"]
         ),
         passes=answer["passes"],
         first_touch_us=tuple(answer["first_touch_us"].items()),
@@ -109,6 +131,15 @@ class Admin:
         if not answer.get("ok"):
             raise AdminError(f"report: {answer.get('error')}")
         return report_of(answer)
+
+    async def regions(self) -> list[Mapped]:
+        """The guest's memory; none on a VMM that waits."""
+        (answer,) = await self.ask([{"cmd": "status"}])
+        if not answer.get("ok"):
+            raise AdminError(f"status: {answer.get('error')}")
+        return [
+            Mapped(region["gpa"], region["hva"], region["size"], region["page_size"]) for region in answer["regions"]
+        ]
 
     async def inject(self, gpas: Sequence[tuple[int, bool]]) -> list[str]:
         """Makes memory errors at the pages, (GPA, tell the daemon?). Returns for each "" or why it was refused."""

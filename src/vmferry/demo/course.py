@@ -9,7 +9,7 @@ from vmferry.client.api import Api
 from vmferry.client.follow import TERMINAL_PHASES, follow_migrations
 from vmferry.client.progress import arrived, phase_word
 from vmferry.client.refusal import ApiError
-from vmferry.demo.admin import AdminError, GuestReport
+from vmferry.demo.admin import AdminError, GuestReport, Mapped
 from vmferry.demo.options import PAYLOAD_BYTES
 from vmferry.demo.stage import Guest, StageError, until
 from vmferry.demo.verdict import Evidence, LedgerPage
@@ -22,6 +22,8 @@ from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY, Migration
 SETTLE_S = 30.0
 """For the guest to touch every page once more; a guest without pauses needs a second or two."""
 SOURCE_ENDS_S = 10.0
+LEDGER_S = 60.0
+"""For the ledger to have what the pager told the guest: each error is written for itself."""
 
 Page = tuple[int, bool]
 """GPA of a page to go bad, and whether the daemon is told."""
@@ -38,7 +40,7 @@ class Cast:
 
 
 def workload_pages(layout: MemoryLayout) -> list[int]:
-    """GPAs of the pages that may go bad: any but the payload's."""
+    """GPAs of the 4 KiB pages that the guest touches: any but the payload's."""
     return [
         gpa
         for region in layout.regions
@@ -46,8 +48,32 @@ def workload_pages(layout: MemoryLayout) -> list[int]:
     ]
 
 
+def pages_to_lose(layout: MemoryLayout) -> list[int]:
+    """GPAs of the pages that may go bad, as large as the backing has them: those without a byte of the payload."""
+    return [
+        gpa
+        for region in layout.regions
+        for gpa in range(region.gpa, region.gpa + region.size, region.page_size)
+        if gpa >= PAYLOAD_BYTES
+    ]
+
+
+def lost_with(pages: Sequence[Page], regions: Sequence[Mapped]) -> frozenset[int]:
+    """GPAs of the 4 KiB pages that go bad with these: each takes the page of its backing along."""
+    sizes = {gpa: region.page_size for gpa, _ in pages for region in regions if gpa in region.gpas}
+    starts = {gpa - gpa % size: size for gpa, size in sizes.items()}
+    return frozenset(gpa for start, size in starts.items() for gpa in range(start, start + size, PAGE_4K))
+
+
+def largest_page(layout: MemoryLayout) -> int:
+    """Bytes of the largest page that a region is made of."""
+    return max(region.page_size for region in layout.regions)
+
+
 class Course:
-    """Use in this order: `poison_before`, `move`, `judge`. `idle`: the guest touches nothing after its first pass."""
+    """Use in this order: `poison_before`, `move`, `judge`. `idle`: the guest touches nothing after its first pass.
+
+    Bad pages are named by GPA, 4 KiB each: a huge page is many of them."""
 
     def __init__(self, cast: Cast, idle: bool = False) -> None:
         self.cast = cast
@@ -62,11 +88,12 @@ class Course:
         """Raises:
         StageError: the VMM could not make one of the errors.
         """
+        regions = await self.cast.source.admin.regions()
         refused = await self.cast.source.admin.inject(pages)
         for (gpa, _), why in zip(pages, refused, strict=True):
             if why:
                 raise StageError(f"no memory error could be made at {gpa:#x}: {why}")
-        self.bad_before |= {gpa for gpa, _ in pages}
+        self.bad_before |= lost_with(pages, regions)
 
     async def move(
         self,
@@ -93,19 +120,22 @@ class Course:
     async def _turn_bad(self, pages: Sequence[Page]) -> frozenset[int]:
         """Those that did: a source that has been let go of already has no memory that could go bad."""
         try:
+            regions = await self.cast.source.admin.regions()
             refused = await self.cast.source.admin.inject(pages)
         except AdminError:
             return frozenset()
-        return frozenset(gpa for (gpa, _), why in zip(pages, refused, strict=True) if not why)
+        return lost_with([page for page, why in zip(pages, refused, strict=True) if not why], regions)
 
     async def judge(self, settle_s: float = SETTLE_S) -> Evidence:
         """Lets the guest go through all of its memory once more, and gathers what there is to know."""
         cast, migration = self.cast, self.migration
         arrival = end = await report_or(cast.destination, GuestReport())
+        destination_page = PAGE_4K
         if migration.phase == PHASE_COMPLETED:
             end = await self._settle(arrival, settle_s)
+            destination_page = largest_page((await cast.away.machine(cast.destination.vm)).layout)
             await cast.source.process.ended(SOURCE_ENDS_S)
-        self.ledger = [error async for error in cast.away.memory_errors(cast.destination.vm)]
+        self.ledger = await self._ledger_with({gpa for check in end.machine_checks for gpa in check.pages})
         return Evidence(
             phase=phase_word(migration),
             reason=f"{migration.reason_code} {migration.reason}".strip(),
@@ -114,20 +144,34 @@ class Course:
             at_source=self.at_source,
             at_arrival=arrival,
             at_end=end,
-            ledger=tuple(LedgerPage(error.gpa, error.guest_visible) for error in self.ledger),
+            ledger=tuple(LedgerPage(error.gpa, error.guest_visible, error.lsb) for error in self.ledger),
             poison_pages=migration.progress.poison,
             pages_total=migration.progress.total,
             pages_arrived=arrived(migration),
             source_running=cast.source.process.alive or await _runs(cast.home, cast.source.vm),
             idle=self._idle,
+            destination_page=destination_page,
         )
+
+    async def _ledger_with(self, told: set[int]) -> list[LedgerError]:
+        """The destination's ledger; waits a while for the 4 KiB pages that the guest was told of."""
+        ledger: list[LedgerError] = []
+
+        async def complete() -> bool:
+            nonlocal ledger
+            ledger = [error async for error in self.cast.away.memory_errors(self.cast.destination.vm)]
+            return told <= {gpa for error in ledger for gpa in LedgerPage(error.gpa, False, error.lsb).pages}
+
+        try:
+            await until("the ledger to have what the guest was told of", complete, LEDGER_S)
+        except StageError:
+            return ledger
+        return ledger
 
     async def _settle(self, first: GuestReport, settle_s: float) -> GuestReport:
         """The last that the guest said. Not to get through in time is no fault by itself: the result tells how far."""
         guest = self.cast.destination
         last = await report_or(guest, first)
-        if self._idle:
-            return last
         machine = await self.cast.away.machine(guest.vm)
         # A page that a vCPU was in the middle of when it moved is counted on neither host.
         pages = len(workload_pages(machine.layout)) - machine.vcpus
@@ -135,7 +179,9 @@ class Course:
         async def everywhere() -> bool:
             nonlocal last
             last = await report_or(guest, last)
-            known_bad = {check.gpa for check in last.machine_checks}
+            known_bad = {gpa for check in last.machine_checks for gpa in check.pages}
+            if self._idle:
+                return known_bad >= self.bad_before or not guest.process.alive
             done = last.pages_touched_here + len(known_bad) >= pages and last.touches > first.touches
             return done or not guest.process.alive
 

@@ -8,11 +8,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmferry.units import GIB, KIB, MIB, PAGE_4K
+from vmferry.units import GIB, KIB, MIB, PAGE_1G, PAGE_2M, PAGE_4K
 
 WORKLOADS = ("idle", "random", "sequential", "hot", "paced")
 ACCELERATORS = ("auto", "kvm", "process")
 BACKINGS = ("anonymous", "memfd")
+PAGE_SIZES = {"4K": PAGE_4K, "2M": PAGE_2M, "1G": PAGE_1G}
 PAYLOAD_BYTES = 16 * MIB
 """The start of guest memory belongs to the reference VMM's payload; no page of it is poisoned."""
 SMALLEST = 32 * MIB
@@ -31,6 +32,15 @@ class GuestShape:
     workload: str = "random"
     write_percent: int = 30
     seed: int = 1
+    page_size: int = PAGE_4K
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingShape:
+    """What a `vmferry-refvm` that waits to be a destination makes memory of; None: of what it is on the source."""
+
+    backing: str | None = None
+    page_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,7 @@ class DemoOptions:
     """`poison_before` pages are bad before the migration, `poison_during` turn bad during postcopy."""
 
     shape: GuestShape
+    waiting: WaitingShape
     accel: str
     poison_before: int
     poison_during: int
@@ -74,6 +85,13 @@ def vcpu_count(text: str) -> int:
     return int(text)
 
 
+def page_size(text: str) -> int:
+    """Bytes of "2M"."""
+    if text not in PAGE_SIZES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(PAGE_SIZES)}")
+    return PAGE_SIZES[text]
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     shape = GuestShape()
     parser.add_argument("--memory", type=memory_size, default=shape.memory, metavar="SIZE", help="of the guest (512M)")
@@ -92,6 +110,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accel", choices=ACCELERATORS, default="auto", help="kvm where there is one (auto)")
     parser.add_argument("--backing", choices=BACKINGS, default=shape.backing, help="of guest memory (anonymous)")
     parser.add_argument(
+        "--page-size", type=page_size, default=shape.page_size, metavar="SIZE", help="of guest memory: 4K, 2M, 1G (4K)"
+    )
+    parser.add_argument(
+        "--destination-backing", choices=BACKINGS, help="of guest memory on the destination (as on the source)"
+    )
+    parser.add_argument(
+        "--destination-page-size",
+        type=page_size,
+        metavar="SIZE",
+        help="of guest memory on the destination (as on the source)",
+    )
+    parser.add_argument(
         "--seed", type=int, default=shape.seed, metavar="N", help="of the guest and of the bad pages (1)"
     )
     parser.add_argument("--time-limit", type=float, default=180.0, metavar="SECONDS", help="of the whole demo (180)")
@@ -100,8 +130,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(args: argparse.Namespace) -> DemoOptions:
     before, during = args.poison
-    shape = GuestShape(args.memory, args.vcpus, args.backing, args.workload, args.write_percent, args.seed)
-    return DemoOptions(shape, args.accel, before, during, args.time_limit, args.keep)
+    shape = GuestShape(
+        args.memory, args.vcpus, args.backing, args.workload, args.write_percent, args.seed, args.page_size
+    )
+    waiting = WaitingShape(args.destination_backing, args.destination_page_size)
+    return DemoOptions(shape, waiting, args.accel, before, during, args.time_limit, args.keep)
 
 
 def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]:

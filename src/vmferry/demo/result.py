@@ -76,6 +76,7 @@ class DemoResult:
                 "gpa": f"{check.gpa:#x}",
                 "severity": check.severity,
                 "vcpu": check.vcpu,
+                "lsb": check.lsb,
                 "host": "source" if check.gpa in told_at_home else "destination",
             }
             for check in self.evidence.at_end.machine_checks

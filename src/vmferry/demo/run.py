@@ -13,12 +13,13 @@ from vmferry.client.plain import enum_word
 from vmferry.client.progress import ProgressView
 from vmferry.client.refusal import ApiError
 from vmferry.demo.admin import AdminError
-from vmferry.demo.course import Cast, Course, Page, workload_pages
+from vmferry.demo.course import Cast, Course, Page, largest_page, pages_to_lose
 from vmferry.demo.network import NamespacePair, Place, loopback_places
 from vmferry.demo.options import DemoOptions, choose_accel
 from vmferry.demo.processes import to_the_end
 from vmferry.demo.result import DemoResult
 from vmferry.demo.stage import Stage, StageError
+from vmferry.units import PAGE_4K
 from vmferry.v1.common_pb2 import ErrorOrigin, MemoryLayout
 from vmferry.v1.migrations_pb2 import PHASE_COMPLETED
 
@@ -84,22 +85,22 @@ class _Play:
         self._say(f"Two daemons start on {places[0].peer} and {places[1].peer}.")
         home, away = await asyncio.gather(stage.host("source", places[0]), stage.host("destination", places[1]))
         source, destination = await asyncio.gather(
-            stage.guest(VM, home, self._accel, shape), stage.guest(VM, away, self._accel, None)
+            stage.guest(VM, home, self._accel, shape), stage.guest(VM, away, self._accel, options.waiting)
         )
         self._say(f"A guest runs: {self._accel}, {shape.memory >> 20} MiB, {shape.vcpus} vCPUs, {shape.workload}.")
         cast = Cast(source, destination, await stage.api(home), await stage.api(away))
         await stage.warm(source, within_s=WARM_S)
-        before, during = self._pages((await cast.home.machine(VM)).layout)
+        layout = (await cast.home.machine(VM)).layout
+        before, during = self._pages(layout)
         course = Course(cast, idle=shape.workload == "idle")
         await course.poison_before(before)
         told = sum(tell for _, tell in before)
         self._say(f"{len(before)} pages are poisoned: the daemon is told of {told}, the others it has to find.")
         with ProgressView(progress) as view:
             await course.move(VM, places[1].peer, during, view.show)
-        if course.migration.phase == PHASE_COMPLETED and len(course.bad_during) < options.poison_during:
-            self._say(
-                f"{len(course.bad_during)} of {options.poison_during} pages turned bad before the source was gone."
-            )
+        turned_bad = len(course.bad_during) * PAGE_4K // largest_page(layout)
+        if course.migration.phase == PHASE_COMPLETED and turned_bad < options.poison_during:
+            self._say(f"{turned_bad} of {options.poison_during} pages turned bad before the source was gone.")
         if course.migration.phase == PHASE_COMPLETED:
             self._say("The guest goes through its memory once more.")
         evidence = await course.judge()
@@ -109,7 +110,7 @@ class _Play:
     def _pages(self, layout: MemoryLayout) -> tuple[list[Page], list[Page]]:
         """Pages to go bad before and during the move, each once; every other one is told to the daemon."""
         options = self._options
-        pages = workload_pages(layout)
+        pages = pages_to_lose(layout)
         wanted = options.poison_before + options.poison_during
         if wanted > len(pages):
             raise StageError(f"{wanted} pages to poison, the guest has {len(pages)}", "Give it more --memory.")

@@ -20,7 +20,7 @@ from vmferry.client.api import Api, open_api
 from vmferry.client.refusal import ApiError
 from vmferry.demo.admin import Admin, AdminError
 from vmferry.demo.network import Place
-from vmferry.demo.options import GuestShape
+from vmferry.demo.options import GuestShape, WaitingShape
 from vmferry.demo.processes import Process, end_processes_of, to_the_end
 from vmferry.demo.programs import daemon_command, find_program
 from vmferry.errors import Reason, VmferryError
@@ -164,17 +164,17 @@ class Stage:
         return await self._connections.enter_async_context(open_api(host.place.api, timeout_s))
 
     async def guest(
-        self, vm: str, host: Host, accel: str, shape: GuestShape | None, options: Sequence[str] = ()
+        self, vm: str, host: Host, accel: str, shape: GuestShape | WaitingShape | None, options: Sequence[str] = ()
     ) -> Guest:
-        """Starts a reference VMM on the host: one that runs, or with `shape` None one that waits to be a destination;
-        returns when the daemon knows it. `options`: further ones of the program."""
-        role = "incoming" if shape is None else "running"
+        """Starts a reference VMM on the host: one that runs, or one that waits to be a destination (None: its memory
+        will be made of what the source's is); returns when the daemon knows it. `options`: further ones for it."""
+        role = "running" if isinstance(shape, GuestShape) else "incoming"
         self._guests_made += 1
         number = self._guests_made
         admin = self.root / f"{host.name}.{number}.admin"
         argv = [str(find_program("vmferry-refvm")), "--vm", vm, "--accel", accel]
         argv += ["--daemon", str(host.vmm_socket), "--admin", str(admin)]
-        argv += ["--incoming"] if shape is None else guest_arguments(shape)
+        argv += guest_arguments(shape) if isinstance(shape, GuestShape) else waiting_arguments(shape)
         argv += options
         log = self.root / f"{host.name}.{number}.refvm.log"
         process = await Process.start(f"{host.name} refvm", argv, log, host.place.netns)
@@ -221,8 +221,19 @@ def guest_arguments(shape: GuestShape) -> list[str]:
     return [
         *("--memory", f"{shape.memory // MIB}M"),
         *("--backing", shape.backing),
+        *("--page-size", str(shape.page_size)),
         *("--vcpus", str(shape.vcpus)),
         *("--workload", shape.workload),
         *("--write-percent", str(shape.write_percent)),
         *("--seed", str(shape.seed)),
     ]
+
+
+def waiting_arguments(shape: WaitingShape | None) -> list[str]:
+    """The command line of a reference VMM that waits to be a destination."""
+    words = ["--incoming"]
+    if shape is not None and shape.backing is not None:
+        words += ["--backing", shape.backing]
+    if shape is not None and shape.page_size is not None:
+        words += ["--page-size", str(shape.page_size)]
+    return words

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmferry.demo.admin import GuestReport
+from vmferry.units import LSB_4K, PAGE_4K
 
 COMPLETED = "COMPLETED"
 NAMED = 8
@@ -19,11 +20,17 @@ class LedgerPage:
 
     gpa: int
     guest_visible: bool
+    lsb: int = LSB_4K
+
+    @property
+    def pages(self) -> range:
+        """GPAs of the 4 KiB pages that are lost."""
+        return range(self.gpa, self.gpa + (1 << self.lsb), PAGE_4K)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was seen. GPAs are of the pages' first bytes."""
+    """What was seen. Bad pages are named by GPA, 4 KiB each: a huge page is many of them."""
 
     phase: str
     reason: str
@@ -45,11 +52,25 @@ class Evidence:
     source_running: bool
     idle: bool = False
     """The workload touches nothing after its first pass: its touches need not grow."""
+    destination_page: int = PAGE_4K
+    """Bytes of a page of the backing there, the unit of the API's counts; it goes bad as a whole."""
+
+    @property
+    def told(self) -> frozenset[int]:
+        """GPAs of the 4 KiB pages of which the guest has been told."""
+        return frozenset(gpa for check in self.at_end.machine_checks for gpa in check.pages)
+
+    @property
+    def may_be_bad(self) -> frozenset[int]:
+        """Pages that may be bad now: one of 4 KiB takes the destination's huge page around it along."""
+        size = self.destination_page
+        starts = {gpa - gpa % size for gpa in self.poisoned_before | self.poisoned_during}
+        return frozenset(gpa for start in starts for gpa in range(start, start + size, PAGE_4K))
 
 
 def healed(evidence: Evidence) -> frozenset[int]:
     """Pages that turned bad when their good copy was on the destination already: no machine check is due."""
-    return evidence.poisoned_during - {check.gpa for check in evidence.at_end.machine_checks}
+    return evidence.poisoned_during - evidence.told
 
 
 def problems(evidence: Evidence) -> list[str]:
@@ -82,14 +103,17 @@ def _memory(evidence: Evidence) -> Iterator[str]:
 
 
 def _machine_checks(evidence: Evidence) -> Iterator[str]:
-    seen = Counter(check.gpa for check in evidence.at_end.machine_checks)
-    bad = evidence.poisoned_before | evidence.poisoned_during
-    for gpa, count in sorted(seen.items()):
-        if gpa not in bad:
-            yield f"a machine check at {gpa:#x}, which is not poisoned"
-        elif count > 1:
+    # Two vCPUs may stumble over one huge page at the same time, and both are told; a small page is one vCPU's alone.
+    seen = Counter((check.gpa, check.lsb > LSB_4K and check.vcpu) for check in evidence.at_end.machine_checks)
+    may_be_bad = evidence.may_be_bad
+    for gpa in sorted(
+        {check.gpa for check in evidence.at_end.machine_checks if not may_be_bad.issuperset(check.pages)}
+    ):
+        yield f"a machine check at {gpa:#x}, which is not poisoned"
+    for (gpa, _), count in sorted(seen.items()):
+        if count > 1:
             yield f"{count} machine checks at {gpa:#x}, not one"
-    if untold := evidence.poisoned_before - seen.keys():
+    if untold := evidence.poisoned_before - evidence.told:
         yield f"no machine check at {_some(untold)}, poisoned before the migration"
 
 
@@ -100,14 +124,15 @@ def _some(pages: frozenset[int]) -> str:
 
 
 def _ledger(evidence: Evidence) -> Iterator[str]:
-    checked = {check.gpa for check in evidence.at_end.machine_checks}
-    known = {page.gpa for page in evidence.ledger}
-    bad = evidence.poisoned_before | evidence.poisoned_during
-    for gpa in sorted(known - bad):
-        yield f"the destination's ledger has {gpa:#x}, which is not poisoned"
-    for gpa in sorted(checked - known):
-        yield f"the destination's ledger lacks {gpa:#x}, of which the guest was told"
-    for gpa in sorted({page.gpa for page in evidence.ledger if page.guest_visible} - checked):
-        yield f"the ledger says that the guest was told of {gpa:#x}; it was not"
-    if evidence.poison_pages != len(checked):
-        yield f"{evidence.poison_pages} pages came as poison, the guest was told of {len(checked)}"
+    told = evidence.told
+    known = frozenset(gpa for page in evidence.ledger for gpa in page.pages)
+    visible = frozenset(gpa for page in evidence.ledger if page.guest_visible for gpa in page.pages)
+    if invented := known - evidence.may_be_bad:
+        yield f"the destination's ledger has {_some(invented)}, which is not poisoned"
+    if forgotten := told - known:
+        yield f"the destination's ledger lacks {_some(forgotten)}, of which the guest was told"
+    if untrue := visible - told:
+        yield f"the ledger says that the guest was told of {_some(untrue)}; it was not"
+    pages = {gpa // evidence.destination_page for gpa in told}
+    if evidence.poison_pages != len(pages):
+        yield f"{evidence.poison_pages} pages came as poison, the guest was told of {len(pages)}"

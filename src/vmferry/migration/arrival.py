@@ -12,6 +12,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.rules import travel
 from vmferry.migration import incoming as inc
 from vmferry.migration.changes import Bell
+from vmferry.migration.layout import destination_layout
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
@@ -97,10 +98,13 @@ class Arrival:
         return found
 
     async def make_memory(self, layout: MemoryLayout, vcpus: int, held: Sequence[PageRange]) -> None:
-        """With memory for what is `held`, as far as the backing allows it: a shortage shows before the blackout."""
+        """`layout` is the source's; it becomes one of the pages and the backing that the waiting VMM has. With memory for
+        what is `held`, as far as that backing allows it: a shortage shows before the blackout.
+        """
         vmm = self._world.vmms.incoming(self.record.vm)
         if vmm is None:
             raise no_vmm(self.record.vm)
+        layout = destination_layout(layout, vmm.identity.memory)
         self._vmm, self.pid = vmm, vmm.identity.pid
         pager = self._pager = await self._world.pagers.start(self.key, self.record.vm, False)
         self._errors.serve(self.key, self.record.vm, pager)

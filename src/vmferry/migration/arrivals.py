@@ -19,6 +19,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration import incoming as inc
 from vmferry.migration.arrival import Arrival, no_vmm
 from vmferry.migration.following import Following
+from vmferry.migration.layout import check_layout
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, MemoryLayout, Outcome
@@ -318,21 +319,3 @@ class Arrivals:
                 await self._lose(arrival, reason)
             elif arrival.holds_memory:
                 await self._refuse(arrival, f"the waiting VMM died: {reason}")
-
-
-def check_layout(layout: MemoryLayout) -> None:
-    """Raises: VmferryError LAYOUT_MISMATCH that names the region and what is wrong with it."""
-    end = 0
-    if not layout.regions:
-        raise VmferryError(Reason.LAYOUT_MISMATCH, "the layout has no memory regions.", "")
-    for number, region in enumerate(layout.regions):
-        wrong = ""
-        if region.page_size < 4096 or region.page_size & (region.page_size - 1):
-            wrong = f"page size {region.page_size} is not a power of two from 4096 on"
-        elif region.size <= 0 or region.size % region.page_size or region.gpa % region.page_size:
-            wrong = f"size {region.size} or GPA {region.gpa:#x} is not a multiple of {region.page_size}"
-        elif region.gpa < end:
-            wrong = f"GPA {region.gpa:#x} is below {end:#x}, where the region before it ends"
-        if wrong:
-            raise VmferryError(Reason.LAYOUT_MISMATCH, f"region {number}: {wrong}.", "")
-        end = region.gpa + region.size

@@ -27,8 +27,16 @@ class MemoryRegion:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryKind:
+    """What a destination's VMM makes memory of; None: of what it is on the source."""
+
+    page_size: int | None = None
+    backing: Backing | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryLayout:
-    """Regions in ascending, non-overlapping GPA order: the same on both hosts."""
+    """Regions in ascending, non-overlapping GPA order: on both hosts of the same GPAs and sizes."""
 
     regions: tuple[MemoryRegion, ...]
 
@@ -183,3 +191,5 @@ class VmmIdentity:
     layout: MemoryLayout
     abilities: frozenset[str]
     state: str
+    memory: MemoryKind = field(default_factory=MemoryKind)
+    """Counts where it is a destination."""

@@ -31,6 +31,7 @@ class FakePager:
         self.push_bytes_per_s: int | None = None
         """None: never told."""
         self.preallocated: tuple[PageRange, ...] = ()
+        self.layout = MemoryLayout(())
         self.ended = False
         self.state = PagerStatus(1, True, "", False, "", False, PageProgress(total=16, absent=16))
         self._events: list[PagerEvent] = []
@@ -63,6 +64,7 @@ class FakePager:
     async def serve_source(self, layout: MemoryLayout, token: str, push_bytes_per_s: int) -> str:
         await self._do("serve_source")
         self.push_bytes_per_s = push_bytes_per_s
+        self.layout = layout
         return "127.0.0.1:7700"
 
     async def list_held(self, layout: MemoryLayout) -> Sequence[PageRange]:
@@ -83,6 +85,7 @@ class FakePager:
 
     async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
         await self._do("expect_destination")
+        self.layout = layout
         return ("UFFD_FEATURE_POISON",)
 
     async def preallocate(self, held: Sequence[PageRange]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import Backing, MemoryLayout, MemoryRegion, VmmIdentity
+from vmferry.migration.model import Backing, MemoryKind, MemoryLayout, MemoryRegion, VmmIdentity
 from vmferry.testing.script import Script
 from vmferry.units import MIB, PAGE_4K, Gpa
 
@@ -45,6 +45,10 @@ class FakeVmm:
     def runs(self) -> bool:
         """vCPUs run."""
         return self.alive and self._identity.state == "running"
+
+    def make_memory_of(self, kind: MemoryKind) -> None:
+        """As it would have said in `hello`."""
+        self._identity = replace(self._identity, memory=kind)
 
     def die(self, why: str = "killed") -> None:
         self._why = why

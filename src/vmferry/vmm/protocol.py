@@ -13,7 +13,16 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from vmferry import wire
-from vmferry.migration.model import Backing, LedgerEntry, MemoryLayout, MemoryRegion, Origin, Severity, VmmIdentity
+from vmferry.migration.model import (
+    Backing,
+    LedgerEntry,
+    MemoryKind,
+    MemoryLayout,
+    MemoryRegion,
+    Origin,
+    Severity,
+    VmmIdentity,
+)
 from vmferry.units import LSB_4K, MIB, Gpa
 
 VERSION = 1
@@ -56,6 +65,13 @@ class HelloRegion(msgspec.Struct, frozen=True):
     backing: Backing
 
 
+class HelloMemory(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a destination makes memory of; what is absent is as on the source."""
+
+    page_size: Natural | None = None
+    backing: Backing | None = None
+
+
 class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
     """First message of a VMM."""
 
@@ -67,6 +83,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
     regions: list[HelloRegion]
     abilities: list[str]
     state: State
+    memory: HelloMemory = HelloMemory()
 
 
 class MemoryErrorReport(msgspec.Struct, frozen=True, tag="memory_error", tag_field="type"):
@@ -270,8 +287,12 @@ def identity_of(hello: Hello) -> VmmIdentity:
             raise ProtocolError(*problem)
         if hello.vcpus == 0:
             raise ProtocolError("vcpus", f"is 0 in state {hello.state}")
+    page_size = hello.memory.page_size
+    if page_size is not None and page_size not in wire.PAGE_SIZES:
+        raise ProtocolError("memory.page_size", f"{page_size} is none of {', '.join(map(str, wire.PAGE_SIZES))}")
+    memory = MemoryKind(page_size, hello.memory.backing)
     abilities = frozenset(hello.abilities)
-    return VmmIdentity(hello.vm, hello.pid, hello.platform, hello.vcpus, layout, abilities, hello.state)
+    return VmmIdentity(hello.vm, hello.pid, hello.platform, hello.vcpus, layout, abilities, hello.state, memory)
 
 
 def entry_of(report: MemoryErrorReport, layout: MemoryLayout, now_us: int) -> LedgerEntry:

@@ -15,7 +15,7 @@ from vmferry.demo import options
 from vmferry.demo.admin import Admin, AdminError
 from vmferry.demo.network import NamespacePair, loopback_places
 from vmferry.demo.processes import Process, end_processes_of, processes_of, to_the_end
-from vmferry.demo.stage import Host, StageError, until
+from vmferry.demo.stage import Host, StageError, guest_arguments, until, waiting_arguments
 from vmferry.units import MIB
 
 
@@ -28,6 +28,28 @@ def test_sizes(text, size):
 def test_wrong_sizes(text):
     with pytest.raises(argparse.ArgumentTypeError):
         options.memory_size(text)
+
+
+def parsed(*words: str) -> options.DemoOptions:
+    parser = argparse.ArgumentParser()
+    options.add_options(parser)
+    return options.from_arguments(parser.parse_args(words))
+
+
+def test_the_guests_memory_is_as_asked_on_either_host():
+    plain = parsed()
+    assert (plain.shape, plain.waiting) == (options.GuestShape(), options.WaitingShape())
+    assert waiting_arguments(plain.waiting) == ["--incoming"]
+    asked = parsed(
+        *("--backing", "memfd", "--page-size", "2M"),
+        *("--destination-backing", "anonymous", "--destination-page-size", "4K"),
+    )
+    words = guest_arguments(asked.shape)
+    assert words[words.index("--page-size") + 1] == str(2 * MIB)
+    assert words[words.index("--backing") + 1] == "memfd"
+    assert waiting_arguments(asked.waiting) == ["--incoming", "--backing", "anonymous", "--page-size", "4096"]
+    with pytest.raises(SystemExit):
+        parsed("--page-size", "8K")
 
 
 def test_poison_counts():

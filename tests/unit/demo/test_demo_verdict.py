@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from vmferry.demo.admin import GuestReport, MachineCheck, report_of
+from vmferry.demo.admin import GuestReport, MachineCheck, Mapped, report_of
+from vmferry.demo.course import largest_page, lost_with, pages_to_lose
 from vmferry.demo.verdict import Evidence, LedgerPage, healed, problems
+from vmferry.v1.common_pb2 import MemoryLayout, MemoryRegion
 
 A, B, C, D, CLEAN = 0x1000000, 0x1001000, 0x1002000, 0x1003000, 0x2000000
 
@@ -89,6 +91,69 @@ def test_an_idle_guest_need_not_touch():
 def test_each_way_to_fail_is_found(evidence, words):
     found = problems(evidence)
     assert any(words in problem for problem in found), found
+
+
+HUGE = 0x1200000
+
+
+def small_pages(gpa: int, count: int = 512) -> frozenset[int]:
+    return frozenset(range(gpa, gpa + count * 4096, 4096))
+
+
+def test_a_huge_page_is_told_by_one_machine_check():
+    """Two vCPUs that stumble over it at once are both told."""
+    told = tuple(MachineCheck(HUGE, "AR", vcpu, 21) for vcpu in (0, 1))
+    good = replace(
+        end(machine_checks=told),
+        poisoned_before=small_pages(HUGE),
+        poisoned_during=frozenset(),
+        ledger=(LedgerPage(HUGE, True, 21),),
+        poison_pages=1,
+        destination_page=2 << 20,
+    )
+    assert problems(good) == []
+    assert any(
+        "1 pages came as poison, the guest was told of 512" in one
+        for one in problems(replace(good, destination_page=4096))
+    )
+    twice = replace(good, at_end=replace(good.at_end, machine_checks=(*told, told[0])))
+    assert any("2 machine checks at 0x1200000" in problem for problem in problems(twice))
+    smaller = replace(good, poisoned_before=small_pages(HUGE, 1))
+    assert problems(smaller) == [], "a huge page of the destination goes bad with any part of it"
+    assert any(
+        "which is not poisoned" in one for one in problems(replace(smaller, destination_page=4096, poison_pages=512))
+    )
+
+
+def test_every_part_of_a_huge_page_is_told_on_a_host_of_small_ones():
+    parts = sorted(small_pages(HUGE))
+    good = replace(
+        end(machine_checks=tuple(MachineCheck(gpa, "AO", 0) for gpa in parts)),
+        poisoned_before=small_pages(HUGE),
+        poisoned_during=frozenset(),
+        ledger=tuple(LedgerPage(gpa, True) for gpa in parts),
+        poison_pages=512,
+    )
+    assert problems(good) == []
+    lacking = replace(
+        good, at_end=replace(good.at_end, machine_checks=good.at_end.machine_checks[1:]), poison_pages=511
+    )
+    assert any("no machine check at 0x1200000," in problem for problem in problems(lacking))
+
+
+def test_a_bad_page_takes_the_page_of_its_backing_along():
+    regions = [Mapped(0, 0x7000_0000, 0x1000000, 4096), Mapped(0x1000000, 0x7100_0000, 0x1000000, 2 << 20)]
+    assert lost_with([(0x5000, True), (HUGE + 0x3000, False), (HUGE, True)], regions) == {0x5000} | small_pages(HUGE)
+
+
+def test_pages_to_lose_hold_nothing_of_the_payload():
+    def layout(size: int, page_size: int) -> MemoryLayout:
+        return MemoryLayout(regions=[MemoryRegion(gpa=0, size=size, page_size=page_size)])
+
+    assert pages_to_lose(layout(20 << 20, 2 << 20)) == [16 << 20, 18 << 20]
+    assert pages_to_lose(layout(2 << 30, 1 << 30)) == [1 << 30]
+    assert len(pages_to_lose(layout(17 << 20, 4096))) == 256
+    assert largest_page(layout(2 << 30, 1 << 30)) == 1 << 30
 
 
 def test_a_report_that_lacks_a_field_is_an_error_not_a_zero():

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.arrivals import check_layout
 from vmferry.migration.jobs import Jobs
 from vmferry.migration.machines import MachineState
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Backing, Job, LedgerEntry, MemoryLayout, MemoryRegion, Origin, PageProgress, Phase
+from vmferry.migration.model import Job, LedgerEntry, Origin, PageProgress, Phase
 from vmferry.testing.host import Pair
 from vmferry.testing.store import MemoryStore
-from vmferry.testing.vmm import LAYOUT
 from vmferry.units import Gpa
 
 
@@ -71,29 +68,6 @@ async def test_what_a_destination_refuses(pair: Pair, vm: str, state: str, platf
     assert (job.phase, job.reason_code) == (Phase.FAILED, reason)
     assert pair.source.runs
     assert not pair.b.pagers.running
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"page_size": 3000}, "page size 3000"),
-        ({"size": 5000}, "size 5000"),
-        ({"gpa": Gpa(100)}, "GPA 0x64"),
-    ],
-)
-def test_a_layout_that_cannot_be(change: dict[str, int], words: str) -> None:
-    region = replace(LAYOUT.regions[0], **change)  # type: ignore[arg-type]
-    with pytest.raises(VmferryError, match=words) as caught:
-        check_layout(MemoryLayout((region,)))
-    assert caught.value.reason is Reason.LAYOUT_MISMATCH
-
-
-def test_a_layout_whose_regions_overlap() -> None:
-    region = MemoryRegion(Gpa(0), 8192, 4096, Backing.MEMFD)
-    with pytest.raises(VmferryError, match="region 1: GPA 0x1000 is below 0x2000"):
-        check_layout(MemoryLayout((region, replace(region, gpa=Gpa(4096)))))
-    with pytest.raises(VmferryError, match="no memory regions"):
-        check_layout(MemoryLayout(()))
 
 
 async def test_machines_during_a_move(pair: Pair) -> None:

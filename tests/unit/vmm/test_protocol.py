@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmferry.migration.model import Backing, MemoryLayout, MemoryRegion, Origin, Severity
-from vmferry.units import MIB, Gpa
+from vmferry.migration.model import Backing, MemoryKind, MemoryLayout, MemoryRegion, Origin, Severity
+from vmferry.units import MIB, PAGE_2M, Gpa
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError, ToVmm
 
@@ -30,6 +30,7 @@ from_vmm = st.one_of(
         regions=st.lists(st.builds(protocol.HelloRegion, u64, u64, u64, u64, backings)),
         abilities=st.lists(text),
         state=st.sampled_from(["running", "stopped", "incoming", "prepared", "loaded"]),
+        memory=st.builds(protocol.HelloMemory, st.none() | u64, st.none() | backings),
     ),
     st.builds(
         protocol.MemoryErrorReport,
@@ -127,6 +128,9 @@ def region(**changes: Any) -> dict[str, Any]:
         ({**HELLO, "state": "asleep"}, "state"),
         ({**HELLO, "regions": {}}, "regions"),
         ({**HELLO, "abilities": [1]}, "abilities[0]"),
+        ({**HELLO, "memory": None}, "memory"),
+        ({**HELLO, "memory": {"page_size": "2M"}}, "memory.page_size"),
+        ({**HELLO, "memory": {"backing": "paper"}}, "memory.backing"),
         (region(gpa=-1), "regions[0].gpa"),
         (region(size=1.5), "regions[0].size"),
         (region(backing="paper"), "regions[0].backing"),
@@ -169,6 +173,7 @@ def test_unknown_fields_are_ignored() -> None:
         ({**HELLO, "vcpus": 0}, "vcpus", "BAD_MESSAGE"),
         ({**HELLO, "state": "incoming"}, "regions", "BAD_MESSAGE"),
         (region(page_size=512), "regions[0].page_size", "BAD_MESSAGE"),
+        ({**HELLO, "memory": {"page_size": 8192}}, "memory.page_size", "BAD_MESSAGE"),
         (region(gpa=512), "regions[0].gpa", "BAD_MESSAGE"),
         (region(size=2**80), "regions[0].size", "BAD_MESSAGE"),
         (region(size=2**64 - 4096, gpa=8192), "regions[0].size", "BAD_MESSAGE"),
@@ -180,6 +185,22 @@ def test_hello_that_cannot_be_names_the_field(message: Any, field: str, code: st
     with pytest.raises(ProtocolError) as caught:
         protocol.identity_of(hello)
     assert (caught.value.field, caught.value.code) == (field, code)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({}, MemoryKind()),
+        ({"memory": {}}, MemoryKind()),
+        ({"memory": {"page_size": PAGE_2M, "later": 1}}, MemoryKind(PAGE_2M)),
+        ({"memory": {"page_size": 4096, "backing": "memfd"}}, MemoryKind(4096, Backing.MEMFD)),
+    ],
+)
+def test_a_destination_says_what_it_makes_memory_of(said: dict[str, Any], meant: MemoryKind) -> None:
+    waiting = {**HELLO, "state": "incoming", "regions": [], "vcpus": 0, **said}
+    hello = protocol.decode_from_vmm(json.dumps(waiting).encode())
+    assert isinstance(hello, protocol.Hello)
+    assert protocol.identity_of(hello).memory == meant
 
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))
