@@ -8,7 +8,8 @@ use inferno::collapse::Collapse;
 use inferno::collapse::perf::{Folder, Options as Folding};
 use inferno::flamegraph::{self, Options};
 
-/// Writes one flame graph as SVG, and its stacks as lines of `frame;frame;frame count`.
+/// Writes one flame graph as SVG, and its stacks as lines of `frame;frame;frame NS`: a sample stands for the time since the
+/// one before.
 ///
 /// # Errors
 /// A file cannot be read or written, or there is no stack in it.
@@ -18,7 +19,7 @@ pub fn draw(script: &Path, svg: &Path, folded: &Path, title: &str) -> io::Result
     File::create(folded)?.write_all(&lines)?;
     let mut options = Options::default();
     options.title = title.into();
-    options.count_name = "samples".into();
+    options.count_name = "ns".into();
     flamegraph::from_reader(&mut options, &lines[..], BufWriter::new(File::create(svg)?)).map_err(io::Error::other)
 }
 
@@ -43,7 +44,7 @@ urgent 10/11 100.2:    1003009 cpu-clock: \n\
         std::fs::write(path("script"), SCRIPT).unwrap();
         draw(&path("script"), &path("a.svg"), &path("a.folded"), "a title").unwrap();
         let folded = std::fs::read_to_string(path("a.folded")).unwrap();
-        assert_eq!(folded, "urgent;vmferry_pager::send;copy_user 2\n");
+        assert_eq!(folded, "urgent;vmferry_pager::send;copy_user 2006018\n");
         let svg = std::fs::read_to_string(path("a.svg")).unwrap();
         assert!(svg.contains("a title") && svg.contains("copy_user"), "{svg}");
     }

@@ -5,10 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -23,6 +19,7 @@ from vmferry_bench import qemu
 from vmferry_bench.alone import measure_alone
 from vmferry_bench.figures import figures
 from vmferry_bench.goals import Judge, summary
+from vmferry_bench.machine import machine
 from vmferry_bench.native import BenchError
 from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
@@ -31,7 +28,7 @@ from vmferry_bench.shape import OURS, SIDES, Alone, Round, alone_of, round_of
 from vmferry_bench.table import table, write_page
 
 ALONE_ROUNDS = 3
-QUICK_LIMIT_S = 140.0
+QUICK_LIMIT_S = 130.0
 """After that no further round is begun with --quick: what is left to do then takes half a minute."""
 LIMIT_S = 1320.0
 """The same of the whole: what is left takes two minutes."""
@@ -50,25 +47,6 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def machine() -> dict[str, Any]:
-    """Where the run was made."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    version = (
-        subprocess.run([qemu.QEMU, "--version"], capture_output=True, text=True, check=False) if usable() else None
-    )
-    return {
-        "kernel": platform.release(),
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else "",
-        "cores": os.cpu_count(),
-        "qemu": version.stdout.splitlines()[0] if version and version.stdout else "not installed",
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def usable() -> bool:
-    return shutil.which(qemu.QEMU) is not None
-
-
 async def _turn(ours: OurSide, turn: Turn, number: int) -> Round:
     if turn.side == OURS:
         return await ours.move(turn.shape, number)
@@ -84,7 +62,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
     end = time.monotonic() + (options.time_limit or (QUICK_LIMIT_S if options.quick else LIMIT_S))
     async with our_side() as ours:
         for number, turn in enumerate(wanted):
-            if turn.side != OURS and not usable():
+            if turn.side != OURS and not qemu.usable():
                 continue
             if time.monotonic() > end:
                 failures.append(f"{len(wanted) - number} of {len(wanted)} turns are left out: the time is over")
@@ -149,7 +127,7 @@ def main() -> int:
         rounds = [round_of(plain) for plain in found["rounds"]]
         found = result(rounds, found["failures"], alone_of(found["alone"]), found["machine"])
     else:
-        if not usable():
+        if not qemu.usable():
             print(f"{qemu.QEMU} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
         rounds, alone, failures = asyncio.run(measure(options))
         found = result(rounds, failures, alone, machine())

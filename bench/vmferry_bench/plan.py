@@ -30,7 +30,7 @@ def idle(backing: str) -> Shape:
 
 
 def shapes(quick: bool) -> list[Shape]:
-    """The guests, those of goals first: a run that must end early leaves out the others."""
+    """The guests, those of goals first."""
     if quick:
         return [guest("memfd"), guest("anonymous"), idle("memfd")]
     others = [Shape("hot"), Shape("paced"), Shape("random", vcpus=2), Shape("random", memory_mib=2048)]
@@ -43,14 +43,16 @@ def shapes(quick: bool) -> list[Shape]:
 
 
 def turns(guests: list[Shape], rounds: int, quick: bool) -> list[Turn]:
-    """Ours, QEMU at its best, ours, and so on: a disturbance of the machine hits both sides alike. The guests of most
-    goals have QEMU's other setting too, behind further turns of ours; a traced turn comes after all of a guest."""
+    """Ours, QEMU at its best, ours, and so on, a round of all guests after the other: a disturbance of the machine hits
+    both sides alike, and a run that must end early has all guests. The guests of most goals have QEMU's other setting
+    too, behind further turns of ours; a traced turn comes once, behind a guest's first round."""
     found: list[Turn] = []
-    for shape in guests:
-        order: tuple[str, ...] = (OURS, PREEMPT)
-        if not quick and shape in map(guest, BACKINGS):
-            order = (OURS, PREEMPT, OURS, PLAIN)
-        found += [Turn(side, shape, number) for number in range(rounds) for side in order]
-        if shape.workload != "idle":
-            found.append(Turn(TRACED, shape, rounds))
+    for number in range(rounds):
+        for shape in guests:
+            order: tuple[str, ...] = (OURS, PREEMPT)
+            if not quick and shape in map(guest, BACKINGS):
+                order = (OURS, PREEMPT, OURS, PLAIN)
+            if number == 0 and shape.workload != "idle":
+                order = (*order, TRACED)
+            found += [Turn(side, shape, number) for side in order]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,11 @@ CPU = "host,-arch-capabilities"
 """MSR 0x10a is left out: KVM on AMD names bits of it that it then refuses to set. The guest never reads it."""
 AFTER_S = 0.05
 """Between the last page and the reading of the report: for touches under way to end."""
+
+
+def usable() -> bool:
+    """Whether it is installed."""
+    return shutil.which(QEMU) is not None
 
 
 class Vm:
