@@ -25,7 +25,7 @@ from vmferry_bench.processes import CpuWatch, warm_memory
 from vmferry_bench.shape import OURS, Round, Shape, is_warm
 
 WARM_S = 90.0
-SETTLE_S = 1.0
+SETTLE_S = 0.3
 """For the guest to go on after the move, before it is judged."""
 AFTER_S = 0.05
 """Between the last page and the reading of the report, as on the other side."""

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping
 
 _RULES = (
     ("wake of a faulting thread", r"wake_userfault|userfaultfd_wake"),
-    ("wake of another thread", r"try_to_wake_up|wake_up_q|ttwu_|sock_def_readable|__wake_up_common|ep_poll_callback"),
+    (
+        "wake of another thread",
+        r"try_to_wake_up|wake_up_q|ttwu_|eventfd_write|sock_def_readable|__wake_up_common|ep_poll_callback",
+    ),
     ("scheduler", r"^__schedule$|^schedule($|_)|finish_task_switch|^do_idle$|schedule_tail"),
     ("uffd read", r"userfaultfd_(read|poll|ctx_read)"),
     ("install ioctl", r"mfill_atomic|userfaultfd_(ioctl|copy|continue|zeropage|poison)"),
@@ -23,10 +26,12 @@ _RULES = (
     ("receive", r"sock_recvmsg|sock_read_iter|tcp_recvmsg|__sys_recvfrom|__sys_recvmsg"),
     ("wait for events", r"do_epoll|epoll_wait|do_sys_poll|do_futex|futex_wait|clock_nanosleep"),
     ("faults and mappings of its own", r"handle_mm_fault|exc_page_fault|do_mmap|do_munmap|madvise|zap_|unmap_"),
-    ("begin and end of the process", r"do_exit|execve|do_exit|exit_mm|__libc_start|clone3?$|kernel_clone"),
+    ("begin and end of the process", r"do_exit|execve|exit_mm|kernel_clone"),
+    ("copies and allocations", r"^__mem(move|cpy|set)|^_int_(malloc|free)|^(m|c|re)alloc$|^c?free$|unlink_chunk"),
     ("gRPC", r"\b(tonic|h2|hyper|hyper_util|tower|prost)::"),
 )
 _OWN = re.compile(r"vmferry_pager::")
+_LOOP = re.compile(r"\b(tokio|mio|futures_\w+)::")
 _KERNEL = re.compile(r"entry_SYSCALL|asm_|do_syscall|ret_from_fork|syscall_")
 _PHASES = tuple((name, re.compile(pattern)) for name, pattern in _RULES)
 
@@ -39,7 +44,12 @@ def phase(frames: Iterable[str]) -> str:
             return name
     if any(map(_KERNEL.search, every)):
         return "other kernel"
-    return "the pager's own code" if any(map(_OWN.search, every)) else "other"
+    for frame in reversed(every):
+        if _OWN.search(frame):
+            return "the pager's own code"
+        if _LOOP.search(frame):
+            return "event loop"
+    return "other"
 
 
 def times(folded: Iterable[str]) -> dict[str, int]:

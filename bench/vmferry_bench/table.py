@@ -109,7 +109,7 @@ _PAPER = (
     ("destination's pager, anew: beside the page table", "destination_anew_bytes", "destination_anew_s"),
     ("destination's pager, again: beside the page table", "destination_again_bytes", "destination_again_s"),
     ("source's pager: what was sent", "source_bytes", "source_s"),
-    ("source's pager: order of the push", "order_bytes", "order_s"),
+    ("source's pager: order of the push", "order_bytes", ""),
     ("source's pager: a known memory error", "error_bytes", ""),
 )
 

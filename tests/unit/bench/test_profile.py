@@ -31,7 +31,12 @@ SYSCALL = ["vmferry_pager::fault_loop::run", "entry_SYSCALL_64_after_hwframe", "
         ("other kernel", [*SYSCALL, "__x64_sys_getpid"]),
         ("gRPC", ["vmferry_pager::demand::run", "<tonic::codec::Streaming<T>>::message", "h2::proto::poll"]),
         ("the pager's own code", ["std::thread::start", "vmferry_pager::page_table::PageTable::runs"]),
-        ("other", ["[unknown]", "__memmove_avx_unaligned"]),
+        ("the pager's own code", ["tokio::runtime::block_on", "vmferry_pager::install::Installer::install", "ioctl"]),
+        ("event loop", ["vmferry_pager::program::run", "tokio::runtime::time::Driver::park_internal", "mio::poll"]),
+        ("wake of another thread", [*SYSCALL, "ksys_write", "eventfd_write", "_raw_spin_unlock_irq"]),
+        ("copies and allocations", ["[unknown]", "__memmove_avx512_unaligned_erms"]),
+        ("copies and allocations", ["[unknown]", "_int_malloc"]),
+        ("other", ["[unknown]", "write"]),
     ],
 )
 def test_the_phase_of_a_stack(name: str, frames: list[str]) -> None:
