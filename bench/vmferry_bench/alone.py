@@ -15,6 +15,7 @@ from vmferry_bench.figures import common_rates, quantiles, share_of
 from vmferry_bench.native import BenchError, native
 from vmferry_bench.pair import MEMORY_MIB, Pair, Touches, memory_error, pagers
 from vmferry_bench.paper import measure_paper
+from vmferry_bench.plan import MANY_PAUSE_US
 from vmferry_bench.processes import busy_share, machine_cpu
 from vmferry_bench.shape import BACKINGS, Alone, Many, Singles
 
@@ -23,8 +24,6 @@ PAUSE_US = 500
 MANY = (1, 4, 16)
 MANY_QUICK = (1, 16)
 MANY_TOUCHES = 500
-MANY_PAUSE_US = 2000
-"""So few faults that 16 VMs do not fill two cores."""
 MANY_BACKING = "memfd"
 
 

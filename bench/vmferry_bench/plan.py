@@ -8,6 +8,8 @@ from vmferry_bench.shape import BACKINGS, OURS, PLAIN, PREEMPT, TRACED, Shape
 
 ROUNDS = 5
 """Each has a turn of vmferry before each turn of QEMU."""
+MANY_PAUSE_US = 2000
+"""After each touch of VMs that touch at the same time: so few faults that 16 of them do not fill two cores."""
 
 
 @dataclass(frozen=True, slots=True)

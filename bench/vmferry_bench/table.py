@@ -54,7 +54,8 @@ def _goals(found: dict[str, Any]) -> list[str]:
     lines = ["| measure | goal | value | spread over rounds | met |", "|---|---|---|---|---|"]
     for goal in found["goals"]:
         met = {True: "yes", False: "**no**", None: "not measured"}[goal["met"]]
-        spread = "" if goal["low"] is None else f"{_exact(goal['low'])} to {_exact(goal['high'])}"
+        words = "" if goal["met"] is None else goal["words"]
+        spread = words if goal["low"] is None else f"{_exact(goal['low'])} to {_exact(goal['high'])}"
         lines.append(f"| {goal['measure']} | {goal['goal']} | {_exact(goal['value'])} | {spread} | {met} |")
     return lines
 

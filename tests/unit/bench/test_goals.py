@@ -80,9 +80,10 @@ def test_what_is_measured_of_ours_alone() -> None:
     goals = judged(both())
     assert goals["memfd: first touch, nothing else on the link, p50, to the floor"].value == pytest.approx(1.1)
     assert goals["memfd: poisoned page / data page, answer, p50"].met is True
-    fall = goals["memfd: faults/s a VM, 1 → 16 VMs, fall, a pause of 2 ms, 75% of the cores busy"]
+    fall = goals["memfd: faults/s a VM, 1 → 16 VMs, fall, a pause of 2 ms"]
     assert fall.value == pytest.approx(0.2)
-    assert goals["memfd: faults/s of 16 VMs, most to least, with pauses"].met is False
+    assert fall.words == "75% of the cores busy with 16"
+    assert goals["memfd: faults/s of 16 VMs, most to least, a pause of 2 ms"].met is False
     assert goals["memfd: faults/s of 16 VMs, most to least, no pause, cores full"].met is True
 
 

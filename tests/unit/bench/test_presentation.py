@@ -39,10 +39,11 @@ def test_the_page_keeps_what_somebody_wrote(tmp_path: Path) -> None:
 
 def test_what_was_measured_alone_is_in_the_table() -> None:
     q = {"count": 3.0, "p50": 41.0, "p90": 42.0, "p99": 43.0, "max": 44.0}
-    many = [Many(16, pause, [700.0] * 16, [90.0] * 16, [300.0] * 16, 0.5) for pause in (0, 2000)]
+    many = [Many(n, pause, [700.0] * n, [90.0] * n, [300.0] * n, 0.5) for n in (1, 16) for pause in (0, 2000)]
     paper = dict.fromkeys((size for _, size, _ in _PAPER), float(64 << 20)) | {"pages": float(1 << 28), "anew_s": 0.5}
     text = table(result(ROUNDS, [], Alone({"memfd": Singles(floor_us=q)}, many, paper), WHERE))
     assert "| userfaultfd over TCP, nothing else (the floor) | memfd | 3 | 41 | 42 | 43 | 44 |" in text
+    assert "fall, a pause of 2 ms | ≤ 0.2 | 0 | 50% of the cores busy with 16 | yes |" in text
     assert "| 16 | 2 | 50% | 700 | 700 to 700 | 11200 | 90 | 90 | 300 | 300 |" in text
     assert text.index("| 16 | 2 |") < text.index("| 16 | 0 |")
     assert "| page table, with holes | 64.0 MiB | 0.250 | 0.500 |" in text
