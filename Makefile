@@ -20,7 +20,7 @@ DEPENDENCIES := $(VENV)/.stamp-dependencies
 GENERATED := src/vmferry/v1/__init__.py
 INSTALLED := $(VENV)/.stamp-installed
 
-.PHONY: help setup demo test bench lint fmt proto docs wheel clean host-tools demo-packages test-packages bench-packages
+.PHONY: help setup demo test bench profile lint fmt proto docs wheel clean host-tools demo-packages test-packages bench-packages profile-packages
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test: test-packages $(INSTALLED) ## All tests, Rust and Python; options for pyte
 bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with QEMU, in turn; options in ARGS="--quick --out FILE"
 	cargo build $(CARGO_FLAGS) --package vmferry-bench
 	@bench/vmferry-bench $(ARGS)
+
+# The programs are built once more, with frame pointers, so that samples have whole stacks.
+profile: profile-packages $(INSTALLED) ## Flame graphs of both pagers, and a fault stage by stage, in profile/; options in ARGS="--page FILE"
+	cargo build $(CARGO_FLAGS) --package vmferry-bench
+	RUSTFLAGS="-C force-frame-pointers=yes" cargo build $(CARGO_FLAGS) --target-dir target/profile --package vmferry
+	@VMFERRY_PROGRAMS=$(abspath target/profile/release) bench/vmferry-profile $(ARGS)
 
 lint: $(INSTALLED) ## All linters; changes nothing
 	$(BIN)/ruff check .
@@ -61,7 +67,7 @@ wheel: $(GENERATED) ## Build the wheel, with both Rust programs, into dist/
 	$(BIN)/maturin build $(CARGO_FLAGS) --out dist
 
 clean: ## Remove everything that was built or generated
-	rm -rf $(VENV) target dist src/vmferry/v1 .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) target dist profile src/vmferry/v1 .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 host-tools:
@@ -76,6 +82,9 @@ demo-packages:
 
 bench-packages:
 	@deploy/debian/packages qemu-system-x86_64=qemu-system-x86
+
+profile-packages:
+	@deploy/debian/packages perf=linux-perf
 
 test-packages:
 	@deploy/debian/packages ip=iproute2 chromium=chromium

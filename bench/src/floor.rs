@@ -2,37 +2,21 @@
 //!
 //! ```text
 //!  touch ──▶ kernel ──▶ handler: read(uffd) ──8 bytes──▶ source: read, write
-//!                       UFFDIO_COPY ◀──────4096 bytes──┘
+//!                       COPY or CONTINUE ◀──4096 bytes──┘
 //! ```
-//! One thread each, blocking, nothing else done. No migration can be faster with these means, but by spinning.
+//! One thread each, blocking, nothing else done. A page of a memfd is received where it will be, and mapped. No migration
+//! can be faster with these means, but by spinning.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::process::{Command, Stdio};
 
-use vmferry_refvm::guest::content::WORDS;
 use vmferry_refvm::layout::{Backing, split};
 use vmferry_refvm::memory::GuestMemory;
-use vmferry_refvm::userfaultfd::{MODE_MISSING, Userfaultfd};
 
 use crate::touch::{PAGE, Touched, Wanted, say, touch, word};
-
-/// `_IOWR(0xAA, 0x03, struct uffdio_copy)` of linux/userfaultfd.h.
-const UFFDIO_COPY: libc::c_ulong = 0xC028_AA03;
-/// `UFFD_EVENT_PAGEFAULT`.
-const PAGEFAULT: u8 = 0x12;
-/// Bytes of `struct uffd_msg`; the address of a fault is at 16.
-const MESSAGE: usize = 32;
-
-#[repr(C)]
-struct UffdioCopy {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    copy: i64,
-}
+use crate::uffd::{Installer, next_fault, watch};
 
 /// The other process: answers each page number with the page.
 ///
@@ -58,12 +42,12 @@ pub fn source() -> io::Result<()> {
 ///
 /// # Errors
 /// No userfaultfd, or the other process does not come up.
-pub fn run(touches: u64, pause_us: u64) -> Result<Touched, Box<dyn std::error::Error>> {
-    let pages = (touches * PAGE).max(64 << 20) / PAGE;
-    let memory = GuestMemory::new(&split(pages * PAGE, 1, Backing::Anonymous)?)?;
-    let hva = memory.regions()[0].hva;
-    let uffd = Userfaultfd::new(0)?;
-    uffd.register(hva, pages * PAGE, MODE_MISSING)?;
+pub fn run(touches: u64, pause_us: u64, backing: Backing) -> Result<Touched, Box<dyn std::error::Error>> {
+    let pages = touches.max((64 << 20) / PAGE).next_power_of_two();
+    let memory = GuestMemory::new(&split(pages * PAGE, 1, backing)?)?;
+    let region = &memory.regions()[0];
+    let hva = region.hva;
+    let (uffd, installer) = watch(region)?;
     let mut child = Command::new(std::env::current_exe()?).arg("floor-source").stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut line)?;
@@ -71,39 +55,39 @@ pub fn run(touches: u64, pause_us: u64) -> Result<Touched, Box<dyn std::error::E
     stream.set_nodelay(true)?;
     let fd = uffd.as_raw_fd();
     // Ends with the process: it waits for faults that do not come any more.
-    std::thread::Builder::new().name("handler".into()).spawn(move || handle(fd, hva, stream))?;
-    // A stride that is coprime to every count of pages that is a power of two: no page twice, and no order.
-    let order = (0..touches).map(|n| n.wrapping_mul(0x9e37_79b1) % pages).collect();
-    let touched = touch(hva, &Wanted { pages: order, pause_us });
+    std::thread::Builder::new().name("handler".into()).spawn(move || handle(fd, hva, &installer, stream))?;
+    let touched = touch(hva, &Wanted { pages: scattered(touches, pages), pause_us });
     child.kill()?;
     child.wait()?;
     Ok(touched)
 }
 
-fn handle(uffd: RawFd, hva: u64, mut stream: TcpStream) -> io::Result<()> {
-    let mut page = [0u64; WORDS];
-    let mut message = [0u8; MESSAGE];
+/// `touches` of `pages` pages, none twice, in no order; `pages` is a power of two, with which an odd stride has no
+/// divisor in common.
+pub fn scattered(touches: u64, pages: u64) -> Vec<u64> {
+    (0..touches).map(|n| n.wrapping_mul(0x9e37_79b1) % pages).collect()
+}
+
+fn handle(uffd: RawFd, hva: u64, installer: &Installer, mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; PAGE as usize];
     loop {
-        let mut ready = libc::pollfd { fd: uffd, events: libc::POLLIN, revents: 0 };
-        // SAFETY: one pollfd.
-        unsafe { libc::poll(&raw mut ready, 1, -1) };
-        // SAFETY: the buffer is as long as said.
-        if unsafe { libc::read(uffd, message.as_mut_ptr().cast(), MESSAGE) } != MESSAGE as isize
-            || message[0] != PAGEFAULT
-        {
-            continue;
-        }
-        let mut address = [0; 8];
-        address.copy_from_slice(&message[16..24]);
-        let at = u64::from_le_bytes(address) & !(PAGE - 1);
+        let at = next_fault(uffd)?;
         stream.write_all(&((at - hva) / PAGE).to_le_bytes())?;
-        // SAFETY: the array's bytes; any value of them is a value of the array.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(page.as_mut_ptr().cast::<u8>(), PAGE as usize) };
-        stream.read_exact(bytes)?;
-        let mut copy = UffdioCopy { dst: at, src: page.as_ptr() as u64, len: PAGE, mode: 0, copy: 0 };
-        // SAFETY: the structure of this request; the kernel checks both addresses.
-        if unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_COPY, &raw mut copy) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let room = installer.room(at, &mut buffer);
+        stream.read_exact(room)?;
+        installer.install(at, room.as_ptr(), true)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_page_is_touched_twice() {
+        let mut order = scattered(16384, 16384);
+        assert_ne!(order[..3], [0, 1, 2]);
+        order.sort_unstable();
+        assert_eq!(order, (0..16384).collect::<Vec<_>>());
     }
 }

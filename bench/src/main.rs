@@ -3,10 +3,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod boot;
+mod flame;
 mod floor;
 mod image;
+mod paper;
 mod report;
+mod stages;
 mod touch;
+mod uffd;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -85,6 +89,43 @@ enum Command {
         /// After each.
         #[arg(long, default_value_t = 500)]
         pause_us: u64,
+        /// What the memory is made of.
+        #[arg(long, value_enum, default_value = "anonymous")]
+        backing: Backing,
+    },
+    /// Time each stage of a fault by itself.
+    Stages {
+        /// How often.
+        #[arg(long, default_value_t = 2000)]
+        times: u64,
+        /// After each.
+        #[arg(long, default_value_t = 500)]
+        pause_us: u64,
+        /// What the memory is made of.
+        #[arg(long, value_enum, default_value = "anonymous")]
+        backing: Backing,
+    },
+    /// Make the page table of a large VM, and what its source keeps, and measure both.
+    Paper {
+        /// Where the table is made; best on a tmpfs.
+        directory: PathBuf,
+        /// Guest memory, GiB.
+        #[arg(long, default_value_t = 1024)]
+        memory_gib: u64,
+    },
+    /// Draw a flame graph of what `perf script` printed, and write the same as folded stacks.
+    Flame {
+        /// Output of `perf script`.
+        script: PathBuf,
+        /// The flame graph to write.
+        #[arg(long)]
+        svg: PathBuf,
+        /// The folded stacks to write.
+        #[arg(long)]
+        folded: PathBuf,
+        /// What it says at the top.
+        #[arg(long)]
+        title: String,
     },
     /// The other process of `floor`.
     #[command(hide = true)]
@@ -116,7 +157,19 @@ fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Er
             touch::serve(&socket, &vm, memory_mib, backing, &features)?;
             Ok(json!("ended"))
         }
-        Command::Floor { touches, pause_us } => Ok(serde_json::to_value(floor::run(touches, pause_us)?)?),
+        Command::Floor { touches, pause_us, backing } => {
+            Ok(serde_json::to_value(floor::run(touches, pause_us, backing)?)?)
+        }
+        Command::Stages { times, pause_us, backing } => {
+            Ok(serde_json::to_value(stages::run(times, pause_us, backing)?)?)
+        }
+        Command::Paper { directory, memory_gib } => {
+            Ok(serde_json::to_value(paper::measure(&directory, memory_gib << 30)?)?)
+        }
+        Command::Flame { script, svg, folded, title } => {
+            flame::draw(&script, &svg, &folded, &title)?;
+            Ok(json!("drawn"))
+        }
         Command::FloorSource => {
             floor::source()?;
             Ok(json!("ended"))

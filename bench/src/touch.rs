@@ -61,7 +61,8 @@ pub fn touch(hva: u64, wanted: &Wanted) -> Touched {
     touched
 }
 
-fn read(hva: u64) -> Option<u64> {
+/// The word at `hva` of this process; `None` if its page is poisoned.
+pub fn read(hva: u64) -> Option<u64> {
     let mut value = 0u64;
     let local = libc::iovec { iov_base: std::ptr::from_mut(&mut value).cast(), iov_len: 8 };
     let remote = libc::iovec { iov_base: hva as *mut libc::c_void, iov_len: 8 };

@@ -5,10 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -23,21 +19,24 @@ from vmferry_bench import qemu
 from vmferry_bench.alone import measure_alone
 from vmferry_bench.figures import figures
 from vmferry_bench.goals import Judge, summary
+from vmferry_bench.machine import machine
 from vmferry_bench.native import BenchError
 from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
 from vmferry_bench.plot import plot_all
-from vmferry_bench.shape import OURS, Alone, Round, round_of
+from vmferry_bench.shape import OURS, SIDES, Alone, Round, alone_of, round_of
 from vmferry_bench.table import table, write_page
 
 ALONE_ROUNDS = 3
-QUICK_LIMIT_S = 150.0
-"""After that no further round is begun with --quick."""
+QUICK_LIMIT_S = 125.0
+"""After that no further round is begun with --quick: what is left to do then takes half a minute."""
+LIMIT_S = 1320.0
+"""The same of the whole: what is left takes two minutes."""
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="vmferry-bench", description=__doc__)
-    options.add_argument("--quick", action="store_true", help="two guests, at most three minutes")
+    options.add_argument("--quick", action="store_true", help="three guests, at most three minutes")
     options.add_argument("--rounds", type=int, default=ROUNDS, help=f"with every guest ({ROUNDS})")
     options.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin no further round after that")
     options.add_argument("--only", metavar="WORDS", default="", help="only guests whose name has these words")
@@ -46,25 +45,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write SVG plots")
     options.add_argument("--from", dest="read", type=Path, metavar="FILE", help="measure nothing: read an --out FILE")
     return options
-
-
-def machine() -> dict[str, Any]:
-    """Where the run was made."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    version = (
-        subprocess.run([qemu.QEMU, "--version"], capture_output=True, text=True, check=False) if usable() else None
-    )
-    return {
-        "kernel": platform.release(),
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else "",
-        "cores": os.cpu_count(),
-        "qemu": version.stdout.splitlines()[0] if version and version.stdout else "not installed",
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def usable() -> bool:
-    return shutil.which(qemu.QEMU) is not None
 
 
 async def _turn(ours: OurSide, turn: Turn, number: int) -> Round:
@@ -78,11 +58,11 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
     rounds: list[Round] = []
     failures: list[str] = []
     guests = [shape for shape in shapes(options.quick) if options.only in shape.name]
-    wanted = turns(guests, options.rounds)
-    end = time.monotonic() + (options.time_limit or (QUICK_LIMIT_S if options.quick else float("inf")))
+    wanted = turns(guests, options.rounds, options.quick)
+    end = time.monotonic() + (options.time_limit or (QUICK_LIMIT_S if options.quick else LIMIT_S))
     async with our_side() as ours:
         for number, turn in enumerate(wanted):
-            if turn.side != OURS and not usable():
+            if turn.side != OURS and not qemu.usable():
                 continue
             if time.monotonic() > end:
                 failures.append(f"{len(wanted) - number} of {len(wanted)} turns are left out: the time is over")
@@ -97,7 +77,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
             rounds.append(one)
             _say(one)
     try:
-        alone = await measure_alone(1 if options.quick else ALONE_ROUNDS, many=not options.quick)
+        alone = await measure_alone(1 if options.quick else ALONE_ROUNDS, whole=not options.quick)
     except (BenchError, VmferryError, TimeoutError, OSError, grpc.RpcError) as error:
         alone = Alone()
         failures.append(f"{OURS} alone: {error or type(error).__name__}")
@@ -108,7 +88,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
 def _say(one: Round) -> None:
     f = figures(one)
     print(
-        f"{one.side:13} {one.shape.name:36} waits {f['waits']:5.0f}  p50 {f['first_touch_p50_us']:7.0f} µs  "
+        f"{one.side:20} {one.shape.name:36} waits {f['waits']:5.0f}  p50 {f['first_touch_p50_us']:7.0f} µs  "
         f"p99 {f['first_touch_p99_us']:7.0f} µs  {f['throughput_gib_s']:5.2f} GiB/s  "
         f"blocked {f['blocked_s'] * 1e3:6.0f} ms  blackout {f['blackout_ms']:6.1f} ms  "
         f"cpu {f['cpu_s_per_gib']:5.2f} s/GiB  {one.faults}".replace(" nan", "   -"),
@@ -119,11 +99,9 @@ def _say(one: Round) -> None:
 
 def result(rounds: list[Round], failures: list[str], alone: Alone, where: dict[str, Any]) -> dict[str, Any]:
     """The whole run as JSON."""
-    guests = shapes(quick=True)
-    goals = Judge(rounds, guests[0], guests[1], alone).goals()
     return {
         "machine": where,
-        "goals": [asdict(goal) for goal in goals],
+        "goals": [asdict(goal) for goal in Judge(rounds, alone).goals()],
         "summary": summary(rounds),
         "alone": asdict(alone),
         "failures": failures,
@@ -147,16 +125,16 @@ def main() -> int:
     if options.read:
         found = json.loads(options.read.read_text())
         rounds = [round_of(plain) for plain in found["rounds"]]
-        found = result(rounds, found["failures"], Alone(**found["alone"]), found["machine"])
+        found = result(rounds, found["failures"], alone_of(found["alone"]), found["machine"])
     else:
-        if not usable():
+        if not qemu.usable():
             print(f"{qemu.QEMU} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
         rounds, alone, failures = asyncio.run(measure(options))
         found = result(rounds, failures, alone, machine())
     if options.out:
         options.out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     if options.plots:
-        plot_all(rounds, options.plots)
+        plot_all([one for one in rounds if one.side in SIDES], options.plots)
     if options.page:
         write_page(options.page, found)
     print(table(found))

@@ -38,6 +38,29 @@ def share_of(values: Iterable[float], q: float) -> float:
     return ordered[max(math.ceil(q * len(ordered)) - 1, 0)] if ordered else math.nan
 
 
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Count, p50, p90, p99 and the greatest; {} of none."""
+    if not values:
+        return {}
+    shares = {f"p{percent}": share_of(values, percent / 100) for percent in (50, 90, 99)}
+    return {"count": float(len(values)), **shares, "max": max(values)}
+
+
+def common_rates(elapsed_s: Sequence[float], us: Sequence[Sequence[float]], pause_us: float) -> list[float]:
+    """Touches a second of each VM while all of them touch: until the first is through. Of a VM the times of its touches
+    and what it took for all are known; its pauses are taken to be as long as they must have been for that."""
+    window = min(elapsed_s)
+    rates = []
+    for whole, each in zip(elapsed_s, us, strict=True):
+        scale = whole * 1e6 / sum(t + pause_us for t in each)
+        at, done = 0.0, 0
+        for t in each:
+            at += (t + pause_us) * scale
+            done += at <= window * 1e6 * 1.000001
+        rates.append(done / window)
+    return sorted(rates)
+
+
 def total_s(buckets: Iterable[Bucket]) -> float:
     """Their sum, each taken for the middle of its bucket (these are a quarter of a power of two wide)."""
     return sum((low + high) / 2 * n for low, high, n in buckets) / 1e6
@@ -75,8 +98,7 @@ def figures(one: Round) -> dict[str, float]:
         "blackout_vmm_ms": one.blackout_vmm_s * 1e3,
         "cpu_s_per_gib": one.machinery_cpu_s / moved_gib,
         "vcpu_cpu_s_per_gib": one.vcpu_cpu_s / moved_gib,
-        "handler_p50_us": handler.get("p50", math.nan),
-        "handler_p99_us": handler.get("p99", math.nan),
+        **{f"handler_{q}_us": handler.get(q, math.nan) for q in ("p50", "p90", "p99", "max")},
         "vmm_blocked_s": math.nan if one.vmm_blocked_s is None else one.vmm_blocked_s,
     }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmferry_bench.figures import figures, merged, middle, pairs, quantile, ratios, spread, waited
-from vmferry_bench.shape import OURS, PREEMPT, Alone, Round, Shape
+from vmferry_bench.plan import MANY_PAUSE_US, guest, idle
+from vmferry_bench.shape import BACKINGS, OURS, PREEMPT, Alone, Many, Round, Shape, Singles
 
 NOT_MEASURED = "not measured"
 
@@ -31,7 +32,7 @@ def select(rounds: Iterable[Round], side: str, shape: Shape) -> list[Round]:
 
 
 def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def _within(measure: str, limit: float, values: Sequence[float], value: float, sign: str = "≤") -> Goal:
@@ -42,34 +43,37 @@ def _within(measure: str, limit: float, values: Sequence[float], value: float, s
 
 
 class Judge:
-    """Over all rounds of a run."""
+    """Over all rounds of a run. Goals about guest memory are judged for each backing by itself."""
 
-    def __init__(self, rounds: Sequence[Round], guest: Shape, idle: Shape, alone: Alone) -> None:
+    def __init__(self, rounds: Sequence[Round], alone: Alone) -> None:
         self._rounds = rounds
-        self._guest = guest
-        self._idle = idle
         self._alone = alone
 
     def goals(self) -> list[Goal]:
         """All of them, whether measured or not."""
-        guest, idle = self._guest, self._idle
-        return [
-            self._pooled_ratio("first touch → resumed, p50, to QEMU", 0.5, 0.3),
-            self._pooled_ratio("first touch → resumed, p99, to QEMU", 0.99, 0.1),
-            self._pooled("first touch → resumed, p50, µs", 0.5, 100),
-            self._pooled("first touch → resumed, p99, µs", 0.99, 300),
-            self._beside_the_floor(),
-            self._worst("worst first touch, ms", 5),
-            self._ratio("throughput to the last page, guest random, to QEMU", guest, "throughput_gib_s", 2, "≥"),
-            self._ratio("throughput to the last page, guest idle, to QEMU", idle, "throughput_gib_s", 2, "≥"),
-            self._ratio("guest blocked time, to QEMU", guest, "blocked_s", 0.3),
-            self._ratio("stop → first instruction, to QEMU", guest, "blackout_ms", 1),
-            self._ratio("CPU seconds a GiB, both ends, guest random, to QEMU", guest, "cpu_s_per_gib", 0.6),
-            self._ratio("CPU seconds a GiB, both ends, guest idle, to QEMU", idle, "cpu_s_per_gib", 0.6),
-            self._of_medians("poisoned page / data page, answer, p50", 1.0, self._alone.poison_us, self._alone.data_us),
-            self._page_table(),
-            *self._many(),
+        return [*(goal for backing in BACKINGS for goal in self._of(backing)), self._page_table(), *self._many()]
+
+    def _of(self, backing: str) -> list[Goal]:
+        active, still = guest(backing), idle(backing)
+        single = self._alone.singles.get(backing, Singles())
+        goals = [
+            self._pooled_ratio("first touch → resumed, p50, to QEMU", active, 0.5, 0.3),
+            self._pooled_ratio("first touch → resumed, p99, to QEMU", active, 0.99, 0.1),
+            self._pooled("first touch → resumed, p50, µs", active, 0.5, 100),
+            self._pooled("first touch → resumed, p99, µs", active, 0.99, 300),
+            _of_medians(
+                "first touch, nothing else on the link, p50, to the floor", 1.2, single.idle_us, single.floor_us
+            ),
+            self._worst("worst first touch, ms", active, 5),
+            self._ratio("throughput to the last page, guest random, to QEMU", active, "throughput_gib_s", 2, "≥"),
+            self._ratio("throughput to the last page, guest idle, to QEMU", still, "throughput_gib_s", 2, "≥"),
+            self._ratio("guest blocked time, to QEMU", active, "blocked_s", 0.3),
+            self._ratio("stop → first instruction, to QEMU", active, "blackout_ms", 1),
+            self._ratio("CPU seconds a GiB, both ends, guest random, to QEMU", active, "cpu_s_per_gib", 0.6),
+            self._ratio("CPU seconds a GiB, both ends, guest idle, to QEMU", still, "cpu_s_per_gib", 0.6),
+            _of_medians("poisoned page / data page, answer, p50", 1.0, single.poison_us, single.data_us),
         ]
+        return [replace(goal, measure=f"{backing}: {goal.measure}") for goal in goals]
 
     def _values(self, side: str, shape: Shape, key: str) -> list[float]:
         return [figures(one)[key] for one in select(self._rounds, side, shape)]
@@ -84,45 +88,50 @@ class Judge:
     def _pairs(self, shape: Shape) -> list[tuple[Round, Round]]:
         return pairs(select(self._rounds, OURS, shape), select(self._rounds, PREEMPT, shape))
 
-    def _pool(self, side: str, q: float) -> float:
-        return quantile(merged(waited(one.buckets) for one in select(self._rounds, side, self._guest)), q)
+    def _pool(self, side: str, shape: Shape, q: float) -> float:
+        return quantile(merged(waited(one.buckets) for one in select(self._rounds, side, shape)), q)
 
-    def _pooled(self, measure: str, q: float, limit: float) -> Goal:
-        each = [quantile(waited(one.buckets), q) for one in select(self._rounds, OURS, self._guest)]
-        return _within(measure, limit, each, self._pool(OURS, q))
+    def _pooled(self, measure: str, shape: Shape, q: float, limit: float) -> Goal:
+        each = [quantile(waited(one.buckets), q) for one in select(self._rounds, OURS, shape)]
+        return _within(measure, limit, each, self._pool(OURS, shape, q))
 
-    def _pooled_ratio(self, measure: str, q: float, limit: float) -> Goal:
+    def _pooled_ratio(self, measure: str, shape: Shape, q: float, limit: float) -> Goal:
         """Of the waits of all rounds together."""
-        theirs = self._pool(PREEMPT, q)
-        value = self._pool(OURS, q) / theirs if theirs > 0 else math.nan
-        each = ((quantile(waited(a.buckets), q), quantile(waited(b.buckets), q)) for a, b in self._pairs(self._guest))
+        theirs = self._pool(PREEMPT, shape, q)
+        value = self._pool(OURS, shape, q) / theirs if theirs > 0 else math.nan
+        each = ((quantile(waited(a.buckets), q), quantile(waited(b.buckets), q)) for a, b in self._pairs(shape))
         return _within(measure, limit, ratios(each), value)
 
-    def _worst(self, measure: str, limit: float) -> Goal:
-        values = [us / 1e3 for us in self._values(OURS, self._guest, "first_touch_max_us")]
+    def _worst(self, measure: str, shape: Shape, limit: float) -> Goal:
+        values = [us / 1e3 for us in self._values(OURS, shape, "first_touch_max_us")]
         return _within(measure, limit, values, max(values, default=math.nan))
 
-    def _beside_the_floor(self) -> Goal:
-        measure = "first touch, nothing else on the link, p50, to uffd over TCP"
-        return self._of_medians(measure, 1.2, self._alone.idle_us, self._alone.floor_us)
-
-    @staticmethod
-    def _of_medians(measure: str, limit: float, above: Mapping[str, float], below: Mapping[str, float]) -> Goal:
-        return _within(measure, limit, [], above["p50"] / below["p50"] if above and below else math.nan)
-
     def _many(self) -> list[Goal]:
-        rates = self._alone.rates
-        one, many = rates.get("1", []), rates.get("16", [])
-        fall = 1 - middle(many) / middle(one) if one and many else math.nan
-        unfair = many[-1] / many[0] if many else math.nan
+        paced = {row.vms: row for row in self._alone.many if row.pause_us}
+        eager = {row.vms: row for row in self._alone.many if not row.pause_us}
+        one, many = paced.get(1), paced.get(16)
+        fall = 1 - middle(many.rates) / middle(one.rates) if one and many else math.nan
+        words = f"{many.busy:.0%} of the cores busy with 16" if many else NOT_MEASURED
+        pause = f"a pause of {MANY_PAUSE_US / 1e3:g} ms"
         return [
-            _within("faults/s a VM, 1 → 16 VMs, fall", 0.2, [], fall),
-            _within("faults/s of 16 VMs, most to least", 2, [], unfair),
+            replace(_within(f"memfd: faults/s a VM, 1 → 16 VMs, fall, {pause}", 0.2, [], fall), words=words),
+            _within(f"memfd: faults/s of 16 VMs, most to least, {pause}", 2, [], _unfair(many)),
+            _within("memfd: faults/s of 16 VMs, most to least, no pause, cores full", 2, [], _unfair(eager.get(16))),
         ]
 
     def _page_table(self) -> Goal:
         sizes = [one.table_bytes_per_page for one in self._rounds if one.table_bytes_per_page is not None]
         return _within("page table, bytes a page", 1.0, sizes, middle(sizes))
+
+
+def _of_medians(measure: str, limit: float, above: Mapping[str, float], below: Mapping[str, float]) -> Goal:
+    return _within(measure, limit, [], above["p50"] / below["p50"] if above and below else math.nan)
+
+
+def _unfair(row: Many | None) -> float:
+    if row is None:
+        return math.nan
+    return row.rates[-1] / row.rates[0] if row.rates[0] > 0 else math.inf
 
 
 def summary(rounds: Sequence[Round]) -> list[dict[str, object]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,10 +25,17 @@ from vmferry_bench.processes import CpuWatch, warm_memory
 from vmferry_bench.shape import OURS, Round, Shape, is_warm
 
 WARM_S = 90.0
-SETTLE_S = 1.0
+SETTLE_S = 0.3
 """For the guest to go on after the move, before it is judged."""
 AFTER_S = 0.05
 """Between the last page and the reading of the report, as on the other side."""
+
+
+During = Callable[[Path], AbstractAsyncContextManager[None]]
+
+
+def _nothing(_root: Path) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
 
 
 class OurSide:
@@ -38,8 +46,8 @@ class OurSide:
         self._home = home
         self._away = away
 
-    async def move(self, shape: Shape, number: int) -> Round:
-        """One round.
+    async def move(self, shape: Shape, number: int, during: During = _nothing) -> Round:
+        """One round. `during` is given the directory below which all processes have theirs, and entered for the move.
 
         Raises:
             VmferryError, BenchError: it could not be carried out.
@@ -53,18 +61,19 @@ class OurSide:
         try:
             await until(f"{vm} to go through its memory", lambda: _is_warm(source, shape), WARM_S)
             cast = Cast(source, destination, await stage.api(self._home), await stage.api(self._away))
-            return await self._measure(cast, shape, number)
+            return await self._measure(cast, shape, number, during)
         finally:
             await _end(stage, source, destination)
 
-    async def _measure(self, cast: Cast, shape: Shape, number: int) -> Round:
+    async def _measure(self, cast: Cast, shape: Shape, number: int, during: During) -> Round:
         course = Course(cast, idle=shape.workload == "idle")
         course.at_source = await cast.source.admin.report()
         await warm_memory(shape.memory_mib * MIB)
         vmms = [cast.source.process.pid, cast.destination.process.pid]
         watch = CpuWatch(vmms, [pid for pid in processes_of(self._stage.root) if pid not in vmms])
-        watch.start()
-        resumed_at, table = await self._follow(course, watch)
+        async with during(self._stage.root):
+            watch.start()
+            resumed_at, table = await self._follow(course, watch)
         watch.add(processes_of(self._stage.root))
         machinery, vcpu, programs = watch.stop()
         await asyncio.sleep(AFTER_S)

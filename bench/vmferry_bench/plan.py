@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vmferry_bench.shape import OURS, PLAIN, PREEMPT, Shape
+from vmferry_bench.shape import BACKINGS, OURS, PLAIN, PREEMPT, TRACED, Shape
 
 ROUNDS = 5
-"""Each has two turns of vmferry and one of each setting of QEMU."""
+"""Each has a turn of vmferry before each turn of QEMU."""
+MANY_PAUSE_US = 2000
+"""After each touch of VMs that touch at the same time: so few faults that 16 of them do not fill two cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,24 +21,40 @@ class Turn:
     number: int
 
 
+def guest(backing: str) -> Shape:
+    """The guest that most goals are about; each other differs from it in one or two things."""
+    return Shape("random", backing=backing)
+
+
+def idle(backing: str) -> Shape:
+    """The guest of the goals about a push that nobody disturbs."""
+    return Shape("idle", backing=backing)
+
+
 def shapes(quick: bool) -> list[Shape]:
-    """The guests. The first is the one that the goals are about; each other differs from it in one thing."""
+    """The guests, those of goals first."""
     if quick:
-        return [Shape("random"), Shape("idle")]
+        return [guest("memfd"), guest("anonymous"), idle("memfd")]
+    others = [Shape("hot"), Shape("paced"), Shape("random", vcpus=2), Shape("random", memory_mib=2048)]
     return [
-        Shape("random"),
-        Shape("idle"),
-        Shape("hot"),
-        Shape("paced"),
-        Shape("random", backing="memfd"),
-        Shape("random", vcpus=2),
-        Shape("random", memory_mib=2048),
-        Shape("idle", memory_mib=2048),
+        *map(guest, BACKINGS),
+        *map(idle, BACKINGS),
+        *(replace(shape, backing=backing) for shape in others for backing in BACKINGS),
+        Shape("idle", memory_mib=2048, backing="memfd"),
     ]
 
 
-def turns(guests: list[Shape], rounds: int) -> list[Turn]:
-    """Ours, QEMU at its best, ours, QEMU plain, and so on: a disturbance of the machine hits all sides alike. So ours
-    has two turns a round, one beside each setting of QEMU."""
-    order = (OURS, PREEMPT, OURS, PLAIN)
-    return [Turn(side, shape, number) for shape in guests for number in range(rounds) for side in order]
+def turns(guests: list[Shape], rounds: int, quick: bool) -> list[Turn]:
+    """Ours, QEMU at its best, ours, and so on, a round of all guests after the other: a disturbance of the machine hits
+    both sides alike, and a run that must end early has all guests. The guests of most goals have QEMU's other setting
+    too, behind further turns of ours; a traced turn comes once, behind a guest's first round."""
+    found: list[Turn] = []
+    for number in range(rounds):
+        for shape in guests:
+            order: tuple[str, ...] = (OURS, PREEMPT)
+            if not quick and shape in map(guest, BACKINGS):
+                order = (OURS, PREEMPT, OURS, PLAIN)
+            if number == 0 and shape.workload != "idle":
+                order = (*order, TRACED)
+            found += [Turn(side, shape, number) for side in order]
+    return found

@@ -9,10 +9,12 @@ from xml.sax.saxutils import escape
 
 from vmferry_bench.figures import count, figures, merged, waited
 from vmferry_bench.goals import select
-from vmferry_bench.shape import OURS, PLAIN, PREEMPT, SIDES, Bucket, Round, Shape
+from vmferry_bench.plan import guest
+from vmferry_bench.shape import BACKINGS, OURS, PLAIN, PREEMPT, SIDES, Bucket, Round, Shape
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 960, 420, 64, 64, 40, 20
 COLOURS = {OURS: "#0a7d4f", PREEMPT: "#c2410c", PLAIN: "#6b7280"}
+_SMALL = "style='font-size:9px'"
 _STYLE = "font-family='system-ui,sans-serif' font-size='12' fill='#374151'"
 
 
@@ -106,11 +108,16 @@ def throughput(rounds: Sequence[Round]) -> str:
     step = max(round(most / 5, 1), 0.1)
     ticks = [(n * step, f"{n * step:.1f}") for n in range(int(most * 1.2 / step) + 1)]
     marks = [(n + 0.5, "") for n in range(len(shapes))]
-    frame.axes(marks, ticks, "Throughput until the last page, GiB/s", "guest (median; line: least to most)")
+    frame.axes(
+        marks,
+        ticks,
+        "Throughput until the last page, GiB/s",
+        "guest; its memory, MiB, and vCPUs (median; line: least to most)",
+    )
     for n, shape in enumerate(shapes):
         x, y = frame.at(n + 0.5, 0)
-        frame.text(x, y + 16, shape.workload + (", memfd" if shape.backing == "memfd" else ""))
-        frame.text(x, y + 30, f"{shape.memory_mib} MiB, {shape.vcpus} vCPU")
+        frame.text(x, y + 16, f"{shape.workload}, {'memfd' if shape.backing == 'memfd' else 'anon'}", extra=_SMALL)
+        frame.text(x, y + 30, f"{shape.memory_mib}, {shape.vcpus}", extra=_SMALL)
         for m, side in enumerate(SIDES):
             if values[shape, side]:
                 _bar(frame, n + 0.14 + 0.24 * m, values[shape, side], COLOURS[side])
@@ -130,12 +137,12 @@ def _bar(frame: Frame, at: float, row: Sequence[float], colour: str) -> None:
 
 
 def plot_all(rounds: Sequence[Round], directory: Path) -> list[Path]:
-    """Writes `latency.svg` (of the first guest) and `throughput.svg`."""
+    """Writes `latency-BACKING.svg`, of the guest of most goals, for each that was measured, and `throughput.svg`."""
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
+    shapes = {one.shape for one in rounds}
+    drawn = {f"latency-{backing}": latency(rounds, guest(backing)) for backing in BACKINGS if guest(backing) in shapes}
     if rounds:
-        for name, text in (("latency", latency(rounds, rounds[0].shape)), ("throughput", throughput(rounds))):
-            path = directory / f"{name}.svg"
-            path.write_text(text)
-            written.append(path)
-    return written
+        drawn["throughput"] = throughput(rounds)
+    for name, text in drawn.items():
+        (directory / f"{name}.svg").write_text(text)
+    return [directory / f"{name}.svg" for name in drawn]

@@ -25,6 +25,17 @@ def process_cpu_s(pid: int) -> float:
     return sum(map(int, fields[11:13])) / TICKS
 
 
+def machine_cpu() -> tuple[int, int]:
+    """Ticks since boot that all cores together were busy, and all ticks (proc_stat(5))."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(fields) - fields[3] - fields[4], sum(fields)
+
+
+def busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """Of all cores, between two readings."""
+    return (after[0] - before[0]) / max(after[1] - before[1], 1)
+
+
 def vcpu_threads(pid: int) -> list[Path]:
     """The /proc directories of its vCPU threads, by their names."""
     found = []

@@ -10,6 +10,10 @@ OURS = "vmferry"
 PREEMPT = "qemu-preempt"
 PLAIN = "qemu-plain"
 SIDES = (OURS, PREEMPT, PLAIN)
+"""What is compared."""
+TRACED = "qemu-preempt, traced"
+"""A round beside them in which QEMU writes down its faults: for what it alone can tell, since writing costs time."""
+BACKINGS = ("memfd", "anonymous")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Round:
     faults: str = ""
     """Why the round is void: "" if it is not."""
     handler_us: dict[str, float] | None = None
-    """Requested to installed, as the one who answers faults tells it; QEMU does not."""
+    """Fault read to page installed, as the one who answers faults tells it: vmferry's pager, and QEMU's trace."""
     vmm_blocked_s: float | None = None
     """Time that vCPUs waited, as the VMM counts it (QEMU: postcopy-blocktime); vmferry leaves that to the guest."""
     table_bytes_per_page: float | None = None
@@ -77,23 +81,58 @@ class Round:
         return {name: getattr(self, name) for name in Round.__slots__ if name != "shape"} | {"shape": shape}
 
 
+Quantiles = dict[str, float]
+"""`count`, `p50`, `p90`, `p99`, `max`; empty: not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """Faults one at a time, of memory of one kind, µs."""
+
+    floor_us: Quantiles = field(default_factory=dict)
+    """With userfaultfd and TCP alone, nothing else on the link."""
+    idle_us: Quantiles = field(default_factory=dict)
+    """Of vmferry, nothing else on the link."""
+    poison_us: Quantiles = field(default_factory=dict)
+    """The same of poisoned pages, in turn with ..."""
+    data_us: Quantiles = field(default_factory=dict)
+    """... pages with data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """VMs that touch pages at the same time."""
+
+    vms: int
+    pause_us: int
+    """After each touch."""
+    rates: list[float]
+    """Faults a second of each VM while all of them touch, ascending."""
+    p50_us: list[float]
+    """Of each VM's touches, ascending."""
+    p99_us: list[float]
+    busy: float
+    """Share of the machine's cores that were busy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """What is measured beside the rounds; an empty dictionary: not measured. Times in µs, by `p50`, `p99` and so on."""
+    """What is measured of vmferry beside the rounds; empty: not measured."""
 
-    floor_us: dict[str, float] = field(default_factory=dict)
-    """A fault with userfaultfd and TCP alone, nothing else on the link."""
-    idle_us: dict[str, float] = field(default_factory=dict)
-    """A fault of vmferry, nothing else on the link."""
-    poison_us: dict[str, float] = field(default_factory=dict)
-    """The same of poisoned pages, in turn with ..."""
-    data_us: dict[str, float] = field(default_factory=dict)
-    """... pages with data."""
-    rates: dict[str, list[float]] = field(default_factory=dict)
-    """Faults a second of each VM, ascending, by the number of VMs at the same time."""
+    singles: dict[str, Singles] = field(default_factory=dict)
+    """By backing."""
+    many: list[Many] = field(default_factory=list)
+    paper: dict[str, float] = field(default_factory=dict)
+    """What is kept for a VM of 1 TiB, as in `paper.py`."""
 
 
 def round_of(plain: dict[str, Any]) -> Round:
     """The opposite of `plain`."""
     buckets = [(float(low), float(high), int(count)) for low, high, count in plain["buckets"]]
     return Round(**(plain | {"shape": Shape(**plain["shape"]), "buckets": buckets}))
+
+
+def alone_of(plain: dict[str, Any]) -> Alone:
+    """The opposite of `asdict`."""
+    singles = {backing: Singles(**each) for backing, each in plain["singles"].items()}
+    return Alone(singles, [Many(**each) for each in plain["many"]], plain["paper"])

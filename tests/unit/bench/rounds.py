@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from vmferry_bench.plan import guest, idle
 from vmferry_bench.shape import Bucket, Round, Shape
 
-GUEST = Shape("random")
-IDLE = Shape("idle")
+GUEST = guest("memfd")
+IDLE = idle("memfd")
 
 
 def a_round(side: str, shape: Shape = GUEST, wait_us: float = 1000.0, faults: str = "", **more: object) -> Round:

@@ -7,12 +7,14 @@ import math
 import pytest
 from rounds import a_round
 from vmferry_bench.figures import (
+    common_rates,
     count,
     figures,
     merged,
     middle,
     pairs,
     quantile,
+    quantiles,
     ratios,
     share_of,
     spread,
@@ -75,3 +77,22 @@ def test_figures_of_a_round() -> None:
     assert found["cpu_s_per_gib"] == pytest.approx(0.5)
     assert found["blackout_guest_ms"] == pytest.approx(10.0)
     assert found["blocked_s"] == pytest.approx(100 * 950 / 1e6)
+
+
+def test_quantiles_of_plain_values() -> None:
+    found = quantiles([float(n) for n in range(1, 101)])
+    assert found == {"count": 100.0, "p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
+    assert quantiles([]) == {}
+
+
+def test_rates_are_of_the_time_in_which_all_touch() -> None:
+    fast, slow = [100.0] * 100, [200.0] * 100
+    assert common_rates([0.01, 0.02], [fast, slow], 0) == pytest.approx([5000.0, 10000.0])
+    # Half of what each took were pauses that overslept.
+    assert common_rates([0.04, 0.04], [fast, fast], 100) == pytest.approx([2500.0, 2500.0])
+
+
+def test_handler_times_are_figures_where_they_are_known() -> None:
+    assert math.isnan(figures(a_round("qemu-preempt"))["handler_p50_us"])
+    found = figures(a_round("qemu-preempt", handler_us={"p50": 1.0, "p90": 2.0, "p99": 3.0, "max": 4.0}))
+    assert [found[f"handler_{q}_us"] for q in ("p50", "p90", "p99", "max")] == [1.0, 2.0, 3.0, 4.0]

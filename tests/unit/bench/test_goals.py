@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from rounds import GUEST, IDLE, a_round
 from vmferry_bench.goals import Goal, Judge, summary
-from vmferry_bench.plan import ROUNDS, shapes, turns
-from vmferry_bench.shape import OURS, PLAIN, PREEMPT, SIDES, Alone, Round, round_of
+from vmferry_bench.plan import guest
+from vmferry_bench.shape import OURS, PLAIN, PREEMPT, TRACED, Alone, Many, Round, Singles, alone_of, round_of
+
+SINGLES = Singles(floor_us={"p50": 90.0}, idle_us={"p50": 99.0}, poison_us={"p50": 80.0}, data_us={"p50": 100.0})
+
+
+def many(vms: int, pause_us: int, rates: list[float]) -> Many:
+    return Many(vms, pause_us, rates, [100.0] * vms, [200.0] * vms, 0.75)
+
 
 ALONE = Alone(
-    floor_us={"p50": 90.0},
-    idle_us={"p50": 99.0},
-    poison_us={"p50": 80.0},
-    data_us={"p50": 100.0},
-    rates={"1": [100.0], "4": [99.0] * 4, "16": [70.0, *[80.0] * 14, 160.0]},
+    {"memfd": SINGLES},
+    [
+        many(1, 2000, [100.0]),
+        many(4, 2000, [99.0] * 4),
+        many(16, 2000, [70.0, *[80.0] * 14, 160.0]),
+        many(16, 0, [100.0, *[150.0] * 14, 180.0]),
+    ],
+    {"pages": 4.0},
 )
 
 
 def judged(rounds: list[Round], alone: Alone = ALONE) -> dict[str, Goal]:
-    return {goal.measure: goal for goal in Judge(rounds, GUEST, IDLE, alone).goals()}
+    return {goal.measure: goal for goal in Judge(rounds, alone).goals()}
 
 
 def both(**ours: object) -> list[Round]:
@@ -31,7 +41,7 @@ def both(**ours: object) -> list[Round]:
 
 
 def test_a_ratio_that_is_small_enough_is_met() -> None:
-    goal = judged(both(wait_us=250.0))["first touch → resumed, p50, to QEMU"]
+    goal = judged(both(wait_us=250.0))["memfd: first touch → resumed, p50, to QEMU"]
     assert goal.value == pytest.approx(0.25)
     assert goal.met is True
     assert (goal.low, goal.high) == (pytest.approx(0.25), pytest.approx(0.25))
@@ -39,39 +49,56 @@ def test_a_ratio_that_is_small_enough_is_met() -> None:
 
 def test_a_ratio_that_is_too_large_is_not() -> None:
     goals = judged(both(wait_us=500.0))
-    assert goals["first touch → resumed, p50, to QEMU"].met is False
-    assert goals["first touch → resumed, p99, µs"].met is False
-    assert goals["guest blocked time, to QEMU"].met is False
+    assert goals["memfd: first touch → resumed, p50, to QEMU"].met is False
+    assert goals["memfd: first touch → resumed, p99, µs"].met is False
+    assert goals["memfd: guest blocked time, to QEMU"].met is False
 
 
 def test_throughput_must_be_at_least_its_goal() -> None:
     goals = judged(both(postcopy_s=0.25))
-    assert goals["throughput to the last page, guest random, to QEMU"].met is True
+    assert goals["memfd: throughput to the last page, guest random, to QEMU"].met is True
     goals = judged(both(postcopy_s=0.26))
-    assert goals["throughput to the last page, guest random, to QEMU"].met is False
+    assert goals["memfd: throughput to the last page, guest random, to QEMU"].met is False
 
 
 def test_what_is_not_measured_is_neither_met_nor_missed() -> None:
     goals = judged([a_round(OURS)], Alone())
     missing = {measure for measure, goal in goals.items() if goal.value is None}
-    assert "throughput to the last page, guest idle, to QEMU" in missing
-    assert "first touch → resumed, p50, to QEMU" in missing
-    assert "poisoned page / data page, answer, p50" in missing
+    assert "memfd: throughput to the last page, guest idle, to QEMU" in missing
+    assert "memfd: first touch → resumed, p50, to QEMU" in missing
+    assert "memfd: poisoned page / data page, answer, p50" in missing
     assert all(goals[measure].met is None for measure in missing)
-    assert goals["first touch → resumed, p50, µs"].met is False
+    assert goals["memfd: first touch → resumed, p50, µs"].met is False
 
 
 def test_void_rounds_do_not_count() -> None:
     rounds = [*both(wait_us=250.0), a_round(OURS, wait_us=9e6, faults="a page was lost")]
-    assert judged(rounds)["worst first touch, ms"].value == pytest.approx(0.25)
+    assert judged(rounds)["memfd: worst first touch, ms"].value == pytest.approx(0.25)
 
 
 def test_what_is_measured_of_ours_alone() -> None:
     goals = judged(both())
-    assert goals["first touch, nothing else on the link, p50, to uffd over TCP"].value == pytest.approx(1.1)
-    assert goals["poisoned page / data page, answer, p50"].met is True
-    assert goals["faults/s a VM, 1 → 16 VMs, fall"].value == pytest.approx(0.2)
-    assert goals["faults/s of 16 VMs, most to least"].met is False
+    assert goals["memfd: first touch, nothing else on the link, p50, to the floor"].value == pytest.approx(1.1)
+    assert goals["memfd: poisoned page / data page, answer, p50"].met is True
+    fall = goals["memfd: faults/s a VM, 1 → 16 VMs, fall, a pause of 2 ms"]
+    assert fall.value == pytest.approx(0.2)
+    assert fall.words == "75% of the cores busy with 16"
+    assert goals["memfd: faults/s of 16 VMs, most to least, a pause of 2 ms"].met is False
+    assert goals["memfd: faults/s of 16 VMs, most to least, no pause, cores full"].met is True
+
+
+def test_a_vm_that_starves_is_a_goal_missed_by_far() -> None:
+    starved = Alone(many=[many(16, 0, [0.0, *[150.0] * 15])])
+    goal = judged([], starved)["memfd: faults/s of 16 VMs, most to least, no pause, cores full"]
+    assert (goal.value, goal.met) == (None, False)
+
+
+def test_each_backing_is_judged_by_its_own_rounds() -> None:
+    anonymous = [replace(one, shape=guest("anonymous")) for one in both(wait_us=500.0)]
+    goals = judged([*both(wait_us=250.0), *anonymous])
+    assert goals["memfd: first touch → resumed, p50, to QEMU"].met is True
+    assert goals["anonymous: first touch → resumed, p50, to QEMU"].met is False
+    assert goals["anonymous: poisoned page / data page, answer, p50"].met is None
 
 
 def test_the_page_table_is_the_middle_of_what_was_seen() -> None:
@@ -81,7 +108,7 @@ def test_the_page_table_is_the_middle_of_what_was_seen() -> None:
 
 def test_goals_and_rounds_are_json_and_rounds_come_back() -> None:
     rounds = both()
-    goals = Judge(rounds, GUEST, IDLE, Alone()).goals()
+    goals = Judge(rounds, Alone()).goals()
     text = json.dumps(
         {"goals": [asdict(goal) for goal in goals], "rounds": [one.plain() for one in rounds]}, allow_nan=False
     )
@@ -99,9 +126,11 @@ def test_the_summary_has_a_row_for_each_guest_and_side() -> None:
     ]
 
 
-def test_sides_take_turns_and_ours_runs_beside_each_of_qemus_settings() -> None:
-    sides = [turn.side for turn in turns(shapes(quick=True), ROUNDS)]
-    assert set(sides) == set(SIDES)
-    assert all(side == OURS for side in sides[::2])
-    assert all(side != OURS for side in sides[1::2])
-    assert len(sides) == len(shapes(quick=True)) * ROUNDS * 4
+def test_a_traced_round_is_compared_with_nothing() -> None:
+    slow = a_round(TRACED, wait_us=9e6, number=99)
+    assert judged([*both(wait_us=250.0), slow]) == judged(both(wait_us=250.0))
+    assert [row["side"] for row in summary([slow])] == [TRACED]
+
+
+def test_what_is_measured_alone_comes_back_from_json() -> None:
+    assert alone_of(json.loads(json.dumps(asdict(ALONE)))) == ALONE

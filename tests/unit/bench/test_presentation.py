@@ -5,11 +5,13 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import pytest
 from rounds import GUEST, IDLE, a_round
 from vmferry_bench.__main__ import faults_of_ours, result
+from vmferry_bench.native import BenchError
 from vmferry_bench.plot import plot_all
-from vmferry_bench.shape import OURS, PLAIN, PREEMPT, Alone
-from vmferry_bench.table import BEGIN, END, table, write_page
+from vmferry_bench.shape import OURS, PLAIN, PREEMPT, Alone, Many, Singles
+from vmferry_bench.table import _PAPER, BEGIN, END, put, table, write_page
 
 WHERE = {"cpu": "a processor", "cores": 2, "kernel": "6.18", "qemu": "QEMU 7.2", "at": "now"}
 ROUNDS = [a_round(OURS), a_round(PREEMPT, wait_us=4000.0), a_round(PLAIN), a_round(OURS, IDLE)]
@@ -17,7 +19,8 @@ ROUNDS = [a_round(OURS), a_round(PREEMPT, wait_us=4000.0), a_round(PLAIN), a_rou
 
 def test_the_table_says_what_is_not_measured() -> None:
     text = table(result(ROUNDS, [], Alone(), WHERE))
-    assert "| poisoned page / data page, answer, p50 | ≤ 1 | - |  | not measured |" in text
+    assert "| memfd: poisoned page / data page, answer, p50 | ≤ 1 | - |  | not measured |" in text
+    assert "| anonymous: poisoned page / data page, answer, p50 | ≤ 1 | - |  | not measured |" in text
     assert GUEST.name in text
 
 
@@ -32,6 +35,27 @@ def test_the_page_keeps_what_somebody_wrote(tmp_path: Path) -> None:
         assert "old" not in text
         assert text.count(BEGIN) == text.count(END) == 1
         assert "qemu-plain: it did not come up" in text
+
+
+def test_what_was_measured_alone_is_in_the_table() -> None:
+    q = {"count": 3.0, "p50": 41.0, "p90": 42.0, "p99": 43.0, "max": 44.0}
+    many = [Many(n, pause, [700.0] * n, [90.0] * n, [300.0] * n, 0.5) for n in (1, 16) for pause in (0, 2000)]
+    paper = dict.fromkeys((size for _, size, _ in _PAPER), float(64 << 20)) | {"pages": float(1 << 28), "anew_s": 0.5}
+    text = table(result(ROUNDS, [], Alone({"memfd": Singles(floor_us=q)}, many, paper), WHERE))
+    assert "| userfaultfd over TCP, nothing else (the floor) | memfd | 3 | 41 | 42 | 43 | 44 |" in text
+    assert "fall, a pause of 2 ms | ≤ 0.2 | 0 | 50% of the cores busy with 16 | yes |" in text
+    assert "| 16 | 2 | 50% | 700 | 700 to 700 | 11200 | 90 | 90 | 300 | 300 |" in text
+    assert text.index("| 16 | 2 |") < text.index("| 16 | 0 |")
+    assert "| page table, with holes | 64.0 MiB | 0.250 | 0.500 |" in text
+
+
+def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for words in ("no marks", f"{BEGIN} only one", f"{END} {BEGIN} in the wrong order"):
+        page.write_text(words)
+        with pytest.raises(BenchError, match="no marks"):
+            put(page, "tables")
+        assert page.read_text() == words
 
 
 def test_plots_are_svg_with_a_line_for_each_side(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+//! The calls of linux/userfaultfd.h that answer a fault, for what is measured without the pager.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use vmferry_refvm::layout::Backing;
+use vmferry_refvm::memory::Region;
+use vmferry_refvm::userfaultfd::{FEATURE_MINOR_SHMEM, MODE_MINOR, MODE_MISSING, Userfaultfd};
+
+use crate::touch::PAGE;
+
+/// `_IOR(0xAA, 0x02, struct uffdio_range)`.
+const UFFDIO_WAKE: libc::c_ulong = 0x8010_AA02;
+/// `_IOWR(0xAA, 0x03, struct uffdio_copy)`.
+const UFFDIO_COPY: libc::c_ulong = 0xC028_AA03;
+/// `_IOWR(0xAA, 0x07, struct uffdio_continue)`.
+const UFFDIO_CONTINUE: libc::c_ulong = 0xC020_AA07;
+/// `UFFDIO_COPY_MODE_DONTWAKE`, and the same of CONTINUE.
+const DONT_WAKE: u64 = 1;
+/// `UFFD_EVENT_PAGEFAULT`.
+const PAGEFAULT: u8 = 0x12;
+/// Bytes of `struct uffd_msg`; the address of a fault is at 16.
+const MESSAGE: usize = 32;
+
+/// How a page of a backing is put in place: its contents are copied in, or are in the page cache already.
+#[derive(Debug)]
+pub struct Installer {
+    uffd: RawFd,
+    hva: u64,
+    second: Option<u64>,
+}
+
+/// A userfaultfd over a whole region, as a pager would have it.
+///
+/// # Errors
+/// No userfaultfd, or none of that kind.
+pub fn watch(region: &Region) -> io::Result<(Userfaultfd, Installer)> {
+    let (features, mode) = match region.spec.backing {
+        Backing::Anonymous => (0, MODE_MISSING),
+        Backing::Memfd => (FEATURE_MINOR_SHMEM, MODE_MISSING | MODE_MINOR),
+    };
+    let uffd = Userfaultfd::new(features)?;
+    uffd.register(region.hva, region.spec.size, mode)?;
+    let second = region.file.as_ref().map(|file| map_again(file.as_raw_fd(), region.spec.size)).transpose()?;
+    let installer = Installer { uffd: uffd.as_raw_fd(), hva: region.hva, second };
+    Ok((uffd, installer))
+}
+
+/// Another mapping of a memfd, of which no userfaultfd is told; it stays until the process ends.
+fn map_again(file: RawFd, size: u64) -> io::Result<u64> {
+    let size = usize::try_from(size).map_err(io::Error::other)?;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file, 0)
+    };
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at as u64) }
+}
+
+impl Installer {
+    /// Where the contents of the page at `at` may be written before it is put in place: in the page cache, or `buffer`.
+    pub fn room<'a>(&self, at: u64, buffer: &'a mut [u8]) -> &'a mut [u8] {
+        match self.second {
+            None => buffer,
+            // SAFETY: a page of the second mapping, which is never unmapped; nothing else refers to it, since its page is
+            // not mapped anywhere else before `install`.
+            Some(second) => unsafe {
+                std::slice::from_raw_parts_mut((second + (at - self.hva)) as *mut u8, PAGE as usize)
+            },
+        }
+    }
+
+    /// Puts the page at `at` in place, with the contents that lie in `room`; COPY or CONTINUE.
+    ///
+    /// # Errors
+    /// Of the kernel: EEXIST where a page is.
+    pub fn install(&self, at: u64, room: *const u8, wake: bool) -> io::Result<()> {
+        let mode = if wake { 0 } else { DONT_WAKE };
+        match self.second {
+            None => ioctl(self.uffd, UFFDIO_COPY, &mut [at, room as u64, PAGE, mode, 0]),
+            Some(_) => ioctl(self.uffd, UFFDIO_CONTINUE, &mut [at, PAGE, mode, 0]),
+        }
+    }
+
+    /// Lets the thread that waits for the page at `at` go on.
+    ///
+    /// # Errors
+    /// Of the kernel.
+    pub fn wake(&self, at: u64) -> io::Result<()> {
+        ioctl(self.uffd, UFFDIO_WAKE, &mut [at, PAGE])
+    }
+}
+
+/// Waits for the next fault, and returns the address of its page.
+///
+/// # Errors
+/// Of the kernel.
+pub fn next_fault(uffd: RawFd) -> io::Result<u64> {
+    let mut message = [0u8; MESSAGE];
+    loop {
+        let mut ready = libc::pollfd { fd: uffd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd.
+        unsafe { libc::poll(&raw mut ready, 1, -1) };
+        // SAFETY: the buffer is as long as said.
+        let count = unsafe { libc::read(uffd, message.as_mut_ptr().cast(), MESSAGE) };
+        if count == MESSAGE as isize && message[0] == PAGEFAULT {
+            let mut address = [0; 8];
+            address.copy_from_slice(&message[16..24]);
+            return Ok(u64::from_le_bytes(address) & !(PAGE - 1));
+        }
+        let error = io::Error::last_os_error();
+        if count < 0 && !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
+            return Err(error);
+        }
+    }
+}
+
+/// All structures of these calls are of 64-bit words.
+fn ioctl<const N: usize>(fd: RawFd, request: libc::c_ulong, words: &mut [u64; N]) -> io::Result<()> {
+    // SAFETY: every caller in this module passes as many words as the request's structure has; the kernel checks addresses.
+    if unsafe { libc::ioctl(fd, request, words.as_mut_ptr()) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmferry_refvm::layout::split;
+    use vmferry_refvm::memory::GuestMemory;
+
+    #[test]
+    fn a_page_of_either_backing_reads_as_what_was_put_in_place() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let memory = GuestMemory::new(&split(48 << 20, 1, backing).unwrap()).unwrap();
+            let region = &memory.regions()[0];
+            let (uffd, installer) = match watch(region) {
+                Ok(made) => made,
+                Err(error) => return println!("SKIPPED: userfaultfd: {error}"),
+            };
+            let at = region.hva + 5 * PAGE;
+            let reader = std::thread::spawn(move || {
+                // SAFETY: a word of the mapping, which outlives the thread.
+                unsafe { (at as *const u64).read_volatile() }
+            });
+            assert_eq!(next_fault(uffd.as_raw_fd()).unwrap(), at);
+            let mut buffer = vec![0; PAGE as usize];
+            let room = installer.room(at, &mut buffer);
+            room[..8].copy_from_slice(&42u64.to_le_bytes());
+            let room = room.as_ptr();
+            installer.install(at, room, false).unwrap();
+            installer.wake(at).unwrap();
+            assert_eq!(reader.join().unwrap(), 42);
+            assert_eq!(installer.install(at, room, true).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        }
+    }
+}
