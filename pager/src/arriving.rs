@@ -1,4 +1,4 @@
-//! Pages on their way in: what a DATA frame has brought so far, and what is told of pages that have no data.
+//! Pages on their way in.
 
 use crate::page_table::Arrival;
 use crate::proto::ErrorOrigin;
@@ -33,7 +33,7 @@ pub struct PoisonNote {
     pub hop: u32,
 }
 
-/// Consecutive pages of 4 KiB of one region: at most 64 with data, any number of others.
+/// Consecutive pages of 4 KiB of one region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pages {
     /// Number of the region in the layout.
@@ -44,29 +44,9 @@ pub struct Pages {
     pub count: u64,
 }
 
-/// A DATA frame that is being received, then installed.
-#[derive(Debug)]
-pub struct Arriving {
-    /// Which pages.
-    pub pages: Pages,
-    /// How they come.
-    pub lane: Lane,
-    /// Bytes received.
-    pub received: usize,
-    /// A bit a page of the frame: its bytes go where they will stay. The others go to a scratch buffer.
-    pub claimed: u64,
-    /// Pages of the frame that are dealt with: installed, or not wanted any more.
-    pub dealt: u64,
-}
-
-impl Arriving {
-    /// Bytes of the whole frame's contents.
-    pub fn bytes(&self) -> usize {
-        (self.pages.count * crate::lane::PAGE) as usize
-    }
-
-    /// Whether page `index` of the frame was claimed.
-    pub fn has_claimed(&self, index: u64) -> bool {
-        self.claimed >> index & 1 == 1
+impl Pages {
+    /// What is left behind the first `done`.
+    pub fn after(self, done: u64) -> Self {
+        Self { page: self.page + done, count: self.count - done, ..self }
     }
 }

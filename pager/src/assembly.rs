@@ -1,48 +1,43 @@
 //! Huge pages come in pieces of 4 KiB: what has come of one. Pure.
 
-/// One page on its way in.
+use crate::lane::PAGE;
+
+/// One page on its way in. Its bytes are zeros where nothing else has come.
 #[derive(Debug)]
 pub struct Assembly {
     /// A bit a piece.
     got: Vec<u64>,
     left: u64,
-    /// Where its bytes are gathered; `None`: where they will stay.
-    buffer: Option<Vec<u8>>,
+    bytes: Vec<u8>,
 }
 
 impl Assembly {
-    /// Of so many pieces, nothing of it here. `gathered`: in a buffer of so many bytes, zeros at first.
-    pub fn new(pieces: u64, gathered: Option<u64>) -> Self {
+    /// Of so many pieces, nothing of it here.
+    pub fn new(pieces: u64) -> Self {
         let got = vec![0; pieces.div_ceil(64) as usize];
-        Self { got, left: pieces, buffer: gathered.map(|bytes| vec![0; bytes as usize]) }
+        Self { got, left: pieces, bytes: vec![0; (pieces * PAGE) as usize] }
     }
 
-    /// Whether a piece is here.
-    pub fn has(&self, piece: u64) -> bool {
+    fn has(&self, piece: u64) -> bool {
         self.got[(piece / 64) as usize] >> (piece % 64) & 1 == 1
     }
 
-    /// A piece is here, perhaps again.
-    pub fn add(&mut self, piece: u64) {
-        if !self.has(piece) {
-            self.got[(piece / 64) as usize] |= 1 << (piece % 64);
-            self.left -= 1;
+    /// Pieces from `piece` on are here, perhaps again; `None`: `count` pieces of zeros.
+    pub fn add(&mut self, piece: u64, count: u64, bytes: Option<&[u8]>) {
+        if let Some(bytes) = bytes {
+            self.bytes[(piece * PAGE) as usize..((piece + count) * PAGE) as usize].copy_from_slice(bytes);
+        }
+        for piece in piece..piece + count {
+            if !self.has(piece) {
+                self.got[(piece / 64) as usize] |= 1 << (piece % 64);
+                self.left -= 1;
+            }
         }
     }
 
-    /// Whether all is here.
-    pub fn is_whole(&self) -> bool {
-        self.left == 0
-    }
-
-    /// The buffer, if it is gathered in one.
-    pub fn buffer(&self) -> Option<&[u8]> {
-        self.buffer.as_deref()
-    }
-
-    /// Where byte `offset` goes, if it is gathered in a buffer.
-    pub fn at(&mut self, offset: u64) -> Option<*mut u8> {
-        self.buffer.as_mut().and_then(|buffer| buffer.get_mut(offset as usize..)).map(<[u8]>::as_mut_ptr)
+    /// The page, once all of it is here.
+    pub fn whole(&self) -> Option<&[u8]> {
+        (self.left == 0).then_some(&self.bytes)
     }
 }
 
@@ -52,18 +47,23 @@ mod tests {
 
     #[test]
     fn a_page_is_whole_when_every_piece_has_come_in_whatever_order_and_how_often() {
-        let mut page = Assembly::new(130, None);
-        for piece in (0..130).rev().chain(0..130).chain([129]) {
-            assert_eq!(page.is_whole(), page.has(129) && page.has(0) && (0..130).all(|p| page.has(p)));
-            page.add(piece);
+        let mut page = Assembly::new(130);
+        let piece = |byte: u8| [byte; PAGE as usize];
+        for at in (1..130).rev().chain(1..130).chain([129]) {
+            assert!(page.whole().is_none());
+            page.add(at, 1, Some(&piece(at as u8)));
         }
-        assert!(page.is_whole() && page.buffer().is_none());
+        page.add(0, 1, None);
+        let bytes = page.whole().unwrap();
+        assert!(bytes.chunks_exact(PAGE as usize).zip(0u8..).all(|(page, byte)| page == piece(byte)));
     }
 
     #[test]
-    fn what_has_not_come_reads_as_zeros() {
-        let mut page = Assembly::new(2, Some(8192));
-        assert!(page.at(8192).is_none_or(|_| false) || page.at(4096).is_some());
-        assert!(page.buffer().is_some_and(|bytes| bytes.len() == 8192 && bytes.iter().all(|b| *b == 0)));
+    fn several_pieces_come_at_once() {
+        let mut page = Assembly::new(4);
+        page.add(1, 2, Some(&[7; 2 * PAGE as usize]));
+        page.add(0, 4, None);
+        let bytes = page.whole().unwrap();
+        assert_eq!([0, 1, 2, 3].map(|n| bytes[n * PAGE as usize]), [0, 7, 7, 0]);
     }
 }

@@ -36,3 +36,13 @@ pub struct AttachedFile {
     /// Offset of the region's first byte in it.
     pub offset: u64,
 }
+
+impl AttachedFile {
+    /// Another descriptor of the same.
+    ///
+    /// # Errors
+    /// None is free.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, offset: self.offset })
+    }
+}

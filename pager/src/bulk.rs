@@ -2,6 +2,7 @@
 //! something is still absent.
 
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use tonic::Status;
@@ -10,6 +11,7 @@ use crate::arriving::{Lane, Pages};
 use crate::destination::{Command, Commands};
 use crate::inflow::{Inflow, Step};
 use crate::lane::connect::Reached;
+use crate::lane::{MOST_PAGES, PAGE};
 use crate::proto::PageRange;
 use crate::resolver::Resolver;
 
@@ -87,6 +89,7 @@ impl Bulk {
         self.opening -= 1;
         match opened {
             Ok(stream) => {
+                wake_by_the_frame(&stream);
                 self.lanes.push(Inflow::new(stream, Lane::Push));
                 Ok(())
             }
@@ -113,7 +116,7 @@ impl Bulk {
                 }
                 step @ Step::Stopped(_) => return step,
                 step @ (Step::Ended | Step::Broken { .. }) => {
-                    self.lanes.swap_remove(self.turn).close(resolver);
+                    self.lanes.swap_remove(self.turn);
                     if step != Step::Ended {
                         self.failures += 1;
                     }
@@ -147,12 +150,21 @@ impl Bulk {
     }
 
     /// Gives up all lanes.
-    pub fn close(&mut self, resolver: &mut Resolver) {
-        self.lanes.drain(..).for_each(|mut lane| lane.close(resolver));
+    pub fn close(&mut self) {
+        self.lanes.clear();
         self.generation += 1;
         self.opening = 0;
         self.due = None;
     }
+}
+
+/// Whoever sleeps on the lane is woken when so much of it has come that it is worth it, or it is closed: each wake-up costs
+/// as much as many pages. Where that cannot be set (socket(7), `SO_RCVLOWAT`) every segment wakes.
+fn wake_by_the_frame(stream: &TcpStream) {
+    let bytes = (MOST_PAGES * PAGE) as libc::c_int;
+    let (value, size) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: an int of the size that is said.
+    unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, size) };
 }
 
 /// Splits what is lacking into so many shares of about the same number of pages, none empty.

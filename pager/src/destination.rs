@@ -4,19 +4,20 @@
 //! changes the state of a page.
 
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use crate::attached::AttachedMemory;
+use crate::attached::{AttachedFile, AttachedMemory};
 use crate::bulk::Bulk;
 use crate::doorbell::Doorbell;
 use crate::events::EventLog;
 use crate::fault_loop::FaultLoop;
+use crate::lane::PAGE;
 use crate::lane::connect::{Reached, Source};
-use crate::mapping::Mapping;
 use crate::page_file::PageFileError;
 use crate::page_table::PageTable;
 use crate::placement::Numbering;
@@ -41,8 +42,8 @@ pub enum Command {
     Connected(Reached, TcpStream, oneshot::Sender<()>),
     /// A bulk lane of an attempt is connected, or not. No answer.
     BulkOpened(u64, Result<TcpStream, Status>),
-    /// Where regions are received in place, in the order of the layout.
-    Mappings(oneshot::Sender<Result<Vec<Option<Arc<Mapping>>>, Status>>),
+    /// The files whose memory can be allocated ahead, in the order of the layout.
+    Files(oneshot::Sender<Result<Vec<Option<AttachedFile>>, Status>>),
     /// Start the push on so many lanes.
     StartPush(usize, oneshot::Sender<Result<(), Status>>),
     /// Unregister what needs no guard.
@@ -70,14 +71,11 @@ pub struct Snapshot {
 pub fn needed_features(layout: &Layout) -> u64 {
     let needs = |wanted: fn(&crate::region_map::Region) -> bool| layout.regions().iter().any(wanted);
     let mut features = feature::EVENT_REMOVE | feature::THREAD_ID | feature::POISON;
-    if needs(|r| r.backing == Backing::Memfd) {
+    if needs(|r| r.backing == Backing::Memfd && r.page_size == PAGE) {
         features |= feature::MISSING_SHMEM | feature::MINOR_SHMEM;
     }
-    if needs(|r| r.page_size > 4096) {
+    if needs(|r| r.page_size > PAGE) {
         features |= feature::MISSING_HUGETLBFS;
-    }
-    if needs(|r| r.page_size > 4096 && r.backing == Backing::Memfd) {
-        features |= feature::MINOR_HUGETLBFS;
     }
     features
 }
@@ -172,47 +170,46 @@ impl Destination {
         self.ask(|answer| Command::Connected(reached, stream, answer)).await
     }
 
-    /// Makes the files behind the VMM's memory hold these ranges of 4 KiB pages, as far as they are received in place;
+    /// Allocates memory of the host for these ranges of 4 KiB pages, as far as they are in files to which pages are written;
     /// returns for how many bytes that is done.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT`: outside the layout. `RESOURCE_EXHAUSTED`: this host has not so much memory.
     pub async fn preallocate(&self, layout: &Layout, held: Vec<PageRange>) -> Result<u64, Status> {
-        let mappings = self.ask(Command::Mappings).await??;
+        let files = self.ask(Command::Files).await??;
         let layout = layout.clone();
-        let work = tokio::task::spawn_blocking(move || populate(&layout, &mappings, &held));
+        let work = tokio::task::spawn_blocking(move || allocate(&layout, &files, &held));
         work.await.map_err(|e| Status::internal(e.to_string()))?
     }
 }
 
-/// Bytes that are populated by one call: a shutdown does not wait for more.
-const POPULATE_AT_ONCE: u64 = 64 << 20;
+/// Bytes that are allocated by one call: a signal does not wait for more.
+const ALLOCATE_AT_ONCE: u64 = 16 << 20;
 
-fn populate(layout: &Layout, mappings: &[Option<Arc<Mapping>>], held: &[PageRange]) -> Result<u64, Status> {
-    let pieces = layout.in_pages_of(crate::lane::PAGE);
+/// Pages that are there already stay as they are (fallocate(2)).
+fn allocate(layout: &Layout, files: &[Option<AttachedFile>], held: &[PageRange]) -> Result<u64, Status> {
+    let pieces = layout.in_pages_of(PAGE);
     let mut bytes = 0;
     for range in held {
-        if !pieces.contains(range.region, range.page, range.count) {
-            let (region, page, count) = (range.region, range.page, range.count);
+        let PageRange { region, page, count } = *range;
+        if !pieces.contains(region, page, count) {
             return Err(Status::invalid_argument(format!("held: region {region}, pages {page} + {count} of 4 KiB")));
         }
-        let (Some(Some(mapping)), Some(region)) =
-            (mappings.get(range.region as usize), layout.regions().get(range.region as usize))
-        else {
-            continue;
-        };
-        // Whole pages of the backing.
-        let from = range.page * crate::lane::PAGE / region.page_size * region.page_size;
-        let to = ((range.page + range.count) * crate::lane::PAGE).next_multiple_of(region.page_size);
-        let mut at = from;
-        while at < to {
-            let size = (to - at).min(POPULATE_AT_ONCE.max(region.page_size));
-            mapping.populate(at, size).map_err(|error| {
-                let gpa = region.gpa.0 + at;
-                Status::resource_exhausted(format!(
-                    "no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}"
-                ))
-            })?;
+        let Some(Some(file)) = files.get(region as usize) else { continue };
+        let (mut at, end) = (page * PAGE, (page + count) * PAGE);
+        while at < end {
+            let size = (end - at).min(ALLOCATE_AT_ONCE);
+            // SAFETY: no memory is passed.
+            let done = unsafe { libc::fallocate(file.fd.as_raw_fd(), 0, (file.offset + at) as i64, size as i64) };
+            if done != 0 {
+                let error = std::io::Error::last_os_error();
+                if error.kind() == std::io::ErrorKind::Interrupted {
+                    continue;
+                }
+                let gpa = pieces.regions()[region as usize].gpa.0 + at;
+                let message = format!("no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}");
+                return Err(Status::resource_exhausted(message));
+            }
             at += size;
             bytes += size;
         }

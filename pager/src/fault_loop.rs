@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::arriving::Lane;
-use crate::attached::AttachedMemory;
+use crate::attached::{AttachedFile, AttachedMemory};
 use crate::bulk::Bulk;
 use crate::collapse::collapse;
 use crate::destination::{Command, Snapshot};
@@ -30,7 +30,6 @@ use crate::install::Installer;
 use crate::lane::PAGE;
 use crate::lane::connect::Reached;
 use crate::lane::frame::Ask;
-use crate::mapping::Mapping;
 use crate::placement::{NumberedRegion, PageIndex, Placement};
 use crate::proto::pager_event::Event as Numbered;
 use crate::proto::{AllPresentEvent, FailedEvent, LinkEvent, LinkState};
@@ -214,8 +213,8 @@ impl FaultLoop {
             Command::MarkPoisoned(errors, answer) => {
                 let _ = answer.send(self.resolver.mark_poisoned(&errors));
             }
-            Command::Mappings(answer) => {
-                let _ = answer.send(self.mappings());
+            Command::Files(answer) => {
+                let _ = answer.send(self.files());
             }
             Command::Look(answer) => {
                 let (link, link_reason) = (self.link, self.link_reason.clone());
@@ -233,7 +232,7 @@ impl FaultLoop {
         let started = process_started(memory.vmm_pid);
         let fresh = self.resolver.table().is_fresh();
         let installer = Installer::new(uffd.clone(), placement, files, fresh)
-            .map_err(|e| format!("regions: cannot be received in place, as they were before: {e}"))?;
+            .map_err(|e| format!("regions: faults on what the file holds cannot be told of, as they were: {e}"))?;
         let small = |r: &NumberedRegion| r.region.page_size == PAGE;
         let regions = installer.placement().ranges().zip(installer.placement().numbering().regions());
         let ranges = regions.filter(|(_, region)| small(region)).map(|(range, _)| range).collect();
@@ -279,11 +278,10 @@ impl FaultLoop {
         Ok(guarded)
     }
 
-    fn mappings(&self) -> Result<Vec<Option<Arc<Mapping>>>, Status> {
+    fn files(&self) -> Result<Vec<Option<AttachedFile>>, Status> {
         let memory = self.resolver.memory();
-        memory
-            .map(Installer::mappings)
-            .ok_or_else(|| Status::failed_precondition("the VMM has not attached its memory"))
+        let memory = memory.ok_or_else(|| Status::failed_precondition("the VMM has not attached its memory"))?;
+        memory.files().map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
     }
 
     // ---- the link ----
@@ -304,9 +302,8 @@ impl FaultLoop {
 
     /// What was asked for, or has come in part, is absent again.
     fn drop_lanes(&mut self) {
-        self.urgent.iter_mut().for_each(|lane| lane.close(&mut self.resolver));
         self.urgent = None;
-        self.bulk.close(&mut self.resolver);
+        self.bulk.close();
         self.resolver.release_requests();
     }
 
@@ -385,8 +382,6 @@ impl FaultLoop {
         if self.bulk.failed_for_good() {
             return self.link_down(format!("bulk lane: {reason}"));
         }
-        // What the lane had begun is absent again, and somebody may wait for it.
-        self.ask_unasked();
     }
 
     /// A frame cannot be installed now. Whether to go on without a pause.
@@ -406,7 +401,7 @@ impl FaultLoop {
 
     fn memory_gone(&mut self) {
         self.uffd = None;
-        self.bulk.close(&mut self.resolver);
+        self.bulk.close();
         self.bulk.wanted = 0;
         self.resolver.drop_memory();
         self.fail("the VMM's address space is gone".into());

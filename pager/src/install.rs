@@ -1,26 +1,24 @@
 //! Puts arriving pages where the VMM finds them. A page's state is written before the ioctl; each ioctl wakes who waits on
 //! what it installed; a range is split at every page that was not claimed.
 //!
-//! | region | bytes are received | installed by |
-//! |---|---|---|
-//! | of a file that this process can map (memfd) | in place, into the file, for pages claimed before | CONTINUE |
-//! | any other | into a buffer | COPY, for pages claimed then |
+//! | region | installed by |
+//! |---|---|
+//! | memfd of 4 KiB pages | `pwrite` into the file, whose memory may have been allocated ahead, then CONTINUE |
+//! | any other | COPY; a huge page is gathered from its pieces first |
 //!
 //! A huge page is claimed at its first piece of 4 KiB and installed when it has the last. Zeros are only written down:
 //! the page is made when somebody touches it.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 
-use crate::arriving::{Arriving, Lane, Pages};
+use crate::arriving::{Lane, Pages};
 use crate::assembly::Assembly;
 use crate::attached::AttachedFile;
 use crate::lane::PAGE;
-use crate::mapping::Mapping;
-use crate::page_table::{Arrival, PageState, PageTable};
+use crate::page_table::{Arrival, PageTable};
 use crate::placement::{NumberedRegion, PageIndex, Placement};
 use crate::region_map::Hva;
 use crate::userfaultfd::{Progress, Stop, Userfaultfd};
@@ -38,8 +36,8 @@ pub struct Installed {
 #[derive(Debug)]
 struct Ground {
     file: Option<AttachedFile>,
-    /// The file in this process, where pages are received in place.
-    in_place: Option<Arc<Mapping>>,
+    /// Pages are written to the file, and faults on what it holds are told of.
+    by_file: bool,
 }
 
 /// The VMM's memory, as ioctls reach it.
@@ -57,8 +55,8 @@ impl Installer {
     /// come yet.
     ///
     /// # Errors
-    /// The file of a region whose pages an earlier pager received in place cannot be received into now: what it holds of a
-    /// page that has not arrived whole would pass for the page.
+    /// Faults on what a region's file holds cannot be told of, though an earlier pager wrote pages to it: a page of which it
+    /// holds a part would pass for the page.
     pub fn new(
         uffd: Rc<Userfaultfd>,
         placement: Placement,
@@ -66,19 +64,20 @@ impl Installer {
         fresh: bool,
     ) -> io::Result<Self> {
         let mut grounds = Vec::new();
-        for (file, (hva, size)) in files.into_iter().zip(placement.ranges()) {
-            let in_place = match &file {
-                None => None,
-                Some(file) => match in_place(&uffd, file, hva, size) {
-                    Ok(mapping) => Some(Arc::new(mapping)),
-                    Err(error) if fresh => {
-                        tracing::info!(%error, hva = hva.0, "pager.not_in_place");
-                        None
-                    }
-                    Err(error) => return Err(error),
-                },
+        for (file, ((hva, size), region)) in
+            files.into_iter().zip(placement.ranges().zip(placement.numbering().regions()))
+        {
+            let wanted = region.pieces() == 1 && file.as_ref().is_some_and(|file| is_writable(&file.fd));
+            let by_file = match wanted.then(|| uffd.register_minor(hva, size)) {
+                None => false,
+                Some(Ok(())) => true,
+                Some(Err(error)) if fresh => {
+                    tracing::info!(%error, hva = hva.0, "pager.no_minor_faults");
+                    false
+                }
+                Some(Err(error)) => return Err(error),
             };
-            grounds.push(Ground { file, in_place });
+            grounds.push(Ground { file, by_file });
         }
         Ok(Self { uffd, placement, grounds, assemblies: HashMap::new() })
     }
@@ -93,155 +92,116 @@ impl Installer {
         &self.uffd
     }
 
-    /// The mapping of each region that is received in place, in the order of the layout.
-    pub fn mappings(&self) -> Vec<Option<Arc<Mapping>>> {
-        self.grounds.iter().map(|ground| ground.in_place.clone()).collect()
+    /// The file of each region whose memory can be allocated ahead, in the order of the layout.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn files(&self) -> io::Result<Vec<Option<AttachedFile>>> {
+        let copy = |ground: &Ground| ground.file.as_ref().filter(|_| ground.by_file).map(AttachedFile::try_clone);
+        self.grounds.iter().map(|ground| copy(ground).transpose()).collect()
     }
 
-    fn region(&self, number: u32) -> Option<&NumberedRegion> {
-        self.placement.numbering().regions().get(number as usize)
+    fn region(&self, number: u32) -> Option<NumberedRegion> {
+        self.placement.numbering().regions().get(number as usize).copied()
     }
 
-    fn mapping(&self, region: &NumberedRegion) -> Option<&Mapping> {
-        self.grounds.get(region.number as usize)?.in_place.as_deref()
+    /// The file to which pages of a region are written, if they are.
+    fn file_of(&self, region: &NumberedRegion) -> Option<&AttachedFile> {
+        self.grounds.get(region.number as usize).filter(|ground| ground.by_file)?.file.as_ref()
     }
 
-    fn mapping_of(&self, page: PageIndex) -> Option<&Mapping> {
-        self.placement.numbering().region_of(page).and_then(|region| self.mapping(region))
+    /// Whether a page is written to its file.
+    pub fn is_by_file(&self, page: PageIndex) -> bool {
+        self.placement.numbering().region_of(page).is_some_and(|region| self.file_of(region).is_some())
     }
 
     // ---- data ----
 
-    /// A DATA frame begins: claims those of its pages whose bytes go where they stay.
-    ///
-    /// # Errors
-    /// [`Stop::NoMemory`]: no huge page is free on this host.
-    pub fn begin(&mut self, table: &mut PageTable, pages: Pages, lane: Lane) -> Result<Arriving, Stop> {
-        let mut arriving = Arriving { pages, lane, received: 0, claimed: 0, dealt: 0 };
-        let Some(region) = self.region(pages.region).copied() else { return Ok(arriving) };
-        let huge = region.pieces() > 1;
-        if !huge && self.mapping(&region).is_none() {
-            return Ok(arriving);
-        }
-        for index in 0..pages.count {
-            let (page, piece) = region.page_of_piece(pages.page + index);
-            let claimed = match huge {
-                false => table.claim_for_install(page),
-                true => self.assembly(table, &region, page)?.is_some_and(|assembly| !assembly.has(piece)),
-            };
-            arriving.claimed |= u64::from(claimed) << index;
-        }
-        Ok(arriving)
-    }
-
-    /// What has come of a huge page; `None` if it is not wanted. The first time the page is claimed.
-    fn assembly(
+    /// Installs pages whose bytes are here, from the `dealt`-th on; advances it over those that are installed, or not
+    /// wanted (any more).
+    pub fn data(
         &mut self,
         table: &mut PageTable,
-        region: &NumberedRegion,
-        page: PageIndex,
-    ) -> Result<Option<&mut Assembly>, Stop> {
-        let size = region.region.page_size;
-        if table.claim_for_install(page) {
-            let gathered = match self.mapping(region) {
-                None => Some(size),
-                Some(mapping) => {
-                    if let Err(error) = mapping.populate((page.0 - region.first.0) * size, size) {
-                        tracing::debug!(%error, page = page.0, "pager.no_huge_page");
-                        table.release_install(page);
-                        return Err(Stop::NoMemory);
-                    }
-                    None
-                }
-            };
-            self.assemblies.insert(page, Assembly::new(region.pieces(), gathered));
-        }
-        Ok(self.assemblies.get_mut(&page))
-    }
-
-    /// Where the bytes of page `index` of a frame go from now on; `None`: nowhere, the page is not wanted (any more), or
-    /// they are taken from a buffer at the end. The address is good until the state of a page changes.
-    pub fn target(&mut self, table: &PageTable, arriving: &Arriving, index: u64) -> Option<*mut u8> {
-        if !arriving.has_claimed(index) {
-            return None;
-        }
-        let region = *self.region(arriving.pages.region)?;
-        let (page, piece) = region.page_of_piece(arriving.pages.page + index);
-        if table.state(page) != Some(PageState::Installing) {
-            return None;
-        }
-        match self.mapping(&region) {
-            Some(mapping) => Some(mapping.at((arriving.pages.page + index) * PAGE)),
-            None => self.assemblies.get_mut(&page)?.at(piece * PAGE),
-        }
-    }
-
-    /// All bytes of a frame are here, those of pages without a target in `scratch`: installs its pages. Called again
-    /// after a stop, it goes on where it stopped.
-    pub fn finish(&mut self, table: &mut PageTable, arriving: &mut Arriving, scratch: &[u8]) -> Installed {
+        pages: Pages,
+        lane: Lane,
+        bytes: &[u8],
+        dealt: &mut u64,
+    ) -> Installed {
         let mut installed = Installed::default();
-        let Some(region) = self.region(arriving.pages.region).copied() else { return installed };
-        let arrival = arriving.lane.arrival();
-        while arriving.dealt < arriving.pages.count && installed.stop.is_none() {
+        let Some(region) = self.region(pages.region) else { return installed };
+        let arrival = lane.arrival();
+        while *dealt < pages.count && installed.stop.is_none() {
+            let rest = pages.after(*dealt);
+            let bytes = &bytes[(*dealt * PAGE) as usize..];
+            let (first, piece) = region.page_of_piece(rest.page);
             if region.pieces() > 1 {
-                self.finish_piece(table, arriving, &region, &mut installed);
+                let count = (region.pieces() - piece).min(rest.count);
+                let bytes = &bytes[..(count * PAGE) as usize];
+                self.piece(table, &region, first, (piece, count, Some(bytes)), arrival, &mut installed);
+                *dealt += if installed.stop.is_none() { count } else { 0 };
                 continue;
             }
-            let first = PageIndex(region.first.0 + arriving.pages.page + arriving.dealt);
-            let end = PageIndex(region.first.0 + arriving.pages.page + arriving.pages.count);
-            let in_place = self.mapping(&region).is_some();
-            let to = match in_place {
-                true => {
-                    let here = (first.0..end.0).take_while(|p| arrived(table, arriving, PageIndex(*p), p - first.0));
-                    PageIndex(first.0 + here.count() as u64)
-                }
-                false => claim(table, first, end),
-            };
+            let to = claim(table, first, PageIndex(first.0 + rest.count));
             if to == first {
-                arriving.dealt += 1;
+                *dealt += 1;
                 continue;
             }
-            let (mut reached, mut stop) =
-                self.install(table, first, to, arrival, |this, hva, size, done| match in_place {
-                    true => this.uffd.map(hva, size),
-                    false => {
-                        let from = (arriving.dealt * PAGE + done) as usize;
-                        this.uffd.copy(hva, &scratch[from..from + size as usize])
+            let bytes = &bytes[..((to.0 - first.0) * PAGE) as usize];
+            let (reached, stop) = match self.write(&region, first, bytes) {
+                Ok(()) => self.install(table, first, to, arrival, |this, hva, size, done| {
+                    if this.file_of(&region).is_some() {
+                        return this.uffd.map(hva, size);
                     }
-                });
+                    this.uffd.copy(hva, &bytes[done as usize..])
+                }),
+                Err(stop) => (first, Some(stop)),
+            };
+            (reached.0..to.0).for_each(|page| _ = table.release_install(PageIndex(page)));
             if reached > first {
                 installed.runs.push((first, reached));
             }
-            if in_place && stop == Some(Stop::Refused(libc::EFAULT)) {
-                // The VMM took the page out of the file meanwhile: it is asked for again.
-                table.release_install(reached);
-                (reached.0, stop) = (reached.0 + 1, None);
-            }
-            if !in_place {
-                (reached.0..to.0).for_each(|page| _ = table.release_install(PageIndex(page)));
-            }
-            arriving.dealt += reached.0 - first.0;
+            *dealt += reached.0 - first.0;
             installed.stop = stop;
         }
         installed
     }
 
-    /// One piece of a huge page is here; with the last the page is installed.
-    fn finish_piece(
+    /// Writes claimed pages to their file, where they are written to one. Nobody sees them before they are mapped.
+    fn write(&self, region: &NumberedRegion, first: PageIndex, mut bytes: &[u8]) -> Result<(), Stop> {
+        let Some(file) = self.file_of(region) else { return Ok(()) };
+        let mut at = file.offset + (first.0 - region.first.0) * PAGE;
+        while !bytes.is_empty() {
+            // SAFETY: the kernel reads at most `bytes`.
+            let n = unsafe { libc::pwrite(file.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as libc::off_t) };
+            match usize::try_from(n) {
+                Ok(n) => (bytes, at) = (&bytes[n..], at + n as u64),
+                Err(_) => match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
+                    libc::EINTR => {}
+                    libc::ENOMEM | libc::ENOSPC => return Err(Stop::NoMemory),
+                    errno => return Err(Stop::Refused(errno)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Pieces of a huge page are here; with the last of them the page is installed.
+    fn piece(
         &mut self,
         table: &mut PageTable,
-        arriving: &mut Arriving,
         region: &NumberedRegion,
+        page: PageIndex,
+        (piece, count, bytes): (u64, u64, Option<&[u8]>),
+        arrival: Arrival,
         installed: &mut Installed,
     ) {
-        let (page, piece) = region.page_of_piece(arriving.pages.page + arriving.dealt);
-        if arriving.has_claimed(arriving.dealt)
-            && let Some(assembly) = self.assemblies.get_mut(&page)
-        {
-            assembly.add(piece);
-            installed.stop = self.install_if_whole(table, page, arriving.lane.arrival(), installed);
+        if table.claim_for_install(page) {
+            self.assemblies.insert(page, Assembly::new(region.pieces()));
         }
-        arriving.dealt += u64::from(installed.stop.is_none());
+        // Else it is there already, or not wanted.
+        let Some(assembly) = self.assemblies.get_mut(&page) else { return };
+        assembly.add(piece, count, bytes);
+        installed.stop = self.install_if_whole(table, page, arrival, installed);
     }
 
     fn install_if_whole(
@@ -251,20 +211,12 @@ impl Installer {
         arrival: Arrival,
         installed: &mut Installed,
     ) -> Option<Stop> {
-        let assembly = self.assemblies.remove(&page)?;
-        if !assembly.is_whole() {
-            self.assemblies.insert(page, assembly);
-            return None;
-        }
+        let bytes = self.assemblies.get(&page)?.whole()?;
         let end = PageIndex(page.0 + 1);
-        let (reached, stop) = self.install(table, page, end, arrival, |this, hva, size, _| match assembly.buffer() {
-            Some(bytes) => this.uffd.copy(hva, bytes),
-            None => this.uffd.map(hva, size),
-        });
+        let (reached, stop) = self.install(table, page, end, arrival, |this, hva, _, _| this.uffd.copy(hva, bytes));
         if reached == end {
+            self.assemblies.remove(&page);
             installed.runs.push((page, end));
-        } else {
-            self.assemblies.insert(page, assembly);
         }
         stop
     }
@@ -299,25 +251,10 @@ impl Installer {
         (at, None)
     }
 
-    /// The lane of a frame broke: what was claimed for it is absent again. Nobody has seen any of it, for it is not mapped.
-    pub fn abandon(&mut self, table: &mut PageTable, arriving: &Arriving) {
-        let Some(region) = self.region(arriving.pages.region).copied() else { return };
-        if region.pieces() > 1 {
-            // Pieces that came whole stay; the page is asked for again as long as it is not.
-            return;
-        }
-        for index in arriving.dealt..arriving.pages.count {
-            if arriving.has_claimed(index) {
-                table.release_install(region.page_of_piece(arriving.pages.page + index).0);
-            }
-        }
-    }
-
     /// All lanes broke: huge pages that came in part are absent again.
-    pub fn abandon_all(&mut self, table: &mut PageTable) {
+    pub fn abandon(&mut self, table: &mut PageTable) {
         for page in std::mem::take(&mut self.assemblies).into_keys() {
             table.release_install(page);
-            self.drop_contents(page, PageIndex(page.0 + 1));
         }
     }
 
@@ -328,41 +265,26 @@ impl Installer {
 
     /// A huge page is not wanted any more.
     pub fn forget(&mut self, page: PageIndex) {
-        if self.assemblies.remove(&page).is_some() {
-            self.drop_contents(page, PageIndex(page.0 + 1));
-        }
+        self.assemblies.remove(&page);
     }
 
     // ---- zeros ----
 
-    /// Zeros came for `[from, to)` of the pages of a frame. Pages that are whole with it and were not there before are in
-    /// `runs`: they are written down, and made when touched.
+    /// Zeros came. Pages that are whole with it and were not there before are in `runs`: those of them that are PRESENT as
+    /// zeros are only written down, and made when touched.
     pub fn zeros(&mut self, table: &mut PageTable, pages: Pages, lane: Lane) -> Installed {
         let mut installed = Installed::default();
-        let Some(region) = self.region(pages.region).copied() else { return installed };
-        let pieces = region.pieces();
+        let Some(region) = self.region(pages.region) else { return installed };
         let (mut at, end) = (pages.page, pages.page + pages.count);
-        while at < end {
+        while at < end && installed.stop.is_none() {
             let (page, piece) = region.page_of_piece(at);
-            let count = (pieces - piece).min(end - at);
-            if count == pieces && !self.assemblies.contains_key(&page) {
-                if table.claim_for_install(page) && table.mark_installed(page, Arrival::Zero) {
-                    match installed.runs.last_mut() {
-                        Some(last) if last.1 == page => last.1.0 += 1,
-                        _ => installed.runs.push((page, PageIndex(page.0 + 1))),
-                    }
-                }
-            } else {
-                match self.assembly(table, &region, page) {
-                    Ok(Some(assembly)) => {
-                        (piece..piece + count).for_each(|piece| assembly.add(piece));
-                        installed.stop = self.install_if_whole(table, page, lane.arrival(), &mut installed);
-                    }
-                    Ok(None) => {}
-                    Err(stop) => installed.stop = Some(stop),
-                }
-                if installed.stop.is_some() {
-                    return installed;
+            let count = (region.pieces() - piece).min(end - at);
+            if count < region.pieces() || self.assemblies.contains_key(&page) {
+                self.piece(table, &region, page, (piece, count, None), lane.arrival(), &mut installed);
+            } else if table.claim_for_install(page) && table.mark_installed(page, Arrival::Zero) {
+                match installed.runs.last_mut() {
+                    Some(last) if last.1 == page => last.1.0 += 1,
+                    _ => installed.runs.push((page, PageIndex(page.0 + 1))),
                 }
             }
             at += count;
@@ -372,28 +294,19 @@ impl Installer {
 
     /// A page that is neither missing nor poison was touched where it is not mapped: its file holds it (`minor`), or it
     /// reads as zeros.
-    pub fn refill(&mut self, page: PageIndex, minor: bool) -> Option<Stop> {
+    pub fn refill(&self, page: PageIndex, minor: bool) -> Option<Stop> {
         let (hva, size) = self.placement.address_of(page)?;
-        let mut stop = if minor { self.uffd.map(hva, size).stop } else { self.zero(page, hva, size) };
-        if !minor && stop == Some(Stop::AlreadyPresent) && self.mapping_of(page).is_some() {
+        let mut stop = match (minor, size) {
+            (true, _) => self.uffd.map(hva, size).stop,
+            (false, PAGE) => self.uffd.zeropage(hva, size).stop,
+            // hugetlb has no ZEROPAGE.
+            (false, _) => self.uffd.copy(hva, &vec![0; size as usize]).stop,
+        };
+        if !minor && stop == Some(Stop::AlreadyPresent) && self.is_by_file(page) {
             // The file holds zeros that were allocated ahead.
             stop = self.uffd.map(hva, size).stop;
         }
         self.or_wake(hva, size, stop)
-    }
-
-    fn zero(&self, page: PageIndex, hva: Hva, size: u64) -> Option<Stop> {
-        if size == PAGE {
-            return self.uffd.zeropage(hva, size).stop;
-        }
-        // hugetlb has no ZEROPAGE.
-        let Some((mapping, region)) = self.mapping_of(page).zip(self.placement.numbering().region_of(page)) else {
-            return self.uffd.copy(hva, &vec![0; size as usize]).stop;
-        };
-        match mapping.populate((page.0 - region.first.0) * size, size) {
-            Ok(()) => self.uffd.map(hva, size).stop,
-            Err(_) => Some(Stop::NoMemory),
-        }
     }
 
     // ---- poison, and the end ----
@@ -410,10 +323,7 @@ impl Installer {
     }
 
     fn register(&self, page: PageIndex, hva: Hva, size: u64) -> io::Result<()> {
-        match self.mapping_of(page) {
-            Some(_) => self.uffd.register_minor(hva, size),
-            None => self.uffd.register(hva, size),
-        }
+        if self.is_by_file(page) { self.uffd.register_minor(hva, size) } else { self.uffd.register(hva, size) }
     }
 
     /// Drops what a region's file holds of pages: those that were good and are poison now, since where only the mapping is
@@ -431,11 +341,6 @@ impl Installer {
         if done != 0 {
             tracing::warn!(error = %io::Error::last_os_error(), page = from.0, "pager.contents_kept");
         }
-    }
-
-    /// Whether pages of this region are received in place.
-    pub fn is_in_place(&self, page: PageIndex) -> bool {
-        self.mapping_of(page).is_some()
     }
 
     /// `EEXIST` is success, but wakes nobody.
@@ -473,16 +378,11 @@ impl Installer {
     }
 }
 
-/// Maps a region's file here and has the VMM's faults on what the file holds told as well.
-fn in_place(uffd: &Userfaultfd, file: &AttachedFile, hva: Hva, size: u64) -> io::Result<Mapping> {
-    let mapping = Mapping::writable(&file.fd, file.offset, size)?;
-    uffd.register_minor(hva, size)?;
-    Ok(mapping)
-}
-
-/// Whether the page `ahead` of where the frame stands was received in place, and is still wanted.
-fn arrived(table: &PageTable, arriving: &Arriving, page: PageIndex, ahead: u64) -> bool {
-    arriving.has_claimed(arriving.dealt + ahead) && table.state(page) == Some(PageState::Installing)
+/// Whether a descriptor was opened for writing.
+fn is_writable(fd: &OwnedFd) -> bool {
+    // SAFETY: no memory is passed.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 /// Claims pages from `at` on, up to the first that is not to be written.

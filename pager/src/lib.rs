@@ -18,7 +18,6 @@ pub mod histogram;
 pub mod inflow;
 pub mod install;
 pub mod lane;
-pub mod mapping;
 pub mod memory_message;
 pub mod memory_socket;
 pub mod page_file;

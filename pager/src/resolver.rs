@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-use crate::arriving::{Arriving, Lane, Pages, PoisonNote};
+use crate::arriving::{Lane, Pages, PoisonNote};
 use crate::events::{EventLog, now_us};
 use crate::histogram::FirstTouch;
-use crate::install::{Installed, Installer};
+use crate::install::Installer;
 use crate::lane::PAGE;
 use crate::lane::frame::Ask;
 use crate::page_file::Word;
@@ -194,7 +194,7 @@ impl Resolver {
     /// The link is lost: what was asked for, or has come in part, is absent again; who waits goes on waiting.
     pub fn release_requests(&mut self) {
         if let Some(memory) = &mut self.memory {
-            memory.abandon_all(&mut self.table);
+            memory.abandon(&mut self.table);
         }
         for (page, waiting) in &mut self.waiting {
             self.table.release_request(*page);
@@ -202,8 +202,11 @@ impl Resolver {
         }
     }
 
-    /// Whether a frame's pages lie in the layout; in words for people if not.
-    fn check(&self, pages: Pages) -> Result<(), String> {
+    /// Whether a frame's pages lie in the layout.
+    ///
+    /// # Errors
+    /// In words for people, if not: the source speaks nonsense.
+    pub fn check(&self, pages: Pages) -> Result<(), String> {
         let region = self.numbering.regions().get(pages.region as usize);
         let end = pages.page.checked_add(pages.count);
         match region.zip(end).is_some_and(|(region, end)| end <= region.region.size / PAGE) {
@@ -215,53 +218,22 @@ impl Resolver {
         }
     }
 
-    /// A DATA frame begins.
-    ///
-    /// # Errors
-    /// In words for people, if the source speaks nonsense; a stop, if it cannot be received now.
-    pub fn begin(&mut self, pages: Pages, lane: Lane) -> Result<Result<Arriving, Stop>, String> {
-        self.check(pages)?;
-        Ok(match &mut self.memory {
-            Some(memory) => memory.begin(&mut self.table, pages, lane),
-            None => Err(Stop::ProcessGone),
-        })
-    }
-
-    /// Where the bytes of page `index` of a frame go; `None`: into a buffer for [`Resolver::finish`].
-    pub fn target(&mut self, arriving: &Arriving, index: u64) -> Option<*mut u8> {
-        self.memory.as_mut().and_then(|memory| memory.target(&self.table, arriving, index))
-    }
-
-    /// All bytes of a frame are here. After a stop, to be called again.
-    pub fn finish(&mut self, arriving: &mut Arriving, scratch: &[u8]) -> Option<Stop> {
+    /// Pages came with their bytes, of which `dealt` are dealt with already; it is advanced. After a stop, to be called
+    /// again.
+    pub fn data(&mut self, pages: Pages, lane: Lane, bytes: &[u8], dealt: &mut u64) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
-        let installed = memory.finish(&mut self.table, arriving, scratch);
-        self.note_bytes(&installed);
-        installed.stop
-    }
-
-    /// The lane of a frame broke. What somebody waits for is among [`Resolver::unasked`].
-    pub fn abandon(&mut self, arriving: &Arriving) {
-        if let Some(memory) = &mut self.memory {
-            memory.abandon(&mut self.table, arriving);
-        }
-    }
-
-    fn note_bytes(&mut self, installed: &Installed) {
+        let installed = memory.data(&mut self.table, pages, lane, bytes, dealt);
         for (from, to) in &installed.runs {
             let size = self.numbering.region_of(*from).map_or(0, |r| r.region.page_size);
             self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
             self.touched(*from, *to);
         }
+        installed.stop
     }
 
-    /// Zeros came.
-    ///
-    /// # Errors
-    /// As [`Resolver::begin`]. After a stop, to be called again.
-    pub fn zeros(&mut self, pages: Pages, lane: Lane) -> Result<Option<Stop>, String> {
-        self.check(pages)?;
-        let Some(memory) = &mut self.memory else { return Ok(Some(Stop::ProcessGone)) };
+    /// Zeros came. After a stop, to be called again.
+    pub fn zeros(&mut self, pages: Pages, lane: Lane) -> Option<Stop> {
+        let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
         let installed = memory.zeros(&mut self.table, pages, lane);
         for (from, to) in &installed.runs {
             if !self.waiting.is_empty() {
@@ -276,16 +248,12 @@ impl Resolver {
         for (from, to) in installed.runs {
             self.touched(from, to);
         }
-        Ok(installed.stop)
+        installed.stop
     }
 
-    /// Bad pages came.
-    ///
-    /// # Errors
-    /// As [`Resolver::begin`]. After a stop, to be called again.
-    pub fn poison(&mut self, pages: Pages, note: PoisonNote) -> Result<Option<Stop>, String> {
-        self.check(pages)?;
-        let Some(region) = self.numbering.regions().get(pages.region as usize) else { return Ok(None) };
+    /// Bad pages came. After a stop, to be called again.
+    pub fn poison(&mut self, pages: Pages, note: PoisonNote) -> Option<Stop> {
+        let region = self.numbering.regions().get(pages.region as usize)?;
         let first = region.page_of_piece(pages.page).0;
         let last = region.page_of_piece(pages.page + pages.count - 1).0;
         for page in (first.0..=last.0).map(PageIndex) {
@@ -295,10 +263,10 @@ impl Resolver {
                 PoisonOutcome::New { .. } | PoisonOutcome::Already { .. } => self.resolve_poison(page, note, outcome),
             };
             if stop.is_some() {
-                return Ok(stop);
+                return stop;
             }
         }
-        Ok(None)
+        None
     }
 
     /// Report, then marker, then the wait is over.
@@ -421,7 +389,7 @@ impl Resolver {
     pub fn discard(&mut self, start: Hva, end: Hva) {
         let Some(memory) = &mut self.memory else { return };
         for (from, to) in memory.placement().pages_in(start, end) {
-            // What had not arrived whole may be in its file in part.
+            // What was being installed may be in its file already.
             let missing = self.table.runs(from, to, PageState::is_missing);
             for page in (from.0..to.0).map(PageIndex) {
                 let discarded = self.table.mark_discarded(page) == DiscardOutcome::Discarded;
@@ -431,7 +399,7 @@ impl Resolver {
                 }
             }
             for (from, to) in missing {
-                if memory.is_in_place(from) {
+                if memory.is_by_file(from) {
                     memory.drop_contents(from, to);
                 }
             }

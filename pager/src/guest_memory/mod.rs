@@ -1,9 +1,9 @@
 //! Reading a source's memory without ever touching it through a mapping of our own: no SIGBUS can reach this process.
 //!
 //! ```text
-//!  memfd, file ── FileReader ─── SEEK_DATA (holes) · pread, splice (EIO = poison) ──┐
-//!                                                                                   ├─▶ Found: data, zero, poison
-//!  process ───── ProcessReader ─ pagemap (empty = zero) · process_vm_readv ─────────┘
+//!  memfd, file ── FileReader ─── SEEK_DATA (holes) · pread (EIO = poison) ──┐
+//!                                                                           ├─▶ Found: data, zero, poison
+//!  process ───── ProcessReader ─ pagemap (empty = zero) · process_vm_readv ─┘
 //!                                (EFAULT = poison)
 //!       both ─── Pagemap: poison markers in the VMM's page tables
 //! ```
@@ -23,7 +23,6 @@ use crate::lane::PAGE;
 use crate::region_map::{Backing, Hva, Region};
 
 use file::FileReader;
-pub use file::Pipe;
 use pagemap::Pagemap;
 use process::ProcessReader;
 
@@ -165,31 +164,6 @@ impl GuestMemory {
         }
         runs.split_zeros(buffer);
         Ok(())
-    }
-
-    /// Finds out what each page is without copying those with contents; false where that cannot be done: then they have
-    /// to be read.
-    ///
-    /// # Errors
-    /// [`ReadError`]; never for poison.
-    pub fn survey(&self, region: u32, page: u64, count: u64, runs: &mut Runs) -> Result<bool, ReadError> {
-        runs.0.clear();
-        match &self.regions[region as usize] {
-            Origin::File(file) => file.survey(page, count, runs),
-            Origin::Process(_) => Ok(false),
-        }
-    }
-
-    /// Puts pages with contents into a pipe by reference, as far as they are good and the pipe has room; returns how
-    /// many. 0: the first is poison.
-    ///
-    /// # Errors
-    /// [`ReadError`]; never for poison.
-    pub fn splice(&self, region: u32, page: u64, count: u64, into: &Pipe) -> Result<u64, ReadError> {
-        match &self.regions[region as usize] {
-            Origin::File(file) => file.splice(page, count, into),
-            Origin::Process(_) => Ok(0),
-        }
     }
 
     /// Half-open runs of pages of a region that hold memory, as far as that is known cheaply.

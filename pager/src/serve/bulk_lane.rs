@@ -13,7 +13,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Until all is sent.
 pub(super) fn run(server: &SourceServer, stream: TcpStream, mut order: PushOrder) -> Result<(), Broken> {
-    let mut outlet = Outlet::splicing(stream);
+    let mut outlet = Outlet::new(stream);
     let outcome = loop {
         let Some(chunk) = order.next_chunk(server.latest_demand()) else { break outlet.end().map_err(Broken::from) };
         let bytes = chunk.iter().map(|run| run.count * PAGE).sum();

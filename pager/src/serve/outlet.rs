@@ -1,14 +1,13 @@
-//! Sends pages on a lane as frames: by reference where the memory is a file (`splice`), else through one buffer that is
-//! used again for every frame.
+//! Sends pages on a lane as frames, through one buffer that is used again for every frame: it stays in the processor's
+//! cache.
 
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use super::{Shared, SourceError};
-use crate::arriving::{Pages, PoisonNote};
-use crate::guest_memory::{Found, GuestMemory, Pipe, Runs};
+use crate::arriving::Pages;
+use crate::guest_memory::{Found, GuestMemory, Runs};
 use crate::lane::frame::{Header, Kind};
 use crate::lane::{MOST_PAGES, PAGE};
 
@@ -29,19 +28,12 @@ pub(super) struct Outlet {
     stream: TcpStream,
     buffer: Vec<u8>,
     runs: Runs,
-    /// `None`: pages are copied.
-    pipe: Option<Pipe>,
 }
 
 impl Outlet {
-    /// Copies pages: soonest where they are few.
-    pub fn copying(stream: TcpStream) -> Self {
-        Self { stream, buffer: vec![0; (MOST_PAGES * PAGE) as usize], runs: Runs::default(), pipe: None }
-    }
-
-    /// Sends pages by reference where that can be done: cheapest where they are many.
-    pub fn splicing(stream: TcpStream) -> Self {
-        Self { pipe: Pipe::new().ok(), ..Self::copying(stream) }
+    /// Of a connected lane.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, buffer: vec![0; (MOST_PAGES * PAGE) as usize], runs: Runs::default() }
     }
 
     /// Sends pages that lie in the layout, each exactly once, known poison first.
@@ -68,17 +60,12 @@ impl Outlet {
     /// Sends pages that nothing bad is known of; what turns out poisoned is known from now on.
     fn send_good(&mut self, shared: &Shared, memory: &GuestMemory, run: Pages) -> Result<(), Broken> {
         let Pages { region, page, count } = run;
-        let by_reference =
-            self.pipe.is_some() && memory.survey(region, page, count, &mut self.runs).map_err(SourceError::from)?;
-        if !by_reference {
-            memory.read(region, page, count, &mut self.buffer, &mut self.runs).map_err(SourceError::from)?;
-        }
+        memory.read(region, page, count, &mut self.buffer, &mut self.runs).map_err(SourceError::from)?;
         let runs = std::mem::take(&mut self.runs);
         let mut at = page;
         for found in runs.iter() {
             let part = Pages { region, page: at, count: found.count() };
             match found {
-                Found::Data(_) if by_reference => self.splice(shared, memory, part)?,
                 Found::Data(_) => self.copy(shared, part, at - page)?,
                 Found::Zero(_) => self.told(shared, part, Kind::Zero)?,
                 Found::Poison(_) => {
@@ -89,26 +76,6 @@ impl Outlet {
             at += part.count;
         }
         self.runs = runs;
-        Ok(())
-    }
-
-    fn splice(&mut self, shared: &Shared, memory: &GuestMemory, run: Pages) -> Result<(), Broken> {
-        let Some(pipe) = &self.pipe else { return Ok(()) };
-        let (mut page, end) = (run.page, run.page + run.count);
-        while page < end {
-            let count = memory.splice(run.region, page, end - page, pipe).map_err(SourceError::from)?;
-            let part = Pages { page, count: count.max(1), ..run };
-            if count == 0 {
-                let note: PoisonNote = shared.found_poison(part);
-                self.stream.write_all(&header(part, Kind::Poison(note)))?;
-                shared.pages_served.fetch_add(1, Ordering::Relaxed);
-            } else {
-                shared.note_data(part);
-                more(&self.stream, &header(part, Kind::Data))?;
-                pipe.send(self.stream.as_raw_fd(), (count * PAGE) as usize)?;
-            }
-            page += part.count;
-        }
         Ok(())
     }
 
@@ -155,27 +122,6 @@ impl Shared {
 fn header(run: Pages, kind: Kind) -> [u8; crate::lane::frame::HEADER_BYTES] {
     // A frame is never longer than what one ask or one chunk names: far below 2^32 pages.
     Header { kind, region: run.region, page: run.page, count: run.count as u32 }.encode()
-}
-
-/// Writes bytes that others follow at once.
-fn more(stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        let rest = &bytes[sent..];
-        let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
-        // SAFETY: the kernel reads at most `rest`.
-        let n = unsafe { libc::send(stream.as_raw_fd(), rest.as_ptr().cast(), rest.len(), flags) };
-        match usize::try_from(n) {
-            Ok(n) => sent += n,
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Writes two slices, in one call where the socket has room.

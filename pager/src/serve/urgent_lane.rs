@@ -12,7 +12,7 @@ use crate::priority;
 /// Until the destination closes the lane.
 pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), Broken> {
     priority::urgent();
-    let mut outlet = Outlet::copying(stream.try_clone()?);
+    let mut outlet = Outlet::new(stream.try_clone()?);
     let mut asks = Asks { stream, bytes: [0; ROOM], have: 0 };
     let outcome = loop {
         match asks.next()? {
