@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from vmferry.client.follow import TERMINAL_PHASES, follow_migrations
@@ -19,7 +20,9 @@ from vmferry.demo.processes import processes_of
 from vmferry.demo.stage import Guest, Host, Stage, until
 from vmferry.demo.verdict import problems
 from vmferry.units import MIB
+from vmferry.v1 import pager_pb2
 from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY
+from vmferry.v1.pager_pb2_grpc import PagerStub
 from vmferry_bench.native import BenchError
 from vmferry_bench.processes import CpuWatch, warm_memory
 from vmferry_bench.shape import OURS, Round, Shape, is_warm
@@ -30,6 +33,12 @@ SETTLE_S = 0.3
 AFTER_S = 0.05
 """Between the last page and the reading of the report, as on the other side."""
 
+
+LAST_PAGE_S = 5.0
+"""For the event of a move that is complete."""
+LOOK_S = 0.02
+UNIX = (("grpc.default_authority", "localhost"),)
+"""A unix path is no authority that HTTP/2 servers take."""
 
 During = Callable[[Path], AbstractAsyncContextManager[None]]
 
@@ -71,9 +80,11 @@ class OurSide:
         await warm_memory(shape.memory_mib * MIB)
         vmms = [cast.source.process.pid, cast.destination.process.pid]
         watch = CpuWatch(vmms, [pid for pid in processes_of(self._stage.root) if pid not in vmms])
+        last_page = asyncio.create_task(_last_page(self._away.directory))
         async with during(self._stage.root):
             watch.start()
             resumed_at, table = await self._follow(course, watch)
+            last_page_at = await asyncio.wait_for(last_page, LAST_PAGE_S)
         watch.add(processes_of(self._stage.root))
         machinery, vcpu, programs = watch.stop()
         await asyncio.sleep(AFTER_S)
@@ -90,7 +101,7 @@ class OurSide:
             blackout_guest_s=said["blackout_us"] / 1e6,
             blackout_vmm_s=migration.downtime_s,
             total_s=_seconds(migration.end_time) - _seconds(migration.create_time),
-            postcopy_s=_seconds(migration.end_time) - resumed_at,
+            postcopy_s=last_page_at - resumed_at,
             postcopy_bytes=migration.progress.bytes_received,
             machinery_cpu_s=machinery,
             vcpu_cpu_s=vcpu,
@@ -118,6 +129,18 @@ class OurSide:
         if course.migration.phase != PHASE_COMPLETED:
             raise BenchError(f"{name} is {phase_word(course.migration)}: {course.migration.reason}")
         return resumed_at, table
+
+
+async def _last_page(host: Path) -> float:
+    """When the destination's pager had the last page, seconds since 1970, by its own event."""
+    while not (sockets := list(host.glob("run/vms/*/pager.sock"))):
+        await asyncio.sleep(LOOK_S)
+    async with grpc.aio.insecure_channel(f"unix:{sockets[0]}", options=UNIX) as channel:
+        call = PagerStub(channel).WatchEvents(pager_pb2.WatchEventsRequest(), wait_for_ready=True)
+        async for event in call:
+            if event.WhichOneof("event") == "all_present":
+                return float(event.at_us) / 1e6
+    raise BenchError("the destination's pager ended before it had the last page")
 
 
 async def _is_warm(guest: Guest, shape: Shape) -> bool:

@@ -42,8 +42,11 @@ pub enum Command {
     Connected(Reached, TcpStream, oneshot::Sender<()>),
     /// A bulk lane of an attempt is connected, or not. No answer.
     BulkOpened(u64, Result<TcpStream, Status>),
-    /// The files whose memory can be allocated ahead, in the order of the layout.
-    Files(oneshot::Sender<Result<Vec<Option<AttachedFile>>, Status>>),
+    /// Memory is to be allocated ahead: the files where that can be done, in the order of the layout. Until
+    /// [`Command::Allocated`] they are the caller's, and no lane can be connected.
+    Allocate(oneshot::Sender<Result<Vec<Option<AttachedFile>>, Status>>),
+    /// The files are not written to any more. No answer.
+    Allocated,
     /// Start the push on so many lanes.
     StartPush(usize, oneshot::Sender<Result<(), Status>>),
     /// Unregister what needs no guard.
@@ -175,20 +178,27 @@ impl Destination {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT`: outside the layout. `RESOURCE_EXHAUSTED`: this host has not so much memory.
+    /// `FAILED_PRECONDITION`: no memory is attached, lanes were connected before, or it is under way already.
     pub async fn preallocate(&self, layout: &Layout, held: Vec<PageRange>) -> Result<u64, Status> {
-        let files = self.ask(Command::Files).await??;
-        let layout = layout.clone();
-        let work = tokio::task::spawn_blocking(move || allocate(&layout, &files, &held));
+        let files = self.ask(Command::Allocate).await??;
+        let (layout, commands) = (layout.clone(), self.commands.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let allocated = allocate(&layout, &files, &held);
+            commands.send(Command::Allocated);
+            allocated
+        });
         work.await.map_err(|e| Status::internal(e.to_string()))?
     }
 }
 
-/// Bytes that are allocated by one call: a signal does not wait for more.
-const ALLOCATE_AT_ONCE: u64 = 16 << 20;
+/// Bytes that are written by one call.
+const WRITTEN_AT_ONCE: u64 = 256 << 10;
 
-/// Pages that are there already stay as they are (fallocate(2)).
+/// Writes zeros: memory that is only reserved (fallocate(2)) would first be found when a page is written to it, which takes
+/// longest where this host is a virtual machine itself.
 fn allocate(layout: &Layout, files: &[Option<AttachedFile>], held: &[PageRange]) -> Result<u64, Status> {
     let pieces = layout.in_pages_of(PAGE);
+    let zeros = vec![0u8; WRITTEN_AT_ONCE as usize];
     let mut bytes = 0;
     for range in held {
         let PageRange { region, page, count } = *range;
@@ -198,10 +208,11 @@ fn allocate(layout: &Layout, files: &[Option<AttachedFile>], held: &[PageRange])
         let Some(Some(file)) = files.get(region as usize) else { continue };
         let (mut at, end) = (page * PAGE, (page + count) * PAGE);
         while at < end {
-            let size = (end - at).min(ALLOCATE_AT_ONCE);
-            // SAFETY: no memory is passed.
-            let done = unsafe { libc::fallocate(file.fd.as_raw_fd(), 0, (file.offset + at) as i64, size as i64) };
-            if done != 0 {
+            let size = (end - at).min(WRITTEN_AT_ONCE);
+            let (fd, from) = (file.fd.as_raw_fd(), zeros.as_ptr().cast());
+            // SAFETY: the kernel reads at most `zeros`.
+            let n = unsafe { libc::pwrite(fd, from, size as usize, (file.offset + at) as libc::off_t) };
+            let Ok(n) = u64::try_from(n) else {
                 let error = std::io::Error::last_os_error();
                 if error.kind() == std::io::ErrorKind::Interrupted {
                     continue;
@@ -209,9 +220,9 @@ fn allocate(layout: &Layout, files: &[Option<AttachedFile>], held: &[PageRange])
                 let gpa = pieces.regions()[region as usize].gpa.0 + at;
                 let message = format!("no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}");
                 return Err(Status::resource_exhausted(message));
-            }
-            at += size;
-            bytes += size;
+            };
+            at += n;
+            bytes += n;
         }
     }
     Ok(bytes)

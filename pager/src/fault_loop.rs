@@ -66,6 +66,8 @@ pub struct FaultLoop {
     failed: Option<String>,
     /// Process and ranges to be made of huge pages after the end, where the VMM asked for it.
     to_collapse: Option<(u32, Vec<(Hva, u64)>)>,
+    /// The VMM's files are written to by somebody else.
+    allocating: bool,
 }
 
 impl FaultLoop {
@@ -96,6 +98,7 @@ impl FaultLoop {
             forked: Vec::new(),
             failed: None,
             to_collapse: None,
+            allocating: false,
         }
     }
 
@@ -192,6 +195,7 @@ impl FaultLoop {
                 let _ = answer.send(match self.uffd {
                     _ if self.link == LinkState::Done || same => Ok(false),
                     None => Err(Status::failed_precondition("the VMM has not attached its memory")),
+                    Some(_) if self.allocating => Err(Status::failed_precondition("memory is being allocated")),
                     Some(_) => Ok(true),
                 });
             }
@@ -213,9 +217,14 @@ impl FaultLoop {
             Command::MarkPoisoned(errors, answer) => {
                 let _ = answer.send(self.resolver.mark_poisoned(&errors));
             }
-            Command::Files(answer) => {
-                let _ = answer.send(self.files());
+            Command::Allocate(answer) => {
+                let files = self.files();
+                self.allocating = files.is_ok();
+                if let Err(Ok(_)) = answer.send(files) {
+                    self.allocating = false;
+                }
             }
+            Command::Allocated => self.allocating = false,
             Command::Look(answer) => {
                 let (link, link_reason) = (self.link, self.link_reason.clone());
                 let _ = answer.send(Snapshot { link, link_reason, progress: self.resolver.progress() });
@@ -278,7 +287,11 @@ impl FaultLoop {
         Ok(guarded)
     }
 
+    /// The files to which zeros may be written: nothing has come, and nothing can come meanwhile.
     fn files(&self) -> Result<Vec<Option<AttachedFile>>, Status> {
+        if self.allocating || self.link != LinkState::Idle || !self.resolver.table().is_fresh() {
+            return Err(Status::failed_precondition("memory is allocated once, before lanes are connected"));
+        }
         let memory = self.resolver.memory();
         let memory = memory.ok_or_else(|| Status::failed_precondition("the VMM has not attached its memory"))?;
         memory.files().map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
