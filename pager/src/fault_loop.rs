@@ -393,7 +393,7 @@ impl FaultLoop {
     fn bulk_lost(&mut self, reason: &str) {
         tracing::warn!(reason, failures = self.bulk.failures, "pager.bulk_lane_lost");
         if self.bulk.failed_for_good() {
-            return self.link_down(format!("bulk lane: {reason}"));
+            self.link_down(format!("bulk lane: {reason}"));
         }
     }
 

@@ -7,12 +7,14 @@ use super::SourceServer;
 use super::outlet::{Broken, Outlet};
 use super::push_order::PushOrder;
 use crate::lane::PAGE;
+use crate::priority;
 
 /// A lane that waits for its rate looks so often whether the rate has changed or the source may no longer serve.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Until all is sent.
 pub(super) fn run(server: &SourceServer, stream: TcpStream, mut order: PushOrder) -> Result<(), Broken> {
+    priority::bulk();
     let mut outlet = Outlet::new(stream);
     let outcome = loop {
         let Some(chunk) = order.next_chunk(server.latest_demand()) else { break outlet.end().map_err(Broken::from) };

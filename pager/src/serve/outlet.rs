@@ -104,7 +104,7 @@ impl Outlet {
 
     /// Says why the lane ends.
     pub fn failed(&mut self, reason: &str) -> io::Result<()> {
-        let text = &reason.as_bytes()[..reason.floor_char_boundary(crate::lane::frame::LONGEST_REASON as usize)];
+        let text = &reason.as_bytes()[..reason.len().min(crate::lane::frame::LONGEST_REASON as usize)];
         let header = Header { kind: Kind::Failed, region: 0, page: 0, count: text.len() as u32 };
         write_all(&mut self.stream, &header.encode(), text)
     }

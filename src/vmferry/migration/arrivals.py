@@ -22,7 +22,7 @@ from vmferry.migration.following import Following
 from vmferry.migration.layout import check_layout
 from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, MemoryLayout, Outcome
+from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, Outcome
 from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.migration.together import together
 from vmferry.migration.world import World
