@@ -17,6 +17,8 @@ use crate::resolver::Resolver;
 
 /// Failed attempts without a page between them, after which the link counts as lost.
 const ATTEMPTS: u32 = 3;
+/// How long less than a frame may lie unread.
+const LOOK: Duration = Duration::from_millis(5);
 /// Before push is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -144,9 +146,10 @@ impl Bulk {
         self.due.is_some_and(|due| due <= now)
     }
 
-    /// When to open lanes again, if that is to be.
-    pub fn due_in(&self, now: Instant) -> Option<Duration> {
-        self.due.map(|due| due.saturating_duration_since(now))
+    /// When to look again though nothing wakes: lanes are to be opened, or too little has come on one to wake for.
+    pub fn look_in(&self, now: Instant) -> Option<Duration> {
+        let look = (!self.lanes.is_empty()).then_some(LOOK);
+        self.due.map(|due| due.saturating_duration_since(now)).into_iter().chain(look).min()
     }
 
     /// Gives up all lanes.
@@ -159,7 +162,8 @@ impl Bulk {
 }
 
 /// Whoever sleeps on the lane is woken when so much of it has come that it is worth it, or it is closed: each wake-up costs
-/// as much as many pages. Where that cannot be set (socket(7), `SO_RCVLOWAT`) every segment wakes.
+/// as much as many pages (socket(7), `SO_RCVLOWAT`). Less than that is found by [`Bulk::look_in`]. Where it cannot be set every
+/// segment wakes.
 fn wake_by_the_frame(stream: &TcpStream) {
     let bytes = (MOST_PAGES * PAGE) as libc::c_int;
     let (value, size) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);

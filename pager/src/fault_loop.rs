@@ -141,7 +141,7 @@ impl FaultLoop {
             false => {
                 let deadline =
                     (self.urgent.is_some() && self.resolver.waiting().next().is_some()).then_some(DEADLINE_CHECK);
-                self.bulk.due_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
+                self.bulk.look_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
             }
         };
         let wait = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };

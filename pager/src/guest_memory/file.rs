@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::pagemap::{Entry, Pagemap};
+use super::pagemap::Pagemap;
 use super::{Found, ReadError, Runs, fill_buffer, pages_of};
 use crate::lane::PAGE;
 use crate::region_map::Region;
@@ -29,11 +29,11 @@ impl FileReader {
     /// Pages `[page, page + count)`; `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
         let Some(pagemap) = &self.pagemap else { return self.read_unmarked(page, page + count, buffer, runs) };
-        let entries = pagemap.entries(page, count)?;
+        let markers = pagemap.markers(page, count)?;
         let mut at = page;
-        for run in entries.chunk_by(|a, b| (*a == Entry::PoisonMarker) == (*b == Entry::PoisonMarker)) {
+        for run in markers.chunk_by(|a, b| a == b) {
             let end = at + run.len() as u64;
-            if run[0] == Entry::PoisonMarker {
+            if run[0] {
                 runs.push(Found::Poison(end - at));
             } else {
                 self.read_unmarked(at, end, pages_of(buffer, page, at, end), runs)?;

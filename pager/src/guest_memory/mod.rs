@@ -180,10 +180,13 @@ impl GuestMemory {
 
 fn origin(pid: u32, region: &Region, at: AttachedRegion) -> Result<Origin, ReadError> {
     // A snapshot's memory file is mapped nowhere.
-    let pagemap = if at.hva == Hva(0) { None } else { Pagemap::open(pid, at.hva, region.page_size)? };
+    let pagemap = (at.hva != Hva(0)).then(|| Pagemap::open(pid, at.hva, region.page_size)).transpose()?;
     Ok(match (region.backing, at.file) {
         (Backing::Memfd, Some(file)) => Origin::File(FileReader::new(file.fd, file.offset, region, pagemap)),
-        _ => Origin::Process(ProcessReader::new(pid, at.hva, region, pagemap)?),
+        _ => {
+            let pagemap = pagemap.filter(Pagemap::has_entries);
+            Origin::Process(ProcessReader::new(pid, at.hva, region, pagemap)?)
+        }
     })
 }
 

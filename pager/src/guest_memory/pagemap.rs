@@ -2,13 +2,46 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::ReadError;
+use crate::lane::PAGE;
 use crate::region_map::Hva;
 
-/// Only 4 KiB page tables are read: a marker of a hugetlb page shows as an empty entry.
-const PAGE: u64 = 4096;
+/// `ioctl(2)` of a pagemap, Linux 6.7. It tells of hugetlb pages, of whose markers a read entry tells nothing.
+const PAGEMAP_SCAN: u64 = 0xC060_6610;
+/// Of `PAGEMAP_SCAN`: an entry that is not present and not empty.
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// Ranges that one scan tells at most; the next goes on behind them.
+const RANGES_A_SCAN: usize = 16;
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+struct Range {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -48,22 +81,68 @@ pub(super) struct Pagemap {
     file: File,
     pid: u32,
     hva: Hva,
+    page_size: u64,
 }
 
 impl Pagemap {
-    /// `None` for huge pages, of which a pagemap tells nothing.
-    pub fn open(pid: u32, hva: Hva, page_size: u64) -> Result<Option<Self>, ReadError> {
-        if page_size != PAGE {
-            return Ok(None);
-        }
+    /// Of a region that begins at `hva`.
+    pub fn open(pid: u32, hva: Hva, page_size: u64) -> Result<Self, ReadError> {
         match File::open(format!("/proc/{pid}/pagemap")) {
-            Ok(file) => Ok(Some(Self { file, pid, hva })),
+            Ok(file) => Ok(Self { file, pid, hva, page_size }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ReadError::VmmGone { pid }),
             Err(source) => Err(ReadError::Io { what: format!("open /proc/{pid}/pagemap"), source }),
         }
     }
 
-    /// The entries of `count` pages from `page` on.
+    /// Whether entries can be read: not those of huge pages.
+    pub fn has_entries(&self) -> bool {
+        self.page_size == PAGE
+    }
+
+    /// For each of `count` pages from `page` on, whether a poison marker is there.
+    pub fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, ReadError> {
+        if self.has_entries() {
+            return Ok(self.entries(page, count)?.into_iter().map(|entry| entry == Entry::PoisonMarker).collect());
+        }
+        let mut markers = vec![false; count as usize];
+        let address = |page: u64| self.hva.0 + page * PAGE;
+        let (mut from, end) = (address(page) / self.page_size * self.page_size, address(page + count));
+        while from < end {
+            let mut ranges = [Range::default(); RANGES_A_SCAN];
+            let mut scan = Scan {
+                size: size_of::<Scan>() as u64,
+                start: from,
+                end: end.next_multiple_of(self.page_size),
+                vec: ranges.as_mut_ptr() as u64,
+                vec_len: RANGES_A_SCAN as u64,
+                category_mask: PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_SWAPPED,
+                ..Scan::default()
+            };
+            // SAFETY: a struct of the size that it says, which names room for as many ranges as it says.
+            let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+            let Ok(found) = usize::try_from(found) else {
+                return match io::Error::last_os_error() {
+                    // An older kernel: it has no poison on hugetlb either, or nobody can tell.
+                    error if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(markers),
+                    error if error.raw_os_error() == Some(libc::ESRCH) => Err(ReadError::VmmGone { pid: self.pid }),
+                    source => Err(ReadError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source }),
+                };
+            };
+            for range in &ranges[..found.min(RANGES_A_SCAN)] {
+                let huge = (range.start..range.end).step_by(self.page_size as usize);
+                for start in huge.filter(|start| cannot_be_read(self.pid, *start)) {
+                    let first = (start.max(address(page)) - address(page)) / PAGE;
+                    let last = (start + self.page_size).min(end).saturating_sub(address(page)) / PAGE;
+                    markers[first as usize..last as usize].fill(true);
+                }
+            }
+            from = scan.walk_end.max(from + self.page_size);
+        }
+        Ok(markers)
+    }
+
+    /// The entries of `count` pages of 4 KiB from `page` on.
     pub fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, ReadError> {
         let mut raw = vec![0u8; (count * 8) as usize];
         let offset = (self.hva.0 / PAGE + page) * 8;
@@ -78,6 +157,16 @@ impl Pagemap {
         let entry = |bytes: &[u8; 8]| Entry::from(u64::from_le_bytes(*bytes));
         Ok(raw.as_chunks::<8>().0.iter().map(entry).collect())
     }
+}
+
+/// Whether a byte of a process gives `EFAULT`: a marker does, a page that is being migrated is waited for.
+fn cannot_be_read(pid: u32, at: u64) -> bool {
+    let mut byte = 0u8;
+    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };
+    // SAFETY: room for one byte; `remote` is an address in another process.
+    let n = unsafe { libc::process_vm_readv(pid as libc::pid_t, &local, 1, &remote, 1, 0) };
+    n < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
 #[cfg(test)]

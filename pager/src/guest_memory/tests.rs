@@ -241,7 +241,7 @@ fn a_vmm_that_dies_is_an_error_and_not_zeros() {
     let stack = std::fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
     let hva = u64::from_str_radix(stack.split('-').next().unwrap(), 16).unwrap();
     let pagemap = Pagemap::open(child.id(), Hva(hva), PAGE as u64).unwrap();
-    let reader = ProcessReader::new(child.id(), Hva(hva), &region, pagemap).unwrap();
+    let reader = ProcessReader::new(child.id(), Hva(hva), &region, Some(pagemap)).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     let found = reader.read(0, 1, &mut [0; PAGE], &mut Runs::default());
