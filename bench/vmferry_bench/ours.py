@@ -36,7 +36,6 @@ AFTER_S = 0.05
 
 LAST_PAGE_S = 5.0
 """For the event of a move that is complete."""
-LOOK_S = 0.02
 UNIX = (("grpc.default_authority", "localhost"),)
 """A unix path is no authority that HTTP/2 servers take."""
 
@@ -131,11 +130,18 @@ class OurSide:
         return resumed_at, table
 
 
+def _pager_sockets(host: Path) -> list[Path]:
+    return list(host.glob("run/vms/*/pager.sock"))
+
+
 async def _last_page(host: Path) -> float:
     """When the destination's pager had the last page, seconds since 1970, by its own event."""
-    while not (sockets := list(host.glob("run/vms/*/pager.sock"))):
-        await asyncio.sleep(LOOK_S)
-    async with grpc.aio.insecure_channel(f"unix:{sockets[0]}", options=UNIX) as channel:
+
+    async def runs() -> bool:
+        return bool(_pager_sockets(host))
+
+    await until("the destination's pager", runs, WARM_S)
+    async with grpc.aio.insecure_channel(f"unix:{_pager_sockets(host)[0]}", options=UNIX) as channel:
         call = PagerStub(channel).WatchEvents(pager_pb2.WatchEventsRequest(), wait_for_ready=True)
         async for event in call:
             if event.WhichOneof("event") == "all_present":

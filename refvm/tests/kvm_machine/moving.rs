@@ -78,7 +78,8 @@ fn a_byte_lost_on_the_way_is_found() {
     let mut other = moved(&mut guest, 2);
     other.flip_byte(FIRST + 99 * PAGE + 4000);
     other.run().unwrap();
-    let report = other.passes(1);
+    // The pass that was under way may have been past that page already.
+    let report = other.until("the byte to be found", |report| report.wrong_bytes > 0);
     assert_eq!((report.wrong_bytes, report.wrong_pages), (1, vec![FIRST + 99 * PAGE]));
 }
 

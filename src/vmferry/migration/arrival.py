@@ -98,8 +98,9 @@ class Arrival:
         return found
 
     async def make_memory(self, layout: MemoryLayout, vcpus: int, held: Sequence[PageRange]) -> None:
-        """`layout` is the source's; it becomes one of the pages and the backing that the waiting VMM has. With memory for
-        what is `held`, as far as that backing allows it: a shortage shows before the blackout.
+        """`layout` is the source's; it becomes one of the pages and the backing that the waiting VMM has.
+
+        Memory for what is `held` is allocated, as far as that backing allows it: a shortage shows before the blackout.
         """
         vmm = self._world.vmms.incoming(self.record.vm)
         if vmm is None:
