@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::arriving::{Lane, Pages};
-use crate::destination::{Command, Commands};
+use crate::commands::{Command, Commands};
 use crate::inflow::{Inflow, Step};
 use crate::lane::connect::Reached;
 use crate::lane::{MOST_PAGES, PAGE};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use crate::destination::Command;
+use crate::commands::Command;
 use crate::events::EventLog;
 use crate::lane::connect::Source;
 use crate::pager::Pager;

@@ -3,72 +3,28 @@
 //! The thread owns the page table, the userfaultfd and the lanes; everybody else sends it [`Command`]s. Nothing else
 //! changes the state of a page.
 
-use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
 
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use crate::attached::{AttachedFile, AttachedMemory};
+use crate::attached::AttachedFile;
 use crate::bulk::Bulk;
-use crate::doorbell::Doorbell;
+use crate::commands::{Command, Commands};
 use crate::events::EventLog;
 use crate::fault_loop::FaultLoop;
 use crate::lane::PAGE;
-use crate::lane::connect::{Reached, Source};
+use crate::lane::connect::Source;
 use crate::page_file::PageFileError;
 use crate::page_table::PageTable;
 use crate::placement::Numbering;
-use crate::proto::{LinkState, MarkPoisonedReply, MemoryError, PageProgress, PageRange};
+use crate::proto::PageRange;
 use crate::region_map::{Backing, Layout};
 use crate::resolver::Resolver;
 use crate::spin::Spin;
-use crate::teller::Teller;
 use crate::tuning::Tuning;
 use crate::userfaultfd::feature;
-
-/// What the page path can be asked for. Each is answered once, unless it says otherwise.
-#[derive(Debug)]
-pub enum Command {
-    /// Take the VMM's memory; the VMM is told `attached` if there is a teller. `Err`: why not.
-    Attach(AttachedMemory, Option<Teller>, oneshot::Sender<Result<(), String>>),
-    /// The VMM's memory connection is closed. No answer.
-    HangUp,
-    /// Whether an urgent lane to this source can be taken; false: it is there, or none is needed.
-    MayConnect(Source, oneshot::Sender<Result<bool, Status>>),
-    /// The urgent lane is connected.
-    Connected(Reached, TcpStream, oneshot::Sender<()>),
-    /// A bulk lane of an attempt is connected, or not. No answer.
-    BulkOpened(u64, Result<TcpStream, Status>),
-    /// Memory is to be allocated ahead: the files where that can be done, in the order of the layout. Until
-    /// [`Command::Allocated`] they are the caller's, and no lane can be connected.
-    Allocate(oneshot::Sender<Result<Vec<Option<AttachedFile>>, Status>>),
-    /// The files are not written to any more. No answer.
-    Allocated,
-    /// Start the push on so many lanes.
-    StartPush(usize, oneshot::Sender<Result<(), Status>>),
-    /// Unregister what needs no guard.
-    Complete(oneshot::Sender<Result<u64, Status>>),
-    /// Pages known to be bad.
-    MarkPoisoned(Vec<MemoryError>, oneshot::Sender<MarkPoisonedReply>),
-    /// Where it stands.
-    Look(oneshot::Sender<Snapshot>),
-    /// Forget everything: remove the page table and end the thread.
-    End(oneshot::Sender<()>),
-}
-
-/// Where a destination stands.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot {
-    /// State of the link.
-    pub link: LinkState,
-    /// Why it is down.
-    pub link_reason: String,
-    /// The pages.
-    pub progress: PageProgress,
-}
 
 /// The features that a VMM must ask for in `UFFDIO_API`, given its layout.
 pub fn needed_features(layout: &Layout) -> u64 {
@@ -86,21 +42,6 @@ pub fn needed_features(layout: &Layout) -> u64 {
 /// Their kernel names.
 pub fn feature_names(features: u64) -> Vec<String> {
     feature::NAMES.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| (*name).to_owned()).collect()
-}
-
-/// The way to the page path's thread.
-#[derive(Debug, Clone)]
-pub struct Commands {
-    sender: mpsc::Sender<Command>,
-    doorbell: Arc<Doorbell>,
-}
-
-impl Commands {
-    /// Sends a command without waiting.
-    pub fn send(&self, command: Command) {
-        let _ = self.sender.send(command);
-        self.doorbell.ring();
-    }
 }
 
 /// Speaks to the page path's thread; clones speak to the same one.
@@ -128,9 +69,7 @@ impl Destination {
     pub fn start(layout: &Layout, pages: &Path, events: EventLog, tuning: &Tuning) -> Result<Self, DestinationError> {
         let (table, existed) = PageTable::open(pages, layout)?;
         tracing::info!(existed, pages = table.total(), missing = table.counts().missing(), "pager.page_table");
-        let (sender, receiver) = mpsc::channel();
-        let doorbell = Arc::new(Doorbell::new().map_err(DestinationError::Thread)?);
-        let commands = Commands { sender, doorbell: doorbell.clone() };
+        let (commands, receiver, doorbell) = Commands::new().map_err(DestinationError::Thread)?;
         let numbering = Numbering::new(layout);
         let (to_self, runtime) = (commands.clone(), tokio::runtime::Handle::current());
         let tuning = tuning.clone();

@@ -22,7 +22,7 @@ use crate::arriving::Lane;
 use crate::attached::{AttachedFile, AttachedMemory};
 use crate::bulk::Bulk;
 use crate::collapse::collapse;
-use crate::destination::{Command, Snapshot};
+use crate::commands::{Command, Snapshot};
 use crate::doorbell::Doorbell;
 use crate::events::EventLog;
 use crate::inflow::{Inflow, Step};

@@ -7,6 +7,7 @@ pub mod assembly;
 pub mod attached;
 pub mod bulk;
 pub mod collapse;
+pub mod commands;
 pub mod control;
 pub mod descriptors;
 pub mod destination;

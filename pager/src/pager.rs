@@ -8,7 +8,8 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tonic::Status;
 
 use crate::attached::AttachedMemory;
-use crate::destination::{Command, Destination, Snapshot, feature_names, needed_features};
+use crate::commands::{Command, Snapshot};
+use crate::destination::{Destination, feature_names, needed_features};
 use crate::events::EventLog;
 use crate::memory_message::Expected;
 use crate::proto::pager_event::Event;
