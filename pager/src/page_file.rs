@@ -1,4 +1,4 @@
-//! The file under the page table: a header of one page, then one byte a page of the VM, mapped shared.
+//! The file under the page table: a header of one page, then half a byte a page of the VM, mapped shared.
 //!
 //! It lies in the VM's runtime directory (a tmpfs), so it outlives the pager. The header names the layout it was
 //! made for; a file made for another layout is refused, never reinterpreted.

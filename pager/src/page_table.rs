@@ -10,10 +10,10 @@
 //!   └───────────── mark_poisoned, from every state ───▶ POISONED ─ mark_told ─▶ POISONED_TOLD (never left)
 //! ```
 //!
-//! A state is written before the ioctl that makes it so. After a crash INSTALLING means "ask again and COPY again"
-//! (COPY on a present page is `EEXIST` and harms nothing), REQUESTED means "ask again", POISONED "POISON again".
-//! Half a byte a page. One thread owns the table. COPY and ZEROPAGE of arriving pages are issued for INSTALLING pages only; a page in
-//! DISCARDED may be given a zero page.
+//! Half a byte a page; one thread owns the table. A state is written before the ioctl that makes it so. After a crash
+//! INSTALLING means "ask again and install again" (COPY or CONTINUE on a present page is `EEXIST` and harms nothing),
+//! REQUESTED means "ask again", POISONED "POISON again". COPY and CONTINUE of arriving pages are issued for INSTALLING pages
+//! only; a page that is DISCARDED, or PRESENT as zeros, is given zeros when it is touched.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
