@@ -31,6 +31,7 @@ use crate::lane::PAGE;
 use crate::lane::connect::Reached;
 use crate::lane::frame::Ask;
 use crate::placement::{NumberedRegion, PageIndex, Placement};
+use crate::priority;
 use crate::proto::pager_event::Event as Numbered;
 use crate::proto::{AllPresentEvent, FailedEvent, LinkEvent, LinkState};
 use crate::region_map::Hva;
@@ -123,7 +124,10 @@ impl FaultLoop {
                 busy = true;
             }
             busy |= self.take_urgent();
-            busy |= self.take_bulk();
+            if self.take_bulk() {
+                busy = true;
+                priority::give_way();
+            }
             self.settle();
             self.look_at_clock();
             if busy {

@@ -20,6 +20,7 @@ use crate::proto::pager_server::PagerServer;
 use crate::tuning::{CpuList, Tuning};
 
 const DEFAULT_SPIN_US: u64 = 50;
+const DEFAULT_CONGESTION_CONTROL: &str = "cubic";
 
 /// Stands between a VM's page faults and their resolution. Driven by vmferryd over DIR/pager.sock.
 #[derive(Debug, Parser)]
@@ -43,6 +44,9 @@ pub struct Arguments {
     /// How long a thread of a fault looks for more before it sleeps, in microseconds; 0: it sleeps at once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
     spin_us: u64,
+    /// TCP congestion control of what a source sends; empty: the host's.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_CONGESTION_CONTROL)]
+    congestion_control: String,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -65,8 +69,8 @@ pub fn run() -> std::io::Result<()> {
             Role::Source => PagerRole::Source,
             Role::Destination => PagerRole::Destination,
         };
-        let Arguments { runtime_dir, vm, page_path_cpus, lane_cpus, spin_us, .. } = arguments;
-        let tuning = Tuning { spin: Duration::from_micros(spin_us), page_path_cpus, lane_cpus };
+        let Arguments { runtime_dir, vm, page_path_cpus, lane_cpus, spin_us, congestion_control, .. } = arguments;
+        let tuning = Tuning { spin: Duration::from_micros(spin_us), page_path_cpus, lane_cpus, congestion_control };
         serve_vm(runtime_dir, vm, role, tuning).await
     })
 }

@@ -1,5 +1,7 @@
 //! What an operator may set of how a pager's threads run.
 
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ pub struct Tuning {
     pub page_path_cpus: CpuList,
     /// Of the threads of a source's lanes.
     pub lane_cpus: CpuList,
+    /// How what a source sends on lanes is paced (tcp(7), `TCP_CONGESTION`); empty: as the host does it.
+    pub congestion_control: String,
 }
 
 impl Tuning {
@@ -21,6 +25,20 @@ impl Tuning {
     pub fn enter_page_path(&self) {
         priority::urgent();
         self.page_path_cpus.pin();
+    }
+
+    /// The lane is paced as wanted; where the host does not know that way, as the host does it.
+    pub fn pace(&self, lane: &TcpStream) {
+        let name = self.congestion_control.as_bytes();
+        if name.is_empty() {
+            return;
+        }
+        let (level, what, size) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.len() as libc::socklen_t);
+        // SAFETY: the kernel reads as many bytes as said.
+        if unsafe { libc::setsockopt(lane.as_raw_fd(), level, what, name.as_ptr().cast(), size) } != 0 {
+            let error = std::io::Error::last_os_error();
+            tracing::warn!(congestion_control = self.congestion_control, %error, "lane.not_paced");
+        }
     }
 }
 
@@ -81,6 +99,25 @@ mod tests {
         {
             assert!(list(text).unwrap_err().contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn a_lane_is_paced_as_wanted_or_as_the_host_does_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let paced = |wanted: &str| {
+            let lane = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            Tuning { congestion_control: wanted.into(), ..Tuning::default() }.pace(&lane);
+            let mut name = [0u8; 16];
+            let mut size = name.len() as libc::socklen_t;
+            let (level, what) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
+            let (into, room) = (name.as_mut_ptr().cast(), &raw mut size);
+            // SAFETY: the kernel writes at most as many bytes as said.
+            assert_eq!(unsafe { libc::getsockopt(lane.as_raw_fd(), level, what, into, room) }, 0);
+            String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned()
+        };
+        // Every kernel has this one.
+        assert_eq!(paced("reno"), "reno");
+        assert_eq!(paced("no-such-way"), paced(""));
     }
 
     #[test]

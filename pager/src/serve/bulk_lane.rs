@@ -23,6 +23,7 @@ pub(super) fn run(server: &SourceServer, stream: TcpStream, mut order: PushOrder
         if let Err(error) = chunk.into_iter().try_for_each(|run| outlet.send(&server.0, run)) {
             break Err(error);
         }
+        priority::give_way();
     };
     if let Err(Broken::Source(reason)) = &outcome {
         outlet.failed(&reason.to_string())?;

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 
 from vmferry.daemon import deadlines
-from vmferry.daemon.config import DEFAULT_SPIN_US, Config
+from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL, DEFAULT_SPIN_US, Config
 from vmferry.daemon.host_state import HostState
 from vmferry.migration.arrivals import Arrivals
 from vmferry.migration.model import LedgerEntry
@@ -99,6 +99,7 @@ def pager_settings(config: Config) -> PagerSettings:
             pager.page_path_cpus or None,
             pager.lane_cpus or None,
             None if pager.spin_us == DEFAULT_SPIN_US else pager.spin_us,
+            None if pager.congestion_control == DEFAULT_CONGESTION_CONTROL else pager.congestion_control,
         ),
     )
 

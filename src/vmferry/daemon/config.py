@@ -19,6 +19,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_RUNTIME_DIR = Path("/run/vmferry")
 DEFAULT_STATE_DIR = Path("/var/lib/vmferry")
 DEFAULT_SPIN_US = 50
+DEFAULT_CONGESTION_CONTROL = "cubic"
 SPIN_US_MOST = 10_000
 PUSH_LANES_MOST = 64
 
@@ -48,6 +49,8 @@ class Pager:
     """CPU list of the push lanes' threads; "": any."""
     spin_us: int
     """How long a thread of the page path looks for its next event before it sleeps, microseconds; 0: not at all."""
+    congestion_control: str
+    """TCP congestion control of the lanes of VMs on their way out; "": the host's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,9 @@ def _pager(table: Table) -> Pager:
         page_path_cpus=table.cpu_list("page_path_cpus"),
         lane_cpus=table.cpu_list("lane_cpus"),
         spin_us=table.whole("spin_us", DEFAULT_SPIN_US, SPIN_US_MOST),
+        congestion_control=table.text(
+            "congestion_control", DEFAULT_CONGESTION_CONTROL, r"[a-z0-9_-]{0,15}", 'a name like "cubic", or ""'
+        ),
     )
     table.finish()
     return pager

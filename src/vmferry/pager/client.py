@@ -73,13 +73,14 @@ class PagerDeadlines:
 
 @dataclass(frozen=True, slots=True)
 class ThreadSettings:
-    """Where a pager's threads run, and how long they spin before they sleep. None: as the program does by itself.
+    """Where a pager's threads run, how long they spin before they sleep, and how they send. None: the program's own.
 
     CPU lists are as in cpuset(7), "2-3,7"."""
 
     page_path_cpus: str | None = None
     lane_cpus: str | None = None
     spin_us: int | None = None
+    congestion_control: str | None = None
 
     def options(self) -> list[str]:
         """For the command line of `vmferry-pager`."""
@@ -87,6 +88,7 @@ class ThreadSettings:
             ("--page-path-cpus", self.page_path_cpus),
             ("--lane-cpus", self.lane_cpus),
             ("--spin-us", self.spin_us),
+            ("--congestion-control", self.congestion_control),
         )
         return [word for option, value in given if value is not None for word in (option, str(value))]
 
