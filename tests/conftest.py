@@ -17,8 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from vmferry.demo.options import why_not_kvm
+
+# No test depends on the speed of the machine.
+settings.register_profile("vmferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vmferry")
 
 UFFDIO_API = 0xC018AA3F
 UFFD_API = 0xAA
