@@ -1,10 +1,10 @@
 //! What comes on a lane, taken in small steps so that nothing else waits long: a frame's header, its bytes, its
 //! installation.
 //!
-//! The last bytes of a frame and the header of the next are received by one call, always into the same buffer: it stays in
-//! the processor's cache. What cannot be installed now (events to be read first, no memory) stays, and nothing more is
-//! read from its lane meanwhile. No page is claimed before all of it is here: a lane that breaks in the middle leaves
-//! nothing behind.
+//! The bytes of a frame and the header of the next are received by one call, always into the same buffer: it stays in the
+//! processor's cache. A frame that cannot be installed now (events to be read first, no memory) stays, and nothing more is
+//! read from its lane meanwhile. Nothing of a frame is claimed before all of it is here: a lane that breaks in the middle
+//! leaves nothing behind.
 
 use std::io;
 use std::net::TcpStream;
@@ -18,8 +18,6 @@ use crate::userfaultfd::Stop;
 
 /// Pages that are dealt with in one step where they bring no bytes.
 const MOST_TOLD: u64 = 4096;
-/// Pages that are received and installed in one step: some 20 µs, for which a fault may wait.
-const PART_PAGES: u64 = 16;
 
 /// What a step did.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,7 +84,7 @@ impl Inflow {
         &self.stream
     }
 
-    /// Takes what is there, at most a part of a frame.
+    /// Takes what is there, at most a frame.
     pub fn step(&mut self, resolver: &mut Resolver) -> Step {
         match std::mem::replace(&mut self.frame, Frame::None) {
             Frame::None => self.take_header(resolver),
@@ -107,7 +105,7 @@ impl Inflow {
 
     fn take_header(&mut self, resolver: &mut Resolver) -> Step {
         if self.have < HEADER_BYTES {
-            match self.receive(0, 0, true) {
+            match self.receive(0, 0) {
                 Ok(n) => self.have += n,
                 Err(step) => return step,
             }
@@ -136,11 +134,11 @@ impl Inflow {
         self.step(resolver)
     }
 
-    fn take_data(&mut self, resolver: &mut Resolver, pages: Pages, mut received: usize, mut dealt: u64) -> Step {
+    fn take_data(&mut self, resolver: &mut Resolver, pages: Pages, received: usize, mut dealt: u64) -> Step {
         let bytes = (pages.count * PAGE) as usize;
-        let part = (dealt + PART_PAGES).min(pages.count);
-        if received < (part * PAGE) as usize {
-            match self.receive(received, (part * PAGE) as usize, part == pages.count) {
+        let mut received = received;
+        if received < bytes {
+            match self.receive(received, bytes) {
                 Ok(n) => {
                     self.have = n.saturating_sub(bytes - received);
                     received += n - self.have;
@@ -150,27 +148,26 @@ impl Inflow {
                     return step;
                 }
             }
+            if received < bytes {
+                self.frame = Frame::Data(pages, received, dealt);
+                return Step::Some;
+            }
         }
-        let whole = Pages { count: (received as u64 / PAGE).min(part), ..pages };
-        let stop = match whole.count > dealt {
-            true => resolver.data(whole, self.lane, &self.contents[..(whole.count * PAGE) as usize], &mut dealt),
-            false => None,
-        };
-        // Where the VMM gave a range up, or something is wrong, its pages stay absent and the lane goes on.
-        if matches!(stop, Some(Stop::NotRegistered | Stop::Refused(_))) {
-            dealt = whole.count;
+        match resolver.data(pages, self.lane, &self.contents[..bytes], &mut dealt) {
+            None => Step::Some,
+            Some(stop) => {
+                // Where the VMM gave a range up, or something is wrong, its pages stay absent and the lane goes on.
+                if !matches!(stop, Stop::NotRegistered | Stop::Refused(_)) {
+                    self.frame = Frame::Data(pages, received, dealt);
+                }
+                Step::Stopped(stop)
+            }
         }
-        if dealt < pages.count {
-            self.frame = Frame::Data(pages, received, dealt);
-        }
-        stop.map_or(Step::Some, Step::Stopped)
     }
 
-    /// One call, which never waits: bytes `[have, wanted)` of the contents and, where the frame ends with them, the rest
-    /// of the next header.
-    fn receive(&mut self, have: usize, wanted: usize, ends: bool) -> Result<usize, Step> {
-        let room = if ends { HEADER_BYTES - self.have } else { 0 };
-        let (contents, header) = (&mut self.contents[have..wanted], &mut self.header[self.have..][..room]);
+    /// One call, which never waits: bytes `[have, wanted)` of the contents, and behind them the rest of the next header.
+    fn receive(&mut self, have: usize, wanted: usize) -> Result<usize, Step> {
+        let (contents, header) = (&mut self.contents[have..wanted], &mut self.header[self.have..]);
         let mut vectors = [
             libc::iovec { iov_base: contents.as_mut_ptr().cast(), iov_len: contents.len() },
             libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() },
@@ -206,7 +203,7 @@ impl Inflow {
 
     fn take_reason(&mut self, length: usize, have: usize) -> Step {
         if have < length {
-            return match self.receive(have, length, false) {
+            return match self.receive(have, length) {
                 Ok(n) => {
                     self.frame = Frame::Reason(length, (have + n).min(length));
                     Step::Some

@@ -36,7 +36,7 @@ pub fn bulk() {
     apply(&Attributes { policy: libc::SCHED_BATCH as u32, ..Attributes::default() });
 }
 
-/// Whoever waits for this core may go first. Bulk says so after every part: a thread that has run for more than its share
+/// Whoever waits for this core may go first. Bulk says so after every frame: a thread that has run for more than its share
 /// puts nobody aside when it wakes, and a vCPU whose page has come would wait for the next tick of the clock, up to 4 ms.
 pub fn give_way() {
     std::thread::yield_now();

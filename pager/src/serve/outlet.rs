@@ -11,10 +11,6 @@ use crate::guest_memory::{Found, GuestMemory, Runs};
 use crate::lane::frame::{Header, Kind};
 use crate::lane::{MOST_PAGES, PAGE};
 
-/// Bytes of a frame that are sent by one call: while the kernel sends, no vCPU that wakes on this core gets it. A frame in
-/// one call, or in quarters, costs more time as well: this is what the kernel has as one piece of memory for a socket.
-const SENT_AT_ONCE: usize = 32 << 10;
-
 /// Why a lane cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
@@ -87,9 +83,7 @@ impl Outlet {
     fn copy(&mut self, shared: &Shared, run: Pages, offset: u64) -> Result<(), Broken> {
         let bytes = &self.buffer[(offset * PAGE) as usize..((offset + run.count) * PAGE) as usize];
         shared.note_data(run);
-        let (begin, rest) = bytes.split_at(bytes.len().min(SENT_AT_ONCE));
-        write_all(&mut self.stream, &header(run, Kind::Data), begin)?;
-        rest.chunks(SENT_AT_ONCE).try_for_each(|part| self.stream.write_all(part))?;
+        write_all(&mut self.stream, &header(run, Kind::Data), bytes)?;
         Ok(())
     }
 
