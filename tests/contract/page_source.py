@@ -94,8 +94,8 @@ class PageSource(PagesServicer):
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        self._agreed.clear()
         await self.cut()
+        self._agreed.clear()
 
     async def cut(self, names: Container[str] = ("new", "urgent", "bulk")) -> None:
         """The lanes so named break, wherever they are in a frame; new ones can be opened.
@@ -130,6 +130,8 @@ class PageSource(PagesServicer):
             with suppress(ConnectionError, asyncio.IncompleteReadError):  # the pager has closed the lane
                 hello = Hello.decode(await reader.readexactly(Hello.FORM.size))
                 assert hello.magic == lanes.MAGIC
+                if self._listener is None:
+                    return  # agreed on before the stop, connected in it
                 agreed = self._agreed.pop(hello.token)
                 await self._run(agreed, reader, writer)
         finally:
