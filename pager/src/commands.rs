@@ -9,6 +9,7 @@ use tonic::Status;
 
 use crate::attached::{AttachedFile, AttachedMemory};
 use crate::doorbell::Doorbell;
+use crate::landing::Landing;
 use crate::lane::connect::{Reached, Source};
 use crate::proto::{LinkState, MarkPoisonedReply, MemoryError, PageProgress};
 use crate::teller::Teller;
@@ -29,8 +30,8 @@ pub enum Command {
     /// Memory is to be allocated ahead: the files where that can be done, in the order of the layout. Until
     /// [`Command::Allocated`] they are the caller's, and no lane can be connected.
     Allocate(oneshot::Sender<Result<Vec<Option<AttachedFile>>, Status>>),
-    /// The files are not written to any more. No answer.
-    Allocated,
+    /// The files are not written to any more; where pages can be received in place, in the order of the layout. No answer.
+    Allocated(Vec<Option<Landing>>),
     /// Start the push on so many lanes.
     StartPush(usize, oneshot::Sender<Result<(), Status>>),
     /// Unregister what needs no guard.

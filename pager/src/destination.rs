@@ -14,13 +14,14 @@ use crate::bulk::Bulk;
 use crate::commands::{Command, Commands};
 use crate::events::EventLog;
 use crate::fault_loop::FaultLoop;
+use crate::landing::Landing;
 use crate::lane::PAGE;
 use crate::lane::connect::Source;
 use crate::page_file::PageFileError;
 use crate::page_table::PageTable;
 use crate::placement::Numbering;
 use crate::proto::PageRange;
-use crate::region_map::{Backing, Layout};
+use crate::region_map::{Backing, Layout, Region};
 use crate::resolver::Resolver;
 use crate::spin::Spin;
 use crate::tuning::Tuning;
@@ -122,8 +123,9 @@ impl Destination {
         let files = self.ask(Command::Allocate).await??;
         let (layout, commands) = (layout.clone(), self.commands.clone());
         let work = tokio::task::spawn_blocking(move || {
-            let allocated = allocate(&layout, &files, &held);
-            commands.send(Command::Allocated);
+            let mut landings: Vec<_> = files.iter().zip(layout.regions()).map(landing).collect();
+            let allocated = allocate(&layout, &files, &held, &mut landings);
+            commands.send(Command::Allocated(landings));
             allocated
         });
         work.await.map_err(|e| Status::internal(e.to_string()))?
@@ -133,8 +135,18 @@ impl Destination {
 /// Bytes that are allocated by one call, so that none takes long.
 const ALLOCATED_AT_ONCE: u64 = 64 << 20;
 
-/// Reserves memory without writing it (fallocate(2)): a page is written once, when it comes.
-fn allocate(layout: &Layout, files: &[Option<AttachedFile>], held: &[PageRange]) -> Result<u64, Status> {
+fn landing((file, region): (&Option<AttachedFile>, &Region)) -> Option<Landing> {
+    let landing = Landing::new(file.as_ref()?, region.size);
+    landing.inspect_err(|error| tracing::info!(%error, gpa = region.gpa.0, "pager.no_landing")).ok()
+}
+
+/// Allocates memory (fallocate(2) says what is lacking), and makes it ready to be received into, where there is a landing.
+fn allocate(
+    layout: &Layout,
+    files: &[Option<AttachedFile>],
+    held: &[PageRange],
+    landings: &mut [Option<Landing>],
+) -> Result<u64, Status> {
     let pieces = layout.in_pages_of(PAGE);
     let mut bytes = 0;
     for range in held {
@@ -156,6 +168,11 @@ fn allocate(layout: &Layout, files: &[Option<AttachedFile>], held: &[PageRange])
                 let gpa = pieces.regions()[region as usize].gpa.0 + at;
                 let message = format!("no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}");
                 return Err(Status::resource_exhausted(message));
+            }
+            let landing = &mut landings[region as usize];
+            if let Some(Err(error)) = landing.as_mut().map(|landing| landing.prepare(at / PAGE, size / PAGE)) {
+                tracing::info!(%error, region, "pager.no_landing");
+                *landing = None;
             }
             at += size;
             bytes += size;

@@ -228,7 +228,10 @@ impl FaultLoop {
                     self.allocating = false;
                 }
             }
-            Command::Allocated => self.allocating = false,
+            Command::Allocated(landings) => {
+                self.allocating = false;
+                self.resolver.land(landings);
+            }
             Command::Look(answer) => {
                 let (link, link_reason) = (self.link, self.link_reason.clone());
                 let _ = answer.send(Snapshot { link, link_reason, progress: self.resolver.progress() });
@@ -331,6 +334,9 @@ impl FaultLoop {
         }
         self.drop_lanes();
         self.bulk.wanted = 0;
+        let landings = self.resolver.take_landings();
+        // To unmap them takes long, and a poisoned page may be touched any time.
+        let _ = std::thread::Builder::new().name("unmap".into()).spawn(move || drop(landings));
         self.set_link(LinkState::Done, String::new());
         self.events.append(Numbered::AllPresent(AllPresentEvent {}));
     }

@@ -1,16 +1,19 @@
 //! What comes on a lane, taken in small steps so that nothing else waits long: a frame's header, its bytes, its
 //! installation.
 //!
-//! The bytes of a frame and the header of the next are received by one call, always into the same buffer: it stays in the
-//! processor's cache. A frame that cannot be installed now (events to be read first, no memory) stays, and nothing more is
-//! read from its lane meanwhile. Nothing of a frame is claimed before all of it is here: a lane that breaks in the middle
-//! leaves nothing behind.
+//! The bytes of a frame and the header of the next are received by one call: in place, where that can be done and all of
+//! the frame has come, so that nothing happens between its first byte and its installation; otherwise into a buffer, always
+//! the same, which stays in the processor's cache. A frame that cannot be installed now (events to be read first, no memory)
+//! stays in the buffer, and nothing more is read from its lane meanwhile. Nothing of a frame is claimed before all of it is
+//! here: a lane that breaks in the middle leaves nothing behind.
 
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use crate::arriving::{Lane, Pages, PoisonNote};
+use crate::install::Contents;
 use crate::lane::frame::{HEADER_BYTES, Header, Kind};
 use crate::lane::{MOST_PAGES, PAGE};
 use crate::resolver::Resolver;
@@ -18,6 +21,9 @@ use crate::userfaultfd::Stop;
 
 /// Pages that are dealt with in one step where they bring no bytes.
 const MOST_TOLD: u64 = 4096;
+
+/// How long a frame is left to come as a whole before its bytes are taken as they come.
+const WHOLE: Duration = Duration::from_millis(2);
 
 /// What a step did.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,6 +70,8 @@ pub struct Inflow {
     frame: Frame,
     /// The contents of a frame.
     contents: Vec<u8>,
+    /// When a frame to be received in place was first found to be there in part.
+    part_since: Option<Instant>,
 }
 
 impl AsRawFd for Inflow {
@@ -76,7 +84,7 @@ impl Inflow {
     /// Of a connected lane.
     pub fn new(stream: TcpStream, lane: Lane) -> Self {
         let contents = vec![0; (MOST_PAGES * PAGE) as usize];
-        Self { stream, lane, header: [0; HEADER_BYTES], have: 0, frame: Frame::None, contents }
+        Self { stream, lane, header: [0; HEADER_BYTES], have: 0, frame: Frame::None, contents, part_since: None }
     }
 
     /// The connection, to send on.
@@ -105,7 +113,8 @@ impl Inflow {
 
     fn take_header(&mut self, resolver: &mut Resolver) -> Step {
         if self.have < HEADER_BYTES {
-            match self.receive(0, 0) {
+            let nowhere = self.contents.as_mut_ptr();
+            match self.receive(nowhere, 0) {
                 Ok(n) => self.have += n,
                 Err(step) => return step,
             }
@@ -135,10 +144,16 @@ impl Inflow {
     }
 
     fn take_data(&mut self, resolver: &mut Resolver, pages: Pages, received: usize, mut dealt: u64) -> Step {
+        if received == 0
+            && let Some(step) = self.take_in_place(resolver, pages)
+        {
+            return step;
+        }
         let bytes = (pages.count * PAGE) as usize;
         let mut received = received;
         if received < bytes {
-            match self.receive(received, bytes) {
+            let rest = self.contents[received..bytes].as_mut_ptr();
+            match self.receive(rest, bytes - received) {
                 Ok(n) => {
                     self.have = n.saturating_sub(bytes - received);
                     received += n - self.have;
@@ -153,30 +168,79 @@ impl Inflow {
                 return Step::Some;
             }
         }
-        match resolver.data(pages, self.lane, &self.contents[..bytes], &mut dealt) {
+        match resolver.data(pages, self.lane, Contents::Here(&self.contents[..bytes]), &mut dealt) {
             None => Step::Some,
-            Some(stop) => {
-                // Where the VMM gave a range up, or something is wrong, its pages stay absent and the lane goes on.
-                if !matches!(stop, Stop::NotRegistered | Stop::Refused(_)) {
-                    self.frame = Frame::Data(pages, received, dealt);
-                }
-                Step::Stopped(stop)
-            }
+            Some(stop) => self.stopped(stop, pages, dealt),
         }
     }
 
-    /// One call, which never waits: bytes `[have, wanted)` of the contents, and behind them the rest of the next header.
-    fn receive(&mut self, have: usize, wanted: usize) -> Result<usize, Step> {
-        let (contents, header) = (&mut self.contents[have..wanted], &mut self.header[self.have..]);
+    /// Receives a pushed frame where its pages belong, and installs it. `None`: it is to be received into the buffer.
+    fn take_in_place(&mut self, resolver: &mut Resolver, pages: Pages) -> Option<Step> {
+        let place = resolver.landing(pages).filter(|_| self.lane == Lane::Push)?;
+        let bytes = (pages.count * PAGE) as usize;
+        if self.queued() < bytes {
+            if self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE {
+                self.frame = Frame::Data(pages, 0, 0);
+                return Some(Step::Nothing);
+            }
+            self.part_since = None;
+            return None;
+        }
+        self.part_since = None;
+        // An error comes again when the buffer is tried.
+        let n = self.receive(place, bytes).ok()?;
+        self.have = n.saturating_sub(bytes);
+        let (received, mut dealt, mut stop) = (n - self.have, 0, None);
+        if received == bytes {
+            stop = resolver.data(pages, self.lane, Contents::Landed, &mut dealt);
+            if stop.is_none() {
+                return Some(Step::Some);
+            }
+        }
+        // The rest of it goes the other way.
+        if let Err(error) = resolver.fetch(pages, &mut self.contents[..received]) {
+            return Some(Step::Broken {
+                reason: format!("pages received in place are lost: {error}"),
+                nonsense: false,
+            });
+        }
+        if let Some(stop) = stop {
+            return Some(self.stopped(stop, pages, dealt));
+        }
+        self.frame = Frame::Data(pages, received, 0);
+        Some(Step::Some)
+    }
+
+    /// A frame in the buffer stays there, unless the VMM gave its range up or something is wrong: then its pages stay absent
+    /// and the lane goes on.
+    fn stopped(&mut self, stop: Stop, pages: Pages, dealt: u64) -> Step {
+        if !matches!(stop, Stop::NotRegistered | Stop::Refused(_)) {
+            self.frame = Frame::Data(pages, (pages.count * PAGE) as usize, dealt);
+        }
+        Step::Stopped(stop)
+    }
+
+    /// Bytes that have come and were not received (tcp(7), `SIOCINQ`); 0 where that is not known.
+    fn queued(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: an int to write to.
+        let told = unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        usize::try_from(bytes).ok().filter(|_| told == 0).unwrap_or(0)
+    }
+
+    /// One call, which never waits: `wanted` bytes to `into`, and behind them the rest of the next header. `into` has room for
+    /// them, or cannot be written, which is an error.
+    fn receive(&mut self, into: *mut u8, wanted: usize) -> Result<usize, Step> {
+        let header = &mut self.header[self.have..];
         let mut vectors = [
-            libc::iovec { iov_base: contents.as_mut_ptr().cast(), iov_len: contents.len() },
+            libc::iovec { iov_base: into.cast(), iov_len: wanted },
             libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() },
         ];
         // SAFETY: a zeroed msghdr is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = vectors.as_mut_ptr();
         message.msg_iovlen = vectors.len();
-        // SAFETY: the kernel writes at most to the two slices.
+        // SAFETY: the kernel writes at most to the two ranges.
         let n = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         match usize::try_from(n) {
             Ok(0) => Err(Step::Broken { reason: "the source closed the connection".into(), nonsense: false }),
@@ -203,7 +267,8 @@ impl Inflow {
 
     fn take_reason(&mut self, length: usize, have: usize) -> Step {
         if have < length {
-            return match self.receive(have, length) {
+            let rest = self.contents[have..length].as_mut_ptr();
+            return match self.receive(rest, length - have) {
                 Ok(n) => {
                     self.frame = Frame::Reason(length, (have + n).min(length));
                     Step::Some

@@ -3,7 +3,7 @@
 //!
 //! | region | installed by |
 //! |---|---|
-//! | memfd of 4 KiB pages | `pwrite` into the file, whose memory may have been allocated ahead, then CONTINUE |
+//! | memfd of 4 KiB pages | CONTINUE, when they are in the file: received there, or written by `pwrite` |
 //! | any other | COPY; a huge page is gathered from its pieces first |
 //!
 //! A huge page is claimed at its first piece of 4 KiB and installed when it has the last. Zeros are only written down:
@@ -17,11 +17,21 @@ use std::rc::Rc;
 use crate::arriving::{Lane, Pages};
 use crate::assembly::Assembly;
 use crate::attached::AttachedFile;
+use crate::landing::Landing;
 use crate::lane::PAGE;
-use crate::page_table::{Arrival, PageTable};
+use crate::page_table::{Arrival, PageState, PageTable};
 use crate::placement::{NumberedRegion, PageIndex, Placement};
 use crate::region_map::Hva;
 use crate::userfaultfd::{Progress, Stop, Userfaultfd};
+
+/// Where the bytes of arrived pages are.
+#[derive(Debug, Clone, Copy)]
+pub enum Contents<'a> {
+    /// In a buffer.
+    Here(&'a [u8]),
+    /// In the region's file, at their place.
+    Landed,
+}
 
 /// How far an install came.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,6 +48,8 @@ struct Ground {
     file: Option<AttachedFile>,
     /// Pages are written to the file, and faults on what it holds are told of.
     by_file: bool,
+    /// Where some of them can be received in place.
+    landing: Option<Landing>,
 }
 
 /// The VMM's memory, as ioctls reach it.
@@ -77,7 +89,7 @@ impl Installer {
                 }
                 Some(Err(error)) => return Err(error),
             };
-            grounds.push(Ground { file, by_file });
+            grounds.push(Ground { file, by_file, landing: None });
         }
         Ok(Self { uffd, placement, grounds, assemblies: HashMap::new() })
     }
@@ -117,14 +129,60 @@ impl Installer {
 
     // ---- data ----
 
-    /// Installs pages whose bytes are here, from the `dealt`-th on; advances it over those that are installed, or not
+    /// Pages are received in place from now on, where there is a landing; in the order of the layout.
+    pub fn land(&mut self, landings: Vec<Option<Landing>>) {
+        for (ground, landing) in self.grounds.iter_mut().zip(landings) {
+            ground.landing = landing;
+        }
+    }
+
+    /// Nothing is received in place any more.
+    pub fn take_landings(&mut self) -> Vec<Landing> {
+        self.grounds.iter_mut().filter_map(|ground| ground.landing.take()).collect()
+    }
+
+    /// Where pages can be received in place: all of them are wanted. Whoever does so calls [`Installer::data`] before anything
+    /// else, or nothing.
+    pub fn landing(&self, table: &PageTable, pages: Pages) -> Option<*mut u8> {
+        let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
+        let (first, _) = self.region(pages.region)?.page_of_piece(pages.page);
+        let wanted = |page| table.state(PageIndex(page)).is_some_and(PageState::is_claimable);
+        (first.0..first.0 + pages.count).all(wanted).then(|| landing.at(pages.page, pages.count)).flatten()
+    }
+
+    /// Fetches the bytes of pages that were received in place, to `bytes`, which has their size.
+    ///
+    /// # Errors
+    /// pread(2), `EIO` if the memory has gone bad.
+    pub fn fetch(&self, pages: Pages, bytes: &mut [u8]) -> io::Result<()> {
+        let file = self.grounds.get(pages.region as usize).and_then(|ground| ground.file.as_ref());
+        let file = file.ok_or(io::ErrorKind::NotFound)?;
+        let mut done = 0;
+        while done < bytes.len() {
+            let (rest, at) = (&mut bytes[done..], file.offset + pages.page * PAGE + done as u64);
+            // SAFETY: the kernel writes at most `rest`.
+            let n =
+                unsafe { libc::pread(file.fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at as libc::off_t) };
+            match usize::try_from(n) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => done += n,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Installs pages whose bytes are there, from the `dealt`-th on; advances it over those that are installed, or not
     /// wanted (any more).
     pub fn data(
         &mut self,
         table: &mut PageTable,
         pages: Pages,
         lane: Lane,
-        bytes: &[u8],
+        contents: Contents<'_>,
         dealt: &mut u64,
     ) -> Installed {
         let mut installed = Installed::default();
@@ -132,7 +190,10 @@ impl Installer {
         let arrival = lane.arrival();
         while *dealt < pages.count && installed.stop.is_none() {
             let rest = pages.after(*dealt);
-            let bytes = &bytes[(*dealt * PAGE) as usize..];
+            let bytes = match contents {
+                Contents::Here(bytes) => &bytes[(*dealt * PAGE) as usize..],
+                Contents::Landed => &[],
+            };
             let (first, piece) = region.page_of_piece(rest.page);
             if region.pieces() > 1 {
                 let count = (region.pieces() - piece).min(rest.count);
@@ -146,7 +207,7 @@ impl Installer {
                 *dealt += 1;
                 continue;
             }
-            let bytes = &bytes[..((to.0 - first.0) * PAGE) as usize];
+            let bytes = &bytes[..bytes.len().min(((to.0 - first.0) * PAGE) as usize)];
             let (reached, stop) = match self.write(&region, first, bytes) {
                 Ok(()) => self.install(table, first, to, arrival, |this, hva, size, done| {
                     if this.file_of(&region).is_some() {
@@ -166,7 +227,8 @@ impl Installer {
         installed
     }
 
-    /// Writes claimed pages to their file, where they are written to one. Nobody sees them before they are mapped.
+    /// Writes claimed pages to their file, where they are written to one and are not there yet (no `bytes`). Nobody sees
+    /// them before they are mapped.
     fn write(&self, region: &NumberedRegion, first: PageIndex, mut bytes: &[u8]) -> Result<(), Stop> {
         let Some(file) = self.file_of(region) else { return Ok(()) };
         let mut at = file.offset + (first.0 - region.first.0) * PAGE;

@@ -18,6 +18,7 @@ pub mod guest_memory;
 pub mod histogram;
 pub mod inflow;
 pub mod install;
+pub mod landing;
 pub mod lane;
 pub mod memory_message;
 pub mod memory_socket;

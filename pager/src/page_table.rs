@@ -71,6 +71,11 @@ impl PageState {
         matches!(self, Self::Absent | Self::Requested | Self::Installing)
     }
 
+    /// ABSENT or REQUESTED: may be written once claimed.
+    pub fn is_claimable(self) -> bool {
+        matches!(self, Self::Absent | Self::Requested)
+    }
+
     /// PRESENT, however it came.
     pub fn is_present(self) -> bool {
         matches!(self, Self::PresentDemand | Self::PresentPush | Self::PresentZero)

@@ -10,7 +10,8 @@ use std::time::Instant;
 use crate::arriving::{Lane, Pages, PoisonNote};
 use crate::events::{EventLog, now_us};
 use crate::histogram::FirstTouch;
-use crate::install::Installer;
+use crate::install::{Contents, Installer};
+use crate::landing::Landing;
 use crate::lane::PAGE;
 use crate::lane::frame::Ask;
 use crate::page_file::Word;
@@ -113,6 +114,31 @@ impl Resolver {
             memory.wake_all();
         }
         Ok(())
+    }
+
+    /// Where pages can be received in place, before [`Resolver::data`] and nothing else.
+    pub fn landing(&self, pages: Pages) -> Option<*mut u8> {
+        self.memory.as_ref()?.landing(&self.table, pages)
+    }
+
+    /// Fetches the bytes of pages that were received in place.
+    ///
+    /// # Errors
+    /// pread(2), `EIO` if the memory has gone bad.
+    pub fn fetch(&self, pages: Pages, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.memory.as_ref().ok_or(std::io::ErrorKind::NotFound)?.fetch(pages, bytes)
+    }
+
+    /// Pages are received in place from now on, where there is a landing; in the order of the layout.
+    pub fn land(&mut self, landings: Vec<Option<Landing>>) {
+        if let Some(memory) = &mut self.memory {
+            memory.land(landings);
+        }
+    }
+
+    /// Nothing is received in place any more.
+    pub fn take_landings(&mut self) -> Vec<Landing> {
+        self.memory.as_mut().map(Installer::take_landings).unwrap_or_default()
     }
 
     /// The VMM hung up: nobody can be told any more. Its memory is served as long as it is there.
@@ -220,9 +246,9 @@ impl Resolver {
 
     /// Pages came with their bytes, of which `dealt` are dealt with already; it is advanced. After a stop, to be called
     /// again.
-    pub fn data(&mut self, pages: Pages, lane: Lane, bytes: &[u8], dealt: &mut u64) -> Option<Stop> {
+    pub fn data(&mut self, pages: Pages, lane: Lane, contents: Contents<'_>, dealt: &mut u64) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
-        let installed = memory.data(&mut self.table, pages, lane, bytes, dealt);
+        let installed = memory.data(&mut self.table, pages, lane, contents, dealt);
         for (from, to) in &installed.runs {
             let size = self.numbering.region_of(*from).map_or(0, |r| r.region.page_size);
             self.table.add(Word::BytesReceived, (to.0 - from.0) * size);

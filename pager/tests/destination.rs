@@ -24,9 +24,12 @@ fn poisoned(pages: u64) -> Vec<u64> {
     (0..pages).filter(|p| p % 8 == 5).collect()
 }
 
-async fn everything_arrives(backing: Backing) {
+async fn everything_arrives(backing: Backing, ahead: bool) {
     let pages = 256;
     let Some(mut rig) = Rig::start(backing, pages, plan).await else { return };
+    if ahead {
+        rig.preallocate(0, pages).await;
+    }
     rig.connect().await.unwrap();
     // By demand, several threads on one page: asked once.
     let touches: Vec<_> = (0..3).map(|_| rig.vmm.touch(3)).collect();
@@ -62,12 +65,36 @@ async fn everything_arrives(backing: Backing) {
 
 #[tokio::test]
 async fn everything_arrives_in_anonymous_memory() {
-    everything_arrives(Backing::Anonymous).await;
+    everything_arrives(Backing::Anonymous, false).await;
 }
 
 #[tokio::test]
 async fn everything_arrives_in_a_memfd() {
-    everything_arrives(Backing::Memfd).await;
+    everything_arrives(Backing::Memfd, false).await;
+}
+
+#[tokio::test]
+async fn everything_arrives_in_memory_that_was_allocated_ahead() {
+    everything_arrives(Backing::Memfd, true).await;
+}
+
+/// Of the source's frame of 64 pages some are there already, some given back, some not allocated ahead.
+#[tokio::test]
+async fn a_frame_of_which_not_all_is_wanted_changes_nothing_else() {
+    let Some(mut rig) = Rig::start(Backing::Memfd, 192, |_| Answer::Data).await else { return };
+    rig.preallocate(0, 150).await;
+    rig.connect().await.unwrap();
+    assert_eq!(rig.vmm.touch(3).await.unwrap(), rig::byte_of(3));
+    rig.vmm.remove(70, 2).await;
+    eventually("they are given back", async || rig.progress().await.discarded == 2).await;
+    rig.source.answer(|page| if page == 3 { Answer::Zero } else { Answer::Data });
+    rig.push().await.unwrap();
+    rig.event(|e| matches!(e, Event::AllPresent(_))).await;
+    for page in 0..192 {
+        let expected = if (70..72).contains(&page) { 0 } else { rig::byte_of(page) };
+        assert_eq!(rig.vmm.touch(page).await.unwrap(), expected, "page {page}");
+    }
+    rig.end().await;
 }
 
 #[tokio::test]

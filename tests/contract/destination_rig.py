@@ -60,6 +60,8 @@ class Destination:
     control: PagerAsyncStub
     vmm: Vmm
     source: PageSource
+    ahead: bool = False
+    """Whether memory for all pages is allocated once it is attached: the push is received in place then."""
 
     def message(self) -> Json:
         """The correct memory message; its descriptors are `self.descriptors`."""
@@ -80,6 +82,13 @@ class Destination:
     async def attach(self) -> None:
         answer = await self.vmm.answer(self.message(), self.descriptors)
         assert answer == {"type": "attached", "version": 1}
+        if self.ahead:
+            await self.preallocate()
+
+    async def preallocate(self) -> None:
+        held = [common_pb2.PageRange(region=n, page=0, count=count) for n, count in enumerate(COUNTS)]
+        reply = await self.control.Preallocate(pager_pb2.PreallocateRequest(held=held), timeout=PATIENCE_S)
+        assert reply.bytes == PAGES * PAGE
 
     async def connect(self, token: str = TOKEN, demand_timeout_s: float = DEMAND_TIMEOUT_S) -> None:
         request = pager_pb2.ConnectLanesRequest(

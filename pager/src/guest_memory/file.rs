@@ -1,14 +1,16 @@
-//! A memfd, or a snapshot's memory file: `SEEK_DATA` finds holes, `pread` the rest and `EIO` the poison.
+//! A memfd, or a snapshot's memory file. Many pages are shown where they lie, if they can be ([`Window`]). Otherwise
+//! `SEEK_DATA` finds holes, `pread` the rest and `EIO` the poison.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::pagemap::Pagemap;
-use super::{Found, ReadError, Runs, fill_buffer, pages_of};
+use super::window::Window;
+use super::{Found, Place, ReadError, Runs, fill_buffer, pages_of, split_zeros};
 use crate::lane::PAGE;
 use crate::region_map::Region;
 
-/// Pages that are read without looking for a hole.
+/// Pages that are read at once, without looking for a hole or mapping them.
 const FEW: u64 = 4;
 
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub(super) struct FileReader {
     pages: u64,
     /// Of the VMM's mapping of the file, if it has one.
     pagemap: Option<Pagemap>,
+    /// Of the region's pages; none of huge ones, whose holes and poison it could not tell.
+    window: Option<Window>,
 }
 
 impl FileReader {
@@ -26,13 +30,22 @@ impl FileReader {
     pub fn new(fd: OwnedFd, offset: u64, region: &Region, pagemap: Option<Pagemap>) -> Self {
         let again = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let fd = again.map_or(fd, OwnedFd::from);
-        Self { fd, offset, pages: region.size / PAGE, pagemap }
+        let window = (region.page_size == PAGE).then(|| Window::new(&fd, offset, region.size)).and_then(Result::ok);
+        Self { fd, offset, pages: region.size / PAGE, pagemap, window }
     }
 
-    /// Pages `[page, page + count)`; `buffer` begins with the first.
-    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
-        let Some(pagemap) = &self.pagemap else { return self.read_unmarked(page, page + count, buffer, runs) };
-        let markers = pagemap.markers(page, count)?;
+    /// Pages `[page, page + count)`; `buffer` begins with the first. Says where their bytes are.
+    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<Place, ReadError> {
+        let markers = match &self.pagemap {
+            Some(pagemap) => pagemap.markers(page, count)?,
+            None => vec![false; count as usize],
+        };
+        if count > FEW
+            && !markers.contains(&true)
+            && let Some(at) = self.window.as_ref().and_then(|window| window.show(page, count, runs))
+        {
+            return Ok(Place::Window(at));
+        }
         let mut at = page;
         for run in markers.chunk_by(|a, b| a == b) {
             let end = at + run.len() as u64;
@@ -43,7 +56,8 @@ impl FileReader {
             }
             at = end;
         }
-        Ok(())
+        split_zeros(runs, buffer);
+        Ok(Place::Buffer)
     }
 
     /// Pages `[first, end)`, a hole before the first of them that has data as zeros. Holes behind it are read: to look for

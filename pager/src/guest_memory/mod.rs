@@ -1,7 +1,8 @@
-//! Reading a source's memory without ever touching it through a mapping of our own: no SIGBUS can reach this process.
+//! Reading a source's memory, which may be bad anywhere: no SIGBUS ends this process.
 //!
 //! ```text
-//!  memfd, file ── FileReader ─── SEEK_DATA (holes) · pread (EIO = poison) ──┐
+//!  memfd, file ── FileReader ─── Window: many pages where they lie ─────────┐
+//!                             ╰─ SEEK_DATA (holes) · pread (EIO = poison) ──┤
 //!                                                                           ├─▶ Found: data, zero, poison
 //!  process ───── ProcessReader ─ pagemap (empty = zero) · process_vm_readv ─┘
 //!                                (EFAULT = poison)
@@ -13,8 +14,10 @@
 //! the backing: a huge page that is bad in part is told of in part, where the kernel does so.
 
 mod file;
+mod guarded;
 mod pagemap;
 mod process;
+mod window;
 
 use std::io;
 
@@ -73,23 +76,33 @@ impl Runs {
     pub fn iter(&self) -> impl Iterator<Item = Found> + '_ {
         self.0.iter().copied()
     }
+}
 
-    /// Finds the zero pages among the data: page `n` of the runs is at `n * PAGE` in `buffer`.
-    fn split_zeros(&mut self, buffer: &[u8]) {
-        let mut page = 0;
-        for run in std::mem::take(&mut self.0) {
-            match run {
-                Found::Data(count) => {
-                    let bytes = &buffer[(page * PAGE) as usize..((page + count) * PAGE) as usize];
-                    for page in bytes.chunks_exact(PAGE as usize) {
-                        self.push(if is_zero(page) { Found::Zero(1) } else { Found::Data(1) });
-                    }
+/// Finds the zero pages among the data: page `n` of the runs is at `n * PAGE` in `buffer`.
+fn split_zeros(runs: &mut Runs, buffer: &[u8]) {
+    let mut page = 0;
+    for run in std::mem::take(&mut runs.0) {
+        match run {
+            Found::Data(count) => {
+                let bytes = &buffer[(page * PAGE) as usize..((page + count) * PAGE) as usize];
+                for page in bytes.chunks_exact(PAGE as usize) {
+                    runs.push(if is_zero(page) { Found::Zero(1) } else { Found::Data(1) });
                 }
-                other => self.push(other),
             }
-            page += run.count();
+            other => runs.push(other),
         }
+        page += run.count();
     }
+}
+
+/// Where the bytes of pages are: page `n` of what was read is at `n * PAGE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the buffer that was given.
+    Buffer,
+    /// In memory that may still go bad: system calls may read it, which answer `EFAULT` then. It is there as long as the
+    /// [`GuestMemory`].
+    Window(*const u8),
 }
 
 /// Why memory cannot be read. None of them means poison.
@@ -143,8 +156,8 @@ impl GuestMemory {
         Ok(Self { regions: readers.collect::<Result<_, _>>()? })
     }
 
-    /// Reads `count` pages of a region from `page` on: the bytes of page `page + n` go to `n * PAGE` in `buffer`, where
-    /// the page has any; `runs` tells what each page is. The caller has checked the range against the layout.
+    /// Reads `count` pages of a region from `page` on, at most as many as `buffer` has room for; `runs` tells what each page
+    /// is. The bytes of those that have any are where the answer says. The caller has checked the range against the layout.
     ///
     /// # Errors
     /// [`ReadError`]; never for poison.
@@ -155,15 +168,17 @@ impl GuestMemory {
         count: u64,
         buffer: &mut [u8],
         runs: &mut Runs,
-    ) -> Result<(), ReadError> {
+    ) -> Result<Place, ReadError> {
         runs.0.clear();
         let buffer = &mut buffer[..(count * PAGE) as usize];
         match &self.regions[region as usize] {
-            Origin::File(file) => file.read(page, count, buffer, runs)?,
-            Origin::Process(process) => process.read(page, count, buffer, runs)?,
+            Origin::File(file) => file.read(page, count, buffer, runs),
+            Origin::Process(process) => {
+                process.read(page, count, buffer, runs)?;
+                split_zeros(runs, buffer);
+                Ok(Place::Buffer)
+            }
         }
-        runs.split_zeros(buffer);
-        Ok(())
     }
 
     /// Half-open runs of pages of a region that hold memory, as far as that is known cheaply.

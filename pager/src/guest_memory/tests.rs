@@ -3,6 +3,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use super::guarded::Look;
+use super::window::Window;
 use super::*;
 use crate::attached::AttachedFile;
 use crate::region_map::{Gpa, Layout, Region};
@@ -91,9 +93,25 @@ fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
 
 /// What a run of pages is, and the byte that each page with contents is filled with.
 fn read(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>) {
+    let (kinds, bytes, _) = read_and_tell(memory, page, count);
+    (kinds, bytes)
+}
+
+/// The same, and whether the pages were shown where they lie.
+fn read_and_tell(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>, bool) {
     let (mut buffer, mut runs) = (vec![0xee; count as usize * PAGE], Runs::default());
-    memory.read(0, page, count, &mut buffer, &mut runs).unwrap();
-    found(&runs, &buffer)
+    let place = memory.read(0, page, count, &mut buffer, &mut runs).unwrap();
+    if let Place::Window(at) = place {
+        // SAFETY: so many pages are there, as long as the memory is.
+        let shown = unsafe { std::slice::from_raw_parts(at, count as usize * PAGE) };
+        buffer.copy_from_slice(shown);
+    }
+    let (kinds, bytes) = found(&runs, &buffer);
+    (kinds, bytes, place != Place::Buffer)
+}
+
+fn blocks(file: &File) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap())
 }
 
 fn found(runs: &Runs, buffer: &[u8]) -> (Vec<Found>, Vec<u8>) {
@@ -136,6 +154,79 @@ fn a_file_gives_data_zeros_and_holes() {
     let kinds = vec![Zero(2), Data(1), Zero(1), Data(2), Zero(4)];
     assert_eq!(read(&memory, 1, 10), (kinds, vec![1, 2, 2]));
     assert_eq!(memory.held(0).unwrap(), [(3, 7)]);
+}
+
+#[test]
+fn many_pages_of_a_file_are_shown_where_they_lie() {
+    let file = memfd();
+    for (page, byte) in [1, 0, 0, 2, 3, 0, 4, 4].into_iter().enumerate() {
+        file.write_all_at(&[byte; PAGE], (4 + page) as u64 * PAGE as u64).unwrap();
+    }
+    let memory = memory(0, Some(file)).unwrap();
+    let kinds = vec![Data(1), Zero(2), Data(2), Zero(1), Data(2)];
+    assert_eq!(read_and_tell(&memory, 4, 8), (kinds, vec![1, 2, 3, 4, 4], true));
+    assert_eq!(read_and_tell(&memory, 7, 2), (vec![Data(2)], vec![2, 3], false), "a few are read");
+}
+
+#[test]
+fn one_byte_that_is_not_zero_makes_contents() {
+    let file = memfd();
+    file.write_all_at(&[0; PAGES * PAGE], 0).unwrap();
+    for (page, byte) in [0, 15, 16, 63, 64, 2048, 4031, 4032, 4095].into_iter().enumerate() {
+        file.write_all_at(&[1], (page * PAGE + byte) as u64).unwrap();
+    }
+    let memory = memory(0, Some(file)).unwrap();
+    let (mut buffer, mut runs) = (vec![0; PAGES * PAGE], Runs::default());
+    assert!(matches!(memory.read(0, 0, 16, &mut buffer, &mut runs).unwrap(), Place::Window(_)));
+    assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(9), Zero(7)]);
+}
+
+#[test]
+fn a_hole_among_many_pages_stays_a_hole() {
+    let file = memfd();
+    file.write_all_at(&[5; 7 * PAGE], 0).unwrap();
+    file.write_all_at(&[6; 8 * PAGE], 8 * PAGE as u64).unwrap();
+    let before = blocks(&file);
+    let memory = memory(0, Some(file.try_clone().unwrap())).unwrap();
+    let (kinds, bytes) = (vec![Data(7), Zero(1), Data(8)], [[5; 8], [6; 8]].concat()[1..].to_vec());
+    assert_eq!(read_and_tell(&memory, 0, 16), (kinds, bytes, false));
+    assert_eq!(blocks(&file), before);
+}
+
+/// A marker in a mapping of ours stands in for a page of the file that has gone bad: a read of either gives SIGBUS, and
+/// `EFAULT` to system calls.
+#[test]
+fn a_bad_page_is_not_shown_and_ends_no_process() {
+    let file = memfd();
+    file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
+    let mapping = Mapping::new(Some(&file));
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    guarded::prepare();
+    let at = |page: usize| (mapping.at as usize + page * PAGE) as *const u8;
+    // SAFETY: pages of a mapping; `prepare` was called.
+    let look = |page| unsafe { guarded::look(at(page)) };
+    assert_eq!([look(4), look(5), look(6)], [Look::Contents, Look::Unreadable, Look::Contents]);
+}
+
+#[test]
+fn pages_beyond_the_end_of_a_file_are_not_shown() {
+    let file = memfd();
+    file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
+    let window = Window::new(&file.try_clone().unwrap().into(), 0, (PAGES * PAGE) as u64).unwrap();
+    let mut runs = Runs::default();
+    assert!(window.show(8, 8, &mut runs).is_some());
+    assert!(window.show(9, 8, &mut runs).is_none());
+    assert!(window.show(u64::MAX >> 12, 8, &mut runs).is_none());
+    file.set_len(12 * PAGE as u64).unwrap();
+    assert!(window.show(8, 8, &mut runs).is_none());
+    assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(8)], "runs are as they were");
+    guarded::prepare();
+    let at = window.show(0, 8, &mut Runs::default()).unwrap();
+    // SAFETY: a page of the mapping, beyond the end of the file: SIGBUS; `prepare` was called.
+    assert_eq!(unsafe { guarded::look(at.wrapping_add(12 * PAGE)) }, Look::Unreadable);
 }
 
 #[test]
@@ -211,9 +302,13 @@ fn a_file_tells_poison_by_eio() {
     let size = (PAGES * PAGE) as u64;
     let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Memfd };
     let reader = FileReader::new(File::open("/proc/self/mem").unwrap().into(), mapping.at, &region, None);
-    let (mut buffer, mut runs) = (vec![0; 4 * PAGE], Runs::default());
-    reader.read(3, 4, &mut buffer, &mut runs).unwrap();
-    assert_eq!(found(&runs, &buffer), (vec![Data(2), Poison(1), Data(1)], vec![9, 9, 9]));
+    let (mut buffer, mut runs) = (vec![0; 8 * PAGE], Runs::default());
+    for (count, after) in [(4, 1), (8, 5)] {
+        runs.0.clear();
+        assert_eq!(reader.read(3, count, &mut buffer, &mut runs).unwrap(), Place::Buffer);
+        let kinds = vec![Data(2), Poison(1), Data(after)];
+        assert_eq!(found(&runs, &buffer), (kinds, vec![9; 2 + after as usize]));
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
-//! Sends pages on a lane as frames, through one buffer that is used again for every frame: it stays in the processor's
-//! cache.
+//! Sends pages on a lane as frames: from where they lie, or through one buffer that is used again for every frame, so that
+//! it stays in the processor's cache.
 
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use super::{Shared, SourceError};
 use crate::arriving::Pages;
-use crate::guest_memory::{Found, GuestMemory, Runs};
+use crate::guest_memory::{Found, GuestMemory, Place, Runs};
 use crate::lane::frame::{Header, Kind};
 use crate::lane::{MOST_PAGES, PAGE};
 
@@ -60,13 +61,21 @@ impl Outlet {
     /// Sends pages that nothing bad is known of; what turns out poisoned is known from now on.
     fn send_good(&mut self, shared: &Shared, memory: &GuestMemory, run: Pages) -> Result<(), Broken> {
         let Pages { region, page, count } = run;
-        memory.read(region, page, count, &mut self.buffer, &mut self.runs).map_err(SourceError::from)?;
+        let place = memory.read(region, page, count, &mut self.buffer, &mut self.runs).map_err(SourceError::from)?;
+        let bytes = match place {
+            Place::Buffer => self.buffer.as_ptr(),
+            Place::Window(at) => at,
+        };
         let runs = std::mem::take(&mut self.runs);
         let mut at = page;
         for found in runs.iter() {
             let part = Pages { region, page: at, count: found.count() };
             match found {
-                Found::Data(_) => self.copy(shared, part, at - page)?,
+                Found::Data(_) => {
+                    let contents = bytes.wrapping_add(((at - page) * PAGE) as usize);
+                    shared.note_data(part);
+                    self.write(&header(part, Kind::Data), contents, (part.count * PAGE) as usize)?;
+                }
                 Found::Zero(_) => self.told(shared, part, Kind::Zero)?,
                 Found::Poison(_) => {
                     let note = shared.found_poison(part);
@@ -76,14 +85,6 @@ impl Outlet {
             at += part.count;
         }
         self.runs = runs;
-        Ok(())
-    }
-
-    /// The bytes are `offset` pages into the buffer.
-    fn copy(&mut self, shared: &Shared, run: Pages, offset: u64) -> Result<(), Broken> {
-        let bytes = &self.buffer[(offset * PAGE) as usize..((offset + run.count) * PAGE) as usize];
-        shared.note_data(run);
-        write_all(&mut self.stream, &header(run, Kind::Data), bytes)?;
         Ok(())
     }
 
@@ -106,7 +107,33 @@ impl Outlet {
     pub fn failed(&mut self, reason: &str) -> io::Result<()> {
         let text = &reason.as_bytes()[..reason.len().min(crate::lane::frame::LONGEST_REASON as usize)];
         let header = Header { kind: Kind::Failed, region: 0, page: 0, count: text.len() as u32 };
-        write_all(&mut self.stream, &header.encode(), text)
+        self.write(&header.encode(), text.as_ptr(), text.len())
+    }
+
+    /// Sends a header and the `length` bytes at `contents`, by one call where the socket has room. If the contents go bad
+    /// meanwhile (`EFAULT`), the frame is never whole, so nothing of it is ever installed.
+    fn write(&mut self, header: &[u8], contents: *const u8, length: usize) -> io::Result<()> {
+        let (all, mut sent) = (header.len() + length, 0);
+        while sent < all {
+            let of_header = sent.min(header.len());
+            let of_contents = sent - of_header;
+            let rest = |base: *const u8, done: usize, length: usize| libc::iovec {
+                iov_base: base.wrapping_add(done).cast_mut().cast(),
+                iov_len: length - done,
+            };
+            let rests = [rest(header.as_ptr(), of_header, header.len()), rest(contents, of_contents, length)];
+            // SAFETY: two vectors, which the kernel only reads, and where it cannot it says so.
+            let n = unsafe { libc::writev(self.stream.as_raw_fd(), rests.as_ptr(), 2) };
+            match usize::try_from(n) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => sent += n,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(())
     }
 }
 
@@ -122,19 +149,4 @@ impl Shared {
 fn header(run: Pages, kind: Kind) -> [u8; crate::lane::frame::HEADER_BYTES] {
     // A frame is never longer than what one ask or one chunk names: far below 2^32 pages.
     Header { kind, region: run.region, page: run.page, count: run.count as u32 }.encode()
-}
-
-/// Writes two slices, in one call where the socket has room.
-fn write_all(stream: &mut TcpStream, first: &[u8], second: &[u8]) -> io::Result<()> {
-    let mut slices = [IoSlice::new(first), IoSlice::new(second)];
-    let mut rest = &mut slices[..];
-    while !rest.is_empty() {
-        match stream.write_vectored(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => IoSlice::advance_slices(&mut rest, n),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

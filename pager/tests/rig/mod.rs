@@ -103,6 +103,13 @@ impl Rig {
         self.control.connect_lanes(request).await.map(|_| ())
     }
 
+    /// Memory for these pages of the first region is allocated ahead.
+    pub async fn preallocate(&mut self, page: u64, count: u64) {
+        let held = vec![proto::PageRange { region: 0, page, count }];
+        let reply = self.control.preallocate(proto::PreallocateRequest { held }).await.unwrap().into_inner();
+        assert_eq!(reply.bytes, count * PAGE);
+    }
+
     pub async fn push(&mut self) -> Result<(), tonic::Status> {
         self.control.start_push(proto::StartPushRequest { lanes: 0 }).await.map(|_| ())
     }

@@ -1,0 +1,101 @@
+//! Reads memory that may be bad: where a page cannot be read, the look at it ends, and not the process.
+//!
+//! The kernel answers such a read with SIGBUS, whose handler lets the one routine that may cause it return
+//! ([`Look::Unreadable`]); any other SIGBUS goes to whoever handled it before. Only x86-64, as vmferry is.
+
+use std::arch::global_asm;
+use std::sync::OnceLock;
+
+use crate::lane::PAGE;
+
+/// What a page holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    Zeros,
+    Contents,
+    Unreadable,
+}
+
+// 64 bytes a round: most pages that are not zeros say so in their first.
+global_asm!(
+    ".pushsection .text.vmferry_look, \"ax\", @progbits",
+    ".hidden vmferry_look",
+    ".globl vmferry_look",
+    ".hidden vmferry_look_end",
+    ".globl vmferry_look_end",
+    ".p2align 4",
+    "vmferry_look:",
+    "    mov ecx, {rounds}",
+    "    pxor xmm1, xmm1",
+    "2:  movdqa xmm0, [rdi]",
+    "    por xmm0, [rdi + 16]",
+    "    por xmm0, [rdi + 32]",
+    "    por xmm0, [rdi + 48]",
+    "    pcmpeqb xmm0, xmm1",
+    "    pmovmskb eax, xmm0",
+    "    xor eax, 0xffff",
+    "    jnz 3f",
+    "    add rdi, 64",
+    "    dec ecx",
+    "    jnz 2b",
+    "    ret",
+    "3:  mov eax, 1",
+    "    ret",
+    "vmferry_look_end:",
+    "    mov eax, 2",
+    "    ret",
+    ".popsection",
+    rounds = const PAGE / 64,
+);
+
+unsafe extern "C" {
+    fn vmferry_look(page: *const u8) -> u32;
+    fn vmferry_look_end();
+}
+
+/// Who handled SIGBUS before.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// Makes [`look`] safe for this process; more than once is as good as once.
+pub(super) fn prepare() {
+    BEFORE.get_or_init(|| {
+        // SAFETY: zeroed sigactions are valid; the handler is of the kind that SA_SIGINFO says. The call cannot fail: SIGBUS
+        // can be caught, and both structures are ours.
+        unsafe {
+            let (mut ours, mut before) = (std::mem::zeroed::<libc::sigaction>(), std::mem::zeroed());
+            ours.sa_sigaction = on_sigbus as *const () as usize;
+            ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+            libc::sigaction(libc::SIGBUS, &raw const ours, &raw mut before);
+            before
+        }
+    });
+}
+
+extern "C" fn on_sigbus(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the third argument is a ucontext_t (sigaction(2)), ours until we return.
+    let rip = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    let (start, end) = (vmferry_look as *const () as i64, vmferry_look_end as *const () as i64);
+    if (start..end).contains(rip) {
+        *rip = end;
+        return;
+    }
+    // Not ours: it comes again at once, and goes to whoever handled it before.
+    // SAFETY: a zeroed sigaction is the default action; the other is what sigaction(2) gave.
+    unsafe {
+        let before = BEFORE.get().copied().unwrap_or_else(|| std::mem::zeroed());
+        libc::sigaction(libc::SIGBUS, &raw const before, std::ptr::null_mut());
+    }
+}
+
+/// Looks at a page that may go bad, or go away, at any time.
+///
+/// # Safety
+/// `page` is aligned to 4 KiB, in a mapping that is readable or gives SIGBUS, and [`prepare`] was called.
+pub(super) unsafe fn look(page: *const u8) -> Look {
+    // SAFETY: as the caller promises.
+    match unsafe { vmferry_look(page) } {
+        0 => Look::Zeros,
+        1 => Look::Contents,
+        _ => Look::Unreadable,
+    }
+}

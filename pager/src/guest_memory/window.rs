@@ -1,0 +1,79 @@
+//! A mapping of a memory file, from which pages are sent without a copy of ours in between.
+//!
+//! Nothing is allocated by looking: only pages that are in the file are mapped, which mincore(2) tells. What cannot be
+//! shown for any reason is left to `pread`, which tells holes, poison and errors apart.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::guarded::{self, Look};
+use super::{Found, Runs};
+use crate::lane::{MOST_PAGES, PAGE};
+
+/// Pages of a file, read-only.
+#[derive(Debug)]
+pub(super) struct Window {
+    at: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to the whole process, and nothing is ever written through it.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Of `bytes` bytes of the file from `offset` on, both whole pages.
+    pub fn new(fd: &OwnedFd, offset: u64, bytes: u64) -> io::Result<Self> {
+        guarded::prepare();
+        let (bytes, offset) = (bytes as usize, offset as libc::off_t);
+        let (null, flags) = (std::ptr::null_mut(), libc::MAP_SHARED | libc::MAP_NORESERVE);
+        // SAFETY: a fresh mapping, wherever there is room.
+        let at = unsafe { libc::mmap(null, bytes, libc::PROT_READ, flags, fd.as_raw_fd(), offset) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // A core dump shall not hold the guest's memory. SAFETY: the mapping is ours.
+        unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
+        Ok(Self { at: at.cast(), bytes })
+    }
+
+    /// Tells in `runs` what `count` pages from `page` on hold, and returns where they are, for as long as the window is: not
+    /// to be read but by system calls, which answer `EFAULT` where a page has gone bad. `None`, with `runs` as they were:
+    /// not all of them can be shown.
+    pub fn show(&self, page: u64, count: u64, runs: &mut Runs) -> Option<*const u8> {
+        let (offset, bytes) = ((page * PAGE) as usize, (count * PAGE) as usize);
+        if count > MOST_PAGES || offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            return None;
+        }
+        let mut resident = [0u8; MOST_PAGES as usize];
+        // SAFETY: the range is in the mapping, and the vector has a byte for each of its pages.
+        let (at, told, mapped) = unsafe {
+            let at = self.at.add(offset);
+            let told = libc::mincore(at.cast(), bytes, resident.as_mut_ptr());
+            let all = told == 0 && resident[..count as usize].iter().all(|page| page & 1 == 1);
+            (at, told, all && libc::madvise(at.cast(), bytes, libc::MADV_POPULATE_READ) == 0)
+        };
+        if told != 0 || !mapped {
+            return None;
+        }
+        let mut found = Runs::default();
+        for page in 0..count as usize {
+            // SAFETY: a page of the mapping; `prepare` was called when it was made.
+            found.push(match unsafe { guarded::look(at.add(page * PAGE as usize)) } {
+                Look::Zeros => Found::Zero(1),
+                Look::Contents => Found::Data(1),
+                Look::Unreadable => return None,
+            });
+        }
+        found.iter().for_each(|run| runs.push(run));
+        Some(at)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and pointers into it live no longer.
+        unsafe { libc::munmap(self.at.cast(), self.bytes) };
+    }
+}

@@ -1,0 +1,134 @@
+//! Where the push is received in place: the memory of a VMM's file, mapped here as well, before a page of it has come.
+//!
+//! The mapping is filled ahead (madvise(2), `MADV_POPULATE_WRITE`), so that a receive finds every page there. Its page tables
+//! take 8 bytes a page of 4 KiB of this process, until the last page has come.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use crate::attached::AttachedFile;
+use crate::lane::PAGE;
+
+/// The memory of one region.
+#[derive(Debug)]
+pub struct Landing {
+    at: *mut u8,
+    bytes: usize,
+    /// Pages that are there, as half-open runs in ascending order, none empty, none touching the next.
+    ready: Vec<(u64, u64)>,
+}
+
+// SAFETY: the mapping belongs to the whole process; it is written by system calls only, by whoever owns the value.
+unsafe impl Send for Landing {}
+
+impl Landing {
+    /// Of a region of so many bytes; nothing is ready.
+    ///
+    /// # Errors
+    /// mmap(2).
+    pub fn new(file: &AttachedFile, bytes: u64) -> io::Result<Self> {
+        let (bytes, offset) = (bytes as usize, file.offset as libc::off_t);
+        let (null, write) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping, wherever there is room.
+        let at = unsafe { libc::mmap(null, bytes, write, flags, file.fd.as_raw_fd(), offset) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // A core dump shall not hold the guest's memory. SAFETY: the mapping is ours.
+        unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
+        Ok(Self { at: at.cast(), bytes, ready: Vec::new() })
+    }
+
+    /// Makes `count` pages from `page` on ready. They lie in the region and behind all that is ready.
+    ///
+    /// # Errors
+    /// madvise(2): no memory, or a kernel before 5.14.
+    pub fn prepare(&mut self, page: u64, count: u64) -> io::Result<()> {
+        let behind = self.ready.last().is_none_or(|(_, end)| *end <= page);
+        let Some(at) = self.address(page, count).filter(|_| behind) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        // SAFETY: the range is in the mapping.
+        while unsafe { libc::madvise(at.cast(), (count * PAGE) as usize, libc::MADV_POPULATE_WRITE) } != 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        match self.ready.last_mut() {
+            Some((_, end)) if *end == page => *end += count,
+            _ => self.ready.push((page, page + count)),
+        }
+        Ok(())
+    }
+
+    /// Where `count` pages from `page` on are, if all of them are ready: to be written by system calls only.
+    pub fn at(&self, page: u64, count: u64) -> Option<*mut u8> {
+        let run = self.ready.partition_point(|(_, end)| *end <= page);
+        let (start, end) = *self.ready.get(run)?;
+        (start <= page && page.checked_add(count)? <= end).then(|| self.address(page, count)).flatten()
+    }
+
+    fn address(&self, page: u64, count: u64) -> Option<*mut u8> {
+        let (offset, bytes) = (page.checked_mul(PAGE)?, count.checked_mul(PAGE)?);
+        let inside = offset.checked_add(bytes)? <= self.bytes as u64;
+        inside.then(|| self.at.wrapping_add(offset as usize))
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no call is under way.
+        unsafe { libc::munmap(self.at.cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::FromRawFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    fn file(pages: u64) -> AttachedFile {
+        // SAFETY: a literal name; the descriptor is ours.
+        let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+        file.set_len((pages + 1) * PAGE).unwrap();
+        AttachedFile { fd: file.into(), offset: PAGE }
+    }
+
+    #[test]
+    fn only_what_was_prepared_is_ready() {
+        let mut landing = Landing::new(&file(16), 16 * PAGE).unwrap();
+        assert!(landing.at(0, 1).is_none());
+        landing.prepare(2, 2).unwrap();
+        landing.prepare(4, 1).unwrap();
+        landing.prepare(8, 1).unwrap();
+        let start = landing.at(2, 1).unwrap();
+        for (page, count, is_ready) in
+            [(2, 3, true), (3, 2, true), (4, 1, true), (1, 2, false), (4, 2, false), (8, 1, true)]
+        {
+            let expected = is_ready.then(|| start.wrapping_add(((page - 2) * PAGE) as usize));
+            assert_eq!(landing.at(page, count), expected, "{page}+{count}");
+        }
+        assert!(landing.at(8, u64::MAX).is_none());
+        assert!(landing.at(u64::MAX, 1).is_none());
+        assert!(landing.prepare(15, 2).is_err(), "outside");
+        assert!(landing.prepare(7, 1).is_err(), "not behind");
+    }
+
+    #[test]
+    fn what_is_written_there_is_in_the_file() {
+        let file = file(4);
+        let mut landing = Landing::new(&file, 4 * PAGE).unwrap();
+        landing.prepare(1, 2).unwrap();
+        let at = landing.at(2, 1).unwrap();
+        // SAFETY: a page of the mapping, which is there.
+        unsafe { at.write_bytes(0xab, PAGE as usize) };
+        let (whole, mut page) = (File::from(file.fd), [0; PAGE as usize]);
+        whole.read_exact_at(&mut page, PAGE + 2 * PAGE).unwrap();
+        assert_eq!(page, [0xab; PAGE as usize]);
+    }
+}
