@@ -7,11 +7,10 @@ Prepare or Ready that hangs: it ends it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -25,14 +24,13 @@ from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, Outcome
 from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.migration.together import together
-from vmferry.migration.world import World
+from vmferry.migration.world import Spawn, World
 
 log = structlog.get_logger()
 
 OUTCOME = "incoming.outcome"
 CLEANING_FAILED = "incoming.cleaning_failed"
 
-Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
 UPDATE_S = 0.1
 """At most 10 updates a second go to the source (peer.proto)."""
 HOLDS_STATE = frozenset({"loaded", "running"})

@@ -1,5 +1,14 @@
 """Runs one job on its source: asks `machine.py`, makes the answer durable, does it, and feeds back what came of it.
 
+| part of a job | module |
+|---|---|
+| its values, here and in the store | job_record.py |
+| what each step does to the world | source_steps.py |
+| up to the commit, and whether the VM runs on the destination | this one |
+| reports from there in postcopy | watching.py |
+| the VM back here, or let go once it has moved | source_ending.py |
+| a change of the push limit, beside all of them | push_limit.py |
+
 Downtime is measured on the source's monotonic clock, from the answer to `stop` to the answer to Start: it holds the
 network's way back, and so is never too small. After a restart in between it is the difference of the two hosts' wall
 clocks, if that is not negative.
@@ -8,52 +17,50 @@ clocks, if that is not negative.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
 import structlog
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
+from vmferry.migration.job_record import JobRecord
 from vmferry.migration.jobs import Jobs
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Job, Outcome
-from vmferry.migration.ports import IncomingUpdate
-from vmferry.migration.source_steps import SourceSteps
-from vmferry.migration.world import Backoff, World
+from vmferry.migration.model import TERMINAL, Job
+from vmferry.migration.push_limit import PushLimit
+from vmferry.migration.source_ending import SourceEnding
+from vmferry.migration.source_steps import RETRY, STEP_FAILED, SourceSteps
+from vmferry.migration.watching import Watching
+from vmferry.migration.world import Backoff, Spawn, World
 
 log = structlog.get_logger()
 
 STATE = "migration.state"
-STEP_FAILED = "migration.step_failed"
-RETRY = "migration.step_retried"
-
-Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
-ONCE_THEN_GIVE_UP = 3
-"""Attempts at a step of the way back that the VM's own return does not depend on."""
 
 
 class Departure:
-    """Owner of one job. `run` is its only task; `cancel` may be called from any other."""
+    """Owner of where one job stands. `run` is its own task; `cancel` and `push_limit` may be used from any other."""
 
     def __init__(self, world: World, jobs: Jobs, errors: MemoryErrors, job: Job, spawn: Spawn) -> None:
-        self.job = job
         self._world = world
-        self._jobs = jobs
-        self._errors = errors
-        self._spawn = spawn
+        self._record = JobRecord(jobs, world.clock, job)
         self._steps = SourceSteps(world, errors, job)
+        self._watching = Watching(world, errors, self._record, self._steps)
+        self._ending = SourceEnding(world, self._steps, job, spawn)
+        self.push_limit = PushLimit(world, self._record, self._steps, spawn)
         self._state = m.State.QUEUED
         self._cancel: m.CancelAsked | None = None
         self._scope: asyncio.Timeout | None = None
         self._decided = asyncio.Event()
-        self._saving = asyncio.Lock()
         self._outcome_backoff = Backoff(world)
-        self._updates: AsyncIterator[IncomingUpdate] | None = None
-        self._watch_backoff = Backoff(world)
         self._log = log.bind(migration=job.migration, vm=job.vm)
+
+    @property
+    def job(self) -> Job:
+        return self._record.job
 
     @property
     def cancellable(self) -> bool:
@@ -68,7 +75,7 @@ class Departure:
                 await self._steps.take_up()
                 step = recovered
                 if self._steps.serving and step.state not in m.RESTORING:
-                    self._spawn(f"push limit {self.job.migration}", self._tell_push_limit_again())
+                    self.push_limit.tell_again()
             while True:
                 event = await self._enter(step) or await self._perform(step)
                 if event is None:
@@ -77,7 +84,7 @@ class Departure:
         finally:
             self._steps.serving = False
             self._decided.set()
-            await self._close_updates()
+            await self._watching.close()
             await self._steps.peer.close()
 
     async def cancel(self, asked: m.CancelAsked) -> Job:
@@ -96,51 +103,6 @@ class Departure:
             raise m.IllegalEventError(self._state, asked, m.CANCELLABLE)
         return self.job
 
-    async def set_push_limit(self, push_bytes_per_s: int) -> Job:
-        """Durable first, then told to the source's pager, also when it is the limit already. Goes on by itself when the
-        caller goes away: what is durable and what is known here must not part.
-
-        Raises: VmferryError MIGRATION_ENDED; PAGER_FAILED: the limit is durable, and the pager does not know it yet.
-        """
-        answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        self._spawn(f"push limit {self.job.migration}", self._set_push_limit(push_bytes_per_s, answer))
-        return await answer
-
-    async def _set_push_limit(self, push_bytes_per_s: int, answer: asyncio.Future[Job]) -> None:
-        try:
-            await self._save_push_limit(push_bytes_per_s)
-            await self._steps.tell_push_limit()
-        except VmferryError as error:
-            if not answer.done():
-                answer.set_exception(error)
-        else:
-            if not answer.done():
-                answer.set_result(self.job)
-        finally:
-            answer.cancel()
-
-    async def _save_push_limit(self, push_bytes_per_s: int) -> None:
-        async with self._saving:
-            if self.job.phase in TERMINAL:
-                raise ended(self.job)
-            if push_bytes_per_s != self.job.push_bytes_per_s:
-                now = self._world.clock.now_us()
-                saved = await self._jobs.save(replace(self.job, push_bytes_per_s=push_bytes_per_s, updated_us=now))
-                self.job = replace(self.job, push_bytes_per_s=push_bytes_per_s, updated_us=now, revision=saved.revision)
-            self._steps.push_bytes_per_s = push_bytes_per_s
-
-    async def _tell_push_limit_again(self) -> None:
-        """After a restart: the one before may have died between the store and the pager."""
-        backoff = Backoff(self._world)
-        while self._steps.serving:
-            try:
-                await self._steps.tell_push_limit()
-            except VmferryError as error:
-                self._log.warning(RETRY, step="push limit", error=str(error))
-            else:
-                return
-            await backoff.pause()
-
     async def _enter(self, step: m.Transition) -> m.Event | None:
         """Makes the new state durable. An event: that failed, where failing is still allowed."""
         before, self._state = self._state, step.state
@@ -157,7 +119,7 @@ class Departure:
         if job == self.job:
             return None
         if step.state in m.RESTORING:
-            self.job = job  # durable with its end; the VM must not wait for a store that may be what failed
+            self._record.note(job)  # durable with its end; the VM must not wait for a store that may be what failed
             return None
         return await self._save(job)
 
@@ -167,8 +129,7 @@ class Departure:
         backoff = Backoff(self._world)
         while True:
             try:
-                async with self._saving:
-                    self.job = await self._jobs.save(replace(job, push_bytes_per_s=self.job.push_bytes_per_s))
+                await self._record.save(job)
             except VmferryError as error:
                 if self._state in m.CANCELLABLE:
                     return m.Failed(error.reason, str(error))
@@ -193,14 +154,14 @@ class Departure:
             case m.State.COMMITTED | m.State.UNDECIDED:
                 return await self._find_out(step.commands)
             case m.State.POSTCOPY | m.State.POSTCOPY_PAUSED:
-                return await self._follow()
+                return await self._watching.next_event()
             case m.State.CANCELLING | m.State.FAILING:
-                return await self._restore(step.commands)
+                return await self._ending.restore(step.commands, self.job.reason)
             case m.State.COMPLETING:
-                await self._release(step.commands)
+                await self._ending.release(step.commands)
                 return m.SourceReleased()
             case m.State.COMPLETED | m.State.CANCELLED | m.State.FAILED | m.State.LOST:
-                await self._release(step.commands)
+                await self._ending.release(step.commands)
                 return None
             case _:
                 assert_never(step.state)
@@ -265,155 +226,8 @@ class Departure:
         downtime_s = max(0.0, (started_us - steps.stopped_us) / 1e6) if steps.stopped_us else 0.0
         if steps.stopped_at_s is not None:
             downtime_s = self._world.clock.monotonic_s() - steps.stopped_at_s
-        self.job = replace(self.job, stopped_us=steps.stopped_us, started_us=started_us, downtime_s=downtime_s)
-
-    async def _follow(self) -> m.Event:
-        """The next report of the destination that changes the job; progress alone is only shown."""
-        while True:
-            try:
-                update = await self._next_update()
-                await self._take_in(update)
-            except VmferryError as error:
-                await self._close_updates()
-                await self._watch_backoff.pause()
-                if self.job.reason_code is not Reason.DESTINATION_UNREACHABLE:
-                    return m.Silent(f"no news from the destination's daemon: {error.message}")
-                continue
-            self._watch_backoff = Backoff(self._world)
-            if update.lost_reason:
-                return m.DestinationDied(update.lost_reason)
-            if update.outcome is Outcome.COMPLETED:
-                return m.DestinationCompleted()
-            shown = self.job.reason if self.job.reason_code is Reason.LINK_DOWN else ""
-            if update.paused_reason != shown or self.job.reason_code is Reason.DESTINATION_UNREACHABLE:
-                return m.Heard(update.paused_reason)
-
-    async def _next_update(self) -> IncomingUpdate:
-        if self._updates is None:
-            self._updates = self._steps.updates()
-        try:
-            return await anext(self._updates)
-        except StopAsyncIteration:
-            raise VmferryError(Reason.DESTINATION_UNREACHABLE, "its stream of news ended.") from None
-
-    async def _take_in(self, update: IncomingUpdate) -> None:
-        if update.errors:
-            await self._errors.record(self.job.vm, update.errors)
-        known = len(await self._errors.ledger(self.job.vm)) if update.errors else self.job.memory_errors
-        self.job = self._jobs.show_progress(self.job, update.progress, known)
-
-    async def _close_updates(self) -> None:
-        updates, self._updates = self._updates, None
-        close = getattr(updates, "aclose", None)
-        if close is not None:
-            await close()
-
-    async def _restore(self, commands: tuple[m.Command, ...]) -> m.Event:
-        """The VM back on the source; what else fails on the way is logged and, where it can be, tried again."""
-        outcome: m.Event = m.Restored()
-        for command in commands:
-            match command:
-                case m.Journal(kind):
-                    await self._journal_way_back(kind)
-                case m.ResumeVcpus():
-                    outcome = await self._resume()
-                case m.AskRefuse():
-                    await self._refuse()
-                case m.ThawPager():
-                    await self._best_effort(command, self._steps.thaw)
-                case m.RemovePager():
-                    await self._best_effort(command, self._steps.remove_pager)
-                case _:
-                    raise AssertionError(f"not a step of the way back: {command}")
-        return outcome
-
-    async def _journal_way_back(self, kind: m.JournalKind) -> None:
-        """Once a commit was tried the VM must not run before this is durable: the commit may be."""
-        backoff = Backoff(self._world)
-        while True:
-            try:
-                await self._steps.journal(kind)
-            except VmferryError as error:
-                self._log.warning(RETRY, step=kind.value, error=str(error))
-                if not self._steps.commit_tried:
-                    return
-            else:
-                return
-            await backoff.pause()
-
-    async def _resume(self) -> m.Event:
-        backoff = Backoff(self._world)
-        deadline = self._world.clock.monotonic_s() + self._world.timeouts.vmm_return_s
-        while True:
-            try:
-                await self._steps.resume()
-            except VmferryError as error:
-                self._log.warning(RETRY, step="resume", error=str(error))
-                gone = error.reason is Reason.VMM_GONE
-                if gone or self._world.clock.monotonic_s() >= deadline:
-                    words = f"{self.job.reason}; and the VM could not be resumed here: {error}"
-                    return m.RestoreFailed(error.reason, words)
-            else:
-                return m.Restored()
-            await backoff.pause()
-
-    async def _refuse(self) -> None:
-        """One try now, so that nothing is left behind when the job ends; the others in the background."""
-        if not self._steps.asked_destination:
-            return
-        steps, reason = self._steps, self.job.reason
-        try:
-            async with asyncio.timeout(self._world.timeouts.refuse_s):
-                await steps.refuse(reason)
-        except (VmferryError, TimeoutError) as error:
-            self._log.warning(RETRY, step="refuse", error=str(error))
-            self._spawn(f"refuse {self.job.migration}", self._refuse_later(reason))
-
-    async def _refuse_later(self, reason: str) -> None:
-        peer = self._world.peers.connect(self.job.destination)
-        backoff = Backoff(self._world)
-        try:
-            for _ in range(self._world.timeouts.refuse_attempts):
-                await backoff.pause()
-                try:
-                    async with asyncio.timeout(self._world.timeouts.refuse_s):
-                        return await peer.refuse(self.job.migration, reason)
-                except (VmferryError, TimeoutError) as error:
-                    self._log.warning(RETRY, step="refuse", error=str(error))
-        finally:
-            await peer.close()
-
-    async def _release(self, commands: tuple[m.Command, ...]) -> None:
-        for command in commands:
-            match command:
-                case m.AbandonVmm():
-                    await self._best_effort(command, self._steps.abandon)
-                case m.RemovePager():
-                    await self._best_effort(command, self._steps.remove_pager)
-                case m.SayFinish():
-                    await self._best_effort(command, self._steps.finish)
-                case _:
-                    raise AssertionError(f"not a step after the move: {command}")
-
-    async def _best_effort(self, command: m.Command, work: Callable[[], Awaitable[None]]) -> None:
-        backoff = Backoff(self._world)
-        for _ in range(ONCE_THEN_GIVE_UP):
-            try:
-                await work()
-            except VmferryError as error:
-                self._log.warning(STEP_FAILED, step=type(command).__name__, error=str(error))
-            else:
-                return
-            await backoff.pause()
-
-
-def ended(job: Job) -> VmferryError:
-    """A job that nothing can be changed of any more; to be raised."""
-    return VmferryError(
-        Reason.MIGRATION_ENDED,
-        f"{job.migration} has ended ({job.phase}); it pushes nothing any more.",
-        "A new migration takes its limit from its request.",
-    )
+        job = replace(self.job, stopped_us=steps.stopped_us, started_us=started_us, downtime_s=downtime_s)
+        self._record.note(job)
 
 
 def _late(command: m.Command) -> Reason:

@@ -22,7 +22,8 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
 from vmferry.migration.arrivals import Arrivals
 from vmferry.migration.changes import Bell
-from vmferry.migration.departure import Departure, ended
+from vmferry.migration.departure import Departure
+from vmferry.migration.job_record import ended
 from vmferry.migration.jobs import Jobs
 from vmferry.migration.machines import Machine, machines
 from vmferry.migration.memory_errors import MemoryErrors
@@ -153,7 +154,7 @@ class MigrationService:
         """
         departure = self._departures.get(migration)
         if departure is not None:
-            return await departure.set_push_limit(push_bytes_per_s)
+            return await departure.push_limit.change(push_bytes_per_s)
         raise ended(await self._jobs.get(migration))
 
     # machines and their memory errors

@@ -19,6 +19,7 @@ from vmferry.migration.world import Backoff, World, vmm_by_pid
 
 log = structlog.get_logger()
 
+STEP_FAILED = "migration.step_failed"
 RETRY = "migration.step_retried"
 
 

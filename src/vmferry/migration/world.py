@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.model import VmmIdentity
@@ -72,6 +73,10 @@ class World:
     """Whether a VMM's process is there: one that is not will not connect again."""
     push_bytes_per_s: int = 0
     """Push limit of jobs that ask for none, bytes a second; 0: no limit."""
+
+
+Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
+"""Starts a task of the service, by name; it goes on when its starter ends."""
 
 
 class Backoff:

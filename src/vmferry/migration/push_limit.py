@@ -1,0 +1,70 @@
+"""The limit of a job's background push on its source: durable first, then told to the pager.
+
+A change can come at every moment of the job, and beside any of its steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from vmferry.errors import VmferryError
+from vmferry.migration.job_record import JobRecord
+from vmferry.migration.model import Job
+from vmferry.migration.source_steps import RETRY, SourceSteps
+from vmferry.migration.world import Backoff, Spawn, World
+
+log = structlog.get_logger()
+
+
+class PushLimit:
+    """Tasks of their own, beside the job's."""
+
+    def __init__(self, world: World, record: JobRecord, steps: SourceSteps, spawn: Spawn) -> None:
+        self._world = world
+        self._record = record
+        self._steps = steps
+        self._spawn = spawn
+        self._task = f"push limit {record.job.migration}"
+        self._log = log.bind(migration=record.job.migration, vm=record.job.vm)
+
+    async def change(self, push_bytes_per_s: int) -> Job:
+        """Durable first, then told to the source's pager, also when it is the limit already. Goes on by itself when the
+        caller goes away: what is durable and what is known here must not part.
+
+        Raises: VmferryError MIGRATION_ENDED; STORE_FAILED; PAGER_FAILED: the limit is durable, and the pager does not
+        know it yet.
+        """
+        answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self._spawn(self._task, self._change(push_bytes_per_s, answer))
+        return await answer
+
+    async def _change(self, push_bytes_per_s: int, answer: asyncio.Future[Job]) -> None:
+        try:
+            await self._record.save_push_limit(push_bytes_per_s)
+            self._steps.push_bytes_per_s = self._record.job.push_bytes_per_s
+            await self._steps.tell_push_limit()
+        except VmferryError as error:
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(self._record.job)
+        finally:
+            answer.cancel()
+
+    def tell_again(self) -> None:
+        """After a restart: the daemon before may have died between the store and the pager."""
+        self._spawn(self._task, self._tell_until_heard())
+
+    async def _tell_until_heard(self) -> None:
+        backoff = Backoff(self._world)
+        while self._steps.serving:
+            try:
+                await self._steps.tell_push_limit()
+            except VmferryError as error:
+                self._log.warning(RETRY, step="push limit", error=str(error))
+            else:
+                return
+            await backoff.pause()

@@ -1,0 +1,139 @@
+"""How a job ends on its source: the VM runs here again, or it has moved and is let go.
+
+A cancel ends none of these steps, and only the VM's own return can fail the job. How often each is tried:
+
+| step | tried |
+|---|---|
+| journal of the way back | until it is durable, once a commit was tried; else once |
+| the VM's return | until its VMM is gone, or for `Timeouts.vmm_return_s` |
+| refusal by the destination | once in the job, then `Timeouts.refuse_attempts` times in the background |
+| all others | `ATTEMPTS` times |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration import machine as m
+from vmferry.migration.model import Job
+from vmferry.migration.source_steps import RETRY, STEP_FAILED, SourceSteps
+from vmferry.migration.world import Backoff, Spawn, World
+
+log = structlog.get_logger()
+
+ATTEMPTS = 3
+"""At a step that the VM's own return does not depend on."""
+
+
+class SourceEnding:
+    """The last steps of one job, and the attempts at each."""
+
+    def __init__(self, world: World, steps: SourceSteps, job: Job, spawn: Spawn) -> None:
+        self._world = world
+        self._steps = steps
+        self._migration = job.migration
+        self._destination = job.destination
+        self._spawn = spawn
+        self._log = log.bind(migration=job.migration, vm=job.vm)
+
+    async def restore(self, commands: tuple[m.Command, ...], reason: str) -> m.Event:
+        """The VM back on the source. `reason`: why, for the destination and for people."""
+        outcome: m.Event = m.Restored()
+        for command in commands:
+            match command:
+                case m.Journal(kind):
+                    await self._journal(kind)
+                case m.ResumeVcpus():
+                    outcome = await self._resume(reason)
+                case m.AskRefuse():
+                    await self._refuse(reason)
+                case m.ThawPager():
+                    await self._best_effort(command, self._steps.thaw)
+                case m.RemovePager():
+                    await self._best_effort(command, self._steps.remove_pager)
+                case _:
+                    raise AssertionError(f"not a step of the way back: {command}")
+        return outcome
+
+    async def release(self, commands: tuple[m.Command, ...]) -> None:
+        """What the source still holds of a VM that has moved, or is lost."""
+        for command in commands:
+            match command:
+                case m.AbandonVmm():
+                    await self._best_effort(command, self._steps.abandon)
+                case m.RemovePager():
+                    await self._best_effort(command, self._steps.remove_pager)
+                case m.SayFinish():
+                    await self._best_effort(command, self._steps.finish)
+                case _:
+                    raise AssertionError(f"not a step after the move: {command}")
+
+    async def _journal(self, kind: m.JournalKind) -> None:
+        """Once a commit was tried the VM must not run before this is durable: the commit may be."""
+        backoff = Backoff(self._world)
+        while True:
+            try:
+                await self._steps.journal(kind)
+            except VmferryError as error:
+                self._log.warning(RETRY, step=kind.value, error=str(error))
+                if not self._steps.commit_tried:
+                    return
+            else:
+                return
+            await backoff.pause()
+
+    async def _resume(self, reason: str) -> m.Event:
+        backoff = Backoff(self._world)
+        deadline = self._world.clock.monotonic_s() + self._world.timeouts.vmm_return_s
+        while True:
+            try:
+                await self._steps.resume()
+            except VmferryError as error:
+                self._log.warning(RETRY, step="resume", error=str(error))
+                gone = error.reason is Reason.VMM_GONE
+                if gone or self._world.clock.monotonic_s() >= deadline:
+                    words = f"{reason}; and the VM could not be resumed here: {error}"
+                    return m.RestoreFailed(error.reason, words)
+            else:
+                return m.Restored()
+            await backoff.pause()
+
+    async def _refuse(self, reason: str) -> None:
+        """One try now, so that nothing is left behind when the job ends; the others in the background."""
+        if not self._steps.asked_destination:
+            return
+        try:
+            async with asyncio.timeout(self._world.timeouts.refuse_s):
+                await self._steps.refuse(reason)
+        except (VmferryError, TimeoutError) as error:
+            self._log.warning(RETRY, step="refuse", error=str(error))
+            self._spawn(f"refuse {self._migration}", self._refuse_later(reason))
+
+    async def _refuse_later(self, reason: str) -> None:
+        peer = self._world.peers.connect(self._destination)
+        backoff = Backoff(self._world)
+        try:
+            for _ in range(self._world.timeouts.refuse_attempts):
+                await backoff.pause()
+                try:
+                    async with asyncio.timeout(self._world.timeouts.refuse_s):
+                        return await peer.refuse(self._migration, reason)
+                except (VmferryError, TimeoutError) as error:
+                    self._log.warning(RETRY, step="refuse", error=str(error))
+        finally:
+            await peer.close()
+
+    async def _best_effort(self, command: m.Command, work: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff(self._world)
+        for _ in range(ATTEMPTS):
+            try:
+                await work()
+            except VmferryError as error:
+                self._log.warning(STEP_FAILED, step=type(command).__name__, error=str(error))
+            else:
+                return
+            await backoff.pause()

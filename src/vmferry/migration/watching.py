@@ -1,0 +1,81 @@
+"""Watches the destination's daemon from the source while the VM runs there: what it reports, as events of `machine.py`.
+
+Memory errors of a report are durable here before anything else of it is known; progress is shown at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.migration import machine as m
+from vmferry.migration.job_record import JobRecord
+from vmferry.migration.memory_errors import MemoryErrors
+from vmferry.migration.model import Outcome
+from vmferry.migration.ports import IncomingUpdate
+from vmferry.migration.source_steps import SourceSteps
+from vmferry.migration.world import Backoff, World
+
+
+class Watching:
+    """Owner of one job's stream of reports; connects again for ever."""
+
+    def __init__(self, world: World, errors: MemoryErrors, record: JobRecord, steps: SourceSteps) -> None:
+        self._world = world
+        self._errors = errors
+        self._record = record
+        self._steps = steps
+        self._updates: AsyncIterator[IncomingUpdate] | None = None
+        self._backoff = Backoff(world)
+
+    async def next_event(self) -> m.Event:
+        """The next report that changes the job; progress alone is only shown."""
+        while True:
+            try:
+                update = await self._next_update()
+                await self._take_in(update)
+            except VmferryError as error:
+                await self.close()
+                await self._backoff.pause()
+                if self._record.job.reason_code is not Reason.DESTINATION_UNREACHABLE:
+                    return m.Silent(f"no news from the destination's daemon: {error.message}")
+                continue
+            self._backoff = Backoff(self._world)
+            event = self._event(update)
+            if event is not None:
+                return event
+
+    async def close(self) -> None:
+        """Ends the stream, if there is one; `next_event` opens another."""
+        updates, self._updates = self._updates, None
+        close = getattr(updates, "aclose", None)
+        if close is not None:
+            await close()
+
+    async def _next_update(self) -> IncomingUpdate:
+        if self._updates is None:
+            self._updates = self._steps.updates()
+        try:
+            return await anext(self._updates)
+        except StopAsyncIteration:
+            raise VmferryError(Reason.DESTINATION_UNREACHABLE, "its stream of news ended.") from None
+
+    async def _take_in(self, update: IncomingUpdate) -> None:
+        job = self._record.job
+        known = job.memory_errors
+        if update.errors:
+            await self._errors.record(job.vm, update.errors)
+            known = len(await self._errors.ledger(job.vm))
+        self._record.show_progress(update.progress, known)
+
+    def _event(self, update: IncomingUpdate) -> m.Event | None:
+        """None: the job stays as it is shown."""
+        if update.lost_reason:
+            return m.DestinationDied(update.lost_reason)
+        if update.outcome is Outcome.COMPLETED:
+            return m.DestinationCompleted()
+        job = self._record.job
+        shown = job.reason if job.reason_code is Reason.LINK_DOWN else ""
+        if update.paused_reason != shown or job.reason_code is Reason.DESTINATION_UNREACHABLE:
+            return m.Heard(update.paused_reason)
+        return None
