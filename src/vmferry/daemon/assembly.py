@@ -14,7 +14,7 @@ from vmferry.migration.model import LedgerEntry
 from vmferry.migration.ports import Store
 from vmferry.migration.service import MigrationService
 from vmferry.migration.world import SystemClock, World
-from vmferry.pager.client import LaneSettings, PagerSettings, ThreadSettings
+from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
 from vmferry.peer.client import GrpcPeers
 from vmferry.store.sqlite import open_store
@@ -90,12 +90,12 @@ class HostCore:
 
 
 def pager_settings(config: Config) -> PagerSettings:
-    """What every pager is driven with. A thread setting that is the default is not handed on."""
+    """What every pager is driven with. Tuning that is the default is not handed on."""
     pages, pager = config.pages, config.pager
     return PagerSettings(
         LaneSettings(pages.ip, pages.ports, pages.demand_timeout_s, pager.push_lanes),
         deadlines.pager(config.timeouts),
-        ThreadSettings(
+        PagerTuning(
             pager.page_path_cpus or None,
             pager.lane_cpus or None,
             None if pager.spin_us == DEFAULT_SPIN_US else pager.spin_us,

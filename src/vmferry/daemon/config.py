@@ -36,7 +36,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Pager:
-    """The pager program, where its threads run, and the background push."""
+    """The pager program, how it is tuned, and the background push."""
 
     program: str
     push_bytes_per_s: int

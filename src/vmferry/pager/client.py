@@ -72,10 +72,9 @@ class PagerDeadlines:
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadSettings:
-    """Where a pager's threads run, how long they spin before they sleep, and how they send. None: the program's own.
-
-    CPU lists are as in cpuset(7), "2-3,7"."""
+class PagerTuning:
+    """How a pager process is tuned: where its threads run (CPU lists as in cpuset(7), "2-3,7"), how long they spin
+    before they sleep, microseconds, and the TCP congestion control of a source's lanes. None: the program's own."""
 
     page_path_cpus: str | None = None
     lane_cpus: str | None = None
@@ -99,7 +98,7 @@ class PagerSettings:
 
     lanes: LaneSettings = field(default_factory=LaneSettings)
     deadlines: PagerDeadlines = field(default_factory=PagerDeadlines)
-    threads: ThreadSettings = field(default_factory=ThreadSettings)
+    tuning: PagerTuning = field(default_factory=PagerTuning)
 
 
 class GrpcPager:

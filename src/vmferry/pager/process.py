@@ -75,7 +75,7 @@ class PagerProcesses:
         (directory / "vm").write_text(vm)
         role = "source" if source else "destination"
         command = [program, "--runtime-dir", str(directory), "--vm", vm, "--role", role]
-        command += self._settings.threads.options()
+        command += self._settings.tuning.options()
         child = await asyncio.to_thread(_spawn, command, directory / "pager.log")
         self._children[key] = child
         self._reap_when_it_ends(key, child)

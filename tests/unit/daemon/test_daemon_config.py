@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vmferry.daemon.assembly import pager_settings
 from vmferry.daemon.config import Config, ConfigError, load, parse
 from vmferry.daemon.toml_table import Address, parse_address
-from vmferry.pager.client import ThreadSettings
+from vmferry.pager.client import PagerTuning
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "configs/vmferryd.toml"
@@ -120,10 +120,10 @@ def test_numbers_of_the_pager_section(key: str, value: object) -> None:
 
 
 def test_what_is_default_is_not_handed_to_the_pager() -> None:
-    assert pager_settings(parse({}, "host-a")).threads == ThreadSettings()
+    assert pager_settings(parse({}, "host-a")).tuning == PagerTuning()
     settings = {"page_path_cpus": "2", "lane_cpus": "3", "spin_us": 0, "push_lanes": 4, "congestion_control": ""}
     found = pager_settings(parse({"pager": settings}, "host-a"))
-    assert found.threads.options() == [
+    assert found.tuning.options() == [
         "--page-path-cpus", "2", "--lane-cpus", "3", "--spin-us", "0", "--congestion-control", "",
     ]  # fmt: skip
     assert found.lanes.push_lanes == 4

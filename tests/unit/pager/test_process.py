@@ -16,7 +16,7 @@ from vmferry.migration.held import HELD_MAX
 from vmferry.migration.model import Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.migration.ports import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.pager import process
-from vmferry.pager.client import LaneSettings, PagerSettings, ThreadSettings
+from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
 from vmferry.units import MIB, Gpa
 
@@ -141,11 +141,11 @@ async def test_what_is_not_configured_is_not_handed_on(pagers: PagerProcesses, t
 
 @pytest.mark.parametrize(
     "pagers",
-    [PagerSettings(LaneSettings(push_lanes=6), threads=ThreadSettings("2-3,7", "4", 0))],
+    [PagerSettings(LaneSettings(push_lanes=6), tuning=PagerTuning("2-3,7", "4", 0))],
     ids=["placed"],
     indirect=True,
 )
-async def test_threads_and_lanes_reach_the_pager(pagers: PagerProcesses, tmp_path: Path) -> None:
+async def test_tuning_and_lanes_reach_the_pager(pagers: PagerProcesses, tmp_path: Path) -> None:
     pager = await pagers.start("m7", "web-1", source=False)
     await pager.start_push()
     assert asked(tmp_path, "m7") == [["started", "2-3,7", "4", "0"], ["StartPush", 6]]
