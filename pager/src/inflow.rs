@@ -2,8 +2,8 @@
 //! installation.
 //!
 //! The bytes of a frame and the header of the next are received by one call: in place, where that can be done and all of
-//! the frame has come, so that nothing happens between its first byte and its installation; otherwise into a buffer, always
-//! the same, which stays in the processor's cache. A frame that cannot be installed now (events to be read first, no memory)
+//! the frame has come, so that nothing happens between its first byte and its installation (but pages of it that are not
+//! wanted); otherwise into a buffer, always the same, which stays in the processor's cache. A frame that cannot be installed now (events to be read first, no memory)
 //! stays in the buffer, and nothing more is read from its lane meanwhile. Nothing of a frame is claimed before all of it is
 //! here: a lane that breaks in the middle leaves nothing behind.
 
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::arriving::{Lane, Pages, PoisonNote};
 use crate::install::Contents;
+use crate::landing::Places;
 use crate::lane::frame::{HEADER_BYTES, Header, Kind};
 use crate::lane::{MOST_PAGES, PAGE};
 use crate::resolver::Resolver;
@@ -70,6 +71,8 @@ pub struct Inflow {
     frame: Frame,
     /// The contents of a frame.
     contents: Vec<u8>,
+    /// Where a frame is received.
+    places: Places,
     /// When a frame to be received in place was first found to be there in part.
     part_since: Option<Instant>,
 }
@@ -84,7 +87,16 @@ impl Inflow {
     /// Of a connected lane.
     pub fn new(stream: TcpStream, lane: Lane) -> Self {
         let contents = vec![0; (MOST_PAGES * PAGE) as usize];
-        Self { stream, lane, header: [0; HEADER_BYTES], have: 0, frame: Frame::None, contents, part_since: None }
+        Self {
+            stream,
+            lane,
+            header: [0; HEADER_BYTES],
+            have: 0,
+            frame: Frame::None,
+            contents,
+            places: Places::default(),
+            part_since: None,
+        }
     }
 
     /// The connection, to send on.
@@ -113,8 +125,8 @@ impl Inflow {
 
     fn take_header(&mut self, resolver: &mut Resolver) -> Step {
         if self.have < HEADER_BYTES {
-            let nowhere = self.contents.as_mut_ptr();
-            match self.receive(nowhere, 0) {
+            self.places.clear();
+            match self.receive() {
                 Ok(n) => self.have += n,
                 Err(step) => return step,
             }
@@ -152,8 +164,8 @@ impl Inflow {
         let bytes = (pages.count * PAGE) as usize;
         let mut received = received;
         if received < bytes {
-            let rest = self.contents[received..bytes].as_mut_ptr();
-            match self.receive(rest, bytes - received) {
+            self.places.only(&mut self.contents[received..bytes]);
+            match self.receive() {
                 Ok(n) => {
                     self.have = n.saturating_sub(bytes - received);
                     received += n - self.have;
@@ -176,7 +188,9 @@ impl Inflow {
 
     /// Receives a pushed frame where its pages belong, and installs it. `None`: it is to be received into the buffer.
     fn take_in_place(&mut self, resolver: &mut Resolver, pages: Pages) -> Option<Step> {
-        let place = resolver.landing(pages).filter(|_| self.lane == Lane::Push)?;
+        if self.lane != Lane::Push || !resolver.landing(pages, &mut self.contents, &mut self.places) {
+            return None;
+        }
         let bytes = (pages.count * PAGE) as usize;
         if self.queued() < bytes {
             if self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE {
@@ -188,7 +202,7 @@ impl Inflow {
         }
         self.part_since = None;
         // An error comes again when the buffer is tried.
-        let n = self.receive(place, bytes).ok()?;
+        let n = self.receive().ok()?;
         self.have = n.saturating_sub(bytes);
         let (received, mut dealt, mut stop) = (n - self.have, 0, None);
         if received == bytes {
@@ -228,19 +242,14 @@ impl Inflow {
         usize::try_from(bytes).ok().filter(|_| told == 0).unwrap_or(0)
     }
 
-    /// One call, which never waits: `wanted` bytes to `into`, and behind them the rest of the next header. `into` has room for
-    /// them, or cannot be written, which is an error.
-    fn receive(&mut self, into: *mut u8, wanted: usize) -> Result<usize, Step> {
-        let header = &mut self.header[self.have..];
-        let mut vectors = [
-            libc::iovec { iov_base: into.cast(), iov_len: wanted },
-            libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() },
-        ];
+    /// One call, which never waits: to the places, and behind them the rest of the next header.
+    fn receive(&mut self) -> Result<usize, Step> {
+        let vectors = self.places.and(&mut self.header[self.have..]);
         // SAFETY: a zeroed msghdr is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = vectors.as_mut_ptr();
         message.msg_iovlen = vectors.len();
-        // SAFETY: the kernel writes at most to the two ranges.
+        // SAFETY: the kernel writes at most to the places, which are ours to write, or says that it cannot.
         let n = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         match usize::try_from(n) {
             Ok(0) => Err(Step::Broken { reason: "the source closed the connection".into(), nonsense: false }),
@@ -267,8 +276,8 @@ impl Inflow {
 
     fn take_reason(&mut self, length: usize, have: usize) -> Step {
         if have < length {
-            let rest = self.contents[have..length].as_mut_ptr();
-            return match self.receive(rest, length - have) {
+            self.places.only(&mut self.contents[have..length]);
+            return match self.receive() {
                 Ok(n) => {
                     self.frame = Frame::Reason(length, (have + n).min(length));
                     Step::Some

@@ -10,14 +10,16 @@
 //! the page is made when somebody touches it.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use crate::arriving::{Lane, Pages};
 use crate::assembly::Assembly;
 use crate::attached::AttachedFile;
-use crate::landing::Landing;
+use crate::landing::{Landing, Places};
 use crate::lane::PAGE;
 use crate::page_table::{Arrival, PageState, PageTable};
 use crate::placement::{NumberedRegion, PageIndex, Placement};
@@ -141,36 +143,37 @@ impl Installer {
         self.grounds.iter_mut().filter_map(|ground| ground.landing.take()).collect()
     }
 
-    /// Where pages can be received in place: all of them are wanted. Whoever does so calls [`Installer::data`] before anything
-    /// else, or nothing.
-    pub fn landing(&self, table: &PageTable, pages: Pages) -> Option<*mut u8> {
-        let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
-        let (first, _) = self.region(pages.region)?.page_of_piece(pages.page);
-        let wanted = |page| table.state(PageIndex(page)).is_some_and(PageState::is_claimable);
-        (first.0..first.0 + pages.count).all(wanted).then(|| landing.at(pages.page, pages.count)).flatten()
+    /// Where pages can be received: in place those that are wanted, each other one at its place in `elsewhere`, which has room
+    /// for all. Whoever does so calls [`Installer::data`] before anything else, or nothing. False: they cannot.
+    pub fn landing(&self, table: &PageTable, pages: Pages, elsewhere: &mut [u8], places: &mut Places) -> bool {
+        let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.as_ref());
+        let Some(at) = landing.and_then(|landing| landing.at(pages.page, pages.count)) else { return false };
+        places.clear();
+        for (n, wanted) in self.wanted(table, pages).enumerate() {
+            let offset = n * PAGE as usize;
+            let elsewhere = &mut elsewhere[offset..][..PAGE as usize];
+            places.then(if wanted { at.wrapping_add(offset) } else { elsewhere.as_mut_ptr() }, PAGE as usize);
+        }
+        true
     }
 
-    /// Fetches the bytes of pages that were received in place, to `bytes`, which has their size.
+    /// Of each of these pages of 4 KiB, of a region that has no others.
+    fn wanted<'a>(&self, table: &'a PageTable, pages: Pages) -> impl Iterator<Item = bool> + use<'a> {
+        let first = self.region(pages.region).map_or(0, |region| region.page_of_piece(pages.page).0.0);
+        (first..first + pages.count).map(|page| table.state(PageIndex(page)).is_some_and(PageState::is_claimable))
+    }
+
+    /// Fetches the bytes of pages that were received in place, to `bytes`, which begins with the first and may end within one.
     ///
     /// # Errors
     /// pread(2), `EIO` if the memory has gone bad.
-    pub fn fetch(&self, pages: Pages, bytes: &mut [u8]) -> io::Result<()> {
-        let file = self.grounds.get(pages.region as usize).and_then(|ground| ground.file.as_ref());
-        let file = file.ok_or(io::ErrorKind::NotFound)?;
-        let mut done = 0;
-        while done < bytes.len() {
-            let (rest, at) = (&mut bytes[done..], file.offset + pages.page * PAGE + done as u64);
-            // SAFETY: the kernel writes at most `rest`.
-            let n =
-                unsafe { libc::pread(file.fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at as libc::off_t) };
-            match usize::try_from(n) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => done += n,
-                Err(_) => match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::Interrupted => {}
-                    error => return Err(error),
-                },
-            }
+    pub fn fetch(&self, table: &PageTable, pages: Pages, bytes: &mut [u8]) -> io::Result<()> {
+        let attached = self.grounds.get(pages.region as usize).and_then(|ground| ground.file.as_ref());
+        let attached = attached.ok_or(io::ErrorKind::NotFound)?;
+        let file = File::from(attached.fd.try_clone()?);
+        let places = (pages.page..).zip(bytes.chunks_mut(PAGE as usize)).zip(self.wanted(table, pages));
+        for ((page, bytes), _) in places.filter(|(_, wanted)| *wanted) {
+            file.read_exact_at(bytes, attached.offset + page * PAGE)?;
         }
         Ok(())
     }

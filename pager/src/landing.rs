@@ -84,6 +84,40 @@ impl Drop for Landing {
     }
 }
 
+/// Where bytes that come one after the other are to be received, by one call.
+#[derive(Debug, Default)]
+pub struct Places(Vec<libc::iovec>);
+
+// SAFETY: the addresses are only passed to the kernel, by whoever owns the value.
+unsafe impl Send for Places {}
+
+impl Places {
+    /// Nowhere.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// In one buffer and nowhere else.
+    pub fn only(&mut self, buffer: &mut [u8]) {
+        self.clear();
+        self.then(buffer.as_mut_ptr(), buffer.len());
+    }
+
+    /// Then at `at`; joined to what ends there.
+    pub fn then(&mut self, at: *mut u8, bytes: usize) {
+        match self.0.last_mut() {
+            Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == at.cast() => last.iov_len += bytes,
+            _ => self.0.push(libc::iovec { iov_base: at.cast(), iov_len: bytes }),
+        }
+    }
+
+    /// The places, and `last` behind them.
+    pub fn and(&mut self, last: &mut [u8]) -> &mut [libc::iovec] {
+        self.0.push(libc::iovec { iov_base: last.as_mut_ptr().cast(), iov_len: last.len() });
+        &mut self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -130,5 +164,19 @@ mod tests {
         let (whole, mut page) = (File::from(file.fd), [0; PAGE as usize]);
         whole.read_exact_at(&mut page, PAGE + 2 * PAGE).unwrap();
         assert_eq!(page, [0xab; PAGE as usize]);
+    }
+
+    #[test]
+    fn places_that_touch_are_one() {
+        let (mut first, mut second, mut last) = ([0u8; 12], [0u8; 4], [0u8; 2]);
+        let (at, elsewhere, end) = (first.as_mut_ptr(), second.as_mut_ptr(), last.as_mut_ptr());
+        let mut places = Places::default();
+        places.only(&mut last);
+        places.clear();
+        for (at, bytes) in [(at, 2), (at.wrapping_add(2), 3), (elsewhere, 4), (at.wrapping_add(9), 1)] {
+            places.then(at, bytes);
+        }
+        let told: Vec<_> = places.and(&mut last).iter().map(|v| (v.iov_base.cast(), v.iov_len)).collect();
+        assert_eq!(told, [(at, 5), (elsewhere, 4), (at.wrapping_add(9), 1), (end, 2)]);
     }
 }

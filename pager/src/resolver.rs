@@ -11,7 +11,7 @@ use crate::arriving::{Lane, Pages, PoisonNote};
 use crate::events::{EventLog, now_us};
 use crate::histogram::FirstTouch;
 use crate::install::{Contents, Installer};
-use crate::landing::Landing;
+use crate::landing::{Landing, Places};
 use crate::lane::PAGE;
 use crate::lane::frame::Ask;
 use crate::page_file::Word;
@@ -116,9 +116,9 @@ impl Resolver {
         Ok(())
     }
 
-    /// Where pages can be received in place, before [`Resolver::data`] and nothing else.
-    pub fn landing(&self, pages: Pages) -> Option<*mut u8> {
-        self.memory.as_ref()?.landing(&self.table, pages)
+    /// Where pages can be received, before [`Resolver::data`] and nothing else: see [`Installer::landing`].
+    pub fn landing(&self, pages: Pages, elsewhere: &mut [u8], places: &mut Places) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.landing(&self.table, pages, elsewhere, places))
     }
 
     /// Fetches the bytes of pages that were received in place.
@@ -126,7 +126,7 @@ impl Resolver {
     /// # Errors
     /// pread(2), `EIO` if the memory has gone bad.
     pub fn fetch(&self, pages: Pages, bytes: &mut [u8]) -> std::io::Result<()> {
-        self.memory.as_ref().ok_or(std::io::ErrorKind::NotFound)?.fetch(pages, bytes)
+        self.memory.as_ref().ok_or(std::io::ErrorKind::NotFound)?.fetch(&self.table, pages, bytes)
     }
 
     /// Pages are received in place from now on, where there is a landing; in the order of the layout.
