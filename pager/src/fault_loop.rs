@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Order of attention: uffd events, commands, the urgent lane, then one step of a bulk lane. Where nothing was there the
-//! thread spins for a moment, then sleeps in poll(2). When the urgent lane is lost what was asked for is absent again;
-//! faults go on being read, and wait until lanes are connected anew.
+//! thread spins for a moment, giving way to whoever waits for its core, then sleeps in poll(2). When the urgent lane is lost
+//! what was asked for is absent again; faults go on being read, and wait until lanes are connected anew.
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -131,8 +131,11 @@ impl FaultLoop {
             self.settle();
             self.look_at_clock();
             if busy {
+                self.events.tell();
                 self.spin.found();
-            } else if !self.spin.again(Instant::now()) {
+            } else if self.spin.again(Instant::now()) {
+                priority::give_way();
+            } else {
                 self.sleep();
             }
         }

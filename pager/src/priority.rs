@@ -38,6 +38,7 @@ pub fn bulk() {
 
 /// Whoever waits for this core may go first. Bulk says so after every frame: a thread that has run for more than its share
 /// puts nobody aside when it wakes, and a vCPU whose page has come would wait for the next tick of the clock, up to 4 ms.
+/// So does a thread that spins: what it spins for may have to be done on its core, by a vCPU that it has just woken.
 pub fn give_way() {
     std::thread::yield_now();
 }
