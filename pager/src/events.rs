@@ -39,17 +39,27 @@ impl EventLog {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends an event and returns its number.
+    /// Appends an event, tells the watchers, and returns its number.
     pub fn append(&self, event: Event) -> u64 {
-        let number = {
-            let mut kept = self.kept();
-            kept.newest += 1;
-            let number = kept.newest;
-            kept.events.push_back(PagerEvent { number, at_us: now_us(), event: Some(event) });
-            number
-        };
-        self.newest.send_replace(number);
+        let number = self.note(event);
+        self.tell();
         number
+    }
+
+    /// Appends an event and returns its number. The watchers are told by [`EventLog::tell`]: to wake them takes longer than a
+    /// vCPU should wait.
+    pub fn note(&self, event: Event) -> u64 {
+        let mut kept = self.kept();
+        kept.newest += 1;
+        let number = kept.newest;
+        kept.events.push_back(PagerEvent { number, at_us: now_us(), event: Some(event) });
+        number
+    }
+
+    /// Tells the watchers of what they were not told.
+    pub fn tell(&self) {
+        let newest = self.newest();
+        self.newest.send_if_modified(|told| std::mem::replace(told, newest) != newest);
     }
 
     /// Number of the newest event; 0 before the first.
@@ -102,13 +112,18 @@ mod tests {
         }
         assert!(watch.has_changed().unwrap());
         assert_eq!(*watch.borrow_and_update(), 4);
+        log.tell();
+        assert!(!watch.has_changed().unwrap(), "there is nothing new");
         assert_eq!(numbers(&log.after(0)), [1, 2, 3, 4]);
         log.acknowledge(2);
         assert_eq!(numbers(&log.after(0)), [3, 4]);
         assert_eq!(numbers(&log.after(3)), [4]);
         log.acknowledge(100);
         assert!(log.after(0).is_empty());
-        assert_eq!(log.append(Event::AllPresent(AllPresentEvent {})), 5);
+        assert_eq!(log.note(Event::AllPresent(AllPresentEvent {})), 5);
         assert_eq!(numbers(&log.after(0)), [5]);
+        assert!(!watch.has_changed().unwrap());
+        log.tell();
+        assert_eq!(*watch.borrow_and_update(), 5);
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::attached::{AttachedFile, AttachedMemory, AttachedRegion};
@@ -78,7 +79,10 @@ pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_wit
             };
             match attached {
                 Ok(()) => {
-                    let reason = hung_up(&stream).await;
+                    let reason = match hung_up(stream).await {
+                        Ok(()) => "the VMM closed its memory connection".into(),
+                        Err(error) => format!("the VMM's memory connection: {error}"),
+                    };
                     pager.detached(reason).await;
                 }
                 Err(refusal) => {
@@ -195,14 +199,12 @@ fn teller(stream: &UnixStream) -> io::Result<Teller> {
     Ok(Teller::new(own.into()))
 }
 
-/// Reads and drops whatever still comes, until the end of the connection.
-async fn hung_up(stream: &UnixStream) -> String {
+/// Reads and drops whatever still comes, until the end of the connection. It wakes for nothing else: when a frame to the VMM
+/// is read there is room to write, which nobody here waits for, and a vCPU may wait for the core.
+async fn hung_up(stream: UnixStream) -> io::Result<()> {
+    // SAFETY: the socket is open and the same as long as the value that owns it.
+    let stream = unsafe { AsyncFd::register_with_interest(stream.into_std()?, Interest::READABLE) }?;
     let mut buffer = [0; 4096];
-    loop {
-        match stream.async_io(Interest::READABLE, || descriptors::receive(stream, &mut buffer)).await {
-            Ok(received) if received.bytes == 0 => return "the VMM closed its memory connection".into(),
-            Ok(_) => {}
-            Err(error) => return format!("the VMM's memory connection: {error}"),
-        }
-    }
+    while stream.async_io(Interest::READABLE, |stream| descriptors::receive(stream, &mut buffer)).await?.bytes > 0 {}
+    Ok(())
 }

@@ -300,7 +300,7 @@ impl Resolver {
         if matches!(outcome, PoisonOutcome::New { .. }) {
             self.notes.insert(page, note);
             if note.guest_visible {
-                self.events.append(pager_event::Event::MemoryError(self.event(page, None, false)));
+                self.events.note(pager_event::Event::MemoryError(self.event(page, None, false)));
             }
         }
         let waits = self.waiting.get(&page).map(|w| w.thread);
@@ -351,7 +351,7 @@ impl Resolver {
         if let Some(error) = &mut event.error {
             error.guest_visible = event.reported;
         }
-        self.events.append(pager_event::Event::MemoryError(event));
+        self.events.note(pager_event::Event::MemoryError(event));
     }
 
     fn event(&self, page: PageIndex, waits: Option<u32>, report: bool) -> MemoryErrorEvent {

@@ -5,12 +5,24 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::proto::{MemoryErrorEvent, Severity};
 
 /// A VMM that does not read for so long is taken as not told. A vCPU waits meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Of a frame's length, before it.
+const LENGTH_BYTES: usize = 4;
+
+/// What a frame says.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Frame<'a> {
+    Attached { version: u32 },
+    Error { field: &'a str, message: &'a str },
+    MemoryError { gpa: u64, hva: u64, lsb: u32, severity: &'a str, thread: u32, origin: &'a str, hop: u32 },
+}
 
 /// The sending half.
 #[derive(Debug)]
@@ -29,7 +41,7 @@ impl Teller {
     /// # Errors
     /// What the kernel said.
     pub fn attached(&self) -> io::Result<()> {
-        self.frame(&json!({"type": "attached", "version": 1}))
+        self.frame(&Frame::Attached { version: 1 })
     }
 
     /// The memory is refused.
@@ -37,7 +49,7 @@ impl Teller {
     /// # Errors
     /// What the kernel said.
     pub fn refused(&self, field: &str, message: &str) -> io::Result<()> {
-        self.frame(&json!({"type": "error", "field": field, "message": message}))
+        self.frame(&Frame::Error { field, message })
     }
 
     /// A page is poison.
@@ -48,17 +60,23 @@ impl Teller {
         let error = event.error.unwrap_or_default();
         let severity = if error.severity() == Severity::ActionRequired { "AR" } else { "AO" };
         let origin = error.origin().as_str_name().trim_start_matches("ERROR_ORIGIN_").to_ascii_lowercase();
-        self.frame(&json!({
-            "type": "memory_error", "gpa": error.gpa, "hva": event.hva, "lsb": error.lsb, "severity": severity,
-            "thread": event.thread_id, "origin": origin, "hop": error.hop,
-        }))
+        self.frame(&Frame::MemoryError {
+            gpa: error.gpa,
+            hva: event.hva,
+            lsb: error.lsb,
+            severity,
+            thread: event.thread_id,
+            origin: &origin,
+            hop: error.hop,
+        })
     }
 
     /// Writes a whole frame or breaks the connection: half a frame would make nonsense of the next.
-    fn frame(&self, body: &serde_json::Value) -> io::Result<()> {
-        let body = body.to_string();
-        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-        let bytes = [&length.to_be_bytes(), body.as_bytes()].concat();
+    fn frame(&self, body: &Frame<'_>) -> io::Result<()> {
+        let mut bytes = vec![0; LENGTH_BYTES];
+        serde_json::to_writer(&mut bytes, body)?;
+        let length = u32::try_from(bytes.len() - LENGTH_BYTES).map_err(io::Error::other)?;
+        bytes[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
         let deadline = Instant::now() + PATIENCE;
         let mut sent = 0;
         while sent < bytes.len() {
