@@ -38,17 +38,23 @@ pub fn source() -> io::Result<()> {
     }
 }
 
-/// Touches `touches` pages, one at a time.
+/// Touches `touches` pages, one at a time; `source_cpus`: where the other process runs.
 ///
 /// # Errors
 /// No userfaultfd, or the other process does not come up.
-pub fn run(touches: u64, pause_us: u64, backing: Backing) -> Result<Touched, Box<dyn std::error::Error>> {
+pub fn run(
+    touches: u64,
+    pause_us: u64,
+    backing: Backing,
+    source_cpus: &str,
+) -> Result<Touched, Box<dyn std::error::Error>> {
     let pages = touches.max((64 << 20) / PAGE).next_power_of_two();
     let memory = GuestMemory::new(&split(pages * PAGE, 1, backing)?)?;
     let region = &memory.regions()[0];
     let hva = region.hva;
     let (uffd, installer) = watch(region)?;
-    let mut child = Command::new(std::env::current_exe()?).arg("floor-source").stdout(Stdio::piped()).spawn()?;
+    let source = ["--cpus", source_cpus, "floor-source"];
+    let mut child = Command::new(std::env::current_exe()?).args(source).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut line)?;
     let stream = TcpStream::connect(("127.0.0.1", line.trim().parse()?))?;

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
+use vmferry_pager::tuning::CpuList;
 use vmferry_refvm::layout::Backing;
 use vmferry_refvm::machine::{GuestConfig, Workload};
 
@@ -24,6 +25,9 @@ use vmferry_refvm::machine::{GuestConfig, Workload};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
+    /// CPUs to run on, e.g. `1`; none: anywhere.
+    #[arg(long, value_name = "CPUS", default_value = "")]
+    cpus: CpuList,
     #[command(subcommand)]
     command: Command,
 }
@@ -92,6 +96,9 @@ enum Command {
         /// What the memory is made of.
         #[arg(long, value_enum, default_value = "anonymous")]
         backing: Backing,
+        /// CPUs of the other process; none: anywhere.
+        #[arg(long, value_name = "CPUS", default_value = "")]
+        source_cpus: String,
     },
     /// Time each stage of a fault by itself.
     Stages {
@@ -157,8 +164,8 @@ fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Er
             touch::serve(&socket, &vm, memory_mib, backing, &features)?;
             Ok(json!("ended"))
         }
-        Command::Floor { touches, pause_us, backing } => {
-            Ok(serde_json::to_value(floor::run(touches, pause_us, backing)?)?)
+        Command::Floor { touches, pause_us, backing, source_cpus } => {
+            Ok(serde_json::to_value(floor::run(touches, pause_us, backing, &source_cpus)?)?)
         }
         Command::Stages { times, pause_us, backing } => {
             Ok(serde_json::to_value(stages::run(times, pause_us, backing)?)?)
@@ -179,7 +186,9 @@ fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Er
 }
 
 fn main() -> ExitCode {
-    match perform(Options::parse().command) {
+    let options = Options::parse();
+    options.cpus.pin();
+    match perform(options.command) {
         Ok(answer) => {
             println!("{answer}");
             ExitCode::SUCCESS

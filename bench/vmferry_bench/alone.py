@@ -13,11 +13,11 @@ from vmferry.units import MIB, PAGE_4K
 from vmferry.v1 import common_pb2, pager_pb2
 from vmferry_bench.figures import common_rates, quantiles, share_of
 from vmferry_bench.native import BenchError, native
-from vmferry_bench.pair import MEMORY_MIB, Pair, Touches, memory_error, pagers
+from vmferry_bench.pair import ANYWHERE, MEMORY_MIB, Ends, Pair, Touches, apart, memory_error, pagers
 from vmferry_bench.paper import measure_paper
 from vmferry_bench.plan import MANY_PAUSE_US
 from vmferry_bench.processes import busy_share, machine_cpu
-from vmferry_bench.shape import BACKINGS, Alone, Many, Singles
+from vmferry_bench.shape import APART, BACKINGS, Alone, Many, Singles
 
 TOUCHES = 1500
 PAUSE_US = 500
@@ -31,20 +31,20 @@ def _order(count: int) -> list[int]:
     return random.Random(count).sample(range(MEMORY_MIB * MIB // PAGE_4K), count)  # need not be secret
 
 
-async def idle(backing: str) -> tuple[list[float], common_pb2.LatencySummary]:
+async def idle(backing: str, ends: Ends) -> tuple[list[float], common_pb2.LatencySummary]:
     """First touches with nothing else on the link, and what the destination's pager says of them."""
-    async with pagers(backing) as pair:
+    async with pagers(backing, ends) as pair:
         found = await pair.vmm.touch(_order(TOUCHES), PAUSE_US)
         status = await pair.destination.GetStatus(pager_pb2.GetStatusRequest())
     _check(found, set())
     return found.us, status.progress.first_touch
 
 
-async def _poison(backing: str) -> tuple[list[float], list[float]]:
+async def _poison(backing: str, ends: Ends) -> tuple[list[float], list[float]]:
     """Touches of poisoned pages and, between them, of pages with data."""
     order = _order(TOUCHES)
     bad = set(order[::2])
-    async with pagers(backing) as pair:
+    async with pagers(backing, ends) as pair:
         await pair.source.MarkPoisoned(pager_pb2.MarkPoisonedRequest(errors=map(memory_error, bad)))
         found = await pair.vmm.touch(order, PAUSE_US)
     _check(found, bad)
@@ -61,24 +61,24 @@ def _check(found: Touches, bad: set[int]) -> None:
         )
 
 
-async def floor(backing: str) -> list[float]:
+async def floor(backing: str, ends: Ends) -> list[float]:
     """First touches with userfaultfd and TCP alone."""
     options = ("--touches", str(TOUCHES), "--pause-us", str(PAUSE_US), "--backing", backing)
-    found = Touches(**await native("floor", *options))
+    found = Touches(**await native("--cpus", ends.destination, "floor", *options, "--source-cpus", ends.source))
     if found.wrong or found.poison:
         raise BenchError("the floor is wrong")
     return found.us
 
 
-async def _singles(backing: str, rounds: int) -> Singles:
+async def _singles(backing: str, ends: Ends, rounds: int) -> Singles:
     below: list[float] = []
     undisturbed: list[float] = []
     poison: list[float] = []
     data: list[float] = []
     for _ in range(rounds):
-        below += await floor(backing)
-        undisturbed += (await idle(backing))[0]
-        bad, good = await _poison(backing)
+        below += await floor(backing, ends)
+        undisturbed += (await idle(backing, ends))[0]
+        bad, good = await _poison(backing, ends)
         poison += bad
         data += good
     return Singles(*map(quantiles, (below, undisturbed, poison, data)))
@@ -119,6 +119,8 @@ async def _together(pairs: Sequence[Pair], order: Sequence[int], pause_us: int) 
 
 async def measure_alone(rounds: int, whole: bool) -> Alone:
     """Everything, or without `whole` what the goals are about."""
-    singles = {backing: await _singles(backing, rounds) for backing in BACKINGS}
+    singles: dict[str, Singles] = {}
+    for words, ends in (("", ANYWHERE), (APART, apart())):
+        singles |= {f"{backing}{words}": await _singles(backing, ends, rounds) for backing in BACKINGS}
     many = [row for count in (MANY if whole else MANY_QUICK) for row in await _many(count)]
     return Alone(singles, many, await measure_paper() if whole else {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from vmferry_bench.figures import figures, merged, middle, pairs, quantile, ratios, spread, waited
 from vmferry_bench.plan import MANY_PAUSE_US, guest, idle
-from vmferry_bench.shape import BACKINGS, OURS, PREEMPT, Alone, Many, Round, Shape, Singles
+from vmferry_bench.shape import APART, BACKINGS, OURS, PREEMPT, Alone, Many, Round, Shape, Singles
 
 NOT_MEASURED = "not measured"
 
@@ -55,14 +55,13 @@ class Judge:
 
     def _of(self, backing: str) -> list[Goal]:
         active, still = guest(backing), idle(backing)
-        single = self._alone.singles.get(backing, Singles())
         goals = [
             self._pooled_ratio("first touch → resumed, p50, to QEMU", active, 0.5, 0.3),
             self._pooled_ratio("first touch → resumed, p99, to QEMU", active, 0.99, 0.1),
             self._pooled("first touch → resumed, p50, µs", active, 0.5, 100),
             self._pooled("first touch → resumed, p99, µs", active, 0.99, 300),
-            _of_medians(
-                "first touch, nothing else on the link, p50, to the floor", 1.2, single.idle_us, single.floor_us
+            *self._singles(
+                backing, "first touch, nothing else on the link, p50, to the floor", 1.2, "idle_us", "floor_us"
             ),
             self._worst("worst first touch, ms", active, 5),
             self._ratio("throughput to the last page, guest random, to QEMU", active, "throughput_gib_s", 2, "≥"),
@@ -71,9 +70,17 @@ class Judge:
             self._ratio("stop → first instruction, to QEMU", active, "blackout_ms", 1),
             self._ratio("CPU seconds a GiB, both ends, guest random, to QEMU", active, "cpu_s_per_gib", 0.6),
             self._ratio("CPU seconds a GiB, both ends, guest idle, to QEMU", still, "cpu_s_per_gib", 0.6),
-            _of_medians("poisoned page / data page, answer, p50", 1.0, single.poison_us, single.data_us),
+            *self._singles(backing, "poisoned page / data page, answer, p50", 1.0, "poison_us", "data_us"),
         ]
         return [replace(goal, measure=f"{backing}: {goal.measure}") for goal in goals]
+
+    def _singles(self, backing: str, measure: str, limit: float, what: str, to: str) -> list[Goal]:
+        """Wherever the ends run, and where they are apart."""
+        goals = []
+        for words in ("", APART):
+            single = self._alone.singles.get(f"{backing}{words}", Singles())
+            goals.append(_of_medians(f"{measure}{words}", limit, getattr(single, what), getattr(single, to)))
+        return goals
 
     def _values(self, side: str, shape: Shape, key: str) -> list[float]:
         return [figures(one)[key] for one in select(self._rounds, side, shape)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -113,14 +114,31 @@ class Pair:
     vmm: SmallVmm
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """CPUs on which each end runs, as lists like `0` or `2-3`; empty: anywhere."""
+
+    source: str = ""
+    destination: str = ""
+
+
+ANYWHERE = Ends()
+
+
+def apart() -> Ends:
+    """Each end on a CPU of its own, as on two hosts; where there is only one: anywhere."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    return Ends(str(first), str(others[0])) if others else ANYWHERE
+
+
 @asynccontextmanager
-async def pagers(backing: str) -> AsyncIterator[Pair]:
+async def pagers(backing: str, ends: Ends = ANYWHERE) -> AsyncIterator[Pair]:
     """Connected, without push."""
     async with AsyncExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmferry-bench-")))
         for name in "sd":
             (root / name).mkdir()  # two directories in /tmp
-        source, _ = await pager(stack, root / "s", "source")
+        source, _ = await pager(stack, root / "s", "source", "--lane-cpus", ends.source)
         first, last = loopback_places(1)[0].page_ports
         serving = await source.ServeSource(
             pager_pb2.ServeSourceRequest(
@@ -130,12 +148,11 @@ async def pagers(backing: str) -> AsyncIterator[Pair]:
         holder = await SmallVmm.start("hold", str(root / "s" / "memory.sock"), "--backing", backing)
         stack.push_async_callback(holder.end)
         await source.Freeze(pager_pb2.FreezeRequest())
-        destination, _ = await pager(stack, root / "d", "destination")
+        destination, _ = await pager(stack, root / "d", "destination", "--page-path-cpus", ends.destination)
         expected = await destination.ExpectDestination(pager_pb2.ExpectDestinationRequest(layout=layout(backing)))
         features = ",".join(expected.uffd_features)
-        vmm = await SmallVmm.start(
-            "touch", str(root / "d" / "memory.sock"), "--features", features, "--backing", backing
-        )
+        touch = ("touch", str(root / "d" / "memory.sock"), "--features", features, "--backing", backing)
+        vmm = await SmallVmm.start("--cpus", ends.destination, *touch)
         stack.push_async_callback(vmm.end)
         await destination.ConnectLanes(
             pager_pb2.ConnectLanesRequest(lane_address=serving.lane_address, token=TOKEN, demand_timeout_s=PATIENCE_S)
@@ -143,9 +160,10 @@ async def pagers(backing: str) -> AsyncIterator[Pair]:
         yield Pair(source, destination, vmm)
 
 
-async def pager(stack: AsyncExitStack, directory: Path, role: str) -> tuple[PagerAsyncStub, Process]:
+async def pager(stack: AsyncExitStack, directory: Path, role: str, *options: str) -> tuple[PagerAsyncStub, Process]:
     """A pager of one role: its control, and itself."""
-    argv = [str(find_program("vmferry-pager")), "--runtime-dir", str(directory), "--vm", "bench", "--role", role]
+    always = ("--runtime-dir", str(directory), "--vm", "bench", "--role", role)
+    argv = [str(find_program("vmferry-pager")), *always, *options]
     process = await Process.start(f"{role}'s pager", argv, directory / "log")
     stack.push_async_callback(process.kill)
     address = f"unix:{directory}/pager.sock"

@@ -85,6 +85,11 @@ Quantiles = dict[str, float]
 """`count`, `p50`, `p90`, `p99`, `max`; empty: not measured."""
 
 
+APART = ", each end on a CPU of its own"
+"""Behind a backing: the ends share no CPU, as on two hosts. Else the scheduler may keep both on one, where a wake
+costs least."""
+
+
 @dataclass(frozen=True, slots=True)
 class Singles:
     """Faults one at a time, of memory of one kind, µs."""
@@ -120,7 +125,7 @@ class Alone:
     """What is measured of vmferry beside the rounds; empty: not measured."""
 
     singles: dict[str, Singles] = field(default_factory=dict)
-    """By backing."""
+    """By backing, and by backing and `APART`."""
     many: list[Many] = field(default_factory=list)
     paper: dict[str, float] = field(default_factory=dict)
     """What is kept for a VM of 1 TiB, as in `paper.py`."""
@@ -134,5 +139,5 @@ def round_of(plain: dict[str, Any]) -> Round:
 
 def alone_of(plain: dict[str, Any]) -> Alone:
     """The opposite of `asdict`."""
-    singles = {backing: Singles(**each) for backing, each in plain["singles"].items()}
+    singles = {where: Singles(**each) for where, each in plain["singles"].items()}
     return Alone(singles, [Many(**each) for each in plain["many"]], plain["paper"])

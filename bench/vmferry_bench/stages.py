@@ -7,6 +7,7 @@ from typing import Any
 from vmferry_bench.alone import PAUSE_US, TOUCHES, floor, idle
 from vmferry_bench.figures import quantiles
 from vmferry_bench.native import native
+from vmferry_bench.pair import ANYWHERE
 from vmferry_bench.shape import BACKINGS, Quantiles
 
 STAGES = (
@@ -34,9 +35,9 @@ async def measure_stages() -> dict[str, dict[str, Quantiles]]:
     for backing in BACKINGS:
         options = ("--times", str(TOUCHES), "--pause-us", str(PAUSE_US), "--backing", backing)
         stages = await native("stages", *options)
-        touches, told = await idle(backing)
+        touches, told = await idle(backing, ANYWHERE)
         found[backing] = {name: quantiles(us) for name, us in stages.items()} | {
-            "floor": quantiles(await floor(backing)),
+            "floor": quantiles(await floor(backing, ANYWHERE)),
             "whole": quantiles(touches),
             "handler": {"count": float(told.count), "p50": told.p50_us, "p90": told.p90_us, "p99": told.p99_us},
         }

@@ -9,7 +9,7 @@ import pytest
 from rounds import GUEST, IDLE, a_round
 from vmferry_bench.goals import Goal, Judge, summary
 from vmferry_bench.plan import guest
-from vmferry_bench.shape import OURS, PLAIN, PREEMPT, TRACED, Alone, Many, Round, Singles, alone_of, round_of
+from vmferry_bench.shape import APART, OURS, PLAIN, PREEMPT, TRACED, Alone, Many, Round, Singles, alone_of, round_of
 
 SINGLES = Singles(floor_us={"p50": 90.0}, idle_us={"p50": 99.0}, poison_us={"p50": 80.0}, data_us={"p50": 100.0})
 
@@ -19,7 +19,7 @@ def many(vms: int, pause_us: int, rates: list[float]) -> Many:
 
 
 ALONE = Alone(
-    {"memfd": SINGLES},
+    {"memfd": SINGLES, f"memfd{APART}": replace(SINGLES, idle_us={"p50": 72.0})},
     [
         many(1, 2000, [100.0]),
         many(4, 2000, [99.0] * 4),
@@ -80,6 +80,8 @@ def test_what_is_measured_of_ours_alone() -> None:
     goals = judged(both())
     assert goals["memfd: first touch, nothing else on the link, p50, to the floor"].value == pytest.approx(1.1)
     assert goals["memfd: poisoned page / data page, answer, p50"].met is True
+    apart = "memfd: first touch, nothing else on the link, p50, to the floor, each end on a CPU of its own"
+    assert goals[apart].value == pytest.approx(0.8)
     fall = goals["memfd: faults/s a VM, 1 → 16 VMs, fall, a pause of 2 ms"]
     assert fall.value == pytest.approx(0.2)
     assert fall.words == "75% of the cores busy with 16"
