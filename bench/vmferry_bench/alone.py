@@ -24,6 +24,9 @@ PAUSE_US = 500
 MANY = (1, 4, 16)
 MANY_QUICK = (1, 16)
 MANY_TOUCHES = 500
+"""Of each VM, with a pause after each."""
+MANY_TOUCHES_AT_ONCE = 8000
+"""Without: a few seconds with 16 VMs, so that the rate is not one of a few turns of the scheduler."""
 MANY_BACKING = "memfd"
 
 
@@ -88,7 +91,7 @@ async def _many(count: int) -> list[Many]:
     """`count` VMs that touch at the same time: with a pause after each touch, and without."""
     async with AsyncExitStack() as stack:
         pairs = [await stack.enter_async_context(pagers(MANY_BACKING)) for _ in range(count)]
-        order = _order(2 * MANY_TOUCHES)
+        order = _order(MANY_TOUCHES + MANY_TOUCHES_AT_ONCE)
         return [
             await _together(pairs, order[:MANY_TOUCHES], MANY_PAUSE_US),
             await _together(pairs, order[MANY_TOUCHES:], 0),
@@ -122,5 +125,6 @@ async def measure_alone(rounds: int, whole: bool) -> Alone:
     singles: dict[str, Singles] = {}
     for words, ends in (("", ANYWHERE), (APART, apart())):
         singles |= {f"{backing}{words}": await _singles(backing, ends, rounds) for backing in BACKINGS}
-    many = [row for count in (MANY if whole else MANY_QUICK) for row in await _many(count)]
+    counts = MANY if whole else MANY_QUICK
+    many = [row for _ in range(rounds) for count in counts for row in await _many(count)]
     return Alone(singles, many, await measure_paper() if whole else {})

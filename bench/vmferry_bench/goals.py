@@ -114,30 +114,34 @@ class Judge:
         return _within(measure, limit, values, max(values, default=math.nan))
 
     def _many(self) -> list[Goal]:
-        paced = {row.vms: row for row in self._alone.many if row.pause_us}
-        eager = {row.vms: row for row in self._alone.many if not row.pause_us}
-        one, many = paced.get(1), paced.get(16)
-        fall = 1 - middle(many.rates) / middle(one.rates) if one and many else math.nan
-        words = f"{many.busy:.0%} of the cores busy with 16" if many else NOT_MEASURED
+        def rows(vms: int, pauses: bool) -> list[Many]:
+            return [row for row in self._alone.many if row.vms == vms and (row.pause_us > 0) == pauses]
+
+        few, many, eager = rows(1, True), rows(16, True), rows(16, False)
+        falls = [1 - middle(b.rates) / middle(a.rates) for a, b in zip(few, many, strict=False)]
+        busy = f"{middle(row.busy for row in many):.0%} of the cores busy with 16" if many else NOT_MEASURED
         pause = f"a pause of {MANY_PAUSE_US / 1e3:g} ms"
         return [
-            replace(_within(f"memfd: faults/s a VM, 1 → 16 VMs, fall, {pause}", 0.2, [], fall), words=words),
-            _within(f"memfd: faults/s of 16 VMs, most to least, {pause}", 2, [], _unfair(many)),
-            _within("memfd: faults/s of 16 VMs, most to least, no pause, cores full", 2, [], _unfair(eager.get(16))),
+            replace(_middle(f"memfd: faults/s a VM, 1 → 16 VMs, fall, {pause}", 0.2, falls), words=busy),
+            _middle(f"memfd: faults/s of 16 VMs, most to least, {pause}", 2, map(_unfair, many)),
+            _middle("memfd: faults/s of 16 VMs, most to least, no pause, cores full", 2, map(_unfair, eager)),
         ]
 
     def _page_table(self) -> Goal:
         sizes = [one.table_bytes_per_page for one in self._rounds if one.table_bytes_per_page is not None]
-        return _within("page table, bytes a page", 1.0, sizes, middle(sizes))
+        return _middle("page table, bytes a page", 1.0, sizes)
+
+
+def _middle(measure: str, limit: float, values: Iterable[float]) -> Goal:
+    every = list(values)
+    return _within(measure, limit, every, middle(every))
 
 
 def _of_medians(measure: str, limit: float, above: Mapping[str, float], below: Mapping[str, float]) -> Goal:
     return _within(measure, limit, [], above["p50"] / below["p50"] if above and below else math.nan)
 
 
-def _unfair(row: Many | None) -> float:
-    if row is None:
-        return math.nan
+def _unfair(row: Many) -> float:
     return row.rates[-1] / row.rates[0] if row.rates[0] > 0 else math.inf
 
 

@@ -54,8 +54,9 @@ def _goals(found: dict[str, Any]) -> list[str]:
     lines = ["| measure | goal | value | spread over rounds | met |", "|---|---|---|---|---|"]
     for goal in found["goals"]:
         met = {True: "yes", False: "**no**", None: "not measured"}[goal["met"]]
-        words = "" if goal["met"] is None else goal["words"]
-        spread = words if goal["low"] is None else f"{_exact(goal['low'])} to {_exact(goal['high'])}"
+        words = [] if goal["low"] is None else [f"{_exact(goal['low'])} to {_exact(goal['high'])}"]
+        words += [goal["words"]] if goal["words"] and goal["met"] is not None else []
+        spread = "; ".join(words)
         lines.append(f"| {goal['measure']} | {goal['goal']} | {_exact(goal['value'])} | {spread} | {met} |")
     return lines
 

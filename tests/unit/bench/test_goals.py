@@ -89,6 +89,12 @@ def test_what_is_measured_of_ours_alone() -> None:
     assert goals["memfd: faults/s of 16 VMs, most to least, no pause, cores full"].met is True
 
 
+def test_vms_at_once_are_judged_by_the_middle_of_their_rounds() -> None:
+    rounds = [many(16, 0, [100.0, *[150.0] * 14, high]) for high in (150.0, 900.0, 180.0)]
+    goal = judged([], Alone(many=rounds))["memfd: faults/s of 16 VMs, most to least, no pause, cores full"]
+    assert (goal.value, goal.low, goal.high, goal.met) == (1.8, 1.5, 9.0, True)
+
+
 def test_a_vm_that_starves_is_a_goal_missed_by_far() -> None:
     starved = Alone(many=[many(16, 0, [0.0, *[150.0] * 15])])
     goal = judged([], starved)["memfd: faults/s of 16 VMs, most to least, no pause, cores full"]

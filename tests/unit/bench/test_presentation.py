@@ -43,7 +43,7 @@ def test_what_was_measured_alone_is_in_the_table() -> None:
     paper = dict.fromkeys((size for _, size, _ in _PAPER), float(64 << 20)) | {"pages": float(1 << 28), "anew_s": 0.5}
     text = table(result(ROUNDS, [], Alone({"memfd": Singles(floor_us=q)}, many, paper), WHERE))
     assert "| userfaultfd over TCP, nothing else (the floor) | memfd | 3 | 41 | 42 | 43 | 44 |" in text
-    assert "fall, a pause of 2 ms | ≤ 0.2 | 0 | 50% of the cores busy with 16 | yes |" in text
+    assert "fall, a pause of 2 ms | ≤ 0.2 | 0 | 0 to 0; 50% of the cores busy with 16 | yes |" in text
     assert "| 16 | 2 | 50% | 700 | 700 to 700 | 11200 | 90 | 90 | 300 | 300 |" in text
     assert text.index("| 16 | 2 |") < text.index("| 16 | 0 |")
     assert "| page table, with holes | 64.0 MiB | 0.250 | 0.500 |" in text
