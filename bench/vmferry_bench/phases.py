@@ -17,6 +17,8 @@ _RULES = (
     ),
     ("scheduler", r"^__schedule$|^schedule($|_)|finish_task_switch|^do_idle$|schedule_tail"),
     ("uffd read", r"userfaultfd_(read|poll|ctx_read)"),
+    ("memory made ready, mapped", r"madvise|fallocate|mincore"),
+    ("write to the guest's file", r"vfs_pwrite|ksys_pwrite|shmem_file_write|__x64_sys_pwrite64"),
     ("install ioctl", r"mfill_atomic|userfaultfd_(ioctl|copy|continue|zeropage|poison)"),
     (
         "read of guest memory",
@@ -25,7 +27,7 @@ _RULES = (
     ("send", r"sendfile|splice_|sock_sendmsg|sock_write_iter|tcp_sendmsg|__sys_sendto|__sys_sendmsg"),
     ("receive", r"sock_recvmsg|sock_read_iter|tcp_recvmsg|__sys_recvfrom|__sys_recvmsg"),
     ("wait for events", r"do_epoll|epoll_wait|do_sys_poll|do_futex|futex_wait|clock_nanosleep"),
-    ("faults and mappings of its own", r"handle_mm_fault|exc_page_fault|do_mmap|do_munmap|madvise|zap_|unmap_"),
+    ("faults and mappings of its own", r"handle_mm_fault|exc_page_fault|do_mmap|do_munmap|munmap|zap_|unmap_"),
     ("begin and end of the process", r"do_exit|execve|exit_mm|kernel_clone"),
     ("copies and allocations", r"^__mem(move|cpy|set)|^_int_(malloc|free)|^(m|c|re)alloc$|^c?free$|unlink_chunk"),
     ("gRPC", r"\b(tonic|h2|hyper|hyper_util|tower|prost)::"),

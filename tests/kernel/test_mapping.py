@@ -1,0 +1,23 @@
+"""A second mapping of a VM's memfd, as the pagers have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def test_mincore_tells_a_hole_from_data_and_fills_nothing(ask: Any) -> None:
+    answers = ask("mapping", "residence", "shmem")
+    assert answers == {"hole": "0", "data": "1", "held": "1", "populate_data": "0", "held_then": "1"}
+
+
+def test_a_hole_that_is_read_through_a_mapping_is_filled(ask: Any) -> None:
+    assert ask("mapping", "touched-hole", "shmem") == {"held": "0", "touch": "byte:0", "held_then": "1"}
+
+
+def test_a_page_that_is_gone_is_efault_to_who_sends_it_and_a_signal_to_who_reads_it(ask: Any) -> None:
+    assert ask("mapping", "sent-page-goes", "shmem") == {"sent": "8", "gone": "EFAULT", "touch": "sigbus"}
+
+
+def test_what_is_received_through_one_mapping_is_mapped_into_the_other_without_an_event(ask: Any) -> None:
+    answers = ask("mapping", "received-in-place", "shmem")
+    assert answers == {"populate": "0", "received": "4096", "event": "EAGAIN", "continue": "0", "touch": "byte:7"}
