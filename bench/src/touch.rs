@@ -4,6 +4,7 @@
 //! is an error, not a signal. So pages with data and poisoned ones are timed alike.
 
 use std::io::{self, BufRead, Write};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -84,7 +85,7 @@ pub fn hold(socket: &str, vm: &str, memory_mib: u64, backing: Backing) -> Result
         content::fill(SEED, page, 0, words);
     }
     let (events, _inbox) = channel();
-    let _link = PagerLink::attach(socket, vm, &memory, None, events)?;
+    let _link = PagerLink::attach(socket, vm, &memory, &[], events)?;
     say("attached")?;
     io::copy(&mut io::stdin(), &mut io::sink())?;
     Ok(())
@@ -107,10 +108,10 @@ pub fn serve(
         .iter()
         .map(|name| feature_bit(name).ok_or("an unknown feature"))
         .try_fold(0, |a, b| b.map(|b| a | b))?;
-    let uffd = Userfaultfd::new(bits)?;
+    let uffd = Arc::new(Userfaultfd::new(bits)?);
     uffd.register(region.hva, region.spec.size, MODE_MISSING)?;
     let (events, _inbox) = channel();
-    let _link = PagerLink::attach(socket, vm, &memory, Some(&uffd), events)?;
+    let _link = PagerLink::attach(socket, vm, &memory, std::slice::from_ref(&uffd), events)?;
     say("attached")?;
     for line in io::stdin().lock().lines() {
         let touched = touch(region.hva, &serde_json::from_str(&line?)?);

@@ -13,8 +13,8 @@ pub struct AttachedMemory {
     pub layout: Layout,
     /// Where each region of the layout is.
     pub regions: Vec<AttachedRegion>,
-    /// The VMM's userfaultfd; a destination's has one.
-    pub uffd: Option<OwnedFd>,
+    /// The VMM's userfaultfds; a source has none.
+    pub uffds: Vec<OwnedFd>,
     /// After the end its regions of 4 KiB pages are to be made of huge ones.
     pub collapse: bool,
 }
@@ -26,6 +26,8 @@ pub struct AttachedRegion {
     pub hva: Hva,
     /// The file behind it, where the backing is one.
     pub file: Option<AttachedFile>,
+    /// With which of the userfaultfds it is registered, on a destination.
+    pub uffd: Option<usize>,
 }
 
 /// A file that holds a region's bytes.

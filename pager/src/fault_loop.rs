@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::arriving::Lane;
-use crate::attached::{AttachedFile, AttachedMemory};
+use crate::attached::{AttachedFile, AttachedMemory, AttachedRegion};
 use crate::bulk::Bulk;
 use crate::collapse::collapse;
 use crate::commands::{Command, Snapshot};
 use crate::doorbell::Doorbell;
 use crate::events::EventLog;
 use crate::inflow::{Inflow, Step};
-use crate::install::Installer;
+use crate::install::{Footing, Installer};
 use crate::lane::PAGE;
 use crate::lane::connect::Reached;
 use crate::lane::frame::Ask;
@@ -51,7 +51,8 @@ pub struct FaultLoop {
     events: EventLog,
     commands: Receiver<Command>,
     doorbell: Arc<Doorbell>,
-    uffd: Option<Rc<Userfaultfd>>,
+    /// Of the VMM's memory; none: there is no memory.
+    uffds: Vec<Rc<Userfaultfd>>,
     link: LinkState,
     link_reason: String,
     source: Option<Reached>,
@@ -87,7 +88,7 @@ impl FaultLoop {
             events,
             commands,
             doorbell,
-            uffd: None,
+            uffds: Vec::new(),
             link,
             link_reason: String::new(),
             source: None,
@@ -107,7 +108,7 @@ impl FaultLoop {
     pub fn run(mut self) {
         loop {
             self.stopped = false;
-            let mut busy = self.drain_uffd();
+            let mut busy = self.drain_uffds();
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::End(answer)) => {
@@ -153,8 +154,8 @@ impl FaultLoop {
         };
         let wait = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut all = vec![wait(self.doorbell.as_raw_fd())];
-        all.extend(self.uffd.as_ref().map(|uffd| wait(uffd.as_raw_fd())));
-        if !self.stopped && self.uffd.is_some() {
+        all.extend(self.uffds.iter().map(|uffd| wait(uffd.as_raw_fd())));
+        if !self.stopped && !self.uffds.is_empty() {
             all.extend(self.urgent.iter().chain(self.bulk.lanes()).map(|lane| wait(lane.as_raw_fd())));
         }
         let spec = libc::timespec {
@@ -199,11 +200,11 @@ impl FaultLoop {
             Command::HangUp => self.resolver.hang_up(),
             Command::MayConnect(source, answer) => {
                 let same = self.urgent.is_some() && self.source.as_ref().is_some_and(|s| s.source == source);
-                let _ = answer.send(match self.uffd {
+                let _ = answer.send(match self.uffds.is_empty() {
                     _ if self.link == LinkState::Done || same => Ok(false),
-                    None => Err(Status::failed_precondition("the VMM has not attached its memory")),
-                    Some(_) if self.allocating => Err(Status::failed_precondition("memory is being allocated")),
-                    Some(_) => Ok(true),
+                    true => Err(Status::failed_precondition("the VMM has not attached its memory")),
+                    false if self.allocating => Err(Status::failed_precondition("memory is being allocated")),
+                    false => Ok(true),
                 });
             }
             Command::Connected(source, stream, answer) => {
@@ -244,20 +245,25 @@ impl FaultLoop {
     }
 
     fn attach(&mut self, memory: AttachedMemory, teller: Option<Teller>) -> Result<(), String> {
-        let uffd = memory.uffd.ok_or("uffd: a destination needs one")?;
-        let uffd = Rc::new(Userfaultfd::adopt(uffd).map_err(|e| format!("uffd: {e}"))?);
-        let (hvas, files) = memory.regions.into_iter().map(|r| (r.hva, r.file)).unzip();
+        let uffds: Result<Vec<_>, _> = memory.uffds.into_iter().map(|fd| Userfaultfd::adopt(fd).map(Rc::new)).collect();
+        let uffds = uffds.map_err(|e| format!("uffd: {e}"))?;
+        let footing = |AttachedRegion { hva, file, uffd }| {
+            let uffd = uffd.and_then(|number| uffds.get(number)).ok_or("uffd: a destination's region needs one")?;
+            Ok::<_, String>((hva, Footing { uffd: uffd.clone(), file }))
+        };
+        let footed: Vec<_> = memory.regions.into_iter().map(footing).collect::<Result<_, _>>()?;
+        let (hvas, footings) = footed.into_iter().unzip();
         let placement = Placement::new(self.resolver.numbering().clone(), hvas).ok_or("regions: another number")?;
         let started = process_started(memory.vmm_pid);
         let fresh = self.resolver.table().is_fresh();
-        let installer = Installer::new(uffd.clone(), placement, files, fresh)
+        let installer = Installer::new(placement, footings, fresh)
             .map_err(|e| format!("regions: faults on what the file holds cannot be told of, as they were: {e}"))?;
         let small = |r: &NumberedRegion| r.region.page_size == PAGE;
         let regions = installer.placement().ranges().zip(installer.placement().numbering().regions());
         let ranges = regions.filter(|(_, region)| small(region)).map(|(range, _)| range).collect();
         self.to_collapse = memory.collapse.then_some((memory.vmm_pid, ranges));
         self.resolver.attach(memory.vmm_pid, started, installer, teller)?;
-        self.uffd = Some(uffd);
+        self.uffds = uffds;
         Ok(())
     }
 
@@ -358,7 +364,7 @@ impl FaultLoop {
 
     /// Whether anything was there.
     fn take_urgent(&mut self) -> bool {
-        let Some(lane) = self.urgent.as_mut().filter(|_| self.uffd.is_some()) else { return false };
+        let Some(lane) = self.urgent.as_mut().filter(|_| !self.uffds.is_empty()) else { return false };
         match lane.step(&mut self.resolver) {
             Step::Nothing => false,
             Step::Some => true,
@@ -385,7 +391,7 @@ impl FaultLoop {
 
     /// One step of one lane. Whether anything was there.
     fn take_bulk(&mut self) -> bool {
-        if self.uffd.is_none() {
+        if self.uffds.is_empty() {
             return false;
         }
         match self.bulk.step(&mut self.resolver) {
@@ -426,7 +432,7 @@ impl FaultLoop {
     }
 
     fn memory_gone(&mut self) {
-        self.uffd = None;
+        self.uffds.clear();
         self.bulk.close();
         self.bulk.wanted = 0;
         self.resolver.drop_memory();
@@ -445,20 +451,23 @@ impl FaultLoop {
     // ---- the VMM's events ----
 
     /// Whether there was any.
-    fn drain_uffd(&mut self) -> bool {
-        let mut any = false;
-        loop {
-            let Some(uffd) = &self.uffd else { return any };
+    fn drain_uffds(&mut self) -> bool {
+        let (mut any, mut number) = (false, 0);
+        while let Some(uffd) = self.uffds.get(number) {
             match uffd.read_events() {
-                Ok(events) if events.is_empty() => return any,
+                Ok(events) if events.is_empty() => {
+                    number += 1;
+                    continue;
+                }
                 Ok(events) => events.into_iter().for_each(|event| self.vmm_event(event)),
                 Err(error) => {
-                    self.uffd = None;
+                    self.uffds.clear();
                     self.fail(format!("the VMM's userfaultfd cannot be read: {error}"));
                 }
             }
             any = true;
         }
+        any
     }
 
     fn vmm_event(&mut self, event: Event) {

@@ -44,9 +44,19 @@ pub struct Installed {
     pub stop: Option<Stop>,
 }
 
+/// What a region is on.
+#[derive(Debug)]
+pub struct Footing {
+    /// With what it is registered.
+    pub uffd: Rc<Userfaultfd>,
+    /// What is behind it, where the backing is a file.
+    pub file: Option<AttachedFile>,
+}
+
 /// What is under a region.
 #[derive(Debug)]
 struct Ground {
+    uffd: Rc<Userfaultfd>,
     file: Option<AttachedFile>,
     /// Pages are written to the file, and faults on what it holds are told of.
     by_file: bool,
@@ -57,7 +67,6 @@ struct Ground {
 /// The VMM's memory, as ioctls reach it.
 #[derive(Debug)]
 pub struct Installer {
-    uffd: Rc<Userfaultfd>,
     placement: Placement,
     grounds: Vec<Ground>,
     /// Huge pages that have come in part.
@@ -65,21 +74,16 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// `uffd` acts on the address space in which `placement` holds; `files` in the order of the layout. `fresh`: no page has
-    /// come yet.
+    /// The userfaultfds act on the address space in which `placement` holds; `footings` in the order of the layout. `fresh`:
+    /// no page has come yet.
     ///
     /// # Errors
     /// Faults on what a region's file holds cannot be told of, though an earlier pager wrote pages to it: a page of which it
     /// holds a part would pass for the page.
-    pub fn new(
-        uffd: Rc<Userfaultfd>,
-        placement: Placement,
-        files: Vec<Option<AttachedFile>>,
-        fresh: bool,
-    ) -> io::Result<Self> {
+    pub fn new(placement: Placement, footings: Vec<Footing>, fresh: bool) -> io::Result<Self> {
         let mut grounds = Vec::new();
-        for (file, ((hva, size), region)) in
-            files.into_iter().zip(placement.ranges().zip(placement.numbering().regions()))
+        for (Footing { uffd, file }, ((hva, size), region)) in
+            footings.into_iter().zip(placement.ranges().zip(placement.numbering().regions()))
         {
             let wanted = region.pieces() == 1 && file.as_ref().is_some_and(|file| is_writable(&file.fd));
             let by_file = match wanted.then(|| uffd.register_minor(hva, size)) {
@@ -91,9 +95,9 @@ impl Installer {
                 }
                 Some(Err(error)) => return Err(error),
             };
-            grounds.push(Ground { file, by_file, landing: None });
+            grounds.push(Ground { uffd, file, by_file, landing: None });
         }
-        Ok(Self { uffd, placement, grounds, assemblies: HashMap::new() })
+        Ok(Self { placement, grounds, assemblies: HashMap::new() })
     }
 
     /// Where the pages are.
@@ -101,9 +105,11 @@ impl Installer {
         &self.placement
     }
 
-    /// The descriptor, to read events from.
-    pub fn uffd(&self) -> &Rc<Userfaultfd> {
-        &self.uffd
+    /// With what a page is registered, its address and its size.
+    fn place_of(&self, page: PageIndex) -> Option<(&Userfaultfd, Hva, u64)> {
+        let region = self.placement.numbering().region_of(page)?;
+        let (hva, size) = self.placement.address_of(page)?;
+        Some((&self.grounds.get(region.number as usize)?.uffd, hva, size))
     }
 
     /// The file of each region whose memory can be allocated ahead, in the order of the layout.
@@ -212,11 +218,11 @@ impl Installer {
             }
             let bytes = &bytes[..bytes.len().min(((to.0 - first.0) * PAGE) as usize)];
             let (reached, stop) = match self.write(&region, first, bytes) {
-                Ok(()) => self.install(table, first, to, arrival, |this, hva, size, done| {
-                    if this.file_of(&region).is_some() {
-                        return this.uffd.map(hva, size);
+                Ok(()) => self.install(table, first, to, arrival, |uffd, hva, size, done| {
+                    if self.file_of(&region).is_some() {
+                        return uffd.map(hva, size);
                     }
-                    this.uffd.copy(hva, &bytes[done as usize..])
+                    uffd.copy(hva, &bytes[done as usize..])
                 }),
                 Err(stop) => (first, Some(stop)),
             };
@@ -278,7 +284,7 @@ impl Installer {
     ) -> Option<Stop> {
         let bytes = self.assemblies.get(&page)?.whole()?;
         let end = PageIndex(page.0 + 1);
-        let (reached, stop) = self.install(table, page, end, arrival, |this, hva, _, _| this.uffd.copy(hva, bytes));
+        let (reached, stop) = self.install(table, page, end, arrival, |uffd, hva, _, _| uffd.copy(hva, bytes));
         if reached == end {
             self.assemblies.remove(&page);
             installed.runs.push((page, end));
@@ -293,17 +299,17 @@ impl Installer {
         from: PageIndex,
         to: PageIndex,
         arrival: Arrival,
-        ioctl: impl Fn(&Self, Hva, u64, u64) -> Progress,
+        ioctl: impl Fn(&Userfaultfd, Hva, u64, u64) -> Progress,
     ) -> (PageIndex, Option<Stop>) {
         let mut at = from;
         while at < to {
-            let Some((hva, page_size)) = self.placement.address_of(at) else { return (at, Some(Stop::NotRegistered)) };
-            let progress = ioctl(self, hva, (to.0 - at.0) * page_size, (at.0 - from.0) * page_size);
+            let Some((uffd, hva, page_size)) = self.place_of(at) else { return (at, Some(Stop::NotRegistered)) };
+            let progress = ioctl(uffd, hva, (to.0 - at.0) * page_size, (at.0 - from.0) * page_size);
             let mut reached = PageIndex(at.0 + progress.done / page_size);
             let mut stop = progress.stop;
             if stop == Some(Stop::AlreadyPresent) {
                 // Installed by a pager that died before it could say so. EEXIST wakes nobody.
-                let _ = self.uffd.wake(Hva(hva.0 + progress.done), page_size);
+                let _ = uffd.wake(Hva(hva.0 + progress.done), page_size);
                 reached.0 += 1;
                 stop = None;
             }
@@ -360,18 +366,18 @@ impl Installer {
     /// A page that is neither missing nor poison was touched where it is not mapped: its file holds it (`minor`), or it
     /// reads as zeros.
     pub fn refill(&self, page: PageIndex, minor: bool) -> Option<Stop> {
-        let (hva, size) = self.placement.address_of(page)?;
+        let (uffd, hva, size) = self.place_of(page)?;
         let mut stop = match (minor, size) {
-            (true, _) => self.uffd.map(hva, size).stop,
-            (false, PAGE) => self.uffd.zeropage(hva, size).stop,
+            (true, _) => uffd.map(hva, size).stop,
+            (false, PAGE) => uffd.zeropage(hva, size).stop,
             // hugetlb has no ZEROPAGE.
-            (false, _) => self.uffd.copy(hva, &vec![0; size as usize]).stop,
+            (false, _) => uffd.copy(hva, &vec![0; size as usize]).stop,
         };
         if !minor && stop == Some(Stop::AlreadyPresent) && self.is_by_file(page) {
             // The file holds zeros that were allocated ahead.
-            stop = self.uffd.map(hva, size).stop;
+            stop = uffd.map(hva, size).stop;
         }
-        self.or_wake(hva, size, stop)
+        self.or_wake(page, stop)
     }
 
     // ---- poison, and the end ----
@@ -379,16 +385,15 @@ impl Installer {
     /// Installs the marker of a page that the table holds as poison, and wakes who waits on it. Where the range was
     /// unregistered (the migration is over), it is registered again: from now on the page is guarded.
     pub fn poison(&self, page: PageIndex) -> Option<Stop> {
-        let (hva, page_size) = self.placement.address_of(page)?;
-        let mut stop = self.uffd.poison(hva, page_size).stop;
-        if stop == Some(Stop::NotRegistered) && self.register(page, hva, page_size).is_ok() {
-            stop = self.uffd.poison(hva, page_size).stop;
+        let (uffd, hva, size) = self.place_of(page)?;
+        let mut stop = uffd.poison(hva, size).stop;
+        if stop == Some(Stop::NotRegistered) {
+            let again = if self.is_by_file(page) { uffd.register_minor(hva, size) } else { uffd.register(hva, size) };
+            if again.is_ok() {
+                stop = uffd.poison(hva, size).stop;
+            }
         }
-        self.or_wake(hva, page_size, stop)
-    }
-
-    fn register(&self, page: PageIndex, hva: Hva, size: u64) -> io::Result<()> {
-        if self.is_by_file(page) { self.uffd.register_minor(hva, size) } else { self.uffd.register(hva, size) }
+        self.or_wake(page, stop)
     }
 
     /// Drops what a region's file holds of pages: those that were good and are poison now, since where only the mapping is
@@ -409,25 +414,25 @@ impl Installer {
     }
 
     /// `EEXIST` is success, but wakes nobody.
-    fn or_wake(&self, hva: Hva, page_size: u64, stop: Option<Stop>) -> Option<Stop> {
+    fn or_wake(&self, page: PageIndex, stop: Option<Stop>) -> Option<Stop> {
         if stop != Some(Stop::AlreadyPresent) {
             return stop;
         }
-        let _ = self.uffd.wake(hva, page_size);
+        self.wake(page);
         None
     }
 
     /// Whoever waits on the page tries again.
     pub fn wake(&self, page: PageIndex) {
-        if let Some((hva, page_size)) = self.placement.address_of(page) {
-            let _ = self.uffd.wake(hva, page_size);
+        if let Some((uffd, hva, size)) = self.place_of(page) {
+            let _ = uffd.wake(hva, size);
         }
     }
 
     /// Whoever waits anywhere tries again: faults that an earlier pager read are not delivered twice.
     pub fn wake_all(&self) {
-        for (hva, size) in self.placement.ranges() {
-            let _ = self.uffd.wake(hva, size);
+        for (ground, (hva, size)) in self.grounds.iter().zip(self.placement.ranges()) {
+            let _ = ground.uffd.wake(hva, size);
         }
     }
 
@@ -436,8 +441,8 @@ impl Installer {
     /// # Errors
     /// What the kernel said.
     pub fn unregister(&self, from: PageIndex, to: PageIndex) -> io::Result<()> {
-        match self.placement.address_of(from) {
-            Some((hva, page_size)) => self.uffd.unregister(hva, (to.0 - from.0) * page_size),
+        match self.place_of(from) {
+            Some((uffd, hva, size)) => uffd.unregister(hva, (to.0 - from.0) * size),
             None => Ok(()),
         }
     }

@@ -45,8 +45,6 @@ pub struct Expected {
 pub struct Handover {
     /// The VMM's process; `None` in Firecracker's form (the peer of the socket).
     pub pid: Option<u32>,
-    /// Index of the userfaultfd.
-    pub uffd: Option<usize>,
     /// The regions, in the order of the layout.
     pub regions: Vec<RegionPlace>,
     /// Firecracker's form: nothing is ever sent back.
@@ -62,6 +60,8 @@ pub struct RegionPlace {
     pub hva: Hva,
     /// Index of its file's descriptor, and the offset in it.
     pub file: Option<(usize, u64)>,
+    /// Index of the userfaultfd that it is registered with; a destination's has one.
+    pub uffd: Option<usize>,
 }
 
 /// Whether bytes are a whole JSON value yet.
@@ -98,9 +98,10 @@ pub fn fit(message: &Value, descriptors: usize, expected: &Expected) -> Result<H
         Value::Object(object) => full(object, expected)?,
         _ => return Err(Refusal::new("message", "is neither an object nor an array")),
     };
+    let uffds = handover.regions.iter().filter_map(|r| Some(("uffd".to_owned(), r.uffd?)));
     let files = handover.regions.iter().zip(0..).filter_map(|(r, i)| Some((format!("regions[{i}].fd"), r.file?.0)));
     let mut unnamed: Vec<bool> = vec![true; descriptors];
-    for (field, index) in handover.uffd.map(|index| ("uffd".to_owned(), index)).into_iter().chain(files) {
+    for (field, index) in uffds.chain(files) {
         match unnamed.get_mut(index) {
             Some(slot) => *slot = false,
             None => {
@@ -125,12 +126,7 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
     let pid = top.number("pid")?;
     let pid = u32::try_from(pid).ok().filter(|pid| (1..=i32::MAX as u32).contains(pid));
     let pid = pid.ok_or_else(|| Refusal::new("pid", "is no process id"))?;
-    let uffd = match (object.contains_key("uffd"), expected.destination) {
-        (true, true) => Some(top.index("uffd")?),
-        (false, false) => None,
-        (true, false) => return Err(Refusal::new("uffd", "a source has none")),
-        (false, true) => return Err(Refusal::new("uffd", "is missing: a destination needs one")),
-    };
+    let uffd = top.uffd(expected)?;
     let collapse = match object.get("collapse") {
         None => false,
         Some(Value::Bool(collapse)) => *collapse,
@@ -165,10 +161,17 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
         {
             return Err(Refusal::new(fields.name("offset"), format!("{offset:#x} is not aligned")));
         }
-        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file });
+        let uffd = fields.uffd(expected)?.or(uffd);
+        if uffd.is_none() && expected.destination {
+            return Err(Refusal::new(
+                "uffd",
+                format!("is missing: a destination needs one, and regions[{index}] has none"),
+            ));
+        }
+        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file, uffd });
     }
     apart(&places, &expected.layout)?;
-    Ok(Handover { pid: Some(pid), uffd, regions: places, silent: false, collapse })
+    Ok(Handover { pid: Some(pid), regions: places, silent: false, collapse })
 }
 
 /// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
@@ -192,11 +195,11 @@ fn firecracker(regions: &[Value], expected: &Expected) -> Result<Handover, Refus
         }
         fields.number_is("size", region.size)?;
         fields.number_is("page_size", region.page_size)?;
-        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file: None });
+        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file: None, uffd: Some(0) });
         sum += region.size;
     }
     apart(&places, &expected.layout)?;
-    Ok(Handover { pid: None, uffd: Some(0), regions: places, silent: true, collapse: false })
+    Ok(Handover { pid: None, regions: places, silent: true, collapse: false })
 }
 
 fn count_fits(count: usize, expected: &Expected) -> Result<(), Refusal> {
@@ -250,6 +253,15 @@ impl<'a> Fields<'a> {
     fn index(&self, field: &str) -> Result<usize, Refusal> {
         let number = self.number(field)?;
         usize::try_from(number).map_err(|_| Refusal::new(self.name(field), format!("{number} is no descriptor")))
+    }
+
+    /// Of a destination, where it is there.
+    fn uffd(&self, expected: &Expected) -> Result<Option<usize>, Refusal> {
+        match (self.object.contains_key("uffd"), expected.destination) {
+            (false, _) => Ok(None),
+            (true, true) => self.index("uffd").map(Some),
+            (true, false) => Err(Refusal::new(self.name("uffd"), "a source has none")),
+        }
     }
 
     fn number_is(&self, field: &str, needed: u64) -> Result<(), Refusal> {

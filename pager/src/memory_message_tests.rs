@@ -22,9 +22,31 @@ fn good() -> Value {
 fn a_good_message_is_understood_and_unknown_fields_ignored() {
     let handover = fit(&good(), 2, &expected(true)).unwrap();
     assert_eq!(handover.pid, Some(4711));
-    assert_eq!(handover.uffd, Some(0));
-    assert_eq!(handover.regions[0], RegionPlace { hva: Hva(0x7000_0000), file: Some((1, 4096)) });
-    assert_eq!(handover.regions[1], RegionPlace { hva: Hva(0x6000_0000), file: None });
+    assert_eq!(handover.regions[0], RegionPlace { hva: Hva(0x7000_0000), file: Some((1, 4096)), uffd: Some(0) });
+    assert_eq!(handover.regions[1], RegionPlace { hva: Hva(0x6000_0000), file: None, uffd: Some(0) });
+}
+
+#[test]
+fn a_region_may_have_a_userfaultfd_of_its_own() {
+    let uffds = |message: &Value, descriptors| {
+        fit(message, descriptors, &expected(true)).map(|handover| handover.regions.iter().map(|r| r.uffd).collect())
+    };
+    let mut message = good();
+    message["regions"][1]["uffd"] = json!(2);
+    assert_eq!(uffds(&message, 3), Ok(vec![Some(0), Some(2)]));
+    assert_eq!(uffds(&message, 2).unwrap_err().field, "uffd");
+    message.as_object_mut().unwrap().remove("uffd");
+    assert_eq!(
+        uffds(&message, 3).unwrap_err().to_string(),
+        "uffd: is missing: a destination needs one, and regions[0] has none"
+    );
+    message["regions"][0]["uffd"] = json!(0);
+    assert_eq!(uffds(&message, 3), Ok(vec![Some(0), Some(2)]));
+    message["regions"][0]["uffd"] = json!("0");
+    assert_eq!(uffds(&message, 3).unwrap_err().field, "regions[0].uffd");
+    message["regions"][0]["uffd"] = json!(0);
+    message["role"] = json!("source");
+    assert_eq!(fit(&message, 3, &expected(false)).unwrap_err().field, "regions[0].uffd");
 }
 
 #[test]
@@ -76,7 +98,8 @@ fn firecracker_is_matched_by_ascending_offset() {
         {"base_host_virt_addr": 0x7000_0000, "size": 0x4000, "offset": 0, "page_size": 4096, "page_size_kib": 4096},
     ]);
     let handover = fit(&message, 1, &expected(true)).unwrap();
-    assert!(handover.silent && handover.pid.is_none() && handover.uffd == Some(0));
+    assert!(handover.silent && handover.pid.is_none());
+    assert!(handover.regions.iter().all(|region| region.uffd == Some(0)));
     assert_eq!(handover.regions[0].hva, Hva(0x7000_0000));
     assert_eq!(handover.regions[1].hva, Hva(0x5000_0000));
     assert_eq!(fit(&message, 0, &expected(true)).unwrap_err().field, "uffd");

@@ -166,7 +166,10 @@ fn gather(
         let fd = descriptors.get(index).ok_or_else(|| Refusal::new(field.as_str(), "names a missing descriptor"))?;
         fd.try_clone().map_err(|e| Refusal::new(field.as_str(), format!("cannot be kept: {e}")))
     };
-    let uffd = handover.uffd.map(|index| take("uffd".into(), index)).transpose()?;
+    let mut indices: Vec<usize> = handover.regions.iter().filter_map(|place| place.uffd).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    let uffds = indices.iter().map(|index| take("uffd".into(), *index)).collect::<Result<_, _>>()?;
     let mut regions = Vec::new();
     for ((place, region), number) in handover.regions.iter().zip(expected.layout.regions()).zip(0..) {
         let mut file = None;
@@ -180,10 +183,11 @@ fn gather(
             }
             file = Some(AttachedFile { fd, offset });
         }
-        regions.push(AttachedRegion { hva: place.hva, file });
+        let uffd = place.uffd.and_then(|index| indices.binary_search(&index).ok());
+        regions.push(AttachedRegion { hva: place.hva, file, uffd });
     }
     let vmm_pid = handover.pid.unwrap_or(peer);
-    Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffd, collapse: handover.collapse })
+    Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffds, collapse: handover.collapse })
 }
 
 fn size_of(fd: &OwnedFd) -> io::Result<u64> {

@@ -4,7 +4,6 @@
 //! the vCPU. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
 
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use crate::arriving::{Lane, Pages, PoisonNote};
@@ -483,10 +482,5 @@ impl Resolver {
             machine_checks: self.table.word(Word::MachineChecks),
             first_touch: Some(self.first_touch.summary()),
         }
-    }
-
-    /// The userfaultfd's number, for logs.
-    pub fn descriptor(&self) -> Option<i32> {
-        self.memory.as_ref().map(|m| m.uffd().as_raw_fd())
     }
 }

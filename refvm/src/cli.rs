@@ -81,6 +81,9 @@ pub struct Options {
     /// Split guest memory into so many regions.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub regions: u32,
+    /// With --incoming: a userfaultfd for each region, not one for all.
+    #[arg(long)]
+    pub uffd_per_region: bool,
     /// Number of vCPUs.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub vcpus: u32,

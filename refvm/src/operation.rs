@@ -24,8 +24,8 @@ pub struct Guest {
     pub link: Option<PagerLink>,
     /// The machine.
     pub machine: MachineThread,
-    /// A destination's userfaultfd, until the migration is complete.
-    pub uffd: Option<Arc<Userfaultfd>>,
+    /// A destination's userfaultfds, until the migration is complete: one, or one a region.
+    pub uffds: Vec<Arc<Userfaultfd>>,
     /// Its memory.
     pub memory: Arc<GuestMemory>,
     /// Number of vCPUs.
@@ -135,7 +135,7 @@ pub fn on_machine(machine: &MachineThread, events: Sender<Event>, request: Reque
 /// # Errors
 /// [`Failure`] `FAILED`.
 pub fn attach(socket: &str, vm: &str, memory: &GuestMemory, events: Sender<Event>) -> Result<Done, Failure> {
-    let link = PagerLink::attach(socket, vm, memory, None, events)?;
+    let link = PagerLink::attach(socket, vm, memory, &[], events)?;
     Ok(Done { link: Some(link), ..Done::default() })
 }
 
@@ -153,20 +153,24 @@ pub fn prepare(
     check_memory_of(&options.memory_of, &asked.regions)?;
     let transparent = if options.thp { Transparent::Afterwards } else { Transparent::Never };
     let memory = Arc::new(GuestMemory::with_transparent(&asked.regions, transparent)?);
-    let uffd = Arc::new(Userfaultfd::new(features).map_err(|error| {
-        let message = format!("userfaultfd with {:?}: {error}", asked.uffd_features);
-        Failure::new("UNSUPPORTED", "uffd_features", message)
-    })?);
-    for region in memory.regions() {
+    let made = |_| {
+        Userfaultfd::new(features).map(Arc::new).map_err(|error| {
+            let message = format!("userfaultfd with {:?}: {error}", asked.uffd_features);
+            Failure::new("UNSUPPORTED", "uffd_features", message)
+        })
+    };
+    let wanted = if options.uffd_per_region { memory.regions().len() } else { 1 };
+    let uffds: Vec<_> = (0..wanted).map(made).collect::<Result<_, _>>()?;
+    for (region, uffd) in memory.regions().iter().zip(uffds.iter().cycle()) {
         uffd.register(region.hva, region.spec.size, userfaultfd::MODE_MISSING)
             .map_err(|error| Failure::failed(&format!("UFFDIO_REGISTER at {:#x}: {error}", region.hva)))?;
     }
     // The workload comes with the device state.
     let config = GuestConfig { vcpus: asked.vcpus, workload: Workload::Idle, write_percent: 0, seed: 0 };
     let machine = MachineThread::spawn(options.accel.make(), Arc::clone(&memory), config, errors)?;
-    let link = PagerLink::attach(&asked.socket, &options.vm, &memory, Some(&uffd), events)?;
+    let link = PagerLink::attach(&asked.socket, &options.vm, &memory, &uffds, events)?;
     let vcpus = asked.vcpus;
-    let guest = Guest { memory, machine, vcpus, uffd: Some(uffd), link: Some(link), prepared_as: Some(asked) };
+    let guest = Guest { memory, machine, vcpus, uffds, link: Some(link), prepared_as: Some(asked) };
     Ok(Done { guest: Some(guest), ..Done::default() })
 }
 

@@ -61,12 +61,12 @@ impl PagerLink {
         socket: &str,
         vm: &str,
         memory: &GuestMemory,
-        uffd: Option<&Userfaultfd>,
+        uffds: &[Arc<Userfaultfd>],
         events: Sender<Event>,
     ) -> Result<Self, AttachError> {
         let failed = |source| AttachError::Socket { socket: socket.into(), source };
         let stream = UnixStream::connect(socket).map_err(failed)?;
-        let (message, descriptors) = hand_over(vm, memory, uffd);
+        let (message, descriptors) = hand_over(vm, memory, uffds);
         let text = message.to_string();
         let sent = stream.send_with_fds(&[text.as_bytes()], &descriptors);
         let sent = sent.map_err(|error| failed(io::Error::from_raw_os_error(error.errno())))?;
@@ -101,10 +101,10 @@ impl Drop for PagerLink {
     }
 }
 
-fn hand_over(vm: &str, memory: &GuestMemory, uffd: Option<&Userfaultfd>) -> (Value, Vec<RawFd>) {
-    let mut descriptors: Vec<RawFd> = uffd.iter().map(|uffd| uffd.as_raw_fd()).collect();
+fn hand_over(vm: &str, memory: &GuestMemory, uffds: &[Arc<Userfaultfd>]) -> (Value, Vec<RawFd>) {
+    let mut descriptors: Vec<RawFd> = uffds.iter().map(|uffd| uffd.as_raw_fd()).collect();
     let mut regions = Vec::new();
-    for region in memory.regions() {
+    for (number, region) in memory.regions().iter().enumerate() {
         let spec = &region.spec;
         let mut message = json!({"gpa": spec.gpa, "base_host_virt_addr": region.hva, "size": spec.size,
                                  "page_size": spec.page_size, "backing": spec.backing});
@@ -113,16 +113,19 @@ fn hand_over(vm: &str, memory: &GuestMemory, uffd: Option<&Userfaultfd>) -> (Val
             message["offset"] = 0.into();
             descriptors.push(file.as_raw_fd());
         }
+        if uffds.len() > 1 {
+            message["uffd"] = number.into();
+        }
         regions.push(message);
     }
-    let role = if uffd.is_some() { "destination" } else { "source" };
+    let role = if uffds.is_empty() { "source" } else { "destination" };
     let mut message =
         json!({"version": VERSION, "vm": vm, "role": role, "pid": std::process::id(), "regions": regions});
-    if uffd.is_some() {
+    if uffds.len() == 1 {
         message["uffd"] = 0.into();
-        if memory.is_to_be_collapsed() {
-            message["collapse"] = true.into();
-        }
+    }
+    if !uffds.is_empty() && memory.is_to_be_collapsed() {
+        message["collapse"] = true.into();
     }
     (message, descriptors)
 }

@@ -22,7 +22,7 @@ use crate::inject;
 use crate::layout::Backing;
 use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, MachineError};
 use crate::machine_thread::{Commanded, MachineThread};
-use crate::memory::{GuestMemory, hva_of};
+use crate::memory::{GuestMemory, Region, hva_of};
 use crate::memory_errors::Untold;
 use crate::operation::{self, Done, Failure, Guest};
 use crate::protocol::frame::TooLong;
@@ -122,7 +122,8 @@ impl Vmm {
             drop(ended.send(booted));
         });
         end.recv().map_err(|_| Failure::failed("the machine thread ended while the guest booted"))??;
-        self.guest = Some(Guest { memory, machine, vcpus: config.vcpus, uffd: None, link: None, prepared_as: None });
+        self.guest =
+            Some(Guest { memory, machine, vcpus: config.vcpus, uffds: Vec::new(), link: None, prepared_as: None });
         self.state = VmState::Running;
         self.started_us = now_us();
         tracing::info!(vm = self.options.vm, "vmm.booted");
@@ -305,7 +306,7 @@ impl Vmm {
             (Request::MigrationComplete { keep_uffd }, Some(guest)) => {
                 if !keep_uffd {
                     guest.link = None;
-                    guest.uffd = None;
+                    guest.uffds.clear();
                 }
                 self.answer(&asked, Ok(json!({})));
             }
@@ -431,12 +432,15 @@ impl Vmm {
             ));
         }
         let hva = hva_of(&guest.memory.mapped(), block.gpa);
-        let hva = hva.ok_or_else(|| format!("{gpa:#x} is not in guest memory"))?;
-        let shared = guest.memory.regions().iter().any(|region| {
-            region.spec.backing == Backing::Memfd && (region.hva..region.hva + region.spec.size).contains(&hva)
+        let regions = guest.memory.regions();
+        let place = hva.and_then(|hva| {
+            let holds = |region: &Region| (region.hva..region.hva + region.spec.size).contains(&hva);
+            Some((hva, regions.iter().position(holds)?))
         });
-        let page = inject::Page { block, hva, shared };
-        let (uffd, events, reply) = (guest.uffd.clone(), self.events.clone(), reply.clone());
+        let (hva, number) = place.ok_or_else(|| format!("{gpa:#x} is not in guest memory"))?;
+        let page = inject::Page { block, hva, shared: regions[number].spec.backing == Backing::Memfd };
+        let uffd = guest.uffds.get(number).or(guest.uffds.first()).cloned();
+        let (events, reply) = (self.events.clone(), reply.clone());
         guest.machine.command(move |commanded: &mut Commanded| {
             let made: Result<(), String> = commanded
                 .paused(|| inject::memory_error(page, uffd.as_deref()).map_err(|error| error.to_string()))

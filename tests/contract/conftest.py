@@ -28,14 +28,14 @@ def vmm_child(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_child(tmp_path_factory.mktemp("vmm"))
 
 
-@pytest.fixture(params=["anonymous", "memfd", "memfd, ahead"])
+@pytest.fixture(params=["anonymous", "memfd", "memfd, ahead", "memfd, two uffds", "anonymous, two uffds"])
 async def destination(
     request: pytest.FixtureRequest, uffd_poison: None, pager_program: str, vmm_child: Path, tmp_path: Path
 ) -> AsyncIterator[Destination]:
     """A destination that waits for its VMM to attach, on each backing; "ahead": memory is allocated before."""
-    backing, _, ahead = request.param.partition(", ")
-    async with destination_of(pager_program, vmm_child, backing, tmp_path) as made:
-        made.ahead = bool(ahead)
+    backing, _, way = request.param.partition(", ")
+    async with destination_of(pager_program, vmm_child, backing, tmp_path, 2 if way == "two uffds" else 1) as made:
+        made.ahead = way == "ahead"
         yield made
 
 

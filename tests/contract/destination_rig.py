@@ -62,6 +62,8 @@ class Destination:
     source: PageSource
     ahead: bool = False
     """Whether memory for all pages is allocated once it is attached: the push is received in place then."""
+    uffds: int = 1
+    """With 2 the second region has one of its own."""
 
     def message(self) -> Json:
         """The correct memory message; its descriptors are `self.descriptors`."""
@@ -72,12 +74,14 @@ class Destination:
             if self.backing == "memfd":
                 region |= {"fd": 1, "offset": first * PAGE}
             regions.append(region)
+        if self.uffds == 2:
+            regions[1]["uffd"] = self.descriptors.index("v")
         pid = self.vmm.process.pid
         return {"version": 1, "vm": VM, "role": "destination", "pid": pid, "uffd": 0, "regions": regions}
 
     @property
     def descriptors(self) -> str:
-        return "um" if self.backing == "memfd" else "u"
+        return ("um" if self.backing == "memfd" else "u") + ("v" if self.uffds == 2 else "")
 
     async def attach(self) -> None:
         answer = await self.vmm.answer(self.message(), self.descriptors)
@@ -155,7 +159,9 @@ def start_pager(program: str, directory: Path) -> subprocess.Popen[bytes]:
 
 
 @asynccontextmanager
-async def destination_of(program: str, child: Path, backing: str, directory: Path) -> AsyncIterator[Destination]:
+async def destination_of(
+    program: str, child: Path, backing: str, directory: Path, uffds: int = 1
+) -> AsyncIterator[Destination]:
     """A pager that expects a VMM, the VMM that has not attached yet, and a source that answers."""
     source, vmm = PageSource(), None
     pager = start_pager(program, directory)
@@ -166,8 +172,11 @@ async def destination_of(program: str, child: Path, backing: str, directory: Pat
             await control.GetStatus(pager_pb2.GetStatusRequest(), timeout=PATIENCE_S, wait_for_ready=True)
             expect = pager_pb2.ExpectDestinationRequest(layout=layout(backing))
             features = (await control.ExpectDestination(expect, timeout=PATIENCE_S)).uffd_features
-            vmm = await Vmm.start(child, backing, PAGES, feature_bits(features), directory / "memory.sock")
-            yield Destination(directory, backing, pager, control, vmm, source)
+            first = FIRST_PAGES[1] if uffds == 2 else None
+            vmm = await Vmm.start(
+                child, backing, PAGES, feature_bits(features), directory / "memory.sock", first_uffd=first
+            )
+            yield Destination(directory, backing, pager, control, vmm, source, uffds=uffds)
     finally:
         pager.kill()
         pager.wait(PATIENCE_S)

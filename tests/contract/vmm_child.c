@@ -1,11 +1,11 @@
 /* A VMM in a process of its own, as far as a destination's pager sees one: it owns guest memory and a userfaultfd, hands
  * both over, and touches pages. It is C because Python cannot touch registered memory without holding its own lock.
  *
- * Arguments: anon|shmem, number of pages, userfaultfd features (hexadecimal). Says `ready HVA` and then obeys, a line
- * each, on standard input:
+ * Arguments: anon|shmem, number of pages, userfaultfd features (hexadecimal), and from which page on memory is registered
+ * with a second userfaultfd. Says `ready HVA` and then obeys, a line each, on standard input:
  *
  *   send SOCKET LETTERS LENGTH   connects and sends the LENGTH bytes that follow in one sendmsg, with a descriptor a
- *                                letter: u userfaultfd, m memfd, n something that is neither, - none
+ *                                letter: u userfaultfd, v the second, m memfd, n something that is neither, - none
  *   touch ID PAGE                in a thread of its own: `touching ID THREAD`, then `touched ID byte:N|mixed|sigbus`
  *   advise ID PAGE dontneed|remove   in a thread of its own: madvise, then `advised ID 0|ERRNO`
  *
@@ -18,7 +18,7 @@
 #define LONGEST_FRAME (64 << 10)
 
 static struct memory memory;
-static int uffd;
+static int uffd, second;
 
 /* Held while a line is said and while the connection is read. */
 static pthread_mutex_t saying = PTHREAD_MUTEX_INITIALIZER;
@@ -82,6 +82,8 @@ static int descriptor_of(char letter)
 	static int neither = -1;
 	if (letter == 'u')
 		return uffd;
+	if (letter == 'v')
+		return second;
 	if (letter == 'm')
 		return memory.memfd;
 	if (neither < 0)
@@ -201,12 +203,19 @@ static void start_act(const char *line, const char *verb, void *(*work)(void *))
 int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	NEED(argc == 4);
+	NEED(argc == 5);
 	struct sigaction action = {.sa_sigaction = on_thread_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER};
 	NEED(!sigaction(SIGBUS, &action, NULL));
 	memory = map_memory(argv[1], strtoul(argv[2], NULL, 10));
 	uffd = open_uffd(0, strtoull(argv[3], NULL, 16));
-	register_memory(uffd, memory, UFFDIO_REGISTER_MODE_MISSING);
+	second = open_uffd(0, strtoull(argv[3], NULL, 16));
+	struct memory first = memory, rest = memory;
+	first.pages = strtoul(argv[4], NULL, 10);
+	rest.at += first.pages * PAGE;
+	rest.pages -= first.pages;
+	register_memory(uffd, first, UFFDIO_REGISTER_MODE_MISSING);
+	if (rest.pages)
+		register_memory(second, rest, UFFDIO_REGISTER_MODE_MISSING);
 	printf("ready %lu\n", (unsigned long)memory.at);
 	char line[512];
 	while (fgets(line, sizeof line, stdin)) {

@@ -60,11 +60,20 @@ class Vmm:
     _listener: asyncio.Task[None] | None = None
 
     @staticmethod
-    async def start(program: Path, backing: str, pages: int, features: int, memory_socket: Path) -> Vmm:
+    async def start(
+        program: Path, backing: str, pages: int, features: int, memory_socket: Path, *, first_uffd: int | None = None
+    ) -> Vmm:
+        """`first_uffd`: how many pages are registered with the first userfaultfd; the rest with a second."""
         kind = {"anonymous": "anon", "memfd": "shmem"}[backing]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            program, kind, str(pages), f"{features:x}", stdin=pipe, stdout=pipe
+            program,
+            kind,
+            str(pages),
+            f"{features:x}",
+            str(pages if first_uffd is None else first_uffd),
+            stdin=pipe,
+            stdout=pipe,
         )
         vmm = Vmm(process, backing, memory_socket)
         vmm._listener = asyncio.create_task(vmm._listen(), name="vmm child")

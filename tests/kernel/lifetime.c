@@ -185,6 +185,15 @@ static void continue_many(const char *backing)
 	say_touch("touch", memory.at + 62 * PAGE);
 }
 
+static void second_registration(const char *backing)
+{
+	struct memory memory = map_memory(backing, 2);
+	int first = open_uffd(0, 0), second = open_uffd(0, 0);
+	say("first", name_of(register_range(first, memory.at, PAGE, UFFDIO_REGISTER_MODE_MISSING)));
+	say("same_page", name_of(register_range(second, memory.at, PAGE, UFFDIO_REGISTER_MODE_MISSING)));
+	say("other_page", name_of(register_range(second, memory.at + PAGE, PAGE, UFFDIO_REGISTER_MODE_MISSING)));
+}
+
 int main(int argc, char **argv)
 {
 	static const struct fact facts[] = {
@@ -197,6 +206,7 @@ int main(int argc, char **argv)
 		{"remove-event", remove_event},
 		{"thread-id", thread_id},
 		{"continue-many", continue_many},
+		{"second-registration", second_registration},
 		{NULL, NULL},
 	};
 	return run_fact(facts, argc, argv);

@@ -60,3 +60,8 @@ def test_fault_names_the_thread_that_waits(ask: Any, backing: str) -> None:
 def test_continue_maps_many_cached_pages_at_once_and_refuses_a_hole(ask: Any) -> None:
     answers = ask("lifetime", "continue-many", "shmem")
     assert answers == {"cached": "0", "mapped": "63", "hole": "EFAULT", "touch": "byte:7"}
+
+
+@both
+def test_a_page_belongs_to_one_userfaultfd_and_a_process_may_have_several(ask: Any, backing: str) -> None:
+    assert ask("lifetime", "second-registration", backing) == {"first": "0", "same_page": "EBUSY", "other_page": "0"}

@@ -6,15 +6,17 @@ each backing and each way.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 from combinations import ACCELS, BACKINGS, COMBINATIONS
 from harness import SOON_S, Pair, cast, differing, goes_on, pages_of, read_memory, report, shape, told
 
-from vmferry.demo.course import Course
+from vmferry.demo.course import Cast, Course
 from vmferry.demo.stage import until
 from vmferry.demo.verdict import healed, problems
 from vmferry.units import MIB
@@ -56,6 +58,30 @@ async def test_move(pair: Pair, vm, accel, combination):
         assert healed(evidence) | {error.gpa for error in course.ledger} >= course.bad_during
     if way == "afterwards":
         await _goes_bad_afterwards(course, chosen[:BAD], workload)
+
+
+@pytest.mark.parametrize("accel", ACCELS, indirect=True)
+@pytest.mark.parametrize("backing", BACKINGS)
+async def test_each_region_has_a_userfaultfd_of_its_own(pair: Pair, vm, accel, backing):
+    """Faults, poison and what goes bad later are of all regions."""
+    source = await pair.stage.guest(vm, pair.home, accel, shape(96 * MIB, backing=backing), ("--regions", "3"))
+    destination = await pair.stage.guest(vm, pair.away, accel, None, ("--uffd-per-region",))
+    await pair.stage.warm(source)
+    course = Course(Cast(source, destination, pair.home_api, pair.away_api))
+    pages = await pages_of(course)
+    regions = await source.admin.regions()
+    assert len(regions) == 3
+    bad = [next(gpa for gpa in pages if region.gpa + MIB <= gpa < region.gpa + region.size) for region in regions]
+    await course.poison_before(told(bad, True))
+    await course.move(vm, pair.away.place.peer)
+    assert problems(await course.judge(A_WHILE_S)) == []
+    assert {error.gpa for error in course.ledger} == set(bad)
+    open_files = await asyncio.to_thread(open_files_of, destination.process.pid)
+    assert open_files.count("anon_inode:[userfaultfd]") == 3
+
+
+def open_files_of(pid: int) -> list[str]:
+    return [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 async def _goes_bad_afterwards(course: Course, pages: list[int], workload: str) -> None:

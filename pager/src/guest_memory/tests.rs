@@ -85,8 +85,9 @@ fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
         regions: vec![AttachedRegion {
             hva: Hva(hva),
             file: file.map(|file| AttachedFile { fd: file.into(), offset: 0 }),
+            uffd: None,
         }],
-        uffd: None,
+        uffds: Vec::new(),
         collapse: false,
     })
 }

@@ -29,8 +29,8 @@ fn server() -> SourceServer {
     let layout = layout_of(PAGE);
     let server = SourceServer::new(layout.clone(), "right".into(), 0, Tuning::default());
     let file = Some(AttachedFile { fd: file.into(), offset: 0 });
-    let regions = vec![AttachedRegion { hva: Hva(0), file }];
-    let memory = AttachedMemory { vmm_pid: std::process::id(), layout, regions, uffd: None, collapse: false };
+    let regions = vec![AttachedRegion { hva: Hva(0), file, uffd: None }];
+    let memory = AttachedMemory { vmm_pid: std::process::id(), layout, regions, uffds: Vec::new(), collapse: false };
     server.attach(memory).unwrap();
     server
 }
