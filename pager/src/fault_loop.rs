@@ -112,6 +112,7 @@ impl FaultLoop {
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::End(answer)) => {
+                        self.events.tell();
                         if let Err(error) = self.resolver.table().remove() {
                             tracing::warn!(%error, "pager.page_table_kept");
                         }
@@ -131,8 +132,8 @@ impl FaultLoop {
             }
             self.settle();
             self.look_at_clock();
+            self.events.tell();
             if busy {
-                self.events.tell();
                 self.spin.found();
             } else if self.spin.again(Instant::now()) {
                 priority::give_way();
@@ -452,13 +453,19 @@ impl FaultLoop {
 
     /// Whether there was any.
     fn drain_uffds(&mut self) -> bool {
-        let (mut any, mut number) = (false, 0);
-        while let Some(uffd) = self.uffds.get(number) {
+        let mut any = false;
+        for number in 0..self.uffds.len() {
+            any |= self.drain_uffd(number);
+        }
+        any
+    }
+
+    fn drain_uffd(&mut self, number: usize) -> bool {
+        let mut any = false;
+        loop {
+            let Some(uffd) = self.uffds.get(number) else { return any };
             match uffd.read_events() {
-                Ok(events) if events.is_empty() => {
-                    number += 1;
-                    continue;
-                }
+                Ok(events) if events.is_empty() => return any,
                 Ok(events) => events.into_iter().for_each(|event| self.vmm_event(event)),
                 Err(error) => {
                     self.uffds.clear();
@@ -467,7 +474,6 @@ impl FaultLoop {
             }
             any = true;
         }
-        any
     }
 
     fn vmm_event(&mut self, event: Event) {

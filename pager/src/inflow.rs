@@ -2,10 +2,10 @@
 //! installation.
 //!
 //! The bytes of a frame and the header of the next are received by one call: in place, where that can be done and all of
-//! the frame has come, so that nothing happens between its first byte and its installation (but pages of it that are not
-//! wanted); otherwise into a buffer, always the same, which stays in the processor's cache. A frame that cannot be installed now (events to be read first, no memory)
-//! stays in the buffer, and nothing more is read from its lane meanwhile. Nothing of a frame is claimed before all of it is
-//! here: a lane that breaks in the middle leaves nothing behind.
+//! the frame has come, so that nothing happens between its first byte and its installation; otherwise into a buffer, always
+//! the same, which stays in the processor's cache. In the buffer are also pages of a frame that are not wanted, and a frame
+//! that cannot be installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. Nothing
+//! of a frame is claimed before all of it is here: a lane that breaks in the middle leaves nothing behind.
 
 use std::io;
 use std::net::TcpStream;

@@ -88,9 +88,6 @@ impl Drop for Landing {
 #[derive(Debug, Default)]
 pub struct Places(Vec<libc::iovec>);
 
-// SAFETY: the addresses are only passed to the kernel, by whoever owns the value.
-unsafe impl Send for Places {}
-
 impl Places {
     /// Nowhere.
     pub fn clear(&mut self) {

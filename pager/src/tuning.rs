@@ -1,4 +1,4 @@
-//! What an operator may set of how a pager's threads run.
+//! What an operator may set of a pager: where its threads run, how long they spin, how a source paces what it sends.
 
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::priority;
 
-/// Spinning and placement of threads.
+/// How a pager is tuned.
 #[derive(Debug, Clone, Default)]
 pub struct Tuning {
     /// How long a thread of a fault looks for more before it sleeps.

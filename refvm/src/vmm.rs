@@ -22,7 +22,7 @@ use crate::inject;
 use crate::layout::Backing;
 use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, MachineError};
 use crate::machine_thread::{Commanded, MachineThread};
-use crate::memory::{GuestMemory, Region, hva_of};
+use crate::memory::{GuestMemory, Region};
 use crate::memory_errors::Untold;
 use crate::operation::{self, Done, Failure, Guest};
 use crate::protocol::frame::TooLong;
@@ -431,14 +431,11 @@ impl Vmm {
                 "{gpa:#x} is in a page of {size:#x} of the guest's kernel, which ends at {KERNEL_BYTES:#x}"
             ));
         }
-        let hva = hva_of(&guest.memory.mapped(), block.gpa);
-        let regions = guest.memory.regions();
-        let place = hva.and_then(|hva| {
-            let holds = |region: &Region| (region.hva..region.hva + region.spec.size).contains(&hva);
-            Some((hva, regions.iter().position(holds)?))
-        });
-        let (hva, number) = place.ok_or_else(|| format!("{gpa:#x} is not in guest memory"))?;
-        let page = inject::Page { block, hva, shared: regions[number].spec.backing == Backing::Memfd };
+        let holds = |region: &Region| (region.spec.gpa..region.spec.gpa + region.spec.size).contains(&block.gpa);
+        let found = guest.memory.regions().iter().enumerate().find(|(_, region)| holds(region));
+        let (number, region) = found.ok_or_else(|| format!("{gpa:#x} is not in guest memory"))?;
+        let hva = region.hva + (block.gpa - region.spec.gpa);
+        let page = inject::Page { block, hva, shared: region.spec.backing == Backing::Memfd };
         let uffd = guest.uffds.get(number).or(guest.uffds.first()).cloned();
         let (events, reply) = (self.events.clone(), reply.clone());
         guest.machine.command(move |commanded: &mut Commanded| {

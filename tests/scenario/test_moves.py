@@ -63,7 +63,7 @@ async def test_move(pair: Pair, vm, accel, combination):
 @pytest.mark.parametrize("accel", ACCELS, indirect=True)
 @pytest.mark.parametrize("backing", BACKINGS)
 async def test_each_region_has_a_userfaultfd_of_its_own(pair: Pair, vm, accel, backing):
-    """Faults, poison and what goes bad later are of all regions."""
+    """Faults and poison are of all regions."""
     source = await pair.stage.guest(vm, pair.home, accel, shape(96 * MIB, backing=backing), ("--regions", "3"))
     destination = await pair.stage.guest(vm, pair.away, accel, None, ("--uffd-per-region",))
     await pair.stage.warm(source)
