@@ -23,7 +23,6 @@ use crate::placement::Numbering;
 use crate::proto::PageRange;
 use crate::region_map::{Backing, Layout, Region};
 use crate::resolver::Resolver;
-use crate::spin::Spin;
 use crate::tuning::Tuning;
 use crate::userfaultfd::feature;
 
@@ -78,7 +77,7 @@ impl Destination {
             tuning.enter_page_path();
             let resolver = Resolver::new(numbering, table, events.clone());
             let bulk = Bulk::new(to_self, runtime);
-            FaultLoop::new(resolver, events, receiver, doorbell, bulk, Spin::new(tuning.spin)).run();
+            FaultLoop::new(resolver, events, receiver, doorbell, bulk, tuning).run();
         };
         std::thread::Builder::new().name("page-path".into()).spawn(run).map_err(DestinationError::Thread)?;
         Ok(Self { commands })

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Order of attention: uffd events, commands, the urgent lane, then one step of a bulk lane. Where nothing was there the
-//! thread spins for a moment, giving way to whoever waits for its core, then sleeps in poll(2). When the urgent lane is lost
+//! thread spins for a moment, giving way to whoever waits for its core, then sleeps in poll(2). While there are bulk lanes it runs
+//! before all others, so it does not spin, and rests now and then. When the urgent lane is lost
 //! what was asked for is absent again; faults go on being read, and wait until lanes are connected anew.
 
 use std::io::Write;
@@ -36,8 +37,10 @@ use crate::proto::pager_event::Event as Numbered;
 use crate::proto::{AllPresentEvent, FailedEvent, LinkEvent, LinkState};
 use crate::region_map::Hva;
 use crate::resolver::{FaultOutcome, Resolver};
+use crate::rest::{REST, Rest, Rests};
 use crate::spin::Spin;
 use crate::teller::Teller;
+use crate::tuning::Tuning;
 use crate::userfaultfd::{Event, Stop, Userfaultfd, process_started};
 
 /// Before a frame that could not be installed is tried again, where no event makes room for it.
@@ -58,7 +61,13 @@ pub struct FaultLoop {
     source: Option<Reached>,
     urgent: Option<Inflow>,
     bulk: Bulk,
+    tuning: Tuning,
     spin: Spin,
+    /// There are bulk lanes.
+    in_push: bool,
+    /// Nobody puts this thread aside.
+    first: bool,
+    rests: Rests,
     /// When unanswered requests are looked for next.
     check: Instant,
     /// A frame waits for events to be read, or for memory.
@@ -80,7 +89,7 @@ impl FaultLoop {
         commands: Receiver<Command>,
         doorbell: Arc<Doorbell>,
         bulk: Bulk,
-        spin: Spin,
+        tuning: Tuning,
     ) -> Self {
         let link = if resolver.table().counts().missing() == 0 { LinkState::Done } else { LinkState::Idle };
         Self {
@@ -94,7 +103,11 @@ impl FaultLoop {
             source: None,
             urgent: None,
             bulk,
-            spin,
+            spin: Spin::new(tuning.spin),
+            tuning,
+            in_push: false,
+            first: false,
+            rests: Rests::default(),
             check: Instant::now(),
             stopped: false,
             forked: Vec::new(),
@@ -109,6 +122,9 @@ impl FaultLoop {
         loop {
             self.stopped = false;
             let mut busy = self.drain_uffds();
+            if busy {
+                self.rests.fault(Instant::now());
+            }
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::End(answer)) => {
@@ -128,18 +144,43 @@ impl FaultLoop {
             busy |= self.take_urgent();
             if self.take_bulk() {
                 busy = true;
-                priority::give_way();
+                self.leave_others_their_share();
             }
             self.settle();
+            self.take_place();
             self.look_at_clock();
             self.events.tell();
             if busy {
                 self.spin.found();
-            } else if self.spin.again(Instant::now()) {
+            } else if !self.first && self.spin.again(Instant::now()) {
                 priority::give_way();
             } else {
                 self.sleep();
             }
+        }
+    }
+
+    /// Before all others while there is a push to take, and only then.
+    fn take_place(&mut self) {
+        let in_push = self.bulk.lanes().next().is_some();
+        if in_push != self.in_push {
+            self.in_push = in_push;
+            self.first = in_push && self.tuning.enter_push();
+            if !in_push {
+                self.tuning.leave_push();
+            }
+        }
+    }
+
+    /// After a frame of the push.
+    fn leave_others_their_share(&mut self) {
+        if !self.first {
+            return priority::give_way();
+        }
+        match self.rests.after_frame(Instant::now()) {
+            Rest::None => {}
+            Rest::UntilUrgent => self.wait(self.urgent.iter(), REST),
+            Rest::Whole => std::thread::sleep(REST),
         }
     }
 
@@ -153,12 +194,16 @@ impl FaultLoop {
                 self.bulk.look_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
             }
         };
+        let listens = !self.stopped && !self.uffds.is_empty();
+        self.wait(self.urgent.iter().chain(self.bulk.lanes()).filter(|_| listens), timeout);
+    }
+
+    /// Until the VMM, a command or one of these lanes has something, or the time is over.
+    fn wait<'a>(&self, lanes: impl Iterator<Item = &'a Inflow>, timeout: Duration) {
         let wait = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut all = vec![wait(self.doorbell.as_raw_fd())];
         all.extend(self.uffds.iter().map(|uffd| wait(uffd.as_raw_fd())));
-        if !self.stopped && !self.uffds.is_empty() {
-            all.extend(self.urgent.iter().chain(self.bulk.lanes()).map(|lane| wait(lane.as_raw_fd())));
-        }
+        all.extend(lanes.map(|lane| wait(lane.as_raw_fd())));
         let spec = libc::timespec {
             tv_sec: timeout.as_secs().min(3600) as libc::time_t,
             tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),

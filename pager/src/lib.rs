@@ -30,6 +30,7 @@ pub mod priority;
 pub mod program;
 pub mod region_map;
 pub mod resolver;
+pub mod rest;
 pub mod serve;
 pub mod spin;
 pub mod teller;

@@ -7,6 +7,10 @@ const URGENT: i32 = -15;
 /// Their time slice, in nanoseconds: a thread that wants little and wants it soon is put before others when it wakes
 /// (`sched_runtime` of a fair thread, Linux 6.12; earlier kernels do not look at it).
 const URGENT_SLICE: u64 = 100_000;
+/// Before every fair thread, behind all that is real-time otherwise.
+const LEAST_REAL_TIME: u32 = 1;
+/// Threads that are started later do not inherit how this one stands (`SCHED_FLAG_RESET_ON_FORK`).
+const RESET_ON_FORK: u64 = 1;
 
 /// `struct sched_attr` (sched_setattr(2)).
 #[repr(C)]
@@ -27,7 +31,15 @@ struct Attributes {
 /// The calling thread serves faults. Without `CAP_SYS_NICE` (`EPERM`) it is not put before others: slower under load, not
 /// wrong.
 pub fn urgent() {
-    apply(&Attributes { nice: URGENT, runtime: URGENT_SLICE, ..Attributes::default() });
+    apply(&Attributes { flags: RESET_ON_FORK, nice: URGENT, runtime: URGENT_SLICE, ..Attributes::default() });
+}
+
+/// The calling thread runs as soon as it wakes, before all threads that are not real-time, and until it sleeps (`SCHED_RR`,
+/// sched(7)): it must sleep soon. Returns false where it may not (`EPERM`: it wants `CAP_SYS_NICE`; a control group of
+/// Linux before version 2 may have no time for it): then nothing has changed.
+pub fn at_once() -> bool {
+    let (policy, priority) = (libc::SCHED_RR as u32, LEAST_REAL_TIME);
+    apply(&Attributes { policy, flags: RESET_ON_FORK, priority, ..Attributes::default() })
 }
 
 /// The calling thread sends in bulk: it takes its share, but puts nobody aside when it wakes. Its nice value stays that of
@@ -43,20 +55,37 @@ pub fn give_way() {
     std::thread::yield_now();
 }
 
-fn apply(attributes: &Attributes) {
+fn apply(attributes: &Attributes) -> bool {
     let attributes = Attributes { size: size_of::<Attributes>() as u32, ..*attributes };
     // SAFETY: a struct of the size that it says; 0 is the calling thread.
-    if unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } != 0 {
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } == 0;
+    if !done {
         tracing::debug!(error = %io::Error::last_os_error(), "thread.priority_kept");
     }
+    done
 }
 
 #[cfg(test)]
 mod tests {
-    /// Policy and nice value of the calling thread.
+    /// Policy, without its flags, and nice value of the calling thread.
     fn standing() -> (i32, i32) {
         // SAFETY: no memory is passed.
-        unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) }
+        unsafe { (libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK, libc::getpriority(libc::PRIO_PROCESS, 0)) }
+    }
+
+    #[test]
+    fn a_thread_runs_at_once_where_it_may_and_those_that_it_starts_do_not() {
+        let before = standing();
+        let check = move || {
+            let may = super::at_once();
+            let (there, child) = (standing(), std::thread::spawn(standing).join().unwrap());
+            super::urgent();
+            (may, there, child, standing(), std::thread::spawn(standing).join().unwrap())
+        };
+        let (may, there, child, after, child_after) = std::thread::spawn(check).join().unwrap();
+        assert_eq!(there.0 == libc::SCHED_RR, may);
+        assert_eq!((child, child_after), (before, before));
+        assert_eq!(after.0, libc::SCHED_OTHER, "it stands back again");
     }
 
     #[test]

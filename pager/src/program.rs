@@ -44,6 +44,9 @@ pub struct Arguments {
     /// How long a thread of a fault looks for more before it sleeps, in microseconds; 0: it sleeps at once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
     spin_us: u64,
+    /// Whether threads that a vCPU waits for are real-time: they run as soon as they wake (needs CAP_SYS_NICE).
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
+    real_time: bool,
     /// TCP congestion control of what a source sends; empty: the host's.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_CONGESTION_CONTROL)]
     congestion_control: String,
@@ -69,8 +72,10 @@ pub fn run() -> std::io::Result<()> {
             Role::Source => PagerRole::Source,
             Role::Destination => PagerRole::Destination,
         };
-        let Arguments { runtime_dir, vm, page_path_cpus, lane_cpus, spin_us, congestion_control, .. } = arguments;
-        let tuning = Tuning { spin: Duration::from_micros(spin_us), page_path_cpus, lane_cpus, congestion_control };
+        let Arguments { runtime_dir, vm, page_path_cpus, lane_cpus, spin_us, real_time, congestion_control, .. } =
+            arguments;
+        let spin = Duration::from_micros(spin_us);
+        let tuning = Tuning { spin, page_path_cpus, lane_cpus, real_time, congestion_control };
         serve_vm(runtime_dir, vm, role, tuning).await
     })
 }

@@ -16,6 +16,8 @@ pub struct Tuning {
     pub page_path_cpus: CpuList,
     /// Of the threads of a source's lanes.
     pub lane_cpus: CpuList,
+    /// Threads that a vCPU waits for run as soon as they wake, where the process may have that.
+    pub real_time: bool,
     /// How what a source sends on lanes is paced (tcp(7), `TCP_CONGESTION`); empty: as the host does it.
     pub congestion_control: String,
 }
@@ -25,6 +27,23 @@ impl Tuning {
     pub fn enter_page_path(&self) {
         priority::urgent();
         self.page_path_cpus.pin();
+    }
+
+    /// The page path takes pages of a push too from now on. Whether nobody puts it aside: it has to rest then.
+    pub fn enter_push(&self) -> bool {
+        self.real_time && priority::at_once()
+    }
+
+    /// The opposite of [`Self::enter_push`].
+    pub fn leave_push(&self) {
+        priority::urgent();
+    }
+
+    /// The calling thread answers what a destination asks, page by page.
+    pub fn enter_urgent_lane(&self) {
+        if !self.real_time || !priority::at_once() {
+            priority::urgent();
+        }
     }
 
     /// The lane is paced as wanted; where the host does not know that way, as the host does it.

@@ -49,6 +49,8 @@ class Pager:
     """CPU list of the push lanes' threads; "": any."""
     spin_us: int
     """How long a thread of the page path looks for its next event before it sleeps, microseconds; 0: not at all."""
+    real_time: bool
+    """Whether the threads between a page fault and its answer are real-time: they run as soon as they wake."""
     congestion_control: str
     """TCP congestion control of the lanes of VMs on their way out; "": the host's."""
 
@@ -168,6 +170,7 @@ def _pager(table: Table) -> Pager:
         page_path_cpus=table.cpu_list("page_path_cpus"),
         lane_cpus=table.cpu_list("lane_cpus"),
         spin_us=table.whole("spin_us", DEFAULT_SPIN_US, SPIN_US_MOST),
+        real_time=table.truth("real_time", True),
         congestion_control=table.text(
             "congestion_control", DEFAULT_CONGESTION_CONTROL, r"[a-z0-9_-]{0,15}", 'a name like "cubic", or ""'
         ),

@@ -170,6 +170,15 @@ class Table:
         self.problem(key, value, f"a whole number from 0 to {most}")
         return default
 
+    def truth(self, key: str, default: bool) -> bool:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, bool):
+            return value
+        self.problem(key, value, "true or false")
+        return default
+
     def push_limit(self, key: str) -> int:
         """Bytes a second; 0, the default: no limit."""
         least, most = PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST

@@ -73,12 +73,14 @@ class PagerDeadlines:
 
 @dataclass(frozen=True, slots=True)
 class PagerTuning:
-    """How a pager process is tuned: where its threads run (CPU lists as in cpuset(7), "2-3,7"), how long they spin
-    before they sleep, microseconds, and the TCP congestion control of a source's lanes. None: the program's own."""
+    """How a pager process is tuned: where its threads run (CPU lists as in cpuset(7), "2-3,7"), how long they spin before
+    they sleep, microseconds, whether those that a vCPU waits for are real-time, and the TCP congestion control of a
+    source's lanes. None: the program's own."""
 
     page_path_cpus: str | None = None
     lane_cpus: str | None = None
     spin_us: int | None = None
+    real_time: bool | None = None
     congestion_control: str | None = None
 
     def options(self) -> list[str]:
@@ -87,6 +89,7 @@ class PagerTuning:
             ("--page-path-cpus", self.page_path_cpus),
             ("--lane-cpus", self.lane_cpus),
             ("--spin-us", self.spin_us),
+            ("--real-time", None if self.real_time is None else str(self.real_time).lower()),
             ("--congestion-control", self.congestion_control),
         )
         return [word for option, value in given if value is not None for word in (option, str(value))]
