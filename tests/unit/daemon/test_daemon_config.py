@@ -51,7 +51,8 @@ def test_example_and_reference_name_every_key() -> None:
     assert set(documented) == set(example)
     for key, default in documented.items():
         if default.count("`") == 2 and default.endswith("`"):
-            shown = example[key]
+            value = example[key]
+            shown = str(value).lower() if isinstance(value, bool) else value
             assert default == f"`{shown}`", key
 
 
