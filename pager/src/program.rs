@@ -44,7 +44,7 @@ pub struct Arguments {
     /// How long a thread of a fault looks for more before it sleeps, in microseconds; 0: it sleeps at once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
     spin_us: u64,
-    /// Whether threads that a vCPU waits for are real-time: they run as soon as they wake (needs CAP_SYS_NICE).
+    /// Whether the thread that resolves faults is real-time while there is a push (needs CAP_SYS_NICE).
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     real_time: bool,
     /// TCP congestion control of what a source sends; empty: the host's.

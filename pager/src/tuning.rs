@@ -16,7 +16,7 @@ pub struct Tuning {
     pub page_path_cpus: CpuList,
     /// Of the threads of a source's lanes.
     pub lane_cpus: CpuList,
-    /// Threads that a vCPU waits for run as soon as they wake, where the process may have that.
+    /// The page path runs as soon as it wakes while there is a push, where the process may have that.
     pub real_time: bool,
     /// How what a source sends on lanes is paced (tcp(7), `TCP_CONGESTION`); empty: as the host does it.
     pub congestion_control: String,
@@ -37,13 +37,6 @@ impl Tuning {
     /// The opposite of [`Self::enter_push`].
     pub fn leave_push(&self) {
         priority::urgent();
-    }
-
-    /// The calling thread answers what a destination asks, page by page.
-    pub fn enter_urgent_lane(&self) {
-        if !self.real_time || !priority::at_once() {
-            priority::urgent();
-        }
     }
 
     /// The lane is paced as wanted; where the host does not know that way, as the host does it.

@@ -7,10 +7,11 @@ use super::SourceServer;
 use super::outlet::{Broken, Outlet};
 use crate::arriving::Pages;
 use crate::lane::frame::{ASK_BYTES, Ask};
+use crate::priority;
 
 /// Until the destination closes the lane.
 pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), Broken> {
-    server.0.tuning.enter_urgent_lane();
+    priority::urgent();
     let mut outlet = Outlet::new(stream.try_clone()?);
     let mut asks = Asks { stream, bytes: [0; ROOM], have: 0 };
     let outcome = loop {

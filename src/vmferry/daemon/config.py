@@ -50,7 +50,7 @@ class Pager:
     spin_us: int
     """How long a thread of the page path looks for its next event before it sleeps, microseconds; 0: not at all."""
     real_time: bool
-    """Whether the threads between a page fault and its answer are real-time: they run as soon as they wake."""
+    """Whether the thread that resolves faults is real-time while there is a push: it runs as soon as it wakes."""
     congestion_control: str
     """TCP congestion control of the lanes of VMs on their way out; "": the host's."""
 

@@ -74,8 +74,8 @@ class PagerDeadlines:
 @dataclass(frozen=True, slots=True)
 class PagerTuning:
     """How a pager process is tuned: where its threads run (CPU lists as in cpuset(7), "2-3,7"), how long they spin
-    before they sleep, microseconds, whether those that a vCPU waits for are real-time, and the TCP congestion
-    control of a source's lanes. None: the program's own."""
+    before they sleep, microseconds, whether the one that resolves faults is real-time while there is a
+    push, and the TCP congestion control of a source's lanes. None: the program's own."""
 
     page_path_cpus: str | None = None
     lane_cpus: str | None = None
