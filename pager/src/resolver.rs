@@ -106,8 +106,9 @@ impl Resolver {
         self.memory = Some(memory);
         self.teller = teller;
         for page in self.poisoned_pages() {
-            self.report(page, None);
+            let reported = self.report(page, None);
             self.mark(page);
+            self.note(reported);
         }
         if let Some(memory) = &self.memory {
             memory.wake_all();
@@ -174,8 +175,10 @@ impl Resolver {
         }
         let stop = match &mut self.memory {
             _ if state.is_poisoned() => {
-                self.report(page, Some(thread));
-                self.mark(page)
+                let reported = self.report(page, Some(thread));
+                let stop = self.mark(page);
+                self.note(reported);
+                stop
             }
             Some(memory) => memory.refill(page, minor),
             None => None,
@@ -303,7 +306,7 @@ impl Resolver {
             }
         }
         let waits = self.waiting.get(&page).map(|w| w.thread);
-        self.report(page, waits);
+        let reported = self.report(page, waits);
         if let (PoisonOutcome::New { was, .. }, Some(memory)) = (outcome, &mut self.memory) {
             memory.forget(page);
             if was.is_present() {
@@ -314,7 +317,15 @@ impl Resolver {
         if stop.is_none() {
             self.touched(page, PageIndex(page.0 + 1));
         }
+        self.note(reported);
         stop
+    }
+
+    /// The daemon is told behind the vCPU, which does not wait for it.
+    fn note(&self, reported: Option<MemoryErrorEvent>) {
+        if let Some(event) = reported {
+            self.events.note(pager_event::Event::MemoryError(event));
+        }
     }
 
     /// Who waited on these pages goes on: they are counted as first touches.
@@ -329,11 +340,12 @@ impl Resolver {
         }
     }
 
-    /// Reports a poisoned page once. `waits`: the thread that waits on it, if one does. Before a VMM is attached nothing is reported:
-    /// attaching does it.
-    fn report(&mut self, page: PageIndex, waits: Option<u32>) {
+    /// Reports a poisoned page to the VMM, once; what the daemon is to be told of it. `waits`: the thread that waits on it, if
+    /// one does. Before a VMM is attached nothing is reported: attaching does it.
+    #[must_use]
+    fn report(&mut self, page: PageIndex, waits: Option<u32>) -> Option<MemoryErrorEvent> {
         if self.memory.is_none() || !self.table.mark_told(page) {
-            return;
+            return None;
         }
         let mut event = self.event(page, waits, true);
         event.reported = match self.teller.as_ref().map(|t| t.memory_error(&event)) {
@@ -350,7 +362,7 @@ impl Resolver {
         if let Some(error) = &mut event.error {
             error.guest_visible = event.reported;
         }
-        self.events.note(pager_event::Event::MemoryError(event));
+        Some(event)
     }
 
     fn event(&self, page: PageIndex, waits: Option<u32>, report: bool) -> MemoryErrorEvent {

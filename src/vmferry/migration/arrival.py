@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 PREALLOCATED = "incoming.preallocated"
 
+ENDS = frozenset({JournalKind.COMPLETED, JournalKind.REFUSED, JournalKind.LOST})
+
 
 class Arrival:
     """Owner of one incoming migration. Requests come one at a time, under `lock`."""
@@ -35,6 +37,10 @@ class Arrival:
         self.key = f"{record.migration}-destination"
         self.pid: int | None = None
         self.starting = asyncio.Event()
+        self.link_up = False
+        """By the newest of the pager's events, as long as they are listened to."""
+        self.ended = asyncio.Event()
+        """The journal says how it ended."""
         self._world = world
         self._errors = errors
         self._vmm: Vmm | None = None
@@ -43,7 +49,7 @@ class Arrival:
     @property
     def holds_memory(self) -> bool:
         """Something on this host may be made for it."""
-        waits = self.record.outcome in (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.READY)
+        waits = self.record.outcome in (Outcome.UNKNOWN, Outcome.PREPARED)
         return bool(self.record.vm) and waits
 
     @property
@@ -79,6 +85,8 @@ class Arrival:
             data["vmm_pid"] = self.pid
         entry = JournalEntry(self.record.migration, kind.value, self._world.clock.now_us(), data)
         await self._world.store.append_journal(entry)
+        if kind in ENDS:
+            self.ended.set()
         if kind is not JournalKind.LOST:
             self.record = replace(self.record, outcome=inc.outcome_of([kind.value]))
         self.record = replace(self.record, reason=reason or self.record.reason)
@@ -132,7 +140,12 @@ class Arrival:
             await (await self._the_pager()).mark_poisoned(entries)
 
     async def check_pager(self) -> None:
-        """Raises: VmferryError PAGER_FAILED, LINK_DOWN."""
+        """Asks the pager unless its events say that the link is up: the VM stands still meanwhile.
+
+        Raises: VmferryError PAGER_FAILED, LINK_DOWN.
+        """
+        if self.link_up:
+            return
         status = await (await self._the_pager()).status()
         if not (status.link_up or status.all_present):
             why = status.link_reason or "no reason given"

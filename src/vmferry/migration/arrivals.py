@@ -23,7 +23,7 @@ from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, Outcome
 from vmferry.migration.ports import IncomingUpdate, Wanted
-from vmferry.migration.together import together
+from vmferry.migration.together import sooner, together
 from vmferry.migration.world import Spawn, World
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ OUTCOME = "incoming.outcome"
 CLEANING_FAILED = "incoming.cleaning_failed"
 
 UPDATE_S = 0.1
-"""At most 10 updates a second go to the source (peer.proto)."""
+"""At most 10 updates a second go to the source (peer.proto), until the end, which goes at once."""
 HOLDS_STATE = frozenset({"loaded", "running"})
 """States of a VMM that has taken the device state."""
 
@@ -115,8 +115,6 @@ class Arrivals:
                 await arrival.check_pager()
             case inc.LoadState():
                 await arrival.load_state(device_state)
-            case inc.Record(kind):
-                await self._append(arrival, kind)
             case _:
                 raise AssertionError(f"not a step of ready: {command}")
 
@@ -172,7 +170,8 @@ class Arrivals:
                 return
             if not changes:
                 await arrival.bell.after(seen)
-            await self._world.clock.sleep(UPDATE_S if not ended else 0)
+            if not ended:
+                await sooner(self._world.clock.sleep(UPDATE_S), arrival.ended.wait())
 
     async def finish(self, migration: str) -> None:
         """The source is gone; what this host keeps, it keeps for itself (journal, ledger, poison guard)."""

@@ -28,6 +28,7 @@ from vmferry.migration.ports import (
     PagerEventBody,
     PagerFailedEvent,
 )
+from vmferry.migration.together import sooner
 from vmferry.migration.world import Backoff, World
 
 log = structlog.get_logger()
@@ -52,6 +53,7 @@ class Following:
         self._start_vcpus = start_vcpus
         self._vmm_died = vmm_died
         self._pushed = False
+        self._last_page = asyncio.Event()
         self._log = log.bind(migration=arrival.record.migration, vm=arrival.record.vm)
 
     async def run(self) -> None:
@@ -93,9 +95,12 @@ class Following:
         return unguarded or record.outcome in (Outcome.REFUSED, Outcome.UNKNOWN) or bool(record.lost_reason)
 
     async def _take_events(self, pager: Pager) -> None:
-        async for event in pager.events(0):
-            await self._take(pager, event.body)
-            await pager.acknowledge(event.number)
+        try:
+            async for event in pager.events(0):
+                await self._take(pager, event.body)
+                await pager.acknowledge(event.number)
+        finally:
+            self._arrival.link_up = False
         # A stream that ends is a pager that went; `_look` finds out.
 
     async def _take(self, pager: Pager, body: PagerEventBody) -> None:
@@ -105,13 +110,17 @@ class Following:
                 await self._errors.record(self._arrival.record.vm, [entry])
                 self._arrival.bell.ring()
             case LinkChanged(up, reason):
+                self._arrival.link_up = up
                 self._log.info(LINK, up=up, reason=reason)
                 self._pause("" if up else reason or "the link between the pagers is down")
             case MemoryDetached(reason):
                 await self._detached(pager, reason)
             case PagerFailedEvent(reason):
                 self._pause(f"the destination's pager cannot go on: {reason}")
-            case AllPresent() | MemoryAttached():
+            case AllPresent():
+                self._last_page.set()
+                self._arrival.bell.ring()
+            case MemoryAttached():
                 self._arrival.bell.ring()
             case _:
                 assert_never(body)
@@ -142,7 +151,8 @@ class Following:
             else:
                 await self._arrival.bell.after(seen)
                 continue
-            await self._world.clock.sleep(self._world.timeouts.progress_s)
+            await sooner(self._world.clock.sleep(self._world.timeouts.progress_s), self._last_page.wait())
+            self._last_page.clear()
 
     async def _push(self, pager: Pager) -> None:
         """Also after a daemon's restart between `running` and the first vCPU: the VM is started first."""

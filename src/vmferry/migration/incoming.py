@@ -5,12 +5,9 @@ Edges (a test compares them with the code):
     UNKNOWN   -> PREPARED   PrepareAsked
     UNKNOWN   -> REFUSED    RefuseAsked
     PREPARED  -> PREPARED   PrepareAsked
-    PREPARED  -> READY      ReadyAsked
+    PREPARED  -> PREPARED   ReadyAsked
+    PREPARED  -> RUNNING    StartAsked
     PREPARED  -> REFUSED    RefuseAsked
-    READY     -> READY      PrepareAsked
-    READY     -> READY      ReadyAsked
-    READY     -> RUNNING    StartAsked
-    READY     -> REFUSED    RefuseAsked
     RUNNING   -> RUNNING    PrepareAsked
     RUNNING   -> RUNNING    ReadyAsked
     RUNNING   -> RUNNING    StartAsked
@@ -24,6 +21,10 @@ Edges (a test compares them with the code):
 A repeated request is a lost answer and is answered as done. `running` and `refused` exclude each other: whichever is
 journalled first wins, and the other request is refused from then on, also for a migration that never came this far: a
 refusal of an unknown migration is journalled, so that its late Prepare or Start finds it.
+
+That Ready was answered is in no journal here: the source commits once it has heard so, and asks for the start after
+that; and what Ready is about (ledger, markers, device state) was done before its answer. Whether the VMM holds the
+device state is looked up before `running`.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class GiveBack:
 class Together:
     """At the same time; done when all are."""
 
-    commands: tuple[MakeMemory | TakeLedger | CheckPager | LoadState | Record, ...]
+    commands: tuple[TakeLedger | CheckPager | LoadState, ...]
 
 
 Command: TypeAlias = (
@@ -142,19 +143,16 @@ class Answer:
 
 
 PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), Record(JournalKind.PREPARED))
-# An entry `ready` whose Ready was never answered promises nothing: the source has not committed. A Ready that is
-# repeated after it loads the state again, which a VMM that has it answers as done, and CheckVmm looks before `running`.
-READY: tuple[Command, ...] = (Together((LoadState(), Record(JournalKind.READY), TakeLedger(), CheckPager())),)
+# A Ready that is repeated loads the state again, which a VMM that has it answers as done.
+READY: tuple[Command, ...] = (Together((LoadState(), TakeLedger(), CheckPager())),)
 # `running` is durable before a vCPU runs: from then on a Refuse is refused.
 START: tuple[Command, ...] = (CheckVmm(), Record(JournalKind.RUNNING), StartVcpus())
 REFUSE: tuple[Command, ...] = (Record(JournalKind.REFUSED), GiveBack())
 
-_ORDER = (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.READY, Outcome.RUNNING, Outcome.COMPLETED)
+_ORDER = (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.RUNNING, Outcome.COMPLETED)
 
 
-def answer(  # noqa: PLR0911 one for each request
-    outcome: Outcome, request: Request, migration: str
-) -> Answer:
+def answer(outcome: Outcome, request: Request, migration: str) -> Answer:
     """What to do about a request.
 
     Raises: VmferryError MIGRATION_REFUSED, MIGRATION_RUNNING, or MIGRATION_UNKNOWN for a step out of order.
@@ -165,13 +163,11 @@ def answer(  # noqa: PLR0911 one for each request
         case PrepareAsked():
             return _step(outcome, Outcome.UNKNOWN, Answer(Outcome.PREPARED, PREPARE), request, migration)
         case ReadyAsked():
-            if outcome is Outcome.READY:
-                return Answer(outcome, (LoadState(),))
-            return _step(outcome, Outcome.PREPARED, Answer(Outcome.READY, READY), request, migration)
+            return _step(outcome, Outcome.PREPARED, Answer(Outcome.PREPARED, READY), request, migration)
         case StartAsked():
             if outcome is Outcome.RUNNING:
                 return Answer(outcome, (StartVcpus(),))
-            return _step(outcome, Outcome.READY, Answer(Outcome.RUNNING, START), request, migration)
+            return _step(outcome, Outcome.PREPARED, Answer(Outcome.RUNNING, START), request, migration)
         case AllArrived():
             done = Answer(Outcome.COMPLETED, (Record(JournalKind.COMPLETED),))
             return _step(outcome, Outcome.RUNNING, done, request, migration)
@@ -215,7 +211,6 @@ def outcome_of(kinds: Collection[str]) -> Outcome:
         (JournalKind.COMPLETED, Outcome.COMPLETED),
         (JournalKind.RUNNING, Outcome.RUNNING),
         (JournalKind.REFUSED, Outcome.REFUSED),
-        (JournalKind.READY, Outcome.READY),
         (JournalKind.PREPARED, Outcome.PREPARED),
     ):
         if kind in kinds:

@@ -13,7 +13,6 @@ class JournalKind(StrEnum):
     ABORTED = "aborted"
     SETTLED = "settled"
     PREPARED = "prepared"
-    READY = "ready"
     RUNNING = "running"
     COMPLETED = "completed"
     REFUSED = "refused"

@@ -275,10 +275,10 @@ def _settle(outcome: Outcome, reason: str) -> Transition:
         case Outcome.REFUSED:
             words = f"the destination refused after the commit: {reason or 'no reason given'}"
             return Transition(State.FAILING, TAKE_BACK, Reason.MIGRATION_REFUSED, words)
-        case Outcome.READY:
-            words = "the destination is ready and is asked to start again"
+        case Outcome.PREPARED:
+            words = "the destination has not started the VM yet and is asked to start it again"
             return Transition(State.UNDECIDED, (CallStart(),), Reason.UNDECIDED, words)
-        case Outcome.UNKNOWN | Outcome.PREPARED:
+        case Outcome.UNKNOWN:
             words = (
                 f"the destination's journal says {outcome} of a migration that it had answered ready: its journal was "
                 "lost or is another's; find out by hand whether the VM runs there, and bring the right journal back"

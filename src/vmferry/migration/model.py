@@ -105,7 +105,6 @@ class Outcome(StrEnum):
 
     UNKNOWN = "UNKNOWN"
     PREPARED = "PREPARED"
-    READY = "READY"
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
     REFUSED = "REFUSED"

@@ -42,13 +42,13 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class StopAndSave:
-    """The blackout begins: the vCPUs stop and the device state is taken; meanwhile the pager is told the ledger, and
-    that pages may be served."""
+    """The blackout begins: the vCPUs stop and the device state is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendReady:
-    """Device state and ledger go to the destination."""
+    """Device state and ledger go to the destination; meanwhile the pager is told the ledger, and that pages may be
+    served."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
@@ -12,9 +12,9 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
 from vmferry.migration.held import allocation_s, layout_bytes
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Job, Outcome
+from vmferry.migration.model import Job, LedgerEntry, Outcome
 from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
-from vmferry.migration.together import together
+from vmferry.migration.together import all_or_none, together
 from vmferry.migration.world import Backoff, World, vmm_by_pid
 
 log = structlog.get_logger()
@@ -116,7 +116,7 @@ class SourceSteps:
                 await together(self._stop(), self._save_state())
             case m.SendReady():
                 ledger = await self._errors.ledger(self.vm)
-                await self.peer.ready(self.migration, self._state, ledger)
+                await all_or_none(self.peer.ready(self.migration, self._state, ledger), self._freeze(ledger))
                 self._state = b""
             case _:
                 raise AssertionError(f"not a step of the switchover: {command}")
@@ -125,7 +125,9 @@ class SourceSteps:
         await self._running_vmm().stop()
         self.stopped_us = self._world.clock.now_us()
         self.stopped_at_s = self._world.clock.monotonic_s()
-        ledger = await self._errors.ledger(self.vm)
+
+    async def _freeze(self, ledger: Sequence[LedgerEntry]) -> None:
+        """From here the pager gives pages, and tells which of them are bad."""
         if ledger:
             await self._the_pager().mark_poisoned(ledger)
         await self._the_pager().freeze()

@@ -16,3 +16,27 @@ async def together(*steps: Coroutine[Any, Any, None]) -> None:
     for error in ended:
         if error is not None:
             raise error
+
+
+async def all_or_none(*steps: Coroutine[Any, Any, None]) -> None:
+    """All of them at the same time; when one fails the others are cancelled, and it raises once they have ended."""
+    tasks = [asyncio.ensure_future(step) for step in steps]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def sooner(*steps: Coroutine[Any, Any, object]) -> None:
+    """Returns when the first of them has ended, or raises its error; the others are cancelled."""
+    tasks = [asyncio.ensure_future(step) for step in steps]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -10,7 +10,6 @@ from vmferry.v1 import peer_pb2 as pb
 _OUTCOME_TO_PB = {
     Outcome.UNKNOWN: pb.OUTCOME_UNKNOWN,
     Outcome.PREPARED: pb.OUTCOME_PREPARED,
-    Outcome.READY: pb.OUTCOME_READY,
     Outcome.RUNNING: pb.OUTCOME_RUNNING,
     Outcome.COMPLETED: pb.OUTCOME_COMPLETED,
     Outcome.REFUSED: pb.OUTCOME_REFUSED,

@@ -27,11 +27,16 @@ class ManualClock:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
+    def stop(self) -> None:
+        """It moves by `advance` only from now on."""
+        self._by_itself = False
+
     async def sleep(self, seconds: float) -> None:
         if self._by_itself:
             await asyncio.sleep(0.0002)
-            self.advance(seconds)
-            return
+            if self._by_itself:
+                self.advance(seconds)
+                return
         until_us = self._now_us + round(seconds * MICROSECONDS)
         while self._now_us < until_us:
             await self._moved.wait()

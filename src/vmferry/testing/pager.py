@@ -12,7 +12,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration.changes import Bell
 from vmferry.migration.held import held_bytes
 from vmferry.migration.model import LedgerEntry, MemoryLayout, PageProgress, PageRange
-from vmferry.migration.ports import AllPresent, PagerEvent, PagerEventBody, PagerStatus
+from vmferry.migration.ports import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerStatus
 from vmferry.testing.script import Script
 
 HELD = (PageRange(0, 0, 16), PageRange(0, 32, 4))
@@ -33,6 +33,8 @@ class FakePager:
         self.preallocated: tuple[PageRange, ...] = ()
         self.layout = MemoryLayout(())
         self.ended = False
+        self.looked = 0
+        """How often its status was asked for."""
         self.state = PagerStatus(1, True, "", False, "", False, PageProgress(total=16, absent=16))
         self._events: list[PagerEvent] = []
         self._numbered = 0
@@ -58,6 +60,7 @@ class FakePager:
 
     async def status(self) -> PagerStatus:
         self._must_live()
+        self.looked += 1
         await asyncio.sleep(0)
         return self.state
 
@@ -96,6 +99,7 @@ class FakePager:
     async def connect_lanes(self, lane_address: str, token: str) -> None:
         await self._do("connect_lanes")
         self.state = replace(self.state, link_up=True)
+        self.emit(LinkChanged(up=True, reason=""))
 
     async def start_push(self) -> None:
         await self._do("start_push")

@@ -42,8 +42,9 @@ def test_the_chart_is_the_code() -> None:
 
 
 def test_running_is_durable_before_a_vcpu_runs() -> None:
-    commands = inc.answer(Outcome.READY, inc.StartAsked(), "m1").commands
-    assert commands.index(inc.Record(JournalKind.RUNNING)) < commands.index(inc.StartVcpus())
+    commands = inc.answer(Outcome.PREPARED, inc.StartAsked(), "m1").commands
+    running = commands.index(inc.Record(JournalKind.RUNNING))
+    assert commands.index(inc.CheckVmm()) < running < commands.index(inc.StartVcpus())
 
 
 @pytest.mark.parametrize("outcome", [Outcome.RUNNING, Outcome.COMPLETED])

@@ -83,12 +83,16 @@ def test_aborted_is_durable_before_the_vm_runs() -> None:
         assert commands.index(m.ThawPager()) < commands.index(m.ResumeVcpus())
 
 
-@pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.PREPARED])
-def test_a_journal_that_lost_the_migration_settles_nothing(outcome: Outcome) -> None:
-    step = m.transition(m.State.UNDECIDED, m.OutcomeLearned(outcome))
+def test_a_journal_that_lost_the_migration_settles_nothing() -> None:
+    step = m.transition(m.State.UNDECIDED, m.OutcomeLearned(Outcome.UNKNOWN))
     assert step.state is m.State.UNDECIDED
     assert m.ResumeVcpus() not in step.commands
     assert "journal" in step.reason
+
+
+def test_a_destination_that_has_not_started_is_asked_again() -> None:
+    step = m.transition(m.State.UNDECIDED, m.OutcomeLearned(Outcome.PREPARED))
+    assert (step.state, step.commands) == (m.State.UNDECIDED, (m.CallStart(),))
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=60))

@@ -51,9 +51,9 @@ async def test_the_vm_moves(pair: Pair) -> None:
         "store.job SWITCHOVER",
         "store.journal begin",
         "vmm.stop",
-        "pager.freeze",
         "vmm.save_state",
         "peer.ready",
+        "pager.freeze",
         "peer.ready answered",
         "store.journal commit",
         "peer.start",
@@ -67,7 +67,7 @@ async def test_the_vm_moves(pair: Pair) -> None:
         "store.job COMPLETED",
     ]
     there = pair.b.script.transcript
-    assert before(there, "store.journal ready", "store.journal running")
+    assert before(there, "vmm.load_state", "store.journal running")
     assert before(there, "store.journal running", "vmm.start")
     assert before(there, "vmm.start", "pager.start_push")
     assert "vmm.migration_complete False" in there
@@ -84,9 +84,9 @@ STEPS_BEFORE_COMMIT = [
     "store.job SWITCHOVER",
     "store.journal begin",
     "vmm.stop",
-    "pager.freeze",
     "vmm.save_state",
     "peer.ready",
+    "pager.freeze",
     "peer.ready answered",
 ]
 
@@ -445,12 +445,75 @@ async def test_a_lane_that_is_down_fails_the_move_before_the_commit(pair: Pair) 
     await pair.a.script.hung.wait()
     pager = pair.b.pagers.running["m1-destination"]
     pager.state = replace(pager.state, link_up=False, link_reason="no route to host")
+    pager.emit(LinkChanged(up=False, reason="no route to host"))
+    async with asyncio.timeout(20):
+        while pager.kept_events:
+            await asyncio.sleep(0.001)
     pair.a.script.release()
     job = await pair.a.job_where("m1")
     assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.LINK_DOWN)
     assert "no route to host" in job.reason
     assert pair.source.runs
     assert pair.nothing_left()
+
+
+@pytest.mark.parametrize("listens", [False, True])
+async def test_the_pager_is_asked_for_its_lane_only_if_its_events_do_not_say(pair: Pair, listens: bool) -> None:
+    assert pair.b.service is not None
+    pair.a.script.hang_at("vmm.stop")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    pager = pair.b.pagers.running["m1-destination"]
+    async with asyncio.timeout(20):
+        while pager.kept_events:
+            await asyncio.sleep(0.001)
+    if not listens:
+        pair.b.service.arrivals._known["m1"].link_up = False
+    looked = pager.looked
+    pair.b.script.hang_at("vmm.load_state", after=True)
+    pair.a.script.release()
+    await pair.b.script.hung.wait()
+    assert pager.looked - looked == (0 if listens else 1)
+    pair.b.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_a_daemon_that_restarts_after_its_answer_starts_the_vm(pair: Pair) -> None:
+    """That Ready was answered is in no journal of the destination: the VMM holds the state."""
+    pair.a.script.hang_at("store.journal commit", after=True)
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    await pair.b.kill()
+    await pair.b.start()
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+    assert pair.destination.runs
+
+
+async def test_the_source_serves_while_the_state_travels(pair: Pair) -> None:
+    pair.a.script.hang_at("pager.freeze")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    async with asyncio.timeout(20):
+        while pair.destination.identity.state != "loaded":
+            await asyncio.sleep(0.001)
+    assert "store.journal commit" not in pair.a.script.transcript
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_the_end_is_told_at_once(pair: Pair) -> None:
+    """Not at the next look at the progress, nor with the next update: the clock stands still from the last page on."""
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    pager = pair.b.pagers.running["m1-destination"]
+    async with asyncio.timeout(20):
+        while "pager.start_push" not in pair.b.script.transcript:
+            await asyncio.sleep(0.001)
+    pair.network.clock.stop()
+    pager.all_arrive()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
 
 
 async def test_the_lane_is_connected_before_the_vm_stands_still(pair: Pair) -> None:
@@ -462,14 +525,13 @@ async def test_the_lane_is_connected_before_the_vm_stands_still(pair: Pair) -> N
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
 
 
-async def test_ready_in_the_journal_without_a_device_state_is_refused_at_start(pair: Pair) -> None:
-    """The entry is written while the state is loaded: it says nothing of that."""
+async def test_a_start_without_a_device_state_is_refused(pair: Pair) -> None:
     assert pair.b.service is not None
     pair.b.script.fail_at("vmm.load_state", VmferryError(Reason.VMM_REFUSED, "bad state."))
     pair.a.script.hang_at("peer.refuse")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
-    assert await pair.b.service.arrivals.outcome("m1") == (Outcome.READY, "")
+    assert await pair.b.service.arrivals.outcome("m1") == (Outcome.PREPARED, "")
     with pytest.raises(VmferryError) as caught:
         await pair.b.service.arrivals.start("m1")
     assert caught.value.reason is Reason.MIGRATION_REFUSED

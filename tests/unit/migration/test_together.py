@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from vmferry.migration.together import together
+from vmferry.migration.together import all_or_none, sooner, together
 
 
 async def test_the_others_end_before_the_first_error_is_raised() -> None:
@@ -43,3 +43,52 @@ async def test_a_cancellation_ends_all() -> None:
     with pytest.raises(asyncio.CancelledError):
         await both
     assert ended == ["a", "b"]
+
+
+async def test_all_or_none_does_all() -> None:
+    done: list[str] = []
+
+    async def does(name: str) -> None:
+        await asyncio.sleep(0)
+        done.append(name)
+
+    await all_or_none(does("a"), does("b"))
+    assert done == ["a", "b"]
+
+
+async def test_one_that_fails_ends_the_others_first() -> None:
+    ended: list[str] = []
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    async def waits() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("waits")
+
+    with pytest.raises(ValueError, match="no"):
+        await all_or_none(waits(), fails())
+    assert ended == ["waits"]
+
+
+async def test_the_sooner_ends_the_later() -> None:
+    ended: list[str] = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("waits")
+
+    async def fails() -> None:
+        raise ValueError("no")
+
+    await sooner(asyncio.sleep(0), waits())
+    assert ended == ["waits"]
+    with pytest.raises(ValueError, match="no"):
+        await sooner(waits(), fails())
+    assert ended == ["waits", "waits"]
