@@ -6,6 +6,7 @@ mod boot;
 mod flame;
 mod floor;
 mod image;
+mod late;
 mod paper;
 mod report;
 mod stages;
@@ -112,6 +113,12 @@ enum Command {
         #[arg(long, value_enum, default_value = "anonymous")]
         backing: Backing,
     },
+    /// See how late a real-time thread wakes on each CPU; nothing else should run.
+    Late {
+        /// For how long.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
     /// Make the page table of a large VM, and what its source keeps, and measure both.
     Paper {
         /// Where the table is made; best on a tmpfs.
@@ -170,6 +177,7 @@ fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Er
         Command::Stages { times, pause_us, backing } => {
             Ok(serde_json::to_value(stages::run(times, pause_us, backing)?)?)
         }
+        Command::Late { seconds } => Ok(serde_json::to_value(late::measure(seconds)?)?),
         Command::Paper { directory, memory_gib } => {
             Ok(serde_json::to_value(paper::measure(&directory, memory_gib << 30)?)?)
         }

@@ -19,7 +19,7 @@ from vmferry_bench import qemu
 from vmferry_bench.alone import measure_alone
 from vmferry_bench.figures import figures
 from vmferry_bench.goals import Judge, summary
-from vmferry_bench.machine import machine
+from vmferry_bench.machine import lateness, machine
 from vmferry_bench.native import BenchError
 from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
@@ -129,8 +129,9 @@ def main() -> int:
     else:
         if not qemu.usable():
             print(f"{qemu.QEMU} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
+        late = asyncio.run(lateness(3 if options.quick else 10))
         rounds, alone, failures = asyncio.run(measure(options))
-        found = result(rounds, failures, alone, machine())
+        found = result(rounds, failures, alone, {**machine(), "late": late})
     if options.out:
         options.out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     if options.plots:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmferry_bench import qemu
+from vmferry_bench.native import native
 
 
 def machine() -> dict[str, Any]:
@@ -27,6 +28,23 @@ def machine() -> dict[str, Any]:
     }
 
 
+async def lateness(seconds: int) -> dict[str, Any]:
+    """What the machine itself withholds, as JSON; nothing else should run meanwhile.
+
+    Raises:
+        BenchError: it could not be measured.
+    """
+    return await native("late", "--seconds", str(seconds))
+
+
 def machine_words(where: dict[str, Any]) -> str:
-    """In one line."""
-    return f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}; {where['qemu']}; {where['at']}."
+    """In one line, and one of what it withholds."""
+    words = f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}; {where['qemu']}; {where['at']}."
+    late = where.get("late")
+    if not late:
+        return words
+    thread = "real-time thread" if late["real_time"] else "thread (this process may have no real-time one)"
+    return (
+        f"{words} Before the run, with nothing to do, a {thread} on each CPU that slept for 1 ms at a time woke up to "
+        f"{late['longest_ms']:.1f} ms too late, and {late['over_1_ms']} times more than 1 ms, in {late['seconds']:g} s."
+    )

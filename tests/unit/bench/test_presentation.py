@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rounds import GUEST, IDLE, a_round
 from vmferry_bench.__main__ import faults_of_ours, result
+from vmferry_bench.machine import machine_words
 from vmferry_bench.native import BenchError
 from vmferry_bench.plot import plot_all
 from vmferry_bench.shape import OURS, PLAIN, PREEMPT, Alone, Many, Singles
@@ -70,3 +71,13 @@ def test_a_fault_of_ours_fails_the_run_and_one_of_qemu_does_not() -> None:
     assert faults_of_ours(result([*ROUNDS, a_round(OURS, faults="a page was lost")], [], Alone(), WHERE))
     assert faults_of_ours(result([*ROUNDS, a_round(OURS, wrong_bytes=3)], [], Alone(), WHERE))
     assert faults_of_ours(result(ROUNDS, ["vmferry, random: no answer"], Alone(), WHERE))
+
+
+@pytest.mark.parametrize(("real_time", "thread"), [(True, "a real-time thread"), (False, "may have no real-time one")])
+def test_the_machine_says_what_it_withholds(real_time: bool, thread: str) -> None:
+    where = {"cpu": "a processor", "cores": 2, "kernel": "6.18", "qemu": "none", "at": "now"}
+    assert machine_words(where) == "a processor, 2 cores, Linux 6.18; none; now."
+    late = {"seconds": 10.0, "cpus": 2, "real_time": real_time, "longest_ms": 9.87, "over_1_ms": 12}
+    words = machine_words({**where, "late": late})
+    assert thread in words
+    assert "up to 9.9 ms too late, and 12 times more than 1 ms, in 10 s" in words

@@ -1,0 +1,97 @@
+//! What the machine itself withholds: how late a thread wakes for which nothing else has to make room.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vmferry_pager::tuning::CpuList;
+
+/// A thread wakes so often.
+const EVERY: Duration = Duration::from_millis(1);
+/// Wakes that are later than this are counted.
+const LATE: Duration = Duration::from_millis(1);
+/// Above all others, below the kernel's own (sched(7)).
+const PRIORITY: libc::c_int = 50;
+
+/// Of one thread on each CPU.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub struct Lateness {
+    /// How long it was looked at.
+    seconds: f64,
+    /// CPUs.
+    cpus: usize,
+    /// The threads were real-time; else what other processes did is in it.
+    real_time: bool,
+    /// Of all CPUs.
+    longest_ms: f64,
+    /// Wakes that were more than 1 ms late, of all CPUs.
+    over_1_ms: u64,
+}
+
+/// Sleeps on every CPU for `seconds`, again and again.
+///
+/// # Errors
+/// No thread can be started.
+pub fn measure(seconds: u64) -> io::Result<Lateness> {
+    let cpus = thread::available_parallelism()?.get();
+    let length = Duration::from_secs(seconds);
+    let start = |cpu: usize| thread::Builder::new().spawn(move || on_cpu(cpu, length));
+    let threads: Vec<_> = (0..cpus).map(start).collect::<io::Result<_>>()?;
+    let mut all = Lateness { seconds: length.as_secs_f64(), cpus, real_time: true, ..Lateness::default() };
+    for thread in threads {
+        let (late, real_time) = thread.join().map_err(|_| io::Error::other("a thread panicked"))?;
+        all.add(&late, real_time);
+    }
+    Ok(all)
+}
+
+impl Lateness {
+    fn add(&mut self, late: &[Duration], real_time: bool) {
+        let longest = late.iter().max().copied().unwrap_or_default();
+        self.longest_ms = self.longest_ms.max(longest.as_secs_f64() * 1e3);
+        self.over_1_ms += late.iter().filter(|late| **late > LATE).count() as u64;
+        self.real_time &= real_time;
+    }
+}
+
+fn on_cpu(cpu: usize, length: Duration) -> (Vec<Duration>, bool) {
+    if let Ok(list) = cpu.to_string().parse::<CpuList>() {
+        list.pin();
+    }
+    let urgent = libc::sched_param { sched_priority: PRIORITY };
+    // SAFETY: a whole sched_param; 0 is the calling thread.
+    let real_time = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const urgent) } == 0;
+    let mut late = Vec::with_capacity((length.as_millis() / EVERY.as_millis()) as usize + 1);
+    let (end, mut next) = (Instant::now() + length, Instant::now());
+    while next < end {
+        next += EVERY;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        let woken = Instant::now();
+        late.push(woken.saturating_duration_since(next));
+        next = woken;
+    }
+    (late, real_time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_of_all_cpus_counts() {
+        let ms = Duration::from_millis;
+        let mut all = Lateness { real_time: true, ..Lateness::default() };
+        all.add(&[ms(0), ms(3), ms(1)], true);
+        all.add(&[ms(2)], false);
+        all.add(&[], true);
+        assert_eq!(all, Lateness { longest_ms: 3.0, over_1_ms: 2, ..Lateness::default() });
+    }
+
+    #[test]
+    fn every_cpu_is_looked_at() {
+        let all = measure(1).unwrap();
+        assert_eq!(all.cpus, thread::available_parallelism().unwrap().get());
+        assert!(all.longest_ms > 0.0);
+    }
+}
