@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from vmferry.units import MIB, PAGE_4K
 from vmferry.v1 import common_pb2, pager_pb2
@@ -25,13 +26,14 @@ MANY = (1, 4, 16)
 MANY_QUICK = (1, 16)
 MANY_TOUCHES = 500
 """Of each VM, with a pause after each."""
-MANY_TOUCHES_AT_ONCE = 8000
-"""Without: a few seconds with 16 VMs, so that the rate is not one of a few turns of the scheduler."""
+MANY_TOUCHES_AT_ONCE = 50_000
+"""Without: most of half a minute with 16 VMs, since the scheduler may favour one of them for a second or two."""
+MANY_MEMORY_MIB = 256
 MANY_BACKING = "memfd"
 
 
-def _order(count: int) -> list[int]:
-    return random.Random(count).sample(range(MEMORY_MIB * MIB // PAGE_4K), count)  # need not be secret
+def _order(count: int, memory_mib: int = MEMORY_MIB) -> list[int]:
+    return random.Random(count).sample(range(memory_mib * MIB // PAGE_4K), count)  # need not be secret
 
 
 async def idle(backing: str, ends: Ends) -> tuple[list[float], common_pb2.LatencySummary]:
@@ -89,9 +91,10 @@ async def _singles(backing: str, ends: Ends, rounds: int) -> Singles:
 
 async def _many(count: int) -> list[Many]:
     """`count` VMs that touch at the same time: with a pause after each touch, and without."""
+    each = partial(pagers, MANY_BACKING, memory_mib=MANY_MEMORY_MIB)
     async with AsyncExitStack() as stack:
-        pairs = [await stack.enter_async_context(pagers(MANY_BACKING)) for _ in range(count)]
-        order = _order(MANY_TOUCHES + MANY_TOUCHES_AT_ONCE)
+        pairs = [await stack.enter_async_context(each()) for _ in range(count)]
+        order = _order(MANY_TOUCHES + MANY_TOUCHES_AT_ONCE, MANY_MEMORY_MIB)
         return [
             await _together(pairs, order[:MANY_TOUCHES], MANY_PAUSE_US),
             await _together(pairs, order[MANY_TOUCHES:], 0),

@@ -40,7 +40,7 @@ _OPTIONS = (
 _BACKINGS = {"anonymous": common_pb2.BACKING_ANONYMOUS, "memfd": common_pb2.BACKING_MEMFD}
 
 
-def layout(backing: str, memory_mib: int = MEMORY_MIB) -> common_pb2.MemoryLayout:
+def layout(backing: str, memory_mib: int) -> common_pb2.MemoryLayout:
     """One region."""
     region = common_pb2.MemoryRegion(gpa=0, size=memory_mib * MIB, page_size=PAGE_4K, backing=_BACKINGS[backing])
     return common_pb2.MemoryLayout(regions=[region])
@@ -67,7 +67,7 @@ class SmallVmm:
         self._inner = inner
 
     @classmethod
-    async def start(cls, *arguments: str) -> SmallVmm:
+    async def start(cls, *arguments: str, memory_mib: int) -> SmallVmm:
         pipe = asyncio.subprocess.PIPE
         inner = await asyncio.create_subprocess_exec(
             program(),
@@ -75,7 +75,7 @@ class SmallVmm:
             "--vm",
             "bench",
             "--memory-mib",
-            str(MEMORY_MIB),
+            str(memory_mib),
             stdin=pipe,
             stdout=pipe,
             limit=1 << 22,
@@ -132,8 +132,9 @@ def apart() -> Ends:
 
 
 @asynccontextmanager
-async def pagers(backing: str, ends: Ends = ANYWHERE) -> AsyncIterator[Pair]:
+async def pagers(backing: str, ends: Ends = ANYWHERE, memory_mib: int = MEMORY_MIB) -> AsyncIterator[Pair]:
     """Connected, without push."""
+    memory = layout(backing, memory_mib)
     async with AsyncExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmferry-bench-")))
         for name in "sd":
@@ -142,17 +143,18 @@ async def pagers(backing: str, ends: Ends = ANYWHERE) -> AsyncIterator[Pair]:
         first, last = loopback_places(1)[0].page_ports
         serving = await source.ServeSource(
             pager_pb2.ServeSourceRequest(
-                layout=layout(backing), listen_ip="127.0.0.1", port_first=first, port_last=last, token=TOKEN
+                layout=memory, listen_ip="127.0.0.1", port_first=first, port_last=last, token=TOKEN
             )
         )
-        holder = await SmallVmm.start("hold", str(root / "s" / "memory.sock"), "--backing", backing)
+        hold = ("hold", str(root / "s" / "memory.sock"), "--backing", backing)
+        holder = await SmallVmm.start(*hold, memory_mib=memory_mib)
         stack.push_async_callback(holder.end)
         await source.Freeze(pager_pb2.FreezeRequest())
         destination, _ = await pager(stack, root / "d", "destination", "--page-path-cpus", ends.destination)
-        expected = await destination.ExpectDestination(pager_pb2.ExpectDestinationRequest(layout=layout(backing)))
+        expected = await destination.ExpectDestination(pager_pb2.ExpectDestinationRequest(layout=memory))
         features = ",".join(expected.uffd_features)
         touch = ("touch", str(root / "d" / "memory.sock"), "--features", features, "--backing", backing)
-        vmm = await SmallVmm.start("--cpus", ends.destination, *touch)
+        vmm = await SmallVmm.start("--cpus", ends.destination, *touch, memory_mib=memory_mib)
         stack.push_async_callback(vmm.end)
         await destination.ConnectLanes(
             pager_pb2.ConnectLanesRequest(lane_address=serving.lane_address, token=TOKEN, demand_timeout_s=PATIENCE_S)
