@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,13 @@ PAUSED = frozenset({"POSTCOPY_PAUSED"})
 
 def before(steps: list[str], one: str, other: str) -> bool:
     return steps.index(one) < steps.index(other)
+
+
+async def come(so: Callable[[], bool]) -> None:
+    """Returns once it is so."""
+    async with asyncio.timeout(20):
+        while not so():
+            await asyncio.sleep(0.001)
 
 
 async def test_the_vm_moves(pair: Pair) -> None:
@@ -446,9 +454,7 @@ async def test_a_lane_that_is_down_fails_the_move_before_the_commit(pair: Pair) 
     pager = pair.b.pagers.running["m1-destination"]
     pager.state = replace(pager.state, link_up=False, link_reason="no route to host")
     pager.emit(LinkChanged(up=False, reason="no route to host"))
-    async with asyncio.timeout(20):
-        while pager.kept_events:
-            await asyncio.sleep(0.001)
+    await come(lambda: not pager.kept_events)
     pair.a.script.release()
     job = await pair.a.job_where("m1")
     assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.LINK_DOWN)
@@ -464,9 +470,7 @@ async def test_the_pager_is_asked_for_its_lane_only_if_its_events_do_not_say(pai
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
     pager = pair.b.pagers.running["m1-destination"]
-    async with asyncio.timeout(20):
-        while pager.kept_events:
-            await asyncio.sleep(0.001)
+    await come(lambda: not pager.kept_events)
     if not listens:
         pair.b.service.arrivals._known["m1"].link_up = False
     looked = pager.looked
@@ -494,9 +498,7 @@ async def test_the_source_serves_while_the_state_travels(pair: Pair) -> None:
     pair.a.script.hang_at("pager.freeze")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
-    async with asyncio.timeout(20):
-        while pair.destination.identity.state != "loaded":
-            await asyncio.sleep(0.001)
+    await come(lambda: pair.destination.identity.state == "loaded")
     assert "store.journal commit" not in pair.a.script.transcript
     pair.a.script.release()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
@@ -508,9 +510,7 @@ async def test_the_end_is_told_at_once(pair: Pair) -> None:
     await pair.service.create("m1", "web", "b")
     await pair.a.job_where("m1", phases=POSTCOPY)
     pager = pair.b.pagers.running["m1-destination"]
-    async with asyncio.timeout(20):
-        while "pager.start_push" not in pair.b.script.transcript:
-            await asyncio.sleep(0.001)
+    await come(lambda: "pager.start_push" in pair.b.script.transcript)
     pair.network.clock.stop()
     pager.all_arrive()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
