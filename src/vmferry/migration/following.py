@@ -104,13 +104,14 @@ class Following:
         # A stream that ends is a pager that went; `_look` finds out.
 
     async def _take(self, pager: Pager, body: PagerEventBody) -> None:
+        # Behind another event there may be more, and one of them a link that is down.
+        self._arrival.link_up = isinstance(body, LinkChanged) and body.up
         match body:
             case MemoryErrorFound():
                 entry = replace(body.error, guest_visible=body.error.guest_visible or body.reported)
                 await self._errors.record(self._arrival.record.vm, [entry])
                 self._arrival.bell.ring()
             case LinkChanged(up, reason):
-                self._arrival.link_up = up
                 self._log.info(LINK, up=up, reason=reason)
                 self._pause("" if up else reason or "the link between the pagers is down")
             case MemoryDetached(reason):

@@ -283,9 +283,7 @@ async def test_the_refusal_is_tried_again_in_the_background(pair: Pair) -> None:
     await pair.service.create("m1", "web", "b")
     assert (await pair.a.job_where("m1")).phase is Phase.FAILED
     assert pair.source.runs
-    async with asyncio.timeout(20):
-        while not pair.nothing_left():
-            await asyncio.sleep(0.005)
+    await come(pair.nothing_left)
 
 
 async def test_a_link_that_goes_and_comes_pauses_the_job(pair: Pair) -> None:
@@ -480,6 +478,25 @@ async def test_the_pager_is_asked_for_its_lane_only_if_its_events_do_not_say(pai
     assert pager.looked - looked == (0 if listens else 1)
     pair.b.script.release()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_a_link_that_goes_down_behind_other_events_fails_the_move_before_the_commit(pair: Pair) -> None:
+    """Memory errors are taken one at a time, each durably: a link may be down long before the daemon hears so."""
+    pair.a.script.hang_at("vmm.stop")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    pager = pair.b.pagers.running["m1-destination"]
+    await come(lambda: not pager.kept_events)
+    pair.b.script.hang_at("store.errors")
+    pager.emit(MemoryErrorFound(LedgerEntry(Gpa(0x7000), Origin.READ), 0x7F0000007000, 0, reported=False))
+    pager.state = replace(pager.state, link_up=False, link_reason="no route to host")
+    pager.emit(LinkChanged(up=False, reason="no route to host"))
+    await pair.b.script.hung.wait()
+    pair.a.script.release()
+    job = await pair.a.job_where("m1")
+    pair.b.script.release()
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.LINK_DOWN)
+    assert pair.source.runs
 
 
 async def test_a_daemon_that_restarts_after_its_answer_starts_the_vm(pair: Pair) -> None:
