@@ -23,8 +23,6 @@ log = structlog.get_logger()
 
 PREALLOCATED = "incoming.preallocated"
 
-ENDS = frozenset({JournalKind.COMPLETED, JournalKind.REFUSED, JournalKind.LOST})
-
 
 class Arrival:
     """Owner of one incoming migration. Requests come one at a time, under `lock`."""
@@ -38,9 +36,7 @@ class Arrival:
         self.pid: int | None = None
         self.starting = asyncio.Event()
         self.link_up = False
-        """By the newest of the pager's events, as long as they are listened to."""
-        self.ended = asyncio.Event()
-        """The journal says how it ended."""
+        """The newest of the pager's events says so, as long as they are listened to. False: not known."""
         self._world = world
         self._errors = errors
         self._vmm: Vmm | None = None
@@ -74,6 +70,10 @@ class Arrival:
             self.record = record
             self.bell.ring()
 
+    async def until_ended(self) -> None:
+        while not self.record.ended:
+            await self.bell.after(self.bell.count)
+
     async def save(self) -> None:
         await self._world.store.save_incoming(self.record)
         self.bell.ring()
@@ -85,8 +85,6 @@ class Arrival:
             data["vmm_pid"] = self.pid
         entry = JournalEntry(self.record.migration, kind.value, self._world.clock.now_us(), data)
         await self._world.store.append_journal(entry)
-        if kind in ENDS:
-            self.ended.set()
         if kind is not JournalKind.LOST:
             self.record = replace(self.record, outcome=inc.outcome_of([kind.value]))
         self.record = replace(self.record, reason=reason or self.record.reason)

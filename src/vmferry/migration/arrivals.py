@@ -161,17 +161,16 @@ class Arrivals:
             changes = await self._world.store.ledger_changes(record.vm, revision, 1000)
             revision = changes[-1][0] if changes else revision
             errors = tuple(entry for _, _, entry in changes)
-            ended = record.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or bool(record.lost_reason)
-            last = ended and not changes
-            outcome = record.outcome if last or not ended else Outcome.RUNNING
+            last = record.ended and not changes
+            outcome = record.outcome if last or not record.ended else Outcome.RUNNING
             lost = record.lost_reason if last else ""
             yield IncomingUpdate(outcome, record.progress, record.paused_reason, errors, lost)
             if last:
                 return
             if not changes:
                 await arrival.bell.after(seen)
-            if not ended:
-                await sooner(self._world.clock.sleep(UPDATE_S), arrival.ended.wait())
+            if not record.ended:
+                await sooner(self._world.clock.sleep(UPDATE_S), arrival.until_ended())
 
     async def finish(self, migration: str) -> None:
         """The source is gone; what this host keeps, it keeps for itself (journal, ledger, poison guard)."""

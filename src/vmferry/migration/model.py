@@ -178,6 +178,11 @@ class Incoming:
     started_us: int = 0
     guarded_pages: int = 0
 
+    @property
+    def ended(self) -> bool:
+        """Nothing more comes of it."""
+        return self.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or bool(self.lost_reason)
+
 
 @dataclass(frozen=True, slots=True)
 class VmmIdentity:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 
@@ -18,25 +18,23 @@ async def together(*steps: Coroutine[Any, Any, None]) -> None:
             raise error
 
 
-async def all_or_none(*steps: Coroutine[Any, Any, None]) -> None:
+async def all_or_none(*steps: Coroutine[Any, Any, object]) -> None:
     """All of them at the same time; when one fails the others are cancelled, and it raises once they have ended."""
-    tasks = [asyncio.ensure_future(step) for step in steps]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+    await _until(asyncio.FIRST_EXCEPTION, steps)
 
 
 async def sooner(*steps: Coroutine[Any, Any, object]) -> None:
-    """Returns when the first of them has ended, or raises its error; the others are cancelled."""
+    """Returns when the first of them has ended, or raises its error; the others are cancelled, and have ended too."""
+    await _until(asyncio.FIRST_COMPLETED, steps)
+
+
+async def _until(when: str, steps: Sequence[Coroutine[Any, Any, object]]) -> None:
     tasks = [asyncio.ensure_future(step) for step in steps]
     try:
-        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(tasks, return_when=when)
         for task in ended:
             task.result()
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
