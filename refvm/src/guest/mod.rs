@@ -35,6 +35,8 @@ pub const PAGE_SIZE: u64 = 4096;
 pub const MAX_GPA: u64 = 8 << 30;
 /// Most vCPUs that the tables have room for.
 pub const MAX_VCPUS: u32 = 16;
+/// Epochs go round from 1 to this one: a byte of the resume table, which holds 0 for a page not touched yet.
+pub const EPOCHS: u64 = 255;
 
 /// GPA of the first page table, the PML4; PDPT and page directories follow page by page.
 pub const PAGE_TABLES_GPA: u64 = 0x1_0000;

@@ -23,7 +23,7 @@ use std::mem::{offset_of, size_of};
 use super::config::{ConfigPage, MAX_RUNS, workload_code};
 use super::content::{GENERATION_FACTOR, PAGE_FACTOR, STEP_FACTOR, STEP_INCREMENT, WORDS};
 use super::report::{BUCKETS, MAX_WRONG_PAGES, MachineCheckRecord, ReportHeader, SEVERITY_AO, SEVERITY_AR, VcpuBlock};
-use super::{BAD_PAGES_GPA, CODE_GPA, GENERATIONS_GPA, MAX_RECORDS, RECORDS_GPA, SEEN_GPA};
+use super::{BAD_PAGES_GPA, CODE_GPA, EPOCHS, GENERATIONS_GPA, MAX_RECORDS, RECORDS_GPA, SEEN_GPA};
 use crate::machine::{REPORT_GPA, Workload};
 
 /// Port that the handler writes when the machine check is handled and `MCG_STATUS` clear.
@@ -110,13 +110,15 @@ global_asm!(
     "lock and byte ptr [rbx + {clock_flags}], {clock_not_stopped}",
     "mov edx, 1",
     "inc r14",
-    "cmp r14, 255",
+    "cmp r14, {epochs}",
     "cmova r14, rdx",
     ".Lguest_look_at_epoch:",
     "cmp [r15 + {epoch}], r14",
     "je .Lguest_choose",
     // The first touch after a start on a host: begin the histogram anew.
     "mov [r15 + {epoch}], r14",
+    "test rsi, rsi",
+    "cmovz rsi, rax",
     "sub rax, rsi",
     "mov [r15 + {blackout}], rax",
     "mov qword ptr [r15 + {first_touch_max}], 0",
@@ -538,6 +540,7 @@ global_asm!(
     ".popsection",
     rng = const offset_of!(VcpuBlock, rng),
     epoch = const offset_of!(VcpuBlock, epoch),
+    epochs = const EPOCHS,
     id = const offset_of!(VcpuBlock, id),
     first_touch_max = const offset_of!(VcpuBlock, first_touch_max),
     first_touch = const offset_of!(VcpuBlock, first_touch),

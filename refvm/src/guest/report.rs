@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use serde::Serialize;
 
 use super::config::{ConfigPage, MAX_RUNS, Run};
-use super::{CONFIG_GPA, MAX_RECORDS, MAX_VCPUS, PAGE_SIZE, RECORDS_GPA, VCPU_BLOCKS_GPA};
+use super::{CONFIG_GPA, EPOCHS, MAX_RECORDS, MAX_VCPUS, PAGE_SIZE, RECORDS_GPA, VCPU_BLOCKS_GPA};
 use crate::machine::{Block, MappedRegion, REPORT_GPA};
 
 /// Buckets of the latency histogram: four for each power of two of ticks.
@@ -78,7 +78,7 @@ pub struct VcpuBlock {
     /// Time stamp counter when the loop last began, ticks.
     pub last_tsc: u64,
     /// From the last turn of the loop before the present epoch to its first, ticks: as long as the guest stood still,
-    /// where the guest reads the host's own counter.
+    /// where the guest reads the host's own counter. 0 if it had made no turn yet.
     pub blackout: u64,
     /// Unused.
     pub reserved: [u64; 224],
@@ -156,7 +156,7 @@ pub struct Report {
     pub machine_checks: Vec<MachineCheck>,
     /// How many of them were consumed (AR).
     pub poisoned_touched: u64,
-    /// First touches of a page since the guest runs on this host, however short.
+    /// First touches of a page since the guest runs on this host, however short: by the vCPUs that have begun to.
     pub first_touch_us: FirstTouch,
     /// The histogram behind it: the buckets that are not empty.
     pub first_touch_buckets: Vec<LatencyBucket>,
@@ -181,8 +181,16 @@ fn bucket_middle(bucket: usize) -> f64 {
     ((1u64 << log2) as f64) * (1.0 + (quarter as f64 + 0.5) / 4.0)
 }
 
+/// The blocks of the vCPUs that have made a turn in the newest epoch: the others still tell of an earlier host.
+fn begun(blocks: &[VcpuBlock]) -> Vec<&VcpuBlock> {
+    // Epochs go round; 0 is that of a vCPU that has made no turn at all.
+    let newer = |a: u64, b: u64| a != 0 && (b == 0 || (1..128).contains(&((a + EPOCHS - b) % EPOCHS)));
+    let newest = blocks.iter().fold(0, |newest, block| if newer(block.epoch, newest) { block.epoch } else { newest });
+    blocks.iter().filter(|block| block.epoch == newest).collect()
+}
+
 /// Quantiles of the blocks' histograms. `tsc_khz` 0 (no configuration page) gives zeros.
-fn first_touch(blocks: &[VcpuBlock], tsc_khz: u64) -> FirstTouch {
+fn first_touch(blocks: &[&VcpuBlock], tsc_khz: u64) -> FirstTouch {
     let mut sums = [0u64; BUCKETS];
     for block in blocks {
         sums.iter_mut().zip(block.first_touch).for_each(|(sum, count)| *sum += count);
@@ -205,7 +213,7 @@ fn first_touch(blocks: &[VcpuBlock], tsc_khz: u64) -> FirstTouch {
 }
 
 /// The buckets of the blocks' histograms that are not empty.
-fn buckets(blocks: &[VcpuBlock], tsc_khz: u64) -> Vec<LatencyBucket> {
+fn buckets(blocks: &[&VcpuBlock], tsc_khz: u64) -> Vec<LatencyBucket> {
     let us = |ticks: f64| ticks * 1000.0 / tsc_khz.max(1) as f64;
     let begin = |bucket: usize| us(2f64.powi((bucket / 4) as i32) * (1.0 + (bucket % 4) as f64 / 4.0));
     let count = |bucket: usize| blocks.iter().map(|block| block.first_touch[bucket]).sum();
@@ -227,6 +235,7 @@ impl Report {
                 vcpu: record.vcpu.into(),
             })
             .collect();
+        let begun = begun(blocks);
         let named = header.wrong_pages.min(MAX_WRONG_PAGES as u64) as usize;
         Self {
             touches: sum(|b| b.touches),
@@ -236,9 +245,9 @@ impl Report {
             wrong_pages: header.wrong_page_gpas[..named].to_vec(),
             poisoned_touched: machine_checks.iter().filter(|check| check.severity == "AR").count() as u64,
             machine_checks,
-            first_touch_us: first_touch(blocks, tsc_khz),
-            first_touch_buckets: buckets(blocks, tsc_khz),
-            blackout_us: blocks.iter().map(|b| b.blackout).max().unwrap_or(0) as f64 * 1000.0 / tsc_khz.max(1) as f64,
+            first_touch_us: first_touch(&begun, tsc_khz),
+            first_touch_buckets: buckets(&begun, tsc_khz),
+            blackout_us: begun.iter().map(|b| b.blackout).max().unwrap_or(0) as f64 * 1000.0 / tsc_khz.max(1) as f64,
             passes: blocks.iter().map(|block| block.passes).min().unwrap_or(0),
             fatal: (header.fatal_vector != 0).then(|| {
                 format!(
@@ -313,6 +322,7 @@ mod tests {
         blocks[0].first_touch[bucket(1000)] = 98;
         blocks[1].first_touch[bucket(100_000)] = 2;
         blocks[1].first_touch_max = 120_000;
+        let blocks = [&blocks[0], &blocks[1]];
         let found = first_touch(&blocks, 1_000_000);
         assert_eq!(found.count, 100);
         assert!(found.p50 > 0.9 && found.p50 < 1.2 && found.p99 > 90.0 && found.max == 120.0, "{found:?}");
@@ -321,5 +331,31 @@ mod tests {
             matches!(all[..], [(a, b, 98), (c, d, 2)] if a <= 1.0 && 1.0 < b && c <= 100.0 && 100.0 < d),
             "{all:?}"
         );
+    }
+
+    #[test]
+    fn a_vcpu_that_has_not_run_on_this_host_tells_nothing_of_it() {
+        // SAFETY: all-zero is a value of these plain structures.
+        let (header, mut blocks): (ReportHeader, [VcpuBlock; 3]) = unsafe { std::mem::zeroed() };
+        for (block, count) in blocks.iter_mut().zip([10, 200, 3000]) {
+            block.first_touch[bucket(1000)] = count;
+            block.first_touch_max = count * 1000;
+            block.blackout = count * 1000;
+        }
+        for (epochs, counted) in [
+            ([2, 1, 2], 3010),
+            ([1, 2, 1], 200),
+            ([1, 0, 0], 10),
+            ([1, 255, 254], 10),
+            ([254, 255, 255], 3200),
+            ([7, 7, 7], 3210),
+        ] {
+            blocks.iter_mut().zip(epochs).for_each(|(block, epoch)| block.epoch = epoch);
+            let report = Report::new(&header, &blocks, &[], 1_000_000);
+            let of_buckets: u64 = report.first_touch_buckets.iter().map(|(_, _, count)| count).sum();
+            assert_eq!((report.first_touch_us.count, of_buckets), (counted, counted), "{epochs:?}");
+            let longest = [(1000, 3000.0), (100, 200.0), (10, 10.0)].into_iter().find(|(least, _)| counted >= *least);
+            assert_eq!((report.first_touch_us.max, report.blackout_us), (longest.unwrap().1, longest.unwrap().1));
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::guest::image::{
 };
 use crate::guest::payload::payload;
 use crate::guest::{
-    CODE_GPA, CONFIG_GPA, GDT_GPA, IDT_GPA, PAGE_SIZE, PAGE_TABLES_GPA, TSS_GPA, TSS_STRIDE, USER_STACKS_GPA,
+    CODE_GPA, CONFIG_GPA, EPOCHS, GDT_GPA, IDT_GPA, PAGE_SIZE, PAGE_TABLES_GPA, TSS_GPA, TSS_STRIDE, USER_STACKS_GPA,
     VCPU_BLOCKS_GPA,
 };
 
@@ -94,7 +94,7 @@ pub fn general(vcpu: u32) -> kvm_regs {
     }
 }
 
-/// The epoch after a move: 1 to 255, so that it is a byte and never that of a page not touched yet.
+/// The epoch after a move.
 pub fn next_epoch(epoch: u64) -> u64 {
-    epoch % 255 + 1
+    epoch % EPOCHS + 1
 }
