@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 /// Rings until it is answered.
 #[derive(Debug)]
@@ -28,6 +29,23 @@ impl Doorbell {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// One that somebody else made, and waits for.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people: it must be an eventfd, and never block who rings (`EFD_NONBLOCK`).
+    pub fn adopt(fd: OwnedFd) -> Result<Self, &'static str> {
+        let what = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        if what.as_deref().ok() != Some(Path::new("anon_inode:[eventfd]")) {
+            return Err("is no eventfd");
+        }
+        // SAFETY: no memory is passed.
+        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+        if flags < 0 || flags & libc::O_NONBLOCK == 0 {
+            return Err("may block: it must be made with EFD_NONBLOCK");
+        }
+        Ok(Self(fd))
+    }
+
     /// Rings.
     pub fn ring(&self) {
         let one = 1u64;
@@ -40,5 +58,39 @@ impl Doorbell {
         let mut rings = 0u64;
         // SAFETY: room for eight bytes. `EAGAIN` where it did not ring.
         unsafe { libc::read(self.as_raw_fd(), (&raw mut rings).cast(), 8) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(fd: RawFd) -> OwnedFd {
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: a new descriptor that nobody else owns.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
+
+    #[test]
+    fn an_adopted_one_rings_and_never_blocks() {
+        // SAFETY: take numbers or a literal name.
+        let (good, blocking, file) = unsafe {
+            (
+                owned(libc::eventfd(0, libc::EFD_NONBLOCK)),
+                owned(libc::eventfd(0, 0)),
+                owned(libc::memfd_create(c"no doorbell".as_ptr(), 0)),
+            )
+        };
+        assert!(Doorbell::adopt(blocking).unwrap_err().contains("EFD_NONBLOCK"));
+        assert_eq!(Doorbell::adopt(file).unwrap_err(), "is no eventfd");
+        let doorbell = Doorbell::adopt(good).unwrap();
+        let full = u64::MAX - 1;
+        // SAFETY: eight bytes.
+        assert_eq!(unsafe { libc::write(doorbell.as_raw_fd(), (&raw const full).cast(), 8) }, 8);
+        doorbell.ring();
+        let mut rings = 0u64;
+        // SAFETY: room for eight bytes.
+        assert_eq!(unsafe { libc::read(doorbell.as_raw_fd(), (&raw mut rings).cast(), 8) }, 8);
+        assert_eq!(rings, full);
     }
 }

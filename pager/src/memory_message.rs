@@ -51,6 +51,8 @@ pub struct Handover {
     pub silent: bool,
     /// After the end the memory is to be made of huge pages.
     pub collapse: bool,
+    /// Index of the eventfd that is rung for frames.
+    pub doorbell: Option<usize>,
 }
 
 /// Where a region is.
@@ -100,8 +102,9 @@ pub fn fit(message: &Value, descriptors: usize, expected: &Expected) -> Result<H
     };
     let uffds = handover.regions.iter().filter_map(|r| Some(("uffd".to_owned(), r.uffd?)));
     let files = handover.regions.iter().zip(0..).filter_map(|(r, i)| Some((format!("regions[{i}].fd"), r.file?.0)));
+    let doorbell = handover.doorbell.map(|index| ("doorbell".to_owned(), index));
     let mut unnamed: Vec<bool> = vec![true; descriptors];
-    for (field, index) in uffds.chain(files) {
+    for (field, index) in uffds.chain(files).chain(doorbell) {
         match unnamed.get_mut(index) {
             Some(slot) => *slot = false,
             None => {
@@ -126,7 +129,8 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
     let pid = top.number("pid")?;
     let pid = u32::try_from(pid).ok().filter(|pid| (1..=i32::MAX as u32).contains(pid));
     let pid = pid.ok_or_else(|| Refusal::new("pid", "is no process id"))?;
-    let uffd = top.uffd(expected)?;
+    let uffd = top.of_destination("uffd", expected)?;
+    let doorbell = top.of_destination("doorbell", expected)?;
     let collapse = match object.get("collapse") {
         None => false,
         Some(Value::Bool(collapse)) => *collapse,
@@ -161,7 +165,7 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
         {
             return Err(Refusal::new(fields.name("offset"), format!("{offset:#x} is not aligned")));
         }
-        let uffd = fields.uffd(expected)?.or(uffd);
+        let uffd = fields.of_destination("uffd", expected)?.or(uffd);
         if uffd.is_none() && expected.destination {
             return Err(Refusal::new(
                 "uffd",
@@ -171,7 +175,7 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
         places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file, uffd });
     }
     apart(&places, &expected.layout)?;
-    Ok(Handover { pid: Some(pid), regions: places, silent: false, collapse })
+    Ok(Handover { pid: Some(pid), regions: places, silent: false, collapse, doorbell })
 }
 
 /// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
@@ -199,7 +203,7 @@ fn firecracker(regions: &[Value], expected: &Expected) -> Result<Handover, Refus
         sum += region.size;
     }
     apart(&places, &expected.layout)?;
-    Ok(Handover { pid: None, regions: places, silent: true, collapse: false })
+    Ok(Handover { pid: None, regions: places, silent: true, collapse: false, doorbell: None })
 }
 
 fn count_fits(count: usize, expected: &Expected) -> Result<(), Refusal> {
@@ -255,12 +259,12 @@ impl<'a> Fields<'a> {
         usize::try_from(number).map_err(|_| Refusal::new(self.name(field), format!("{number} is no descriptor")))
     }
 
-    /// Of a destination, where it is there.
-    fn uffd(&self, expected: &Expected) -> Result<Option<usize>, Refusal> {
-        match (self.object.contains_key("uffd"), expected.destination) {
+    /// A descriptor that only a destination has, where it is there.
+    fn of_destination(&self, field: &str, expected: &Expected) -> Result<Option<usize>, Refusal> {
+        match (self.object.contains_key(field), expected.destination) {
             (false, _) => Ok(None),
-            (true, true) => self.index("uffd").map(Some),
-            (true, false) => Err(Refusal::new(self.name("uffd"), "a source has none")),
+            (true, true) => self.index(field).map(Some),
+            (true, false) => Err(Refusal::new(self.name(field), "a source has none")),
         }
     }
 

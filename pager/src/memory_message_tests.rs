@@ -92,6 +92,21 @@ fn every_wrong_field_is_named() {
 }
 
 #[test]
+fn a_destination_may_have_a_doorbell() {
+    let mut message = good();
+    assert_eq!(fit(&message, 2, &expected(true)).unwrap().doorbell, None);
+    message["doorbell"] = json!(2);
+    assert_eq!(fit(&message, 3, &expected(true)).unwrap().doorbell, Some(2));
+    assert_eq!(fit(&message, 2, &expected(true)).unwrap_err().field, "doorbell");
+    message["doorbell"] = json!("2");
+    assert_eq!(fit(&message, 3, &expected(true)).unwrap_err().field, "doorbell");
+    message["doorbell"] = json!(2);
+    message["role"] = json!("source");
+    message.as_object_mut().unwrap().remove("uffd");
+    assert_eq!(fit(&message, 3, &expected(false)).unwrap_err().to_string(), "doorbell: a source has none");
+}
+
+#[test]
 fn firecracker_is_matched_by_ascending_offset() {
     let message = json!([
         {"base_host_virt_addr": 0x5000_0000, "size": 0x4000, "offset": 0x4000, "page_size": 4096, "page_size_kib": 4096},

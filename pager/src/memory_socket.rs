@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::attached::{AttachedFile, AttachedMemory, AttachedRegion};
 use crate::descriptors;
+use crate::doorbell::Doorbell;
 use crate::memory_message::{Expected, Handover, LONGEST, MOST_DESCRIPTORS, Refusal, complete, fit};
 use crate::pager::Pager;
 use crate::teller::Teller;
@@ -87,7 +88,7 @@ pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_wit
                 }
                 Err(refusal) => {
                     pager.refused(refusal.to_string());
-                    if let Ok(teller) = teller(&stream) {
+                    if let Ok(teller) = teller(&stream, None) {
                         let _ = teller.refused(&refusal.field, &refusal.message);
                     }
                 }
@@ -144,15 +145,28 @@ async fn attach(stream: &UnixStream, message: Result<Message, Refusal>, pager: &
     let handover = fit(&message.value, message.descriptors.len(), &expected)?;
     let peer = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
     let peer = peer.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+    let doorbell = handover.doorbell.map(|index| {
+        let fd = take(&message.descriptors, "doorbell", index)?;
+        Doorbell::adopt(fd).map_err(|why| Refusal::new("doorbell", why))
+    });
+    let doorbell = doorbell.transpose()?;
     let teller = match handover.silent {
         true => None,
-        false => Some(teller(stream).map_err(|e| Refusal::new("message", format!("cannot be answered: {e}")))?),
+        false => {
+            Some(teller(stream, doorbell).map_err(|e| Refusal::new("message", format!("cannot be answered: {e}")))?)
+        }
     };
     let memory = gather(handover, &message.descriptors, &expected, peer)?;
     pager.attach(memory, teller).await.map_err(|why| match why.split_once(": ") {
         Some((field @ ("uffd" | "regions"), rest)) => Refusal::new(field, rest),
         _ => Refusal::new("message", why),
     })
+}
+
+/// Another descriptor of what the field names.
+fn take(descriptors: &[OwnedFd], field: &str, index: usize) -> Result<OwnedFd, Refusal> {
+    let fd = descriptors.get(index).ok_or_else(|| Refusal::new(field, "names a missing descriptor"))?;
+    fd.try_clone().map_err(|e| Refusal::new(field, format!("cannot be kept: {e}")))
 }
 
 /// The parts where the message says they are. A descriptor may hold several regions.
@@ -162,20 +176,16 @@ fn gather(
     expected: &Expected,
     peer: u32,
 ) -> Result<AttachedMemory, Refusal> {
-    let take = |field: String, index: usize| {
-        let fd = descriptors.get(index).ok_or_else(|| Refusal::new(field.as_str(), "names a missing descriptor"))?;
-        fd.try_clone().map_err(|e| Refusal::new(field.as_str(), format!("cannot be kept: {e}")))
-    };
     let mut indices: Vec<usize> = handover.regions.iter().filter_map(|place| place.uffd).collect();
     indices.sort_unstable();
     indices.dedup();
-    let uffds = indices.iter().map(|index| take("uffd".into(), *index)).collect::<Result<_, _>>()?;
+    let uffds = indices.iter().map(|index| take(descriptors, "uffd", *index)).collect::<Result<_, _>>()?;
     let mut regions = Vec::new();
     for ((place, region), number) in handover.regions.iter().zip(expected.layout.regions()).zip(0..) {
         let mut file = None;
         if let Some((index, offset)) = place.file {
             let field = format!("regions[{number}].fd");
-            let fd = take(field.clone(), index)?;
+            let fd = take(descriptors, &field, index)?;
             let size = size_of(&fd).map_err(|e| Refusal::new(field.as_str(), e.to_string()))?;
             if offset.checked_add(region.size).is_none_or(|end| end > size) {
                 let message = format!("has {size:#x} bytes: too short for {:#x} from {offset:#x}", region.size);
@@ -198,9 +208,9 @@ fn size_of(fd: &OwnedFd) -> io::Result<u64> {
     }
 }
 
-fn teller(stream: &UnixStream) -> io::Result<Teller> {
+fn teller(stream: &UnixStream, doorbell: Option<Doorbell>) -> io::Result<Teller> {
     let own = stream.as_fd().try_clone_to_owned()?;
-    Ok(Teller::new(own.into()))
+    Ok(Teller::new(own.into(), doorbell))
 }
 
 /// Reads and drops whatever still comes, until the end of the connection. It wakes for nothing else: when a frame to the VMM

@@ -1,7 +1,7 @@
 //! What a fault, an arrived run, a REMOVE and a known error do: synchronous, no network. One thread owns it.
 //!
-//! A page that is resolved as poison is reported first (frame to the VMM, numbered event), then marked, which wakes
-//! the vCPU. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
+//! A page that is resolved as poison is reported first (frame to the VMM), then marked, which wakes the vCPU; then whoever
+//! else is to know of it is woken. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -321,9 +321,10 @@ impl Resolver {
         stop
     }
 
-    /// The daemon is told behind the vCPU, which does not wait for it.
+    /// Behind the vCPU: the VMM is woken for what it was told, and the daemon is told.
     fn note(&self, reported: Option<MemoryErrorEvent>) {
         if let Some(event) = reported {
+            self.teller.iter().for_each(Teller::ring);
             self.events.note(pager_event::Event::MemoryError(event));
         }
     }

@@ -1,4 +1,7 @@
 //! Frames from the pager to the VMM on its memory socket: 4 bytes of length, big-endian, then JSON.
+//!
+//! A VMM that waits on its doorbell, not on the socket, has a memory error in the socket before the vCPU is woken, as any VMM
+//! has, but is itself woken behind the vCPU: to wake a sleeping thread takes longer than all else that a poisoned page needs.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -7,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::doorbell::Doorbell;
 use crate::proto::{MemoryErrorEvent, Severity};
 
 /// A VMM that does not read for so long is taken as not told. A vCPU waits meanwhile.
@@ -28,12 +32,13 @@ enum Frame<'a> {
 #[derive(Debug)]
 pub struct Teller {
     socket: UnixStream,
+    doorbell: Option<Doorbell>,
 }
 
 impl Teller {
     /// The socket must be non-blocking.
-    pub fn new(socket: UnixStream) -> Self {
-        Self { socket }
+    pub fn new(socket: UnixStream, doorbell: Option<Doorbell>) -> Self {
+        Self { socket, doorbell }
     }
 
     /// The memory is accepted.
@@ -69,6 +74,11 @@ impl Teller {
             origin: &origin,
             hop: error.hop,
         })
+    }
+
+    /// Memory errors were sent, and their vCPUs woken.
+    pub fn ring(&self) {
+        self.doorbell.iter().for_each(Doorbell::ring);
     }
 
     /// Writes a whole frame or breaks the connection: half a frame would make nonsense of the next.

@@ -6,7 +6,7 @@
 mod rig;
 
 use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -56,7 +56,12 @@ async fn bad_vmms_are_told_why_and_harm_nobody() {
     let good = json!({"version": 1, "vm": "web-1", "role": "destination", "pid": std::process::id(), "uffd": 0, "regions": [
         {"gpa": 0, "base_host_virt_addr": 0x10_0000, "size": 4 * PAGE, "page_size": PAGE, "backing": "memfd", "fd": 1, "offset": 0}]});
     let bytes = good.to_string().into_bytes();
-    let (u, f, s) = (uffd.as_raw_fd(), file.as_raw_fd(), short.as_raw_fd());
+    // SAFETY: takes numbers; a new descriptor that nobody else owns.
+    let blocking = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+    let (u, f, s, e) = (uffd.as_raw_fd(), file.as_raw_fd(), short.as_raw_fd(), blocking.as_raw_fd());
+    let mut with_doorbell = good.clone();
+    with_doorbell["doorbell"] = json!(2);
+    let with_doorbell = with_doorbell.to_string().into_bytes();
     let before = open_descriptors();
     let cases: Vec<(&str, Vec<u8>, Vec<i32>)> = vec![
         ("message", b"nonsense".to_vec(), vec![u]),
@@ -69,6 +74,9 @@ async fn bad_vmms_are_told_why_and_harm_nobody() {
         ("regions[0].fd", bytes.clone(), vec![u]),
         ("regions[0].fd", bytes.clone(), vec![u, s]),
         ("regions[0].fd", bytes.clone(), vec![u, u]),
+        ("doorbell", with_doorbell.clone(), vec![u, f]),
+        ("doorbell", with_doorbell.clone(), vec![u, f, s]),
+        ("doorbell", with_doorbell, vec![u, f, e]),
         ("descriptors", bytes.clone(), vec![u, f, f]),
         ("descriptors", bytes.clone(), vec![f; 65]),
         ("regions", b"[]".to_vec(), vec![u]),

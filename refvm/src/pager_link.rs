@@ -1,4 +1,7 @@
 //! The connection to the pager: hands over guest memory, then brings memory errors.
+//!
+//! A destination waits on a doorbell, which the pager rings when the vCPU of an error is awake: on the socket it would be
+//! woken before the vCPU, which would wait for that.
 
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,6 +12,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::memory::GuestMemory;
@@ -66,7 +70,8 @@ impl PagerLink {
     ) -> Result<Self, AttachError> {
         let failed = |source| AttachError::Socket { socket: socket.into(), source };
         let stream = UnixStream::connect(socket).map_err(failed)?;
-        let (message, descriptors) = hand_over(vm, memory, uffds);
+        let doorbell = (!uffds.is_empty()).then(|| EventFd::new(EFD_NONBLOCK)).transpose().map_err(failed)?;
+        let (message, descriptors) = hand_over(vm, memory, uffds, doorbell.as_ref());
         let text = message.to_string();
         let sent = stream.send_with_fds(&[text.as_bytes()], &descriptors);
         let sent = sent.map_err(|error| failed(io::Error::from_raw_os_error(error.errno())))?;
@@ -74,13 +79,15 @@ impl PagerLink {
             return Err(failed(io::Error::new(io::ErrorKind::WriteZero, "the message was cut")));
         }
         stream.set_read_timeout(Some(ATTACH_TIMEOUT)).map_err(failed)?;
-        let mut frames = Frames { stream: stream.try_clone().map_err(failed)?, decoder: Decoder::new(MEMORY_LIMIT) };
+        let decoder = Decoder::new(MEMORY_LIMIT);
+        let mut frames = Frames { stream: stream.try_clone().map_err(failed)?, doorbell: None, decoder };
         match frames.next().map_err(|error| error.into_attach(socket))? {
             FromPager::Attached => {}
             FromPager::Refused(field, message) => return Err(AttachError::Refused { field, message }),
             other => return Err(AttachError::Unreadable(format!("{other:?} before attached"))),
         }
         stream.set_read_timeout(None).map_err(failed)?;
+        frames.doorbell = doorbell;
         let alive = Arc::new(AtomicBool::new(true));
         let seen = Arc::clone(&alive);
         let reader = std::thread::Builder::new().name("pager-link".into());
@@ -101,7 +108,12 @@ impl Drop for PagerLink {
     }
 }
 
-fn hand_over(vm: &str, memory: &GuestMemory, uffds: &[Arc<Userfaultfd>]) -> (Value, Vec<RawFd>) {
+fn hand_over(
+    vm: &str,
+    memory: &GuestMemory,
+    uffds: &[Arc<Userfaultfd>],
+    doorbell: Option<&EventFd>,
+) -> (Value, Vec<RawFd>) {
     let mut descriptors: Vec<RawFd> = uffds.iter().map(|uffd| uffd.as_raw_fd()).collect();
     let mut regions = Vec::new();
     for (number, region) in memory.regions().iter().enumerate() {
@@ -127,6 +139,10 @@ fn hand_over(vm: &str, memory: &GuestMemory, uffds: &[Arc<Userfaultfd>]) -> (Val
     if !uffds.is_empty() && memory.is_to_be_collapsed() {
         message["collapse"] = true.into();
     }
+    if let Some(doorbell) = doorbell {
+        message["doorbell"] = descriptors.len().into();
+        descriptors.push(doorbell.as_raw_fd());
+    }
     (message, descriptors)
 }
 
@@ -150,6 +166,8 @@ fn listen(mut frames: Frames, events: &Sender<Event>, alive: &AtomicBool) {
 /// Reads frames of the memory socket.
 struct Frames {
     stream: UnixStream,
+    /// Rung for frames; none: the socket itself is waited on.
+    doorbell: Option<EventFd>,
     decoder: Decoder,
 }
 
@@ -184,10 +202,88 @@ impl Frames {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| ReadError::Unreadable(error.to_string()))? {
                 return FromPager::parse(&frame).map_err(|error| ReadError::Unreadable(error.to_string()));
             }
-            match self.stream.read(&mut buffer)? {
+            match self.receive(&mut buffer)? {
                 0 => return Err(ReadError::Closed),
                 count => self.decoder.push(&buffer[..count]),
             }
         }
+    }
+
+    /// Waits for bytes; 0 at the end of the connection.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(doorbell) = &self.doorbell else { return self.stream.read(buffer) };
+        loop {
+            let (into, room) = (buffer.as_mut_ptr().cast(), buffer.len());
+            // SAFETY: the kernel writes at most as many bytes as said.
+            let count = unsafe { libc::recv(self.stream.as_raw_fd(), into, room, libc::MSG_DONTWAIT) };
+            let error = match usize::try_from(count) {
+                Ok(count) => return Ok(count),
+                Err(_) => io::Error::last_os_error(),
+            };
+            match error.kind() {
+                io::ErrorKind::WouldBlock => until_rung(doorbell, &self.stream)?,
+                io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+/// Until the doorbell is rung, or the connection ends: a pager that dies may have sent a frame and not rung.
+fn until_rung(doorbell: &EventFd, stream: &UnixStream) -> io::Result<()> {
+    let wait = |fd: RawFd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut both = [wait(doorbell.as_raw_fd(), libc::POLLIN), wait(stream.as_raw_fd(), libc::POLLRDHUP)];
+    // SAFETY: two pollfds.
+    if unsafe { libc::poll(both.as_mut_ptr(), 2, -1) } < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
+    }
+    match doorbell.read() {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::machine::Block;
+    use crate::protocol::frame::encode;
+
+    fn error(gpa: u64) -> Vec<u8> {
+        let frame = json!({"type": "memory_error", "gpa": gpa, "hva": 0, "lsb": 12, "severity": "AO", "thread": 0,
+                           "origin": "read", "hop": 0});
+        encode(&frame, MEMORY_LIMIT).unwrap()
+    }
+
+    fn next(frames: &mut Frames) -> Block {
+        match frames.next() {
+            Ok(FromPager::MemoryError { block, action_required: false }) => block,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn frames_come_when_the_doorbell_rings_and_at_the_end_without() {
+        let (stream, mut pager) = UnixStream::pair().unwrap();
+        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+        let ours = Some(doorbell.try_clone().unwrap());
+        let mut frames = Frames { stream, doorbell: ours, decoder: Decoder::new(MEMORY_LIMIT) };
+        let reader = std::thread::spawn(move || {
+            let blocks = [(); 4].map(|()| next(&mut frames));
+            (blocks, matches!(frames.next(), Err(ReadError::Closed)))
+        });
+        // Two for one ring; one that is rung for too late, or twice; one that is not rung for.
+        pager.write_all(&[error(0x1000), error(0x2000)].concat()).unwrap();
+        doorbell.write(1).unwrap();
+        doorbell.write(1).unwrap();
+        pager.write_all(&error(0x3000)).unwrap();
+        doorbell.write(1).unwrap();
+        pager.write_all(&error(0x4000)).unwrap();
+        drop(pager);
+        let (blocks, closed) = reader.join().unwrap();
+        assert_eq!((blocks, closed), ([0x1000, 0x2000, 0x3000, 0x4000].map(Block::page), true));
     }
 }

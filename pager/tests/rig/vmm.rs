@@ -4,13 +4,14 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vmferry_pager::descriptors;
 use vmferry_pager::destination::needed_features;
+use vmferry_pager::doorbell::Doorbell;
 use vmferry_pager::region_map::{Backing, Hva, Layout};
 use vmferry_pager::userfaultfd::{Userfaultfd, memfd};
 
@@ -20,7 +21,8 @@ pub struct Vmm {
     base: u64,
     pages: u64,
     backing: Backing,
-    told: Arc<Mutex<Vec<Value>>>,
+    told: Mutex<Vec<Value>>,
+    doorbell: Doorbell,
     _uffd: Userfaultfd,
     _memfd: Option<OwnedFd>,
     socket: UnixStream,
@@ -43,7 +45,7 @@ fn read_byte(at: u64) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-fn frame(socket: &mut UnixStream) -> io::Result<Value> {
+fn frame(mut socket: &UnixStream) -> io::Result<Value> {
     let mut length = [0; 4];
     socket.read_exact(&mut length)?;
     let mut body = vec![0; u32::from_be_bytes(length) as usize];
@@ -70,30 +72,25 @@ impl Vmm {
         uffd.enable(features).unwrap();
         uffd.register(Hva(base), size).unwrap();
         let mut region = json!({"gpa": 0, "base_host_virt_addr": base, "size": size, "page_size": PAGE});
-        let mut fds = vec![uffd.as_raw_fd()];
+        let doorbell = Doorbell::new().unwrap();
+        let mut fds = vec![uffd.as_raw_fd(), doorbell.as_raw_fd()];
         match &file {
             Some(file) => {
                 fds.push(file.as_raw_fd());
                 region["backing"] = json!("memfd");
-                region["fd"] = json!(1);
+                region["fd"] = json!(2);
                 region["offset"] = json!(0);
             }
             None => region["backing"] = json!("anonymous"),
         }
         let pid = std::process::id();
-        let message =
-            json!({"version": 1, "vm": "web-1", "role": "destination", "pid": pid, "uffd": 0, "regions": [region]});
-        let mut socket = UnixStream::connect(socket).unwrap();
+        let message = json!({"version": 1, "vm": "web-1", "role": "destination", "pid": pid, "uffd": 0, "doorbell": 1,
+                             "regions": [region]});
+        let socket = UnixStream::connect(socket).unwrap();
         descriptors::send(&socket, message.to_string().as_bytes(), &fds).unwrap();
-        assert_eq!(frame(&mut socket).unwrap(), json!({"type": "attached", "version": 1}));
-        let told: Arc<Mutex<Vec<Value>>> = Arc::default();
-        let (into, mut from) = (told.clone(), socket.try_clone().unwrap());
-        std::thread::spawn(move || {
-            while let Ok(value) = frame(&mut from) {
-                into.lock().unwrap().push(value);
-            }
-        });
-        Self { base, pages, backing, told, _uffd: uffd, _memfd: file, socket }
+        assert_eq!(frame(&socket).unwrap(), json!({"type": "attached", "version": 1}));
+        socket.set_nonblocking(true).unwrap();
+        Self { base, pages, backing, told: Mutex::default(), doorbell, _uffd: uffd, _memfd: file, socket }
     }
 
     pub fn pid(&self) -> u32 {
@@ -144,8 +141,25 @@ impl Vmm {
 
     /// All memory errors told so far, once there are `count`.
     pub async fn told(&self, count: usize) -> Vec<Value> {
-        eventually("memory errors are told", async || self.told.lock().unwrap().len() >= count).await;
-        self.told.lock().unwrap().clone()
+        eventually("memory errors are told", async || self.told_by_now().len() >= count).await;
+        self.told_by_now()
+    }
+
+    /// All memory errors that are in the socket by now, or were. A frame is sent whole.
+    pub fn told_by_now(&self) -> Vec<Value> {
+        let mut told = self.told.lock().unwrap();
+        told.extend(std::iter::from_fn(|| frame(&self.socket).ok()));
+        told.clone()
+    }
+
+    /// Waits until the doorbell is rung, once or more often.
+    pub async fn rung(&self) {
+        eventually("the doorbell is rung", async || {
+            let mut rings = [0; 8];
+            // SAFETY: the eight bytes that an eventfd fills.
+            unsafe { libc::read(self.doorbell.as_raw_fd(), rings.as_mut_ptr().cast(), 8) == 8 }
+        })
+        .await;
     }
 }
 

@@ -213,7 +213,7 @@ fn a_reset_gives_everything_back_and_the_next_prepare_works() {
         });
         vmm.done(json!({"type": "prepare", "regions": regions, "vcpus": 1, "uffd_features": [], "socket": socket}));
         let (stream, message, fds) = pager.join().unwrap();
-        assert_eq!((fds.len(), &message["regions"][0]["fd"]), (2, &json!(1)));
+        assert_eq!((fds.len(), &message["regions"][0]["fd"], &message["doorbell"]), (3, &json!(1), &json!(2)));
         vmm.done(json!({"type": "reset"}));
         assert_eq!(std::io::Read::read(&mut &stream, &mut [0; 1]).unwrap(), 0, "the memory connection has ended");
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", vmm.child.id())).unwrap();

@@ -214,6 +214,7 @@ pub fn serve_pages(listener: UnixListener, source_pid: u32, source_regions: Valu
                         "severity": "AR", "thread": 1, "origin": "read", "hop": 0}),
                     );
                     install(&fds[0], 0xC020_AA08, [fault, 4096, 0, 0, 0]);
+                    ring(&fds[number(&message, "doorbell") as usize]);
                 }
             }
         }
@@ -245,6 +246,11 @@ fn read_page(pid: u32, at: u64) -> Option<[u8; 4096]> {
     let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 4096 };
     // SAFETY: the local vector is `page`; the remote one is only an address.
     (unsafe { libc::process_vm_readv(pid as i32, &local, 1, &remote, 1, 0) } == 4096).then_some(page)
+}
+
+fn ring(doorbell: &OwnedFd) {
+    // SAFETY: the eight bytes that an eventfd wants.
+    assert_eq!(unsafe { libc::write(doorbell.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) }, 8);
 }
 
 /// UFFDIO_COPY or UFFDIO_POISON; a page that another fault installed already is fine.
