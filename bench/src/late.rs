@@ -29,16 +29,16 @@ pub struct Lateness {
     over_1_ms: u64,
 }
 
-/// Sleeps on every CPU for `seconds`, again and again.
+/// Sleeps on every CPU that this process may use for `seconds`, again and again.
 ///
 /// # Errors
 /// No thread can be started.
 pub fn measure(seconds: u64) -> io::Result<Lateness> {
-    let cpus = thread::available_parallelism()?.get();
     let length = Duration::from_secs(seconds);
-    let start = |cpu: usize| thread::Builder::new().spawn(move || on_cpu(cpu, length));
-    let threads: Vec<_> = (0..cpus).map(start).collect::<io::Result<_>>()?;
-    let mut all = Lateness { seconds: length.as_secs_f64(), cpus, real_time: true, ..Lateness::default() };
+    let start = |cpu: CpuList| thread::Builder::new().spawn(move || on_cpu(&cpu, length));
+    let threads: Vec<_> = CpuList::each_allowed().into_iter().map(start).collect::<io::Result<_>>()?;
+    let (seconds, cpus) = (length.as_secs_f64(), threads.len());
+    let mut all = Lateness { seconds, cpus, real_time: true, ..Lateness::default() };
     for thread in threads {
         let (late, real_time) = thread.join().map_err(|_| io::Error::other("a thread panicked"))?;
         all.add(&late, real_time);
@@ -55,10 +55,8 @@ impl Lateness {
     }
 }
 
-fn on_cpu(cpu: usize, length: Duration) -> (Vec<Duration>, bool) {
-    if let Ok(list) = cpu.to_string().parse::<CpuList>() {
-        list.pin();
-    }
+fn on_cpu(cpu: &CpuList, length: Duration) -> (Vec<Duration>, bool) {
+    cpu.pin();
     let urgent = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: a whole sched_param; 0 is the calling thread.
     let real_time = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const urgent) } == 0;

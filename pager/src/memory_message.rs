@@ -55,6 +55,13 @@ pub struct Handover {
     pub doorbell: Option<usize>,
 }
 
+impl Handover {
+    fn names(&self, index: usize) -> bool {
+        let of_region = |r: &RegionPlace| r.uffd == Some(index) || r.file.is_some_and(|(file, _)| file == index);
+        self.doorbell == Some(index) || self.regions.iter().any(of_region)
+    }
+}
+
 /// Where a region is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionPlace {
@@ -96,30 +103,18 @@ pub fn fit(message: &Value, descriptors: usize, expected: &Expected) -> Result<H
         return Err(Refusal::new("descriptors", format!("{descriptors} are more than {MOST_DESCRIPTORS}")));
     }
     let handover = match message {
-        Value::Array(regions) => firecracker(regions, expected)?,
-        Value::Object(object) => full(object, expected)?,
+        Value::Array(regions) => firecracker(regions, descriptors, expected)?,
+        Value::Object(object) => full(object, descriptors, expected)?,
         _ => return Err(Refusal::new("message", "is neither an object nor an array")),
     };
-    let uffds = handover.regions.iter().filter_map(|r| Some(("uffd".to_owned(), r.uffd?)));
-    let files = handover.regions.iter().zip(0..).filter_map(|(r, i)| Some((format!("regions[{i}].fd"), r.file?.0)));
-    let doorbell = handover.doorbell.map(|index| ("doorbell".to_owned(), index));
-    let mut unnamed: Vec<bool> = vec![true; descriptors];
-    for (field, index) in uffds.chain(files).chain(doorbell) {
-        match unnamed.get_mut(index) {
-            Some(slot) => *slot = false,
-            None => {
-                return Err(Refusal::new(field, format!("descriptor {index} is missing: {descriptors} were sent")));
-            }
-        }
+    match (0..descriptors).find(|index| !handover.names(*index)) {
+        Some(index) => Err(Refusal::new("descriptors", format!("no field names descriptor {index}"))),
+        None => Ok(handover),
     }
-    if let Some(index) = unnamed.iter().position(|unnamed| *unnamed) {
-        return Err(Refusal::new("descriptors", format!("no field names descriptor {index}")));
-    }
-    Ok(handover)
 }
 
-fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Refusal> {
-    let top = Fields { object, prefix: String::new() };
+fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) -> Result<Handover, Refusal> {
+    let top = Fields { object, prefix: String::new(), descriptors };
     let version = top.number("version")?;
     if version != VERSION {
         return Err(Refusal::new("version", format!("{version} is not {VERSION}")));
@@ -144,7 +139,7 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
     count_fits(regions.len(), expected)?;
     let mut places = Vec::new();
     for (index, (value, region)) in regions.iter().zip(expected.layout.regions()).enumerate() {
-        let fields = Fields::of(value, format!("regions[{index}]"))?;
+        let fields = Fields::of(value, format!("regions[{index}]"), descriptors)?;
         fields.number_is("gpa", region.gpa.0)?;
         fields.number_is("size", region.size)?;
         fields.number_is("page_size", region.page_size)?;
@@ -179,14 +174,15 @@ fn full(object: &Map<String, Value>, expected: &Expected) -> Result<Handover, Re
 }
 
 /// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
-fn firecracker(regions: &[Value], expected: &Expected) -> Result<Handover, Refusal> {
+fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Result<Handover, Refusal> {
     if !expected.destination {
         return Err(Refusal::new("role", "a bare array is a destination, not a source"));
     }
+    is_sent("uffd".into(), 0, descriptors)?;
     count_fits(regions.len(), expected)?;
     let mut found = Vec::new();
     for (index, value) in regions.iter().enumerate() {
-        let fields = Fields::of(value, format!("[{index}]"))?;
+        let fields = Fields::of(value, format!("[{index}]"), descriptors)?;
         found.push((fields.number("offset")?, fields));
     }
     found.sort_by_key(|(offset, _)| *offset);
@@ -204,6 +200,13 @@ fn firecracker(regions: &[Value], expected: &Expected) -> Result<Handover, Refus
     }
     apart(&places, &expected.layout)?;
     Ok(Handover { pid: None, regions: places, silent: true, collapse: false, doorbell: None })
+}
+
+fn is_sent(field: String, index: usize, descriptors: usize) -> Result<(), Refusal> {
+    match index < descriptors {
+        true => Ok(()),
+        false => Err(Refusal::new(field, format!("descriptor {index} is missing: {descriptors} were sent"))),
+    }
 }
 
 fn count_fits(count: usize, expected: &Expected) -> Result<(), Refusal> {
@@ -231,12 +234,14 @@ fn apart(places: &[RegionPlace], layout: &Layout) -> Result<(), Refusal> {
 struct Fields<'a> {
     object: &'a Map<String, Value>,
     prefix: String,
+    /// How many came with the message.
+    descriptors: usize,
 }
 
 impl<'a> Fields<'a> {
-    fn of(value: &'a Value, prefix: String) -> Result<Self, Refusal> {
+    fn of(value: &'a Value, prefix: String, descriptors: usize) -> Result<Self, Refusal> {
         match value {
-            Value::Object(object) => Ok(Self { object, prefix }),
+            Value::Object(object) => Ok(Self { object, prefix, descriptors }),
             _ => Err(Refusal::new(prefix, "is not an object")),
         }
     }
@@ -256,7 +261,9 @@ impl<'a> Fields<'a> {
 
     fn index(&self, field: &str) -> Result<usize, Refusal> {
         let number = self.number(field)?;
-        usize::try_from(number).map_err(|_| Refusal::new(self.name(field), format!("{number} is no descriptor")))
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        is_sent(self.name(field), index, self.descriptors)?;
+        Ok(index)
     }
 
     /// A descriptor that only a destination has, where it is there.

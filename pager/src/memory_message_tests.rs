@@ -34,7 +34,8 @@ fn a_region_may_have_a_userfaultfd_of_its_own() {
     let mut message = good();
     message["regions"][1]["uffd"] = json!(2);
     assert_eq!(uffds(&message, 3), Ok(vec![Some(0), Some(2)]));
-    assert_eq!(uffds(&message, 2).unwrap_err().field, "uffd");
+    let missing = uffds(&message, 2).unwrap_err().to_string();
+    assert_eq!(missing, "regions[1].uffd: descriptor 2 is missing: 2 were sent");
     message.as_object_mut().unwrap().remove("uffd");
     assert_eq!(
         uffds(&message, 3).unwrap_err().to_string(),

@@ -59,6 +59,21 @@ impl Tuning {
 pub struct CpuList(Vec<usize>);
 
 impl CpuList {
+    /// Each CPU that the calling thread may run on, alone (sched_getaffinity(2)); none where that cannot be told.
+    pub fn each_allowed() -> Vec<Self> {
+        // SAFETY: a zeroed set is an empty one.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel fills a set of the size that is said; 0 is the calling thread.
+        if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
+            return Vec::new();
+        }
+        // SAFETY: numbers below CPU_SETSIZE.
+        (0..libc::CPU_SETSIZE as usize)
+            .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
+            .map(|cpu| Self(vec![cpu]))
+            .collect()
+    }
+
     /// The calling thread runs there from now on; where it may not it stays where it is.
     pub fn pin(&self) {
         if self.0.is_empty() {
@@ -111,6 +126,19 @@ mod tests {
         {
             assert!(list(text).unwrap_err().contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn only_cpus_that_are_allowed_are_named() {
+        let all = CpuList::each_allowed();
+        assert_eq!(all.len(), std::thread::available_parallelism().unwrap().get());
+        let last = all.last().unwrap().clone();
+        let there = std::thread::spawn(move || {
+            last.pin();
+            (CpuList::each_allowed(), last)
+        });
+        let (allowed, last) = there.join().unwrap();
+        assert_eq!(allowed, [last]);
     }
 
     #[test]
