@@ -45,6 +45,8 @@ use crate::userfaultfd::{Event, Stop, Userfaultfd, process_started};
 
 /// Before a frame that could not be installed is tried again, where no event makes room for it.
 const STOPPED_PAUSE: Duration = Duration::from_millis(1);
+/// An answer is sure to come, a fault is not: it is worth so many times as long a spin.
+const ANSWER: u32 = 3;
 /// How often unanswered requests are looked for.
 const DEADLINE_CHECK: Duration = Duration::from_millis(50);
 
@@ -62,7 +64,10 @@ pub struct FaultLoop {
     urgent: Option<Inflow>,
     bulk: Bulk,
     tuning: Tuning,
-    spin: Spin,
+    /// For what has been asked for.
+    for_answer: Spin,
+    /// For a fault, while nothing has been asked for.
+    for_fault: Spin,
     /// There are bulk lanes.
     in_push: bool,
     /// Nobody puts this thread aside.
@@ -103,7 +108,8 @@ impl FaultLoop {
             source: None,
             urgent: None,
             bulk,
-            spin: Spin::new(tuning.spin),
+            for_answer: Spin::new(tuning.spin * ANSWER),
+            for_fault: Spin::new(tuning.spin),
             tuning,
             in_push: false,
             first: false,
@@ -151,13 +157,21 @@ impl FaultLoop {
             self.look_at_clock();
             self.events.tell();
             if busy {
-                self.spin.found();
-            } else if !self.first && self.spin.again(Instant::now()) {
+                self.for_answer.found();
+                self.for_fault.found();
+            } else if self.looks_again() {
                 priority::give_way();
             } else {
                 self.sleep();
             }
         }
+    }
+
+    /// Whether to spin, where nothing was there.
+    fn looks_again(&mut self) -> bool {
+        let asked = self.urgent.is_some() && self.resolver.waiting().next().is_some();
+        let spin = if asked { &mut self.for_answer } else { &mut self.for_fault };
+        !self.first && spin.again(Instant::now())
     }
 
     /// Before all others while there is a push to take, and only then.

@@ -41,7 +41,8 @@ pub struct Arguments {
     /// Where the threads run that read a source's memory.
     #[arg(long, value_name = "CPUS", default_value = "")]
     lane_cpus: CpuList,
-    /// How long a thread of a fault looks for more before it sleeps, in microseconds; 0: it sleeps at once.
+    /// How long the thread that resolves faults looks for the next before it sleeps, in microseconds; three times as long
+    /// for an answer. 0: it sleeps at once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
     spin_us: u64,
     /// Whether the thread that resolves faults is real-time while there is a push (needs CAP_SYS_NICE).

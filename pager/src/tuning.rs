@@ -10,7 +10,7 @@ use crate::priority;
 /// How a pager is tuned.
 #[derive(Debug, Clone, Default)]
 pub struct Tuning {
-    /// How long a thread of a fault looks for more before it sleeps.
+    /// How long the thread that resolves faults looks for the next before it sleeps; longer for an answer.
     pub spin: Duration,
     /// Of the thread that resolves faults on a destination.
     pub page_path_cpus: CpuList,

@@ -48,7 +48,7 @@ class Pager:
     lane_cpus: str
     """CPU list of the push lanes' threads; "": any."""
     spin_us: int
-    """How long a thread of the page path looks for its next event before it sleeps, microseconds; 0: not at all."""
+    """How long the page path looks for its next fault before it sleeps, microseconds; 0: not at all."""
     real_time: bool
     """Whether the thread that resolves faults is real-time while there is a push: it runs as soon as it wakes."""
     congestion_control: str
