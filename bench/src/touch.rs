@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_refvm::guest::content;
 use vmferry_refvm::layout::{Backing, split};
 use vmferry_refvm::memory::GuestMemory;
-use vmferry_refvm::pager_link::PagerLink;
+use vmferry_refvm::pager_link::{PagerLink, Poisoned};
 use vmferry_refvm::userfaultfd::{MODE_MISSING, Userfaultfd, feature_bit};
 
 /// Bytes of a page.
@@ -84,7 +84,7 @@ pub fn hold(socket: &str, vm: &str, memory_mib: u64, backing: Backing) -> Result
         let words = unsafe { &mut *((region.hva + page * PAGE) as *mut [u64; content::WORDS]) };
         content::fill(SEED, page, 0, words);
     }
-    let (events, _inbox) = channel();
+    let (events, _inbox) = channel::<Poisoned>();
     let _link = PagerLink::attach(socket, vm, &memory, &[], events)?;
     say("attached")?;
     io::copy(&mut io::stdin(), &mut io::sink())?;
@@ -110,7 +110,7 @@ pub fn serve(
         .try_fold(0, |a, b| b.map(|b| a | b))?;
     let uffd = Arc::new(Userfaultfd::new(bits)?);
     uffd.register(region.hva, region.spec.size, MODE_MISSING)?;
-    let (events, _inbox) = channel();
+    let (events, _inbox) = channel::<Poisoned>();
     let _link = PagerLink::attach(socket, vm, &memory, std::slice::from_ref(&uffd), events)?;
     say("attached")?;
     for line in io::stdin().lock().lines() {

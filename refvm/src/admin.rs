@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use crate::machine::MappedRegion;
 use crate::report_reader;
-use crate::vmm::Event;
 
 /// A command for the control loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +51,7 @@ enum Line {
 }
 
 /// Serves connections for ever, each in a thread: a report may have to wait for a page.
-pub fn run(listener: &UnixListener, events: &Sender<Event>) {
+pub fn run<E: From<AdminEvent> + Send + 'static>(listener: &UnixListener, events: &Sender<E>) {
     for stream in listener.incoming() {
         let events = events.clone();
         let serve = move |stream: UnixStream| {
@@ -68,7 +67,7 @@ pub fn run(listener: &UnixListener, events: &Sender<Event>) {
     }
 }
 
-fn converse(mut stream: &UnixStream, events: &Sender<Event>) -> io::Result<()> {
+fn converse<E: From<AdminEvent>>(mut stream: &UnixStream, events: &Sender<E>) -> io::Result<()> {
     for line in BufReader::new(stream).lines() {
         let answer = match serde_json::from_str::<Line>(&line?) {
             Err(error) => failed(&format!("not a command: {error}")),
@@ -86,15 +85,15 @@ fn failed(error: &str) -> Value {
     json!({"ok": false, "error": error})
 }
 
-fn ask(events: &Sender<Event>, command: AdminCommand) -> Value {
+fn ask<E: From<AdminEvent>>(events: &Sender<E>, command: AdminCommand) -> Value {
     let (reply, answer) = mpsc::channel();
-    if events.send(Event::Admin(AdminEvent { command, reply })).is_err() {
+    if events.send(AdminEvent { command, reply }.into()).is_err() {
         return failed("the VMM is ending");
     }
     answer.recv().unwrap_or_else(|_| failed("the VMM is ending"))
 }
 
-fn report(events: &Sender<Event>) -> Value {
+fn report<E: From<AdminEvent>>(events: &Sender<E>) -> Value {
     let status = ask(events, AdminCommand::Status);
     let region = &status["regions"][0];
     let (Some(gpa), Some(hva), Some(size)) = (region["gpa"].as_u64(), region["hva"].as_u64(), region["size"].as_u64())

@@ -9,7 +9,6 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::protocol::frame::{self, CONTROL_LIMIT, Decoder};
-use crate::vmm::Event;
 
 /// Time between attempts to connect.
 const RETRY: Duration = Duration::from_millis(200);
@@ -56,7 +55,7 @@ impl ControlLink {
 }
 
 /// Connects for ever; returns when nobody listens to the events any more.
-pub fn run(socket: &PathBuf, events: &Sender<Event>) {
+pub fn run<E: From<ControlEvent>>(socket: &PathBuf, events: &Sender<E>) {
     let mut announced = false;
     for connection in 0.. {
         match UnixStream::connect(socket) {
@@ -78,10 +77,10 @@ pub fn run(socket: &PathBuf, events: &Sender<Event>) {
 }
 
 /// Reads until the connection ends; `None` when nobody listens.
-fn serve(connection: u64, mut stream: &UnixStream, events: &Sender<Event>) -> Option<()> {
+fn serve<E: From<ControlEvent>>(connection: u64, mut stream: &UnixStream, events: &Sender<E>) -> Option<()> {
     let link = stream.try_clone().and_then(|writer| writer.set_write_timeout(Some(SEND_TIMEOUT)).map(|()| writer));
     let Ok(writer) = link else { return Some(()) };
-    let send = |event| events.send(Event::Control(event)).ok();
+    let send = |event: ControlEvent| events.send(event.into()).ok();
     send(ControlEvent::Connected(ControlLink { connection, stream: writer }))?;
     let (mut decoder, mut buffer) = (Decoder::new(CONTROL_LIMIT), vec![0; 64 << 10]);
     loop {

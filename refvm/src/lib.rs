@@ -18,6 +18,7 @@ pub mod machine_thread;
 pub mod memory;
 pub mod memory_errors;
 pub mod operation;
+pub mod options;
 pub mod pager_link;
 pub mod process;
 pub mod protocol;

@@ -1,20 +1,19 @@
 //! The requests that take time, and what they end with. Each runs in a thread that may block and tells the control loop
-//! by [`Event::Done`].
+//! by what they [`Ended`] with.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use serde_json::{Value, json};
 
-use crate::cli::{MemoryOf, Options};
 use crate::layout::RegionSpec;
 use crate::machine::{GuestConfig, GuestMemoryError, MachineError, Workload};
 use crate::machine_thread::{Commanded, MachineThread};
 use crate::memory::{GuestMemory, MemoryError, Transparent};
-use crate::pager_link::{AttachError, PagerLink};
+use crate::options::{MemoryOf, Options};
+use crate::pager_link::{AttachError, PagerLink, Poisoned};
 use crate::protocol::message::{Prepare, Request, encode_state};
 use crate::userfaultfd::{self, Userfaultfd};
-use crate::vmm::Event;
 
 /// A guest and what belongs to it. Dropped in this order: the pager hears first, then vCPUs end, then the userfaultfd is
 /// closed and the memory unmapped.
@@ -103,17 +102,23 @@ impl From<AttachError> for Failure {
     }
 }
 
+/// How a request ended.
+pub type Ended = Box<Result<Done, Failure>>;
+
 /// Runs an operation in a thread of its own.
-pub fn in_thread(events: Sender<Event>, operation: impl FnOnce() -> Result<Done, Failure> + Send + 'static) {
+pub fn in_thread<E: From<Ended> + Send + 'static>(
+    events: Sender<E>,
+    operation: impl FnOnce() -> Result<Done, Failure> + Send + 'static,
+) {
     let ended = events.clone();
-    let body = move || drop(ended.send(Event::Done(Box::new(operation()))));
+    let body = move || drop(ended.send(Box::new(operation()).into()));
     if let Err(error) = std::thread::Builder::new().name("operation".into()).spawn(body) {
-        drop(events.send(Event::Done(Box::new(Err(Failure::failed(&format!("no thread: {error}")))))));
+        drop(events.send(Box::new(Err(Failure::failed(&format!("no thread: {error}")))).into()));
     }
 }
 
 /// Runs a request that is the machine's in its thread.
-pub fn on_machine(machine: &MachineThread, events: Sender<Event>, request: Request) {
+pub fn on_machine<E: From<Ended> + Send + 'static>(machine: &MachineThread, events: Sender<E>, request: Request) {
     machine.command(move |commanded: &mut Commanded| {
         let done = |()| Done::default();
         let result = match request {
@@ -126,7 +131,7 @@ pub fn on_machine(machine: &MachineThread, events: Sender<Event>, request: Reque
             }
             other => Err(MachineError::BadState(format!("{} is not the machine's", other.verb().name()))),
         };
-        drop(events.send(Event::Done(Box::new(result.map_err(Failure::from)))));
+        drop(events.send(Box::new(result.map_err(Failure::from)).into()));
     });
 }
 
@@ -134,7 +139,12 @@ pub fn on_machine(machine: &MachineThread, events: Sender<Event>, request: Reque
 ///
 /// # Errors
 /// [`Failure`] `FAILED`.
-pub fn attach(socket: &str, vm: &str, memory: &GuestMemory, events: Sender<Event>) -> Result<Done, Failure> {
+pub fn attach<E: From<Poisoned> + Send + 'static>(
+    socket: &str,
+    vm: &str,
+    memory: &GuestMemory,
+    events: Sender<E>,
+) -> Result<Done, Failure> {
     let link = PagerLink::attach(socket, vm, memory, &[], events)?;
     Ok(Done { link: Some(link), ..Done::default() })
 }
@@ -143,10 +153,10 @@ pub fn attach(socket: &str, vm: &str, memory: &GuestMemory, events: Sender<Event
 ///
 /// # Errors
 /// [`Failure`]; everything made until then is given back.
-pub fn prepare(
+pub fn prepare<E: From<Poisoned> + Send + 'static>(
     options: &Options,
     asked: Prepare,
-    events: Sender<Event>,
+    events: Sender<E>,
     errors: Sender<GuestMemoryError>,
 ) -> Result<Done, Failure> {
     let features = feature_bits(&asked.uffd_features)?;

@@ -15,14 +15,23 @@ use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::machine::Block;
 use crate::memory::GuestMemory;
 use crate::protocol::frame::{Decoder, MEMORY_LIMIT};
 use crate::protocol::message::{FromPager, VERSION};
 use crate::userfaultfd::Userfaultfd;
-use crate::vmm::Event;
 
 /// A pager that has not accepted the memory by then never will.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pager says that a page is poison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Poisoned {
+    /// The page.
+    pub block: Block,
+    /// A vCPU will stumble over it.
+    pub action_required: bool,
+}
 
 /// Why memory could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -57,16 +66,16 @@ pub struct PagerLink {
 }
 
 impl PagerLink {
-    /// Connects, hands over the memory and waits until it is accepted; memory errors become [`Event::Poisoned`].
+    /// Connects, hands over the memory and waits until it is accepted; memory errors come as [`Poisoned`].
     ///
     /// # Errors
     /// [`AttachError`].
-    pub fn attach(
+    pub fn attach<E: From<Poisoned> + Send + 'static>(
         socket: &str,
         vm: &str,
         memory: &GuestMemory,
         uffds: &[Arc<Userfaultfd>],
-        events: Sender<Event>,
+        events: Sender<E>,
     ) -> Result<Self, AttachError> {
         let failed = |source| AttachError::Socket { socket: socket.into(), source };
         let stream = UnixStream::connect(socket).map_err(failed)?;
@@ -146,11 +155,11 @@ fn hand_over(
     (message, descriptors)
 }
 
-fn listen(mut frames: Frames, events: &Sender<Event>, alive: &AtomicBool) {
+fn listen<E: From<Poisoned>>(mut frames: Frames, events: &Sender<E>, alive: &AtomicBool) {
     let reason = loop {
         match frames.next() {
             Ok(FromPager::MemoryError { block, action_required }) => {
-                if events.send(Event::Poisoned { block, action_required }).is_err() {
+                if events.send(Poisoned { block, action_required }.into()).is_err() {
                     break "the VMM ends".to_string();
                 }
             }
@@ -249,7 +258,6 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::machine::Block;
     use crate::protocol::frame::encode;
 
     fn error(gpa: u64) -> Vec<u8> {

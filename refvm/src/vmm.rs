@@ -16,7 +16,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::admin::{AdminCommand, AdminEvent};
-use crate::cli::{Options, TestFaults};
 use crate::control::{ControlEvent, ControlLink};
 use crate::inject;
 use crate::layout::Backing;
@@ -24,7 +23,9 @@ use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine
 use crate::machine_thread::{Commanded, MachineThread};
 use crate::memory::{GuestMemory, Region};
 use crate::memory_errors::Untold;
-use crate::operation::{self, Done, Failure, Guest};
+use crate::operation::{self, Done, Ended, Failure, Guest};
+use crate::options::{Options, TestFaults};
+use crate::pager_link::Poisoned;
 use crate::protocol::frame::TooLong;
 use crate::protocol::message::{self, BadMessage, FromDaemon, Request, VERSION};
 use crate::protocol::state::{Decision, Verb, VmState, decide};
@@ -38,17 +39,36 @@ pub enum Event {
     Admin(AdminEvent),
     /// The guest was given a machine check.
     GuestError(GuestMemoryError),
-    /// The pager says that a page is poison.
-    Poisoned {
-        /// The page.
-        block: Block,
-        /// A vCPU will stumble over it.
-        action_required: bool,
-    },
+    /// On the memory connection.
+    Poisoned(Poisoned),
     /// A memory error was made that the daemon is to be told of.
     Tell(Block),
     /// The request under way has ended.
-    Done(Box<Result<Done, Failure>>),
+    Done(Ended),
+}
+
+impl From<ControlEvent> for Event {
+    fn from(event: ControlEvent) -> Self {
+        Self::Control(event)
+    }
+}
+
+impl From<AdminEvent> for Event {
+    fn from(event: AdminEvent) -> Self {
+        Self::Admin(event)
+    }
+}
+
+impl From<Poisoned> for Event {
+    fn from(poisoned: Poisoned) -> Self {
+        Self::Poisoned(poisoned)
+    }
+}
+
+impl From<Ended> for Event {
+    fn from(ended: Ended) -> Self {
+        Self::Done(ended)
+    }
 }
 
 /// How the loop goes on.
@@ -153,7 +173,7 @@ impl Vmm {
             Event::Tell(Block { gpa, lsb }) => {
                 self.tell(json!({"gpa": gpa, "lsb": lsb, "severity": null, "guest_visible": false, "thread": 0}));
             }
-            Event::Poisoned { block, action_required } => self.on_poisoned(block, action_required),
+            Event::Poisoned(Poisoned { block, action_required }) => self.on_poisoned(block, action_required),
             Event::Done(result) => return self.on_done(*result),
         }
         Flow::Continue
