@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use vmferry_refvm::guest::content;
 use vmferry_refvm::layout::{Backing, split};
 use vmferry_refvm::memory::GuestMemory;
-use vmferry_refvm::pager_link::{PagerLink, Poisoned};
+use vmferry_refvm::pager_link::PagerLink;
+use vmferry_refvm::protocol::message::Poisoned;
 use vmferry_refvm::userfaultfd::{MODE_MISSING, Userfaultfd, feature_bit};
 
 /// Bytes of a page.

@@ -1,7 +1,9 @@
-//! Bytes and descriptors over a unix stream socket: `sendmsg`, `recvmsg` with `SCM_RIGHTS` (unix(7)).
+//! Bytes and descriptors over a unix stream socket: `sendmsg`, `recvmsg` with `SCM_RIGHTS` (unix(7)); and what a received
+//! one is.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 /// Most descriptors that the kernel passes in one message (`SCM_MAX_FD`).
 const MOST: usize = 253;
@@ -97,5 +99,25 @@ pub fn send(socket: &impl AsRawFd, bytes: &[u8], descriptors: &[RawFd]) -> io::R
         Err(_) => Err(io::Error::last_os_error()),
         Ok(sent) if sent < bytes.len() => Err(io::ErrorKind::WriteZero.into()),
         Ok(_) => Ok(()),
+    }
+}
+
+/// What a descriptor is open on, as `/proc/self/fd` names it, e.g. `anon_inode:[eventfd]`.
+///
+/// # Errors
+/// readlink(2).
+pub fn opened_on(fd: &OwnedFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// The status flags with which it is open (fcntl(2), `F_GETFL`).
+///
+/// # Errors
+/// What the kernel said.
+pub fn flags(fd: &OwnedFd) -> io::Result<libc::c_int> {
+    // SAFETY: no memory is passed.
+    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } {
+        -1 => Err(io::Error::last_os_error()),
+        flags => Ok(flags),
     }
 }

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+
+use crate::descriptors;
 
 /// Rings until it is answered.
 #[derive(Debug)]
@@ -34,13 +35,10 @@ impl Doorbell {
     /// # Errors
     /// What is wrong with it, for people: it must be an eventfd, and never block who rings (`EFD_NONBLOCK`).
     pub fn adopt(fd: OwnedFd) -> Result<Self, &'static str> {
-        let what = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        if what.as_deref().ok() != Some(Path::new("anon_inode:[eventfd]")) {
+        if !descriptors::opened_on(&fd).is_ok_and(|what| what.as_os_str() == "anon_inode:[eventfd]") {
             return Err("is no eventfd");
         }
-        // SAFETY: no memory is passed.
-        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-        if flags < 0 || flags & libc::O_NONBLOCK == 0 {
+        if !descriptors::flags(&fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0) {
             return Err("may block: it must be made with EFD_NONBLOCK");
         }
         Ok(Self(fd))
@@ -53,11 +51,11 @@ impl Doorbell {
         unsafe { libc::write(self.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
-    /// Silent again, until the next ring.
-    pub fn answer(&self) {
+    /// Silent again, until the next ring. Whether it rang.
+    pub fn answer(&self) -> bool {
         let mut rings = 0u64;
         // SAFETY: room for eight bytes. `EAGAIN` where it did not ring.
-        unsafe { libc::read(self.as_raw_fd(), (&raw mut rings).cast(), 8) };
+        unsafe { libc::read(self.as_raw_fd(), (&raw mut rings).cast(), 8) == 8 }
     }
 }
 

@@ -167,10 +167,13 @@ impl FaultLoop {
         }
     }
 
+    fn awaits_answer(&self) -> bool {
+        self.urgent.is_some() && self.resolver.waiting().next().is_some()
+    }
+
     /// Whether to spin, where nothing was there.
     fn looks_again(&mut self) -> bool {
-        let asked = self.urgent.is_some() && self.resolver.waiting().next().is_some();
-        let spin = if asked { &mut self.for_answer } else { &mut self.for_fault };
+        let spin = if self.awaits_answer() { &mut self.for_answer } else { &mut self.for_fault };
         !self.first && spin.again(Instant::now())
     }
 
@@ -203,8 +206,7 @@ impl FaultLoop {
         let timeout = match self.stopped {
             true => STOPPED_PAUSE,
             false => {
-                let deadline =
-                    (self.urgent.is_some() && self.resolver.waiting().next().is_some()).then_some(DEADLINE_CHECK);
+                let deadline = self.awaits_answer().then_some(DEADLINE_CHECK);
                 self.bulk.look_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
             }
         };

@@ -19,6 +19,7 @@ use std::rc::Rc;
 use crate::arriving::{Lane, Pages};
 use crate::assembly::Assembly;
 use crate::attached::AttachedFile;
+use crate::descriptors;
 use crate::landing::{Landing, Places};
 use crate::lane::PAGE;
 use crate::page_table::{Arrival, PageState, PageTable};
@@ -450,9 +451,7 @@ impl Installer {
 
 /// Whether a descriptor was opened for writing.
 fn is_writable(fd: &OwnedFd) -> bool {
-    // SAFETY: no memory is passed.
-    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    flags >= 0 && flags & libc::O_ACCMODE == libc::O_RDWR
+    descriptors::flags(fd).is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDWR)
 }
 
 /// Claims pages from `at` on, up to the first that is not to be written.

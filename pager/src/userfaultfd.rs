@@ -14,6 +14,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::descriptors;
 use crate::region_map::Hva;
 
 const UFFD_API: u64 = 0xAA;
@@ -170,15 +171,14 @@ impl Userfaultfd {
     /// # Errors
     /// The descriptor is no userfaultfd (`InvalidInput`), or fcntl fails.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        let link = descriptors::opened_on(&fd)?;
         if link.as_os_str() != "anon_inode:[userfaultfd]" {
             let message = format!("descriptor is {}, not a userfaultfd", link.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        // SAFETY: fcntl on a descriptor that we own.
-        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-        // SAFETY: as above; only O_NONBLOCK is added.
-        if flags < 0 || unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+        let flags = descriptors::flags(&fd)? | libc::O_NONBLOCK;
+        // SAFETY: fcntl on a descriptor that we own; only O_NONBLOCK is added.
+        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) } < 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(Self { fd })

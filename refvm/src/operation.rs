@@ -11,8 +11,8 @@ use crate::machine::{GuestConfig, GuestMemoryError, MachineError, Workload};
 use crate::machine_thread::{Commanded, MachineThread};
 use crate::memory::{GuestMemory, MemoryError, Transparent};
 use crate::options::{MemoryOf, Options};
-use crate::pager_link::{AttachError, PagerLink, Poisoned};
-use crate::protocol::message::{Prepare, Request, encode_state};
+use crate::pager_link::{AttachError, PagerLink};
+use crate::protocol::message::{Poisoned, Prepare, Request, encode_state};
 use crate::userfaultfd::{self, Userfaultfd};
 
 /// A guest and what belongs to it. Dropped in this order: the pager hears first, then vCPUs end, then the userfaultfd is

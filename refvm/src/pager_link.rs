@@ -15,23 +15,13 @@ use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::machine::Block;
 use crate::memory::GuestMemory;
 use crate::protocol::frame::{Decoder, MEMORY_LIMIT};
-use crate::protocol::message::{FromPager, VERSION};
+use crate::protocol::message::{FromPager, Poisoned, VERSION};
 use crate::userfaultfd::Userfaultfd;
 
 /// A pager that has not accepted the memory by then never will.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The pager says that a page is poison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Poisoned {
-    /// The page.
-    pub block: Block,
-    /// A vCPU will stumble over it.
-    pub action_required: bool,
-}
 
 /// Why memory could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -158,8 +148,8 @@ fn hand_over(
 fn listen<E: From<Poisoned>>(mut frames: Frames, events: &Sender<E>, alive: &AtomicBool) {
     let reason = loop {
         match frames.next() {
-            Ok(FromPager::MemoryError { block, action_required }) => {
-                if events.send(Poisoned { block, action_required }.into()).is_err() {
+            Ok(FromPager::MemoryError(poisoned)) => {
+                if events.send(poisoned.into()).is_err() {
                     break "the VMM ends".to_string();
                 }
             }
@@ -258,6 +248,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::machine::Block;
     use crate::protocol::frame::encode;
 
     fn error(gpa: u64) -> Vec<u8> {
@@ -268,7 +259,7 @@ mod tests {
 
     fn next(frames: &mut Frames) -> Block {
         match frames.next() {
-            Ok(FromPager::MemoryError { block, action_required: false }) => block,
+            Ok(FromPager::MemoryError(Poisoned { block, action_required: false })) => block,
             other => panic!("{other:?}"),
         }
     }

@@ -25,9 +25,8 @@ use crate::memory::{GuestMemory, Region};
 use crate::memory_errors::Untold;
 use crate::operation::{self, Done, Ended, Failure, Guest};
 use crate::options::{Options, TestFaults};
-use crate::pager_link::Poisoned;
 use crate::protocol::frame::TooLong;
-use crate::protocol::message::{self, BadMessage, FromDaemon, Request, VERSION};
+use crate::protocol::message::{self, BadMessage, FromDaemon, Poisoned, Request, VERSION};
 use crate::protocol::state::{Decision, Verb, VmState, decide};
 
 /// Something that happened.

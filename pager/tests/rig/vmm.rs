@@ -154,12 +154,7 @@ impl Vmm {
 
     /// Waits until the doorbell is rung, once or more often.
     pub async fn rung(&self) {
-        eventually("the doorbell is rung", async || {
-            let mut rings = [0; 8];
-            // SAFETY: the eight bytes that an eventfd fills.
-            unsafe { libc::read(self.doorbell.as_raw_fd(), rings.as_mut_ptr().cast(), 8) == 8 }
-        })
-        .await;
+        eventually("the doorbell is rung", async || self.doorbell.answer()).await;
     }
 }
 

@@ -68,3 +68,8 @@ pub const BAD_PAGES_GPA: u64 = 0x20_0000;
 pub const SEEN_GPA: u64 = 0x40_0000;
 /// GPA of the generation table.
 pub const GENERATIONS_GPA: u64 = 0x80_0000;
+
+/// The epoch after a move.
+pub fn next_epoch(epoch: u64) -> u64 {
+    epoch % EPOCHS + 1
+}

@@ -24,7 +24,7 @@ use vcpu::{Command, Shared, Vcpu, set_up_machine_checks};
 
 use crate::guest::config::workload_runs;
 use crate::guest::mapped::{fill_workload, hva_of, write, write_piece};
-use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, image};
+use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, image, next_epoch};
 use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, MachineError, MappedRegion, Ram};
 
 /// How long the end of a machine waits for its vCPU threads; one that the kernel does not let go is left behind.
@@ -263,7 +263,7 @@ impl Machine for KvmMachine {
             let mut vcpus = vcpus.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             match vcpus[id].take() {
                 Some(mut vcpu) => {
-                    vcpu.regs.r14 = registers::next_epoch(vcpu.regs.r14);
+                    vcpu.regs.r14 = next_epoch(vcpu.regs.r14);
                     Command::Load(Box::new(vcpu), answer)
                 }
                 None => Command::Quit,

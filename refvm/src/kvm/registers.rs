@@ -7,7 +7,7 @@ use crate::guest::image::{
 };
 use crate::guest::payload::payload;
 use crate::guest::{
-    CODE_GPA, CONFIG_GPA, EPOCHS, GDT_GPA, IDT_GPA, PAGE_SIZE, PAGE_TABLES_GPA, TSS_GPA, TSS_STRIDE, USER_STACKS_GPA,
+    CODE_GPA, CONFIG_GPA, GDT_GPA, IDT_GPA, PAGE_SIZE, PAGE_TABLES_GPA, TSS_GPA, TSS_STRIDE, USER_STACKS_GPA,
     VCPU_BLOCKS_GPA,
 };
 
@@ -92,9 +92,4 @@ pub fn general(vcpu: u32) -> kvm_regs {
         r15: VCPU_BLOCKS_GPA + vcpu * PAGE_SIZE,
         ..Default::default()
     }
-}
-
-/// The epoch after a move.
-pub fn next_epoch(epoch: u64) -> u64 {
-    epoch % EPOCHS + 1
 }

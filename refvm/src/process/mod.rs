@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::config::{ConfigPage, Run, shares};
 use crate::guest::report::VcpuBlock;
-use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, content};
+use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, content, next_epoch};
 use crate::machine::{Block, GuestConfig, GuestMemoryError, Machine, MachineError, Ram};
 use crate::memory::hva_of;
 use vcpu::{Shared, Vcpu};
@@ -177,8 +177,7 @@ impl Machine for ProcessMachine {
             return Err(MachineError::BadState(format!("of {found} vCPUs, this machine has {made}")));
         }
         self.config = state.config;
-        // 0 is "never touched" in the resume table.
-        self.epoch = state.epoch.checked_add(1).unwrap_or(1);
+        self.epoch = next_epoch(state.epoch.into()) as u8;
         // Behind those that were found bad before the state came.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(state.waiting);
         Ok(())

@@ -93,12 +93,16 @@ pub enum FromPager {
     /// Memory was refused: field and text.
     Refused(String, String),
     /// A page is poison.
-    MemoryError {
-        /// As large as its backing's pages are.
-        block: Block,
-        /// True: a vCPU waits on it and will stumble over it (AR).
-        action_required: bool,
-    },
+    MemoryError(Poisoned),
+}
+
+/// A page that the pager says is poison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Poisoned {
+    /// As large as its backing's pages are.
+    pub block: Block,
+    /// True: a vCPU waits on it and will stumble over it (AR).
+    pub action_required: bool,
 }
 
 /// An object whose fields are taken one by one; `path` names where it is.
@@ -245,14 +249,14 @@ impl FromPager {
                 other => Err(bad("version", &format!("{other} is not {VERSION}"))),
             },
             "error" => Ok(Self::Refused(fields.text("field")?.into(), fields.text("message")?.into())),
-            "memory_error" => Ok(Self::MemoryError {
+            "memory_error" => Ok(Self::MemoryError(Poisoned {
                 block: Block::around(fields.integer("gpa")?, fields.lsb()?),
                 action_required: fields.get("severity", "\"AR\" or \"AO\"", |value| match value.as_str() {
                     Some("AR") => Some(true),
                     Some("AO") => Some(false),
                     _ => None,
                 })?,
-            }),
+            })),
             other => Err(bad("type", &format!("{other:?} is not a message of version {VERSION}"))),
         }
     }
@@ -336,10 +340,13 @@ mod tests {
         let parse = |value: Value| FromPager::parse(value.to_string().as_bytes());
         assert_eq!(parse(json!({"type": "attached", "version": 1})), Ok(FromPager::Attached));
         let error = json!({"type": "memory_error", "gpa": 4096, "severity": "AR", "thread": 7});
-        assert_eq!(parse(error), Ok(FromPager::MemoryError { block: Block::page(4096), action_required: true }));
+        assert_eq!(
+            parse(error),
+            Ok(FromPager::MemoryError(Poisoned { block: Block::page(4096), action_required: true }))
+        );
         let huge = json!({"type": "memory_error", "gpa": 0x20_1000, "lsb": 21, "severity": "AO"});
         let block = Block { gpa: 0x20_0000, lsb: 21 };
-        assert_eq!(parse(huge), Ok(FromPager::MemoryError { block, action_required: false }));
+        assert_eq!(parse(huge), Ok(FromPager::MemoryError(Poisoned { block, action_required: false })));
         for (field, value) in [("severity", json!("?")), ("lsb", json!(64)), ("gpa", json!(-1))] {
             let mut error = json!({"type": "memory_error", "gpa": 0, "lsb": 12, "severity": "AR"});
             error[field] = value;
