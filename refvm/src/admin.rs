@@ -14,7 +14,7 @@ use crate::report_reader;
 /// A command for the control loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdminCommand {
-    /// State, accelerator, pid and regions.
+    /// State, accelerator, pid, regions and the guest's epoch.
     Status,
     /// Makes a memory error.
     Inject {
@@ -100,7 +100,7 @@ fn report<E: From<AdminEvent>>(events: &Sender<E>) -> Value {
     else {
         return failed(&format!("there is no guest; state is {}", status["state"]));
     };
-    let report = report_reader::read(&MappedRegion { gpa, hva, size })
+    let report = report_reader::read(&MappedRegion { gpa, hva, size }, status["epoch"].as_u64())
         .and_then(|report| serde_json::to_value(report).map_err(io::Error::other));
     match report {
         Ok(Value::Object(mut fields)) => {

@@ -140,8 +140,9 @@ pub trait Machine: Send {
     fn stop(&mut self) -> Result<(), MachineError>;
     /// All state but memory, self-describing; the machine is stopped.
     fn save(&mut self) -> Result<Vec<u8>, MachineError>;
-    /// The opposite, in a machine that never ran.
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError>;
+    /// The opposite, in a machine that never ran. Returns the epoch that begins here, see
+    /// [`next_epoch`](crate::guest::next_epoch).
+    fn load(&mut self, state: &[u8]) -> Result<u64, MachineError>;
     /// Tells the guest of a page found bad before it was consumed: an AO machine check on every vCPU, once a page, unless
     /// an AR for the same page was delivered before. Works on a running or a stopped machine; on one that waits for its
     /// state (a destination's) the guest is told once it is loaded.

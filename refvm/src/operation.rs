@@ -29,6 +29,8 @@ pub struct Guest {
     pub memory: Arc<GuestMemory>,
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// The guest's epoch on this host; none before its state is here.
+    pub epoch: Option<u64>,
     /// What was asked for, on a destination.
     pub prepared_as: Option<Prepare>,
 }
@@ -42,11 +44,13 @@ pub struct Done {
     pub guest: Option<Guest>,
     /// The connection that was made.
     pub link: Option<PagerLink>,
+    /// The epoch that began.
+    pub epoch: Option<u64>,
 }
 
 impl Default for Done {
     fn default() -> Self {
-        Self { reply: json!({}), guest: None, link: None }
+        Self { reply: json!({}), guest: None, link: None, epoch: None }
     }
 }
 
@@ -124,7 +128,10 @@ pub fn on_machine<E: From<Ended> + Send + 'static>(machine: &MachineThread, even
         let result = match request {
             Request::Stop => commanded.stop().map(done),
             Request::Resume | Request::Start => commanded.run().map(done),
-            Request::LoadState { state } => commanded.machine().load(&state).map(done),
+            Request::LoadState { state } => {
+                let loaded = commanded.machine().load(&state);
+                loaded.map(|epoch| Done { epoch: Some(epoch), ..Done::default() })
+            }
             Request::SaveState => {
                 let saved = commanded.machine().save();
                 saved.map(|state| Done { reply: json!({"state": encode_state(&state)}), ..Done::default() })
@@ -180,7 +187,8 @@ pub fn prepare<E: From<Poisoned> + Send + 'static>(
     let machine = MachineThread::spawn(options.accel.make(), Arc::clone(&memory), config, errors)?;
     let link = PagerLink::attach(&asked.socket, &options.vm, &memory, &uffds, events)?;
     let vcpus = asked.vcpus;
-    let guest = Guest { memory, machine, vcpus, uffds, link: Some(link), prepared_as: Some(asked) };
+    let (link, prepared_as) = (Some(link), Some(asked));
+    let guest = Guest { memory, machine, vcpus, epoch: None, uffds, link, prepared_as };
     Ok(Done { guest: Some(guest), ..Done::default() })
 }
 

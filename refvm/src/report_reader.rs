@@ -15,11 +15,11 @@ impl Plain for ReportHeader {}
 impl Plain for VcpuBlock {}
 impl Plain for MachineCheckRecord {}
 
-/// Reads the report; may block as long as a page fault does.
+/// Reads the report of a guest in that epoch, none before its state is here; may block as long as a page fault does.
 ///
 /// # Errors
 /// EFAULT: a page of the report is poisoned, or the memory is gone.
-pub fn read(region0: &MappedRegion) -> io::Result<Report> {
+pub fn read(region0: &MappedRegion, epoch: Option<u64>) -> io::Result<Report> {
     let config: ConfigPage = one(region0, CONFIG_GPA)?;
     let header: ReportHeader = one(region0, REPORT_GPA)?;
     let vcpus = config.vcpus.min(u64::from(MAX_VCPUS));
@@ -29,7 +29,7 @@ pub fn read(region0: &MappedRegion) -> io::Result<Report> {
     let records = (0..header.machine_checks.min(MAX_RECORDS))
         .map(|i| one(region0, RECORDS_GPA + i * size))
         .collect::<io::Result<Vec<MachineCheckRecord>>>()?;
-    Ok(Report::new(&header, &blocks, &records, config.tsc_khz))
+    Ok(Report::new(&header, &blocks, &records, config.tsc_khz, epoch))
 }
 
 fn one<T: Plain>(region0: &MappedRegion, gpa: u64) -> io::Result<T> {

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::admin::{AdminCommand, AdminEvent};
 use crate::control::{ControlEvent, ControlLink};
+use crate::guest::FIRST_EPOCH;
 use crate::inject;
 use crate::layout::Backing;
 use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, MachineError};
@@ -141,8 +142,10 @@ impl Vmm {
             drop(ended.send(booted));
         });
         end.recv().map_err(|_| Failure::failed("the machine thread ended while the guest booted"))??;
-        self.guest =
-            Some(Guest { memory, machine, vcpus: config.vcpus, uffds: Vec::new(), link: None, prepared_as: None });
+        self.guest = {
+            let (vcpus, epoch) = (config.vcpus, Some(FIRST_EPOCH));
+            Some(Guest { memory, machine, vcpus, epoch, uffds: Vec::new(), link: None, prepared_as: None })
+        };
         self.state = VmState::Running;
         self.started_us = now_us();
         tracing::info!(vm = self.options.vm, "vmm.booted");
@@ -351,8 +354,9 @@ impl Vmm {
         let verb = asked.request.verb();
         let answer = result.map(|done| {
             self.guest = done.guest.or(self.guest.take());
-            if let (Some(link), Some(guest)) = (done.link, &mut self.guest) {
-                guest.link = Some(link);
+            if let Some(guest) = &mut self.guest {
+                guest.link = done.link.or(guest.link.take());
+                guest.epoch = done.epoch.or(guest.epoch);
             }
             self.state = verb.end_state().unwrap_or(self.state);
             match verb {
@@ -438,7 +442,8 @@ impl Vmm {
     fn status(&self) -> Value {
         let regions: Vec<_> = self.guest.iter().flat_map(|guest| guest.memory.regions()).map(describe).collect();
         json!({"ok": true, "vm": self.options.vm, "state": self.state.name(), "accel": self.options.accel.name(),
-               "pid": std::process::id(), "regions": regions})
+               "pid": std::process::id(), "regions": regions,
+               "epoch": self.guest.as_ref().and_then(|guest| guest.epoch)})
     }
 
     fn inject(&self, gpa: u64, tell: bool, reply: &Sender<Value>) -> Result<(), String> {

@@ -69,6 +69,8 @@ pub const SEEN_GPA: u64 = 0x40_0000;
 /// GPA of the generation table.
 pub const GENERATIONS_GPA: u64 = 0x80_0000;
 
+/// The epoch that the guest boots in.
+pub const FIRST_EPOCH: u64 = 1;
 /// The epoch after a move.
 pub fn next_epoch(epoch: u64) -> u64 {
     epoch % EPOCHS + 1

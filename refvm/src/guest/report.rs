@@ -181,12 +181,11 @@ fn bucket_middle(bucket: usize) -> f64 {
     ((1u64 << log2) as f64) * (1.0 + (quarter as f64 + 0.5) / 4.0)
 }
 
-/// The blocks of the vCPUs that have made a turn in the newest epoch: the others still tell of an earlier host.
-fn begun(blocks: &[VcpuBlock]) -> Vec<&VcpuBlock> {
+/// The newest epoch in which a vCPU has made a turn.
+fn newest(blocks: &[VcpuBlock]) -> Option<u64> {
     // Epochs go round; 0 is that of a vCPU that has made no turn at all.
-    let newer = |a: u64, b: u64| a != 0 && (b == 0 || (1..128).contains(&((a + EPOCHS - b) % EPOCHS)));
-    let newest = blocks.iter().fold(0, |newest, block| if newer(block.epoch, newest) { block.epoch } else { newest });
-    blocks.iter().filter(|block| block.epoch == newest).collect()
+    let newer = |a: u64, b: u64| (1..128).contains(&((a + EPOCHS - b) % EPOCHS));
+    blocks.iter().map(|block| block.epoch).filter(|epoch| *epoch != 0).reduce(|a, b| if newer(b, a) { b } else { a })
 }
 
 /// Quantiles of the blocks' histograms. `tsc_khz` 0 (no configuration page) gives zeros.
@@ -221,8 +220,15 @@ fn buckets(blocks: &[&VcpuBlock], tsc_khz: u64) -> Vec<LatencyBucket> {
 }
 
 impl Report {
-    /// Sums what was read from the report area.
-    pub fn new(header: &ReportHeader, blocks: &[VcpuBlock], records: &[MachineCheckRecord], tsc_khz: u64) -> Self {
+    /// Sums what was read from the report area of a guest in that epoch; a vCPU that has made no turn in it tells of an
+    /// earlier host.
+    pub fn new(
+        header: &ReportHeader,
+        blocks: &[VcpuBlock],
+        records: &[MachineCheckRecord],
+        tsc_khz: u64,
+        epoch: Option<u64>,
+    ) -> Self {
         let sum = |field: fn(&VcpuBlock) -> u64| blocks.iter().map(field).sum();
         let severity = |record: &MachineCheckRecord| if record.severity == SEVERITY_AR { "AR" } else { "AO" };
         let machine_checks: Vec<_> = records
@@ -235,7 +241,7 @@ impl Report {
                 vcpu: record.vcpu.into(),
             })
             .collect();
-        let begun = begun(blocks);
+        let begun: Vec<_> = blocks.iter().filter(|block| Some(block.epoch) == epoch).collect();
         let named = header.wrong_pages.min(MAX_WRONG_PAGES as u64) as usize;
         Self {
             touches: sum(|b| b.touches),
@@ -261,7 +267,8 @@ impl Report {
         }
     }
 
-    /// Reads the report of a guest that may be running. Blocks while a page of the area has not arrived, so it must not
+    /// Reads the report of a guest that may be running, in the newest epoch of any vCPU: before one has made a turn on this
+    /// host, that of the host before. Blocks while a page of the area has not arrived, so it must not
     /// be called by a thread that is needed for the page to arrive.
     ///
     /// # Safety
@@ -277,7 +284,7 @@ impl Report {
             let size = size_of::<MachineCheckRecord>() as u64;
             let records: Vec<MachineCheckRecord> =
                 (0..header.machine_checks.min(MAX_RECORDS)).map(|i| copy(region0, RECORDS_GPA + i * size)).collect();
-            Self::new(&header, &blocks, &records, config.tsc_khz)
+            Self::new(&header, &blocks, &records, config.tsc_khz, newest(&blocks))
         }
     }
 }
@@ -310,7 +317,7 @@ mod tests {
             MachineCheckRecord { gpa: 0x20_0000, severity: SEVERITY_AR, vcpu: 1, lsb: 21 },
             MachineCheckRecord::being_written(Block::page(0x6000), 0),
         ];
-        let report = Report::new(&header, &[block], &records, 1_000_000);
+        let report = Report::new(&header, &[block], &records, 1_000_000, None);
         assert_eq!(report.machine_checks, [MachineCheck { gpa: 0x20_0000, lsb: 21, severity: "AR", vcpu: 1 }]);
         assert_eq!(report.poisoned_touched, 1);
     }
@@ -346,16 +353,21 @@ mod tests {
             ([2, 1, 2], 3010),
             ([1, 2, 1], 200),
             ([1, 0, 0], 10),
+            ([0, 0, 0], 0),
             ([1, 255, 254], 10),
             ([254, 255, 255], 3200),
             ([7, 7, 7], 3210),
         ] {
             blocks.iter_mut().zip(epochs).for_each(|(block, epoch)| block.epoch = epoch);
-            let report = Report::new(&header, &blocks, &[], 1_000_000);
+            let report = Report::new(&header, &blocks, &[], 1_000_000, newest(&blocks));
             let of_buckets: u64 = report.first_touch_buckets.iter().map(|(_, _, count)| count).sum();
             assert_eq!((report.first_touch_us.count, of_buckets), (counted, counted), "{epochs:?}");
-            let longest = [(1000, 3000.0), (100, 200.0), (10, 10.0)].into_iter().find(|(least, _)| counted >= *least);
-            assert_eq!((report.first_touch_us.max, report.blackout_us), (longest.unwrap().1, longest.unwrap().1));
+            let found = [(1000, 3000.0), (100, 200.0), (10, 10.0)].into_iter().find(|(least, _)| counted >= *least);
+            let longest = found.map_or(0.0, |(_, longest)| longest);
+            assert_eq!((report.first_touch_us.max, report.blackout_us), (longest, longest));
         }
+        // All of them still tell of the host before.
+        let report = Report::new(&header, &blocks, &[], 1_000_000, Some(8));
+        assert_eq!((report.first_touch_us, report.first_touch_buckets, report.blackout_us), Default::default());
     }
 }

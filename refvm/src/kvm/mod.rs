@@ -253,17 +253,19 @@ impl Machine for KvmMachine {
         GuestState::new(self.config, &self.shared.ram.regions, clock, told, vcpus).to_bytes()
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, state: &[u8]) -> Result<u64, MachineError> {
         self.require(Phase::New)?;
         let state = GuestState::from_bytes(state, &self.shared.ram.regions, self.config.vcpus)?;
         let clock = kvm_bindings::kvm_clock_data { clock: state.clock.clock, ..Default::default() };
         self.vm.set_clock(&clock).map_err(|e| host("KVM_SET_CLOCK", e))?;
+        // All vCPUs go from host to host together.
+        let epoch = next_epoch(state.vcpus[0].regs.r14);
         let vcpus = Mutex::new(state.vcpus.into_iter().map(Some).collect::<Vec<_>>());
         let loaded = self.ask(false, |id, answer| {
             let mut vcpus = vcpus.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             match vcpus[id].take() {
                 Some(mut vcpu) => {
-                    vcpu.regs.r14 = next_epoch(vcpu.regs.r14);
+                    vcpu.regs.r14 = epoch;
                     Command::Load(Box::new(vcpu), answer)
                 }
                 None => Command::Quit,
@@ -273,7 +275,8 @@ impl Machine for KvmMachine {
         *self.shared.told() = state.told;
         self.config = state.config;
         self.phase = Phase::Stopped;
-        std::mem::take(&mut self.early).into_iter().try_for_each(|block| self.inject_action_optional(block))
+        std::mem::take(&mut self.early).into_iter().try_for_each(|block| self.inject_action_optional(block))?;
+        Ok(epoch)
     }
 
     fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError> {

@@ -7,8 +7,8 @@ use crate::guest::image::{
 };
 use crate::guest::payload::payload;
 use crate::guest::{
-    CODE_GPA, CONFIG_GPA, GDT_GPA, IDT_GPA, PAGE_SIZE, PAGE_TABLES_GPA, TSS_GPA, TSS_STRIDE, USER_STACKS_GPA,
-    VCPU_BLOCKS_GPA,
+    CODE_GPA, CONFIG_GPA, FIRST_EPOCH, GDT_GPA, IDT_GPA, PAGE_SIZE, PAGE_TABLES_GPA, TSS_GPA, TSS_STRIDE,
+    USER_STACKS_GPA, VCPU_BLOCKS_GPA,
 };
 
 /// PE, MP, ET, NE, WP, AM, PG.
@@ -88,7 +88,7 @@ pub fn general(vcpu: u32) -> kvm_regs {
         rsp: USER_STACKS_GPA + (vcpu + 1) * PAGE_SIZE,
         rflags: 2,
         r13: CONFIG_GPA,
-        r14: 1,
+        r14: FIRST_EPOCH,
         r15: VCPU_BLOCKS_GPA + vcpu * PAGE_SIZE,
         ..Default::default()
     }

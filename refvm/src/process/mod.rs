@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::config::{ConfigPage, Run, shares};
 use crate::guest::report::VcpuBlock;
-use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, content, next_epoch};
+use crate::guest::{CONFIG_GPA, FIRST_EPOCH, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, content, next_epoch};
 use crate::machine::{Block, GuestConfig, GuestMemoryError, Machine, MachineError, Ram};
 use crate::memory::hva_of;
 use vcpu::{Shared, Vcpu};
@@ -69,7 +69,7 @@ pub fn make(ram: Ram, config: GuestConfig, errors: Sender<GuestMemoryError>) -> 
     Ok(Box::new(ProcessMachine {
         ram,
         config,
-        epoch: 1,
+        epoch: FIRST_EPOCH as u8,
         waiting: Arc::default(),
         stop: Arc::default(),
         threads: Vec::new(),
@@ -163,7 +163,7 @@ impl Machine for ProcessMachine {
         serde_json::to_vec(&state).map_err(|error| MachineError::BadState(error.to_string()))
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), MachineError> {
+    fn load(&mut self, state: &[u8]) -> Result<u64, MachineError> {
         if self.ran {
             return Err(MachineError::WrongState { actual: "one that ran", required: "one that never ran" });
         }
@@ -180,7 +180,7 @@ impl Machine for ProcessMachine {
         self.epoch = next_epoch(state.epoch.into()) as u8;
         // Behind those that were found bad before the state came.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(state.waiting);
-        Ok(())
+        Ok(self.epoch.into())
     }
 
     fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError> {

@@ -1,13 +1,16 @@
 //! A guest to be tested, one at a time: the machine has few cores, and the guests use them.
 
+use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use vmferry_refvm::guest::config::ConfigPage;
 use vmferry_refvm::guest::mapped::hva_of;
-use vmferry_refvm::guest::report::Report;
+use vmferry_refvm::guest::report::{Report, VcpuBlock};
+use vmferry_refvm::guest::{CONFIG_GPA, GENERATIONS_GPA, VCPU_BLOCKS_GPA};
 use vmferry_refvm::inject;
 use vmferry_refvm::kvm::{KvmMachine, Ring};
 use vmferry_refvm::layout::{Backing, RegionSpec};
@@ -125,9 +128,26 @@ impl Guest {
 
     /// Waits until every vCPU has gone through its share `more` times from now on.
     pub fn passes(&self, more: u64) -> Report {
-        // A vCPU may be in the middle of a pass.
-        let wanted = self.report().passes + more + 1;
-        self.until("passes", |report| report.passes >= wanted)
+        // A vCPU may be in the middle of a pass, and one may be far ahead of another.
+        let wanted: Vec<u64> = self.passes_of_vcpus().iter().map(|passes| passes + more + 1).collect();
+        self.until("passes", |_| self.passes_of_vcpus().iter().zip(&wanted).all(|(passes, wanted)| passes >= wanted))
+    }
+
+    fn passes_of_vcpus(&self) -> Vec<u64> {
+        let vcpus: u64 = self.value(CONFIG_GPA + offset_of!(ConfigPage, vcpus) as u64);
+        let passes = |vcpu| self.value(VCPU_BLOCKS_GPA + vcpu * PAGE + offset_of!(VcpuBlock, passes) as u64);
+        (0..vcpus).map(passes).collect()
+    }
+
+    /// How often the guest has rewritten the page.
+    pub fn generation(&self, gpa: u64) -> u32 {
+        self.value(GENERATIONS_GPA + gpa / PAGE * 4)
+    }
+
+    /// A number that the guest may be writing.
+    fn value<T: Into<u64> + Copy>(&self, gpa: u64) -> T {
+        // SAFETY: guest memory, mapped as long as this guest lives; the tables of the kernel area are aligned.
+        unsafe { (self.hva(gpa) as *const T).read_volatile() }
     }
 
     pub fn hva(&self, gpa: u64) -> u64 {
