@@ -30,7 +30,7 @@ from vmferry_bench.table import table, write_page
 ALONE_ROUNDS = 3
 QUICK_LIMIT_S = 125.0
 """After that no further round is begun with --quick: what is left to do then takes half a minute."""
-LIMIT_S = 1320.0
+LIMIT_S = 1800.0
 """The same of the whole: what is left takes two minutes."""
 
 

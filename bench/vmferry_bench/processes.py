@@ -120,8 +120,12 @@ class CpuWatch:
 _WARM = f"import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); m.madvise({MADV_POPULATE_WRITE})"
 
 
-async def warm_memory(size: int) -> None:
-    """Has the host give this machine so much memory now: what was freed for two seconds goes back to it, and is dear to
-    touch again. By a process of its own, whose end frees the memory."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _WARM, str(size + mmap.PAGESIZE))
+async def warm_memory(guest: int) -> None:
+    """Has the host give this machine enough memory now for another guest of so many bytes: what was freed for two seconds
+    goes back to it, and is ten times as dear to touch again. By a process of its own, whose end frees the memory.
+
+    It takes twice as much, since the kernel hands out small free pieces first: of as much as the guest has, up to a sixth
+    was not what the destination got, and a transfer took twice as long now and then.
+    """
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _WARM, str(2 * guest))
     await process.wait()
