@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 import os
 import re
 import sys
@@ -121,11 +120,11 @@ _WARM = f"import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); m.madvise({MADV
 
 
 async def warm_memory(guest: int) -> None:
-    """Has the host give this machine enough memory now for another guest of so many bytes: what was freed for two seconds
-    goes back to it, and is ten times as dear to touch again. By a process of its own, whose end frees the memory.
+    """Has the host give this machine enough memory now for another guest of so many bytes: what was freed for two
+    seconds goes back to it, and is ten times as dear to touch again. A process of its own takes it, whose end frees it.
 
-    It takes twice as much, since the kernel hands out small free pieces first: of as much as the guest has, up to a sixth
-    was not what the destination got, and a transfer took twice as long now and then.
+    It takes twice as much, since the kernel hands out small free pieces first: of as much as the guest has, up to a
+    sixth was not what the destination got, and a transfer took twice as long now and then.
     """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", _WARM, str(2 * guest))
     await process.wait()
