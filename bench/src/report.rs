@@ -6,6 +6,7 @@ use std::path::Path;
 use vmferry_refvm::guest::report::Report;
 use vmferry_refvm::guest::{MAX_RECORDS, RECORDS_GPA};
 use vmferry_refvm::machine::MappedRegion;
+use vmferry_refvm::report_reader;
 
 /// Bytes of guest memory, from GPA 0, that hold the report.
 pub const DUMP_BYTES: u64 = RECORDS_GPA + MAX_RECORDS * 16;
@@ -19,9 +20,6 @@ pub fn of_dump(path: &Path) -> io::Result<Report> {
     if (bytes.len() as u64) < DUMP_BYTES {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{} of {DUMP_BYTES} bytes", bytes.len())));
     }
-    let aligned: Vec<u64> =
-        bytes.chunks_exact(8).map(|word| word.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))).collect();
-    let region = MappedRegion { gpa: 0, hva: aligned.as_ptr() as u64, size: DUMP_BYTES };
-    // SAFETY: the vector holds all of the report's area, aligned to 8 bytes, and lives during the call.
-    Ok(unsafe { Report::read(&region) })
+    let region = MappedRegion { gpa: 0, hva: bytes.as_ptr() as u64, size: DUMP_BYTES };
+    report_reader::read_newest(&region)
 }

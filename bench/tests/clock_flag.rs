@@ -8,11 +8,12 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use vmferry_refvm::guest::VCPU_BLOCKS_GPA;
-use vmferry_refvm::guest::report::{Report, VcpuBlock};
+use vmferry_refvm::guest::report::VcpuBlock;
 use vmferry_refvm::kvm::{KvmMachine, Ring};
 use vmferry_refvm::layout::{Backing, split};
 use vmferry_refvm::machine::{GuestConfig, Machine, Workload};
 use vmferry_refvm::memory::GuestMemory;
+use vmferry_refvm::report_reader;
 
 const CLOCK_GPA: u64 = 0x8000;
 /// `flags` of `struct pvclock_vcpu_time_info`, and `PVCLOCK_GUEST_STOPPED` in it.
@@ -35,8 +36,7 @@ fn the_clock_pages_flag_begins_the_histogram_anew_and_is_taken_back() {
     let block = base + VCPU_BLOCKS_GPA;
     // SAFETY: in the kernel area, aligned, and the guest does not run yet.
     unsafe { ((block + offset_of!(VcpuBlock, clock_gpa) as u64) as *mut u64).write_volatile(CLOCK_GPA) };
-    // SAFETY: the memory is mapped during the call.
-    let report = || unsafe { Report::read(&memory.mapped()[0]) };
+    let report = || report_reader::read_newest(&memory.mapped()[0]).unwrap();
     // SAFETY: a word of the block, aligned.
     let epoch = || unsafe { ((block + offset_of!(VcpuBlock, epoch) as u64) as *const u64).read_volatile() };
     let pages = ((48 << 20) - (16 << 20)) / 4096;

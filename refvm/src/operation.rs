@@ -187,8 +187,7 @@ pub fn prepare<E: From<Poisoned> + Send + 'static>(
     let machine = MachineThread::spawn(options.accel.make(), Arc::clone(&memory), config, errors)?;
     let link = PagerLink::attach(&asked.socket, &options.vm, &memory, &uffds, events)?;
     let vcpus = asked.vcpus;
-    let (link, prepared_as) = (Some(link), Some(asked));
-    let guest = Guest { memory, machine, vcpus, epoch: None, uffds, link, prepared_as };
+    let guest = Guest { memory, machine, vcpus, epoch: None, uffds, link: Some(link), prepared_as: Some(asked) };
     Ok(Done { guest: Some(guest), ..Done::default() })
 }
 

@@ -4,7 +4,7 @@
 use std::io;
 
 use crate::guest::config::ConfigPage;
-use crate::guest::report::{MachineCheckRecord, Report, ReportHeader, VcpuBlock};
+use crate::guest::report::{MachineCheckRecord, Report, ReportHeader, VcpuBlock, newest};
 use crate::guest::{CONFIG_GPA, MAX_RECORDS, MAX_VCPUS, PAGE_SIZE, RECORDS_GPA, VCPU_BLOCKS_GPA};
 use crate::machine::{MappedRegion, REPORT_GPA};
 
@@ -20,6 +20,18 @@ impl Plain for MachineCheckRecord {}
 /// # Errors
 /// EFAULT: a page of the report is poisoned, or the memory is gone.
 pub fn read(region0: &MappedRegion, epoch: Option<u64>) -> io::Result<Report> {
+    summed(region0, |_| epoch)
+}
+
+/// The same in the newest epoch of any vCPU: before one has made a turn on this host, that of the host before.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_newest(region0: &MappedRegion) -> io::Result<Report> {
+    summed(region0, newest)
+}
+
+fn summed(region0: &MappedRegion, epoch: impl FnOnce(&[VcpuBlock]) -> Option<u64>) -> io::Result<Report> {
     let config: ConfigPage = one(region0, CONFIG_GPA)?;
     let header: ReportHeader = one(region0, REPORT_GPA)?;
     let vcpus = config.vcpus.min(u64::from(MAX_VCPUS));
@@ -29,7 +41,7 @@ pub fn read(region0: &MappedRegion, epoch: Option<u64>) -> io::Result<Report> {
     let records = (0..header.machine_checks.min(MAX_RECORDS))
         .map(|i| one(region0, RECORDS_GPA + i * size))
         .collect::<io::Result<Vec<MachineCheckRecord>>>()?;
-    Ok(Report::new(&header, &blocks, &records, config.tsc_khz, epoch))
+    Ok(Report::new(&header, &blocks, &records, config.tsc_khz, epoch(&blocks)))
 }
 
 fn one<T: Plain>(region0: &MappedRegion, gpa: u64) -> io::Result<T> {

@@ -142,10 +142,15 @@ impl Vmm {
             drop(ended.send(booted));
         });
         end.recv().map_err(|_| Failure::failed("the machine thread ended while the guest booted"))??;
-        self.guest = {
-            let (vcpus, epoch) = (config.vcpus, Some(FIRST_EPOCH));
-            Some(Guest { memory, machine, vcpus, epoch, uffds: Vec::new(), link: None, prepared_as: None })
-        };
+        self.guest = Some(Guest {
+            memory,
+            machine,
+            vcpus: config.vcpus,
+            epoch: Some(FIRST_EPOCH),
+            uffds: Vec::new(),
+            link: None,
+            prepared_as: None,
+        });
         self.state = VmState::Running;
         self.started_us = now_us();
         tracing::info!(vm = self.options.vm, "vmm.booted");

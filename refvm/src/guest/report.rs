@@ -7,9 +7,9 @@ use std::mem::offset_of;
 
 use serde::Serialize;
 
-use super::config::{ConfigPage, MAX_RUNS, Run};
-use super::{CONFIG_GPA, EPOCHS, MAX_RECORDS, MAX_VCPUS, PAGE_SIZE, RECORDS_GPA, VCPU_BLOCKS_GPA};
-use crate::machine::{Block, MappedRegion, REPORT_GPA};
+use super::config::{MAX_RUNS, Run};
+use super::{EPOCHS, PAGE_SIZE};
+use crate::machine::Block;
 
 /// Buckets of the latency histogram: four for each power of two of ticks.
 pub const BUCKETS: usize = 256;
@@ -182,7 +182,7 @@ fn bucket_middle(bucket: usize) -> f64 {
 }
 
 /// The newest epoch in which a vCPU has made a turn.
-fn newest(blocks: &[VcpuBlock]) -> Option<u64> {
+pub fn newest(blocks: &[VcpuBlock]) -> Option<u64> {
     // Epochs go round; 0 is that of a vCPU that has made no turn at all.
     let newer = |a: u64, b: u64| (1..128).contains(&((a + EPOCHS - b) % EPOCHS));
     blocks.iter().map(|block| block.epoch).filter(|epoch| *epoch != 0).reduce(|a, b| if newer(b, a) { b } else { a })
@@ -266,36 +266,6 @@ impl Report {
             }),
         }
     }
-
-    /// Reads the report of a guest that may be running, in the newest epoch of any vCPU: before one has made a turn on this
-    /// host, that of the host before. Blocks while a page of the area has not arrived, so it must not
-    /// be called by a thread that is needed for the page to arrive.
-    ///
-    /// # Safety
-    /// `region0` is the mapped first region (GPA 0) and stays mapped during the call.
-    pub unsafe fn read(region0: &MappedRegion) -> Self {
-        // SAFETY: all of these lie in the kernel area at the start of region 0, which the caller keeps mapped, are
-        // aligned to their type, and any bit pattern is a value of theirs.
-        unsafe {
-            let config: ConfigPage = copy(region0, CONFIG_GPA);
-            let header: ReportHeader = copy(region0, REPORT_GPA);
-            let vcpus = config.vcpus.min(u64::from(MAX_VCPUS));
-            let blocks: Vec<VcpuBlock> = (0..vcpus).map(|i| copy(region0, VCPU_BLOCKS_GPA + i * PAGE_SIZE)).collect();
-            let size = size_of::<MachineCheckRecord>() as u64;
-            let records: Vec<MachineCheckRecord> =
-                (0..header.machine_checks.min(MAX_RECORDS)).map(|i| copy(region0, RECORDS_GPA + i * size)).collect();
-            Self::new(&header, &blocks, &records, config.tsc_khz, newest(&blocks))
-        }
-    }
-}
-
-/// Copies a value out of the kernel area.
-///
-/// # Safety
-/// `T` lies aligned at `gpa` in the mapped region, and any bit pattern is a `T`.
-unsafe fn copy<T: Copy>(region0: &MappedRegion, gpa: u64) -> T {
-    // SAFETY: the caller's promise. Volatile: the guest may be writing.
-    unsafe { std::ptr::read_volatile((region0.hva + gpa) as *const T) }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use vmferry_refvm::kvm::{KvmMachine, Ring};
 use vmferry_refvm::layout::{Backing, RegionSpec};
 use vmferry_refvm::machine::{GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, Ram, Workload};
 use vmferry_refvm::memory::GuestMemory;
+use vmferry_refvm::report_reader;
 
 pub const PAGE: u64 = 4096;
 /// GPA of the first page of the workload.
@@ -113,8 +114,7 @@ impl DerefMut for Guest {
 
 impl Guest {
     pub fn report(&self) -> Report {
-        // SAFETY: the memory is mapped as long as this guest lives.
-        unsafe { Report::read(&self.memory.mapped()[0]) }
+        report_reader::read_newest(&self.memory.mapped()[0]).unwrap()
     }
 
     pub fn until(&self, what: &str, condition: impl Fn(&Report) -> bool) -> Report {
