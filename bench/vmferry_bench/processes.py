@@ -116,15 +116,22 @@ class CpuWatch:
         return max(whole - vcpu, 0.0), vcpu, {name: round(s, 3) for name, s in programs.items()}
 
 
-_WARM = f"import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); m.madvise({MADV_POPULATE_WRITE})"
+_WARM = f"""
+import mmap, sys
+huge, small = (mmap.mmap(-1, int(size), mmap.MAP_PRIVATE) for size in sys.argv[1:])
+huge.madvise(mmap.MADV_HUGEPAGE)
+for memory in (huge, small):
+    memory.madvise({MADV_POPULATE_WRITE})
+"""
 
 
 async def warm_memory(guest: int) -> None:
     """Has the host give this machine enough memory now for another guest of so many bytes: what was freed for two
     seconds goes back to it, and is ten times as dear to touch again. A process of its own takes it, whose end frees it.
 
-    It takes twice as much, since the kernel hands out small free pieces first: of as much as the guest has, up to a
-    sixth was not what the destination got, and a transfer took twice as long now and then.
+    It takes as much in huge pages, which either side may use, and twice as much in small ones, since the kernel hands
+    out small free pieces first: of as much as the guest has, up to a sixth was not what the destination got, and a
+    transfer took twice as long now and then.
     """
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _WARM, str(2 * guest))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _WARM, str(guest), str(2 * guest))
     await process.wait()

@@ -3,12 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use crate::landing::{HUGE, MADV_COLLAPSE};
 use crate::region_map::Hva;
-
-/// `MADV_COLLAPSE`, Linux 6.1.
-const MADV_COLLAPSE: libc::c_int = 25;
-/// A transparent huge page on x86-64.
-const HUGE: u64 = 2 << 20;
 
 /// Collapses what it can of a range of a process into huge pages; returns for how many bytes that was done. Parts that
 /// cannot be (poisoned, swapped, no memory) stay as they are.

@@ -7,11 +7,12 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use crate::attached::{AttachedFile, AttachedMemory};
+use crate::attached::AttachedMemory;
 use crate::doorbell::Doorbell;
 use crate::landing::Landing;
 use crate::lane::connect::{Reached, Source};
 use crate::proto::{LinkState, MarkPoisonedReply, MemoryError, PageProgress};
+use crate::ready::Plot;
 use crate::teller::Teller;
 
 /// What the page path can be asked for. Each is answered once, unless it says otherwise.
@@ -27,9 +28,9 @@ pub enum Command {
     Connected(Reached, TcpStream, oneshot::Sender<()>),
     /// A bulk lane of an attempt is connected, or not. No answer.
     BulkOpened(u64, Result<TcpStream, Status>),
-    /// Memory is to be allocated ahead: the files where that can be done, in the order of the layout. Until
-    /// [`Command::Allocated`] they are the caller's, and no lane can be connected.
-    Allocate(oneshot::Sender<Result<Vec<Option<AttachedFile>>, Status>>),
+    /// Memory is to be allocated ahead: where that can be done, in the order of the layout. Until
+    /// [`Command::Allocated`] all of it is the caller's, and no lane can be connected.
+    Allocate(oneshot::Sender<Result<Vec<Option<Plot>>, Status>>),
     /// The files are not written to any more; where pages can be received in place, in the order of the layout. No answer.
     Allocated(Vec<Option<Landing>>),
     /// Start the push on so many lanes.

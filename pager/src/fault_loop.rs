@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::arriving::Lane;
-use crate::attached::{AttachedFile, AttachedMemory, AttachedRegion};
+use crate::attached::{AttachedMemory, AttachedRegion};
 use crate::bulk::Bulk;
 use crate::collapse::collapse;
 use crate::commands::{Command, Snapshot};
@@ -35,6 +35,7 @@ use crate::placement::{NumberedRegion, PageIndex, Placement};
 use crate::priority;
 use crate::proto::pager_event::Event as Numbered;
 use crate::proto::{AllPresentEvent, FailedEvent, LinkEvent, LinkState};
+use crate::ready::Plot;
 use crate::region_map::Hva;
 use crate::resolver::{FaultOutcome, Resolver};
 use crate::rest::{REST, Rest, Rests};
@@ -288,9 +289,9 @@ impl FaultLoop {
                 let _ = answer.send(self.resolver.mark_poisoned(&errors));
             }
             Command::Allocate(answer) => {
-                let files = self.files();
-                self.allocating = files.is_ok();
-                if let Err(Ok(_)) = answer.send(files) {
+                let plots = self.plots();
+                self.allocating = plots.is_ok();
+                if let Err(Ok(_)) = answer.send(plots) {
                     self.allocating = false;
                 }
             }
@@ -365,14 +366,16 @@ impl FaultLoop {
         Ok(guarded)
     }
 
-    /// The files to which zeros may be written: nothing has come, and nothing can come meanwhile.
-    fn files(&self) -> Result<Vec<Option<AttachedFile>>, Status> {
+    /// Where zeros may be written: nothing has come, and nothing can come meanwhile.
+    fn plots(&self) -> Result<Vec<Option<Plot>>, Status> {
         if self.allocating || self.link != LinkState::Idle || !self.resolver.table().is_fresh() {
             return Err(Status::failed_precondition("memory is allocated once, before lanes are connected"));
         }
         let memory = self.resolver.memory();
         let memory = memory.ok_or_else(|| Status::failed_precondition("the VMM has not attached its memory"))?;
-        memory.files().map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
+        memory
+            .plots(self.resolver.table().bound_to())
+            .map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
     }
 
     // ---- the link ----

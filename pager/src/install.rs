@@ -24,6 +24,7 @@ use crate::landing::{Landing, Places};
 use crate::lane::PAGE;
 use crate::page_table::{Arrival, PageState, PageTable};
 use crate::placement::{NumberedRegion, PageIndex, Placement};
+use crate::ready::Plot;
 use crate::region_map::Hva;
 use crate::userfaultfd::{Progress, Stop, Userfaultfd};
 
@@ -113,13 +114,17 @@ impl Installer {
         Some((&self.grounds.get(region.number as usize)?.uffd, hva, size))
     }
 
-    /// The file of each region whose memory can be allocated ahead, in the order of the layout.
+    /// Where memory can be allocated ahead, in the order of the layout. The mappings are those of process `vmm_pid`.
     ///
     /// # Errors
     /// No descriptor is free.
-    pub fn files(&self) -> io::Result<Vec<Option<AttachedFile>>> {
-        let copy = |ground: &Ground| ground.file.as_ref().filter(|_| ground.by_file).map(AttachedFile::try_clone);
-        self.grounds.iter().map(|ground| copy(ground).transpose()).collect()
+    pub fn plots(&self, vmm_pid: u32) -> io::Result<Vec<Option<Plot>>> {
+        let plot = |(ground, (hva, size)): (&Ground, (Hva, u64))| {
+            let file = ground.file.as_ref().filter(|_| ground.by_file)?;
+            let parts = file.try_clone().and_then(|file| Ok((file, ground.uffd.try_clone()?)));
+            Some(parts.map(|(file, uffd)| Plot { file, uffd, vmm_pid, hva, size }))
+        };
+        self.grounds.iter().zip(self.placement.ranges()).map(|ground| plot(ground).transpose()).collect()
     }
 
     fn region(&self, number: u32) -> Option<NumberedRegion> {

@@ -1,13 +1,18 @@
 //! Where the push is received in place: the memory of a VMM's file, mapped here as well, before a page of it has come.
 //!
 //! The mapping is filled ahead (madvise(2), `MADV_POPULATE_WRITE`), so that a receive finds every page there. Its page tables
-//! take 8 bytes a page of 4 KiB of this process, until the last page has come.
+//! take 8 bytes a page of this process, until the last page has come.
 
 use std::io;
 use std::os::fd::AsRawFd;
 
 use crate::attached::AttachedFile;
 use crate::lane::PAGE;
+
+/// A transparent huge page on x86-64.
+pub const HUGE: u64 = 2 << 20;
+/// `MADV_COLLAPSE`, Linux 6.1.
+pub(crate) const MADV_COLLAPSE: libc::c_int = 25;
 
 /// The memory of one region.
 #[derive(Debug)]
@@ -28,13 +33,30 @@ impl Landing {
     /// mmap(2).
     pub fn new(file: &AttachedFile, bytes: u64) -> io::Result<Self> {
         let (bytes, offset) = (bytes as usize, file.offset as libc::off_t);
-        let (null, write) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // Huge pages must lie in the mapping as they do in the file: room for one more is left, to be moved by.
+        let (null, nobody) = (std::ptr::null_mut(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
         // SAFETY: a fresh mapping, wherever there is room.
-        let at = unsafe { libc::mmap(null, bytes, write, flags, file.fd.as_raw_fd(), offset) };
-        if at == libc::MAP_FAILED {
+        let room = unsafe { libc::mmap(null, bytes + HUGE as usize, libc::PROT_NONE, nobody, -1, 0) };
+        if room == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        let before = (file.offset as usize).wrapping_sub(room as usize) % HUGE as usize;
+        let (write, fixed) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED);
+        // SAFETY: in the room, which is ours; what is left of it before and behind is given back.
+        let at = unsafe {
+            let at = libc::mmap(room.wrapping_byte_add(before), bytes, write, fixed, file.fd.as_raw_fd(), offset);
+            let error = io::Error::last_os_error();
+            if at == libc::MAP_FAILED {
+                libc::munmap(room, bytes + HUGE as usize);
+                return Err(error);
+            }
+            if before > 0 {
+                libc::munmap(room, before);
+            }
+            libc::munmap(at.wrapping_byte_add(bytes), HUGE as usize - before);
+            at
+        };
         // A core dump shall not hold the guest's memory. SAFETY: the mapping is ours.
         unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
         Ok(Self { at: at.cast(), bytes, ready: Vec::new() })
@@ -46,19 +68,39 @@ impl Landing {
     /// madvise(2): no memory, or a kernel before 5.14.
     pub fn prepare(&mut self, page: u64, count: u64) -> io::Result<()> {
         let behind = self.ready.last().is_none_or(|(_, end)| *end <= page);
-        let Some(at) = self.address(page, count).filter(|_| behind) else {
+        if !behind {
             return Err(io::ErrorKind::InvalidInput.into());
-        };
+        }
+        self.advise(page, count, libc::MADV_POPULATE_WRITE)?;
+        match self.ready.last_mut() {
+            Some((_, end)) if *end == page => *end += count,
+            _ => self.ready.push((page, page + count)),
+        }
+        Ok(())
+    }
+
+    /// Puts huge pages under `count` pages from `page` on, which are whole huge pages of the file and of which it holds none:
+    /// each is allocated and filled with zeros at once.
+    ///
+    /// # Errors
+    /// madvise(2); some may have been made all the same. `EINVAL`: there is a mapping of the file for which a userfaultfd is told
+    /// of what the file lacks, or the kernel is before 6.1. `ENOMEM`, `EAGAIN`: no block of memory is free.
+    pub fn join(&self, page: u64, count: u64) -> io::Result<()> {
+        // The kernel joins only what has a page at least.
+        for page in (page..page + count).step_by((HUGE / PAGE) as usize) {
+            self.advise(page, 1, libc::MADV_POPULATE_WRITE)?;
+        }
+        self.advise(page, count, MADV_COLLAPSE)
+    }
+
+    fn advise(&self, page: u64, count: u64, advice: libc::c_int) -> io::Result<()> {
+        let at = self.address(page, count).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: the range is in the mapping.
-        while unsafe { libc::madvise(at.cast(), (count * PAGE) as usize, libc::MADV_POPULATE_WRITE) } != 0 {
+        while unsafe { libc::madvise(at.cast(), (count * PAGE) as usize, advice) } != 0 {
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
             }
-        }
-        match self.ready.last_mut() {
-            Some((_, end)) if *end == page => *end += count,
-            _ => self.ready.push((page, page + count)),
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ pub mod pager;
 pub mod placement;
 pub mod priority;
 pub mod program;
+pub mod ready;
 pub mod region_map;
 pub mod resolver;
 pub mod rest;

@@ -239,6 +239,11 @@ impl PageTable {
         true
     }
 
+    /// The VMM process whose memory it describes; 0: none yet.
+    pub fn bound_to(&self) -> u32 {
+        u32::try_from(self.word(Word::VmmPid)).unwrap_or(0)
+    }
+
     /// Removes the file.
     ///
     /// # Errors

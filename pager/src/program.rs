@@ -48,6 +48,9 @@ pub struct Arguments {
     /// Whether the thread that resolves faults is real-time while there is a push (needs CAP_SYS_NICE).
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     real_time: bool,
+    /// Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones.
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
+    huge_pages: bool,
     /// TCP congestion control of what a source sends; empty: the host's.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_CONGESTION_CONTROL)]
     congestion_control: String,
@@ -73,10 +76,19 @@ pub fn run() -> std::io::Result<()> {
             Role::Source => PagerRole::Source,
             Role::Destination => PagerRole::Destination,
         };
-        let Arguments { runtime_dir, vm, page_path_cpus, lane_cpus, spin_us, real_time, congestion_control, .. } =
-            arguments;
+        let Arguments {
+            runtime_dir,
+            vm,
+            page_path_cpus,
+            lane_cpus,
+            spin_us,
+            real_time,
+            huge_pages,
+            congestion_control,
+            ..
+        } = arguments;
         let spin = Duration::from_micros(spin_us);
-        let tuning = Tuning { spin, page_path_cpus, lane_cpus, real_time, congestion_control };
+        let tuning = Tuning { spin, page_path_cpus, lane_cpus, real_time, huge_pages, congestion_control };
         serve_vm(runtime_dir, vm, role, tuning).await
     })
 }

@@ -1,4 +1,5 @@
-//! What an operator may set of a pager: where its threads run, how long they spin, how a source paces what it sends.
+//! What an operator may set of a pager: where its threads run, how long they spin, of which pages a destination makes memory, how a source
+//! paces what it sends.
 
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -18,6 +19,8 @@ pub struct Tuning {
     pub lane_cpus: CpuList,
     /// The page path runs as soon as it wakes while there is a push, where the process may have that.
     pub real_time: bool,
+    /// Memory of a destination that is made ready is made of huge pages where they cost no more.
+    pub huge_pages: bool,
     /// How what a source sends on lanes is paced (tcp(7), `TCP_CONGESTION`); empty: as the host does it.
     pub congestion_control: String,
 }

@@ -207,6 +207,14 @@ impl Userfaultfd {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
+    /// Another descriptor of the same.
+    ///
+    /// # Errors
+    /// None is free.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()? })
+    }
+
     /// The descriptor, to hand it over.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
@@ -241,8 +249,8 @@ impl Userfaultfd {
         if register[3] & IOCTL_CONTINUE == 0 { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
     }
 
-    /// `UFFDIO_UNREGISTER`; wakes who waits there. Never for a range with a page that has not arrived: it would
-    /// read as zeros.
+    /// `UFFDIO_UNREGISTER`; wakes who waits there. Not for a range with a page that has not arrived: it would
+    /// read as zeros, and be seen as it comes.
     ///
     /// # Errors
     /// What the kernel said.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rig::{Answer, PAGE, Rig, Vmm, eventually};
 use vmferry_pager::proto::{self, ErrorOrigin, LinkState, MemoryError, Severity, pager_event::Event};
 use vmferry_pager::region_map::Backing;
+use vmferry_pager::tuning::Tuning;
 
 /// What the source of these tests holds at a page.
 fn plan(page: u64) -> Answer {
@@ -76,6 +77,32 @@ async fn everything_arrives_in_a_memfd() {
 #[tokio::test]
 async fn everything_arrives_in_memory_that_was_allocated_ahead() {
     everything_arrives(Backing::Memfd, true).await;
+}
+
+/// Of nine blocks the first are made of small pages and the others of huge ones, if this machine has them for less.
+#[tokio::test]
+async fn everything_arrives_in_memory_that_was_made_ready_in_huge_pages() {
+    let (pages, block) = (9 * 512 + 7, 512);
+    let tuning = Tuning { huge_pages: true, ..Tuning::default() };
+    let Some(mut rig) = Rig::start_tuned(Backing::Memfd, pages, plan, tuning).await else { return };
+    rig.preallocate(0, pages).await;
+    rig.connect().await.unwrap();
+    // Given back in the middle of a block, before and after it comes.
+    rig.vmm.remove(3 * block + 70, 2).await;
+    eventually("they are given back", async || rig.progress().await.discarded == 2).await;
+    rig.push().await.unwrap();
+    rig.event(|e| matches!(e, Event::AllPresent(_))).await;
+    rig.vmm.remove(4 * block + 70, 2).await;
+    eventually("they are given back", async || rig.progress().await.discarded == 4).await;
+    let gone = [3 * block + 70, 3 * block + 71, 4 * block + 70, 4 * block + 71];
+    for page in (0..pages).filter(|page| !matches!(plan(*page), Answer::Poison { .. })) {
+        let expected = if gone.contains(&page) || plan(page) == Answer::Zero { 0 } else { rig::byte_of(page) };
+        assert_eq!(rig.vmm.touch(page).await.unwrap(), expected, "page {page}");
+    }
+    for page in poisoned(pages) {
+        assert!(rig.vmm.is_marked(page).await, "page {page}");
+    }
+    rig.end().await;
 }
 
 /// Of the source's frame of 64 pages some are there already, some given back, some not allocated ahead.

@@ -42,7 +42,7 @@ fn open_descriptors() -> usize {
 async fn bad_vmms_are_told_why_and_harm_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("memory.sock");
-    let pager = rig::pager(directory.path(), PagerRole::Destination);
+    let pager = rig::pager(directory.path(), PagerRole::Destination, Tuning::default());
     let mut control = rig::control(directory.path().join("pager.sock")).await;
     assert_eq!(refused(&socket, b"{}", &[])["field"], "message");
     let expect = proto::ExpectDestinationRequest { layout: Some(layout(Backing::Memfd, 4)) };

@@ -14,6 +14,7 @@ use serde_json::json;
 use vmferry_pager::descriptors;
 use vmferry_pager::proto::{self, LinkState, MemoryError, PagerRole, pager_event::Event};
 use vmferry_pager::region_map::Backing;
+use vmferry_pager::tuning::Tuning;
 use vmferry_pager::userfaultfd::memfd;
 
 const PAGES: u64 = 600;
@@ -22,7 +23,7 @@ const PAGES: u64 = 600;
 async fn memory_moves_from_pager_to_pager() {
     let Some(mut rig) = Rig::start(Backing::Memfd, PAGES, |_| Answer::Silence).await else { return };
     let directory = tempfile::tempdir().unwrap();
-    let pager = rig::pager(directory.path(), PagerRole::Source);
+    let pager = rig::pager(directory.path(), PagerRole::Source, Tuning::default());
     let mut control = rig::control(directory.path().join("pager.sock")).await;
     let request = proto::ServeSourceRequest {
         layout: Some(layout(Backing::Memfd, PAGES)),

@@ -5,6 +5,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 static char *map_again(struct memory memory, int protection)
 {
@@ -83,6 +86,35 @@ static void received_in_place(const char *backing)
 	say_touch("touch", memory.at + PAGE);
 }
 
+/* Of two blocks of 2 MiB, of which a page is there, the first is to be one huge page. */
+static int collapse_first(char *again)
+{
+	NEED(!madvise(again, PAGE, MADV_POPULATE_WRITE));
+	return madvise(again, HUGE_PAGE, MADV_COLLAPSE) ? errno : 0;
+}
+
+static void huge_page_ahead(const char *backing)
+{
+	int uffd = open_uffd(0, UFFD_FEATURE_MINOR_SHMEM);
+	struct memory memory = map_memory(backing, 2 * HUGE_PAGE / PAGE);
+	register_memory(uffd, memory, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
+	char *room = mmap(NULL, memory.pages * PAGE + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	NEED(room != MAP_FAILED);
+	room += (HUGE_PAGE - (uintptr_t)room % HUGE_PAGE) % HUGE_PAGE;
+	char *again = mmap(room, memory.pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory.memfd, 0);
+	NEED(again != MAP_FAILED);
+	say("registered", name_of(collapse_first(again)));
+	unregister_memory(uffd, memory);
+	int error = collapse_first(again);
+	if (error == ENOMEM || error == EINVAL)
+		LACKING("MADV_COLLAPSE: %s: no block of 2 MiB is free, or Linux before 6.1", name_of(error));
+	say("unregistered", name_of(error));
+	say_number("held", pages_held(memory));
+	register_memory(uffd, memory, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
+	say("continue", name_of(continue_pages(uffd, memory.at + PAGE, PAGE, NULL)));
+	say_touch("touch", memory.at + PAGE);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct fact facts[] = {
@@ -90,6 +122,7 @@ int main(int argc, char **argv)
 		{"touched-hole", touched_hole},
 		{"sent-page-goes", sent_page_goes},
 		{"received-in-place", received_in_place},
+		{"huge-page-ahead", huge_page_ahead},
 		{NULL, NULL},
 	};
 	return run_fact(facts, argc, argv);

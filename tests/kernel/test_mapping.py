@@ -21,3 +21,14 @@ def test_a_page_that_is_gone_is_efault_to_who_sends_it_and_a_signal_to_who_reads
 def test_what_is_received_through_one_mapping_is_mapped_into_the_other_without_an_event(ask: Any) -> None:
     answers = ask("mapping", "received-in-place", "shmem")
     assert answers == {"populate": "0", "received": "4096", "event": "EAGAIN", "continue": "0", "touch": "byte:7"}
+
+
+def test_a_huge_page_is_made_ahead_only_where_no_uffd_is_told_of_the_rest(ask: Any) -> None:
+    answers = ask("mapping", "huge-page-ahead", "shmem")
+    assert answers == {
+        "registered": "EBUSY",
+        "unregistered": "0",
+        "held": "512",
+        "continue": "0",
+        "touch": "byte:0",
+    }

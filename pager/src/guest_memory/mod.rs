@@ -26,7 +26,7 @@ use crate::lane::PAGE;
 use crate::region_map::{Backing, Hva, Region};
 
 use file::FileReader;
-use pagemap::Pagemap;
+pub use pagemap::Pagemap;
 use process::ProcessReader;
 
 /// What a run of consecutive pages holds.

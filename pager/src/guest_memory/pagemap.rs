@@ -77,7 +77,7 @@ impl From<u64> for Entry {
 
 /// The page tables of one region of one process.
 #[derive(Debug)]
-pub(super) struct Pagemap {
+pub struct Pagemap {
     file: File,
     pid: u32,
     hva: Hva,
@@ -86,6 +86,9 @@ pub(super) struct Pagemap {
 
 impl Pagemap {
     /// Of a region that begins at `hva`.
+    ///
+    /// # Errors
+    /// The process is gone, or its page tables are not to be seen (proc_pid_pagemap(5): `PTRACE_MODE_READ`).
     pub fn open(pid: u32, hva: Hva, page_size: u64) -> Result<Self, ReadError> {
         match File::open(format!("/proc/{pid}/pagemap")) {
             Ok(file) => Ok(Self { file, pid, hva, page_size }),
@@ -94,13 +97,22 @@ impl Pagemap {
         }
     }
 
+    /// The first of `count` pages from `page` on that is mapped, or has a marker or swap there.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn first_mapped(&self, page: u64, count: u64) -> Result<Option<u64>, ReadError> {
+        let entries = self.entries(page, count)?;
+        Ok((page..).zip(entries).find(|(_, entry)| *entry != Entry::Empty).map(|(page, _)| page))
+    }
+
     /// Whether entries can be read: not those of huge pages.
-    pub fn has_entries(&self) -> bool {
+    pub(super) fn has_entries(&self) -> bool {
         self.page_size == PAGE
     }
 
     /// For each of `count` pages from `page` on, whether a poison marker is there.
-    pub fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, ReadError> {
+    pub(super) fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, ReadError> {
         if self.has_entries() {
             return Ok(self.entries(page, count)?.into_iter().map(|entry| entry == Entry::PoisonMarker).collect());
         }
@@ -143,7 +155,7 @@ impl Pagemap {
     }
 
     /// The entries of `count` pages of 4 KiB from `page` on.
-    pub fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, ReadError> {
+    pub(super) fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, ReadError> {
         let mut raw = vec![0u8; (count * 8) as usize];
         let offset = (self.hva.0 / PAGE + page) * 8;
         match self.file.read_exact_at(&mut raw, offset) {

@@ -66,24 +66,29 @@ pub async fn control(socket: PathBuf) -> PagerClient<Channel> {
 }
 
 /// Runs a pager on a thread of its own.
-pub fn pager(directory: &Path, role: PagerRole) -> std::thread::JoinHandle<std::io::Result<()>> {
+pub fn pager(directory: &Path, role: PagerRole, tuning: Tuning) -> std::thread::JoinHandle<std::io::Result<()>> {
     let directory = directory.to_path_buf();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(serve_vm(directory, "web-1".into(), role, Tuning::default()))
+        runtime.block_on(serve_vm(directory, "web-1".into(), role, tuning))
     })
 }
 
 impl Rig {
     /// A destination with its memory attached; `None` (and the reason printed) where there is no userfaultfd.
     pub async fn start(backing: Backing, pages: u64, plan: fn(u64) -> Answer) -> Option<Self> {
+        Self::start_tuned(backing, pages, plan, Tuning::default()).await
+    }
+
+    /// The same, of a pager that is tuned.
+    pub async fn start_tuned(backing: Backing, pages: u64, plan: fn(u64) -> Answer, tuning: Tuning) -> Option<Self> {
         let layout = layout(backing, pages);
         if let Err(reason) = probe(needed_features(&Layout::try_from(&layout).unwrap())) {
             eprintln!("skipped: {reason}");
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
-        let pager = pager(directory.path(), PagerRole::Destination);
+        let pager = pager(directory.path(), PagerRole::Destination, tuning);
         let mut control = control(directory.path().join("pager.sock")).await;
         let expect = proto::ExpectDestinationRequest { layout: Some(layout) };
         control.expect_destination(expect).await.unwrap();

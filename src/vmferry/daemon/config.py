@@ -51,6 +51,8 @@ class Pager:
     """How long the page path looks for its next fault before it sleeps, microseconds; 0: not at all."""
     real_time: bool
     """Whether the thread that resolves faults is real-time while there is a push: it runs as soon as it wakes."""
+    huge_pages: bool
+    """Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones."""
     congestion_control: str
     """TCP congestion control of the lanes of VMs on their way out; "": the host's."""
 
@@ -171,6 +173,7 @@ def _pager(table: Table) -> Pager:
         lane_cpus=table.cpu_list("lane_cpus"),
         spin_us=table.whole("spin_us", DEFAULT_SPIN_US, SPIN_US_MOST),
         real_time=table.truth("real_time", True),
+        huge_pages=table.truth("huge_pages", True),
         congestion_control=table.text(
             "congestion_control", DEFAULT_CONGESTION_CONTROL, r"[a-z0-9_-]{0,15}", 'a name like "cubic", or ""'
         ),

@@ -88,6 +88,7 @@ def test_all_problems_come_together() -> None:
                 "lane_cpus": [1],
                 "spin_us": 1.5,
                 "real_time": 1,
+                "huge_pages": "always",
                 "congestion_control": "Cubic!",
             },
             "timeouts": {"stop_s": float("nan"), "vmm_s": "1"},
@@ -97,7 +98,7 @@ def test_all_problems_come_together() -> None:
     assert set(found) == {
         "host", "runtime_dir", "state_dir", "api", "peer.listen", "pages.ip", "pages.ports", "pages.demand_timeout_s",
         "pager.program", "pager.push_bytes_per_s", "pager.push_lanes", "pager.page_path_cpus", "pager.lane_cpus",
-        "pager.spin_us", "pager.real_time", "pager.congestion_control", "timeouts.stop_s",
+        "pager.spin_us", "pager.real_time", "pager.huge_pages", "pager.congestion_control", "timeouts.stop_s",
         "timeouts.vmm_s", "log.format", "log.level",
     }  # fmt: skip
     assert found["runtime_dir"] == 'runtime_dir: is "run", must be an absolute path'
@@ -125,12 +126,12 @@ def test_what_is_default_is_not_handed_to_the_pager() -> None:
     assert pager_settings(parse({}, "host-a")).tuning == PagerTuning()
     settings = {
         "page_path_cpus": "2", "lane_cpus": "3", "spin_us": 0, "push_lanes": 4, "real_time": False,
-        "congestion_control": "",
+        "huge_pages": False, "congestion_control": "",
     }  # fmt: skip
     found = pager_settings(parse({"pager": settings}, "host-a"))
     assert found.tuning.options() == [
         "--page-path-cpus", "2", "--lane-cpus", "3", "--spin-us", "0", "--real-time", "false",
-        "--congestion-control", "",
+        "--huge-pages", "false", "--congestion-control", "",
     ]  # fmt: skip
     assert found.lanes.push_lanes == 4
 
