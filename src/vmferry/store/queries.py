@@ -1,4 +1,7 @@
-"""What the store does in its thread: plain functions over one connection, each in one transaction of the caller's."""
+"""What the store does in its thread: plain functions over one connection, each in one transaction of the caller's.
+
+Statements are composed once, here: that takes longer than to carry one out.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from vmferry.ledger.rules import merge_all
@@ -15,93 +18,113 @@ from vmferry.migration.ports import JournalEntry
 from vmferry.store import tables as t
 from vmferry.units import Gpa
 
-APPEND_JOURNAL = f"INSERT INTO {t.journal.name} (migration, kind, at_us, data) VALUES (?, ?, ?, ?)"
+_REVISIONS, _JOURNAL, _LEDGER = t.job_revisions.c, t.journal.c, t.ledger.c
+
+_ADD_REVISION = t.job_revisions.insert().returning(_REVISIONS.revision)
+_JOBS = insert(t.jobs)
+_KEEP_JOB = _JOBS.on_conflict_do_update(index_elements=["migration"], set_={"revision": _JOBS.excluded.revision})
+_NEWEST_JOBS = select(_REVISIONS.revision, _REVISIONS.job).select_from(
+    t.jobs.join(t.job_revisions, t.jobs.c.revision == _REVISIONS.revision)
+)
+_JOB = _NEWEST_JOBS.where(t.jobs.c.migration == bindparam("migration"))
+_ALL_JOBS = _NEWEST_JOBS.order_by(t.jobs.c.created_us, t.jobs.c.migration)
+_JOB_REVISIONS = (
+    select(_REVISIONS.revision, _REVISIONS.job)
+    .where(_REVISIONS.revision > bindparam("after"))
+    .order_by(_REVISIONS.revision)
+    .limit(bindparam("limit"))
+)
+
+_APPEND_JOURNAL = f"INSERT INTO {t.journal.name} (migration, kind, at_us, data) VALUES (?, ?, ?, ?)"
+_READ_JOURNAL = (
+    select(_JOURNAL.kind, _JOURNAL.at_us, _JOURNAL.data)
+    .where(_JOURNAL.migration == bindparam("migration"))
+    .order_by(_JOURNAL.number)
+)
+
+_INCOMINGS = insert(t.incomings)
+_KEEP_INCOMING = _INCOMINGS.on_conflict_do_update(
+    index_elements=["migration"], set_={"incoming": _INCOMINGS.excluded.incoming}
+)
+_INCOMING = select(t.incomings.c.incoming).where(t.incomings.c.migration == bindparam("migration"))
+_ALL_INCOMINGS = select(t.incomings.c.incoming).order_by(t.incomings.c.migration)
+
+_ADD_ERROR = t.ledger.insert()
+_NEWEST_ERRORS = select(func.max(_LEDGER.revision)).where(_LEDGER.vm == bindparam("vm")).group_by(_LEDGER.gpa)
+_ERRORS = select(_LEDGER.entry).where(_LEDGER.revision.in_(_NEWEST_ERRORS))
+_ANY_CHANGES = (
+    select(_LEDGER.revision, _LEDGER.vm, _LEDGER.entry)
+    .where(_LEDGER.revision > bindparam("after"))
+    .order_by(_LEDGER.revision)
+    .limit(bindparam("limit"))
+)
+_CHANGES = _ANY_CHANGES.where(_LEDGER.vm == bindparam("vm"))
 
 
 def save_job(db: Connection, job: Job) -> Job:
-    row = t.job_revisions.insert().values(migration=job.migration, job=_text(job))
-    revision: int = db.execute(row.returning(t.job_revisions.c.revision)).scalar_one()
-    keyed = insert(t.jobs).values(migration=job.migration, created_us=job.created_us, revision=revision)
-    db.execute(keyed.on_conflict_do_update(index_elements=["migration"], set_={"revision": revision}))
+    row = {"migration": job.migration, "job": _text(job)}
+    revision: int = db.execute(_ADD_REVISION, row).scalar_one()
+    db.execute(_KEEP_JOB, {"migration": job.migration, "created_us": job.created_us, "revision": revision})
     return replace(job, revision=revision)
 
 
 def job(db: Connection, migration: str) -> Job | None:
-    found = db.execute(_newest_jobs().where(t.jobs.c.migration == migration)).first()
+    found = db.execute(_JOB, {"migration": migration}).first()
     return None if found is None else _job(found[0], found[1])
 
 
 def jobs(db: Connection) -> list[Job]:
-    rows = db.execute(_newest_jobs().order_by(t.jobs.c.created_us, t.jobs.c.migration))
-    return [_job(row[0], row[1]) for row in rows]
+    return [_job(row[0], row[1]) for row in db.execute(_ALL_JOBS)]
 
 
 def job_revisions(db: Connection, after: int, limit: int) -> list[Job]:
-    columns = t.job_revisions.c
-    wanted = select(columns.revision, columns.job).where(columns.revision > after)
-    return [_job(row[0], row[1]) for row in db.execute(wanted.order_by(columns.revision).limit(limit))]
+    rows = db.execute(_JOB_REVISIONS, {"after": after, "limit": limit})
+    return [_job(row[0], row[1]) for row in rows]
 
 
 def append_journal(db: Connection, entry: JournalEntry) -> None:
-    """As text for the driver: composing a statement takes longer than carrying it out, and a VM stands still."""
+    """As text for the driver, which is quicker still: a VM stands still."""
     data = msgspec.json.encode(entry.data).decode()
-    db.exec_driver_sql(APPEND_JOURNAL, (entry.migration, entry.kind, entry.at_us, data))
+    db.exec_driver_sql(_APPEND_JOURNAL, (entry.migration, entry.kind, entry.at_us, data))
 
 
 def journal(db: Connection, migration: str) -> list[JournalEntry]:
-    columns = t.journal.c
-    wanted = select(columns.kind, columns.at_us, columns.data).where(columns.migration == migration)
-    rows = db.execute(wanted.order_by(columns.number))
     return [
         JournalEntry(migration, kind, at_us, msgspec.json.decode(data, type=dict[str, object]))
-        for kind, at_us, data in rows
+        for kind, at_us, data in db.execute(_READ_JOURNAL, {"migration": migration})
     ]
 
 
 def save_incoming(db: Connection, incoming: Incoming) -> None:
-    text = _text(incoming)
-    keyed = insert(t.incomings).values(migration=incoming.migration, incoming=text)
-    db.execute(keyed.on_conflict_do_update(index_elements=["migration"], set_={"incoming": text}))
+    db.execute(_KEEP_INCOMING, {"migration": incoming.migration, "incoming": _text(incoming)})
 
 
 def incoming(db: Connection, migration: str) -> Incoming | None:
-    wanted = select(t.incomings.c.incoming).where(t.incomings.c.migration == migration)
-    text = db.execute(wanted).scalar()
+    text = db.execute(_INCOMING, {"migration": migration}).scalar()
     return None if text is None else msgspec.json.decode(text, type=Incoming)
 
 
 def incomings(db: Connection) -> list[Incoming]:
-    rows = db.execute(select(t.incomings.c.incoming).order_by(t.incomings.c.migration)).scalars()
-    return [msgspec.json.decode(text, type=Incoming) for text in rows]
+    return [msgspec.json.decode(text, type=Incoming) for text in db.execute(_ALL_INCOMINGS).scalars()]
 
 
 def record_errors(db: Connection, vm: str, errors: Sequence[LedgerEntry]) -> list[LedgerEntry]:
     known = {entry.gpa: entry for entry in ledger(db, vm)}
     changed = merge_all(known, errors)
     for entry in changed.values():
-        db.execute(t.ledger.insert().values(vm=vm, gpa=_signed(entry.gpa), entry=_text(entry)))
+        db.execute(_ADD_ERROR, {"vm": vm, "gpa": _signed(entry.gpa), "entry": _text(entry)})
     return list(changed.values())
 
 
 def ledger(db: Connection, vm: str) -> list[LedgerEntry]:
-    columns = t.ledger.c
-    newest = select(func.max(columns.revision)).where(columns.vm == vm).group_by(columns.gpa)
-    rows = db.execute(select(columns.entry).where(columns.revision.in_(newest))).scalars()
+    rows = db.execute(_ERRORS, {"vm": vm}).scalars()
     return sorted((_entry(text) for text in rows), key=lambda entry: entry.gpa)
 
 
 def ledger_changes(db: Connection, vm: str, after: int, limit: int) -> list[tuple[int, str, LedgerEntry]]:
-    columns = t.ledger.c
-    wanted = select(columns.revision, columns.vm, columns.entry).where(columns.revision > after)
-    if vm:
-        wanted = wanted.where(columns.vm == vm)
-    rows = db.execute(wanted.order_by(columns.revision).limit(limit))
+    values = {"after": after, "limit": limit}
+    rows = db.execute(_CHANGES, {**values, "vm": vm}) if vm else db.execute(_ANY_CHANGES, values)
     return [(revision, name, _entry(text)) for revision, name, text in rows]
-
-
-def _newest_jobs() -> Select[int, str]:
-    joined = t.jobs.join(t.job_revisions, t.jobs.c.revision == t.job_revisions.c.revision)
-    return select(t.job_revisions.c.revision, t.job_revisions.c.job).select_from(joined)
 
 
 def _text(value: Job | Incoming | LedgerEntry) -> str:
