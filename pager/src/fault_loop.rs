@@ -163,7 +163,9 @@ impl FaultLoop {
             } else if self.looks_again() {
                 priority::give_way();
             } else {
+                let began = Instant::now();
                 self.sleep();
+                self.rests.slept(began.elapsed());
             }
         }
     }

@@ -30,7 +30,7 @@ pub enum Rest {
 /// What the page path has done since it rested.
 #[derive(Debug, Default)]
 pub struct Rests {
-    /// When the first frame since the last rest was taken.
+    /// When the first frame since the last rest was taken; later by what it slept since.
     began: Option<Instant>,
     rests: u32,
     fault: Option<Instant>,
@@ -40,6 +40,11 @@ impl Rests {
     /// The guest touched an absent page.
     pub fn fault(&mut self, now: Instant) {
         self.fault = Some(now);
+    }
+
+    /// It slept, since there was nothing to do: no work, and a rest if it was as long.
+    pub fn slept(&mut self, time: Duration) {
+        self.began = self.began.filter(|_| time < REST).map(|began| began + time);
     }
 
     /// A frame of the push was taken.
@@ -82,6 +87,23 @@ mod tests {
         assert_eq!(work(&mut rests, &mut now, false), WORK, "it faulted a moment ago");
         now += QUIET;
         assert_eq!(work(&mut rests, &mut now, false), WORK_BESIDE_A_QUIET_GUEST);
+    }
+
+    #[test]
+    fn sleep_is_no_work_and_enough_of_it_is_a_rest() {
+        for (sleep, frames_to_a_rest) in [(REST / 3, Some(6)), (REST, None)] {
+            let (mut rests, mut now) = (Rests::default(), Instant::now());
+            let mut frames = (1..1000).map(|frame| {
+                rests.fault(now);
+                let rest = rests.after_frame(now);
+                now += Duration::from_micros(100);
+                rests.slept(sleep);
+                now += sleep;
+                (frame, rest)
+            });
+            let rested = frames.find(|(_, rest)| *rest != Rest::None).map(|(frame, _)| frame);
+            assert_eq!(rested, frames_to_a_rest, "{sleep:?}");
+        }
     }
 
     #[test]
