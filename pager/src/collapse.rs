@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use crate::landing::{HUGE, MADV_COLLAPSE};
+use crate::landing::HUGE;
 use crate::region_map::Hva;
 
 /// Collapses what it can of a range of a process into huge pages; returns for how many bytes that was done. Parts that
@@ -26,7 +26,7 @@ pub fn collapse(pid: u32, start: Hva, size: u64) -> io::Result<u64> {
         let range = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: HUGE as usize };
         // SAFETY: the range is the other process's; its contents do not change.
         let n = unsafe {
-            libc::syscall(libc::SYS_process_madvise, process.as_raw_fd(), &raw const range, 1, MADV_COLLAPSE, 0)
+            libc::syscall(libc::SYS_process_madvise, process.as_raw_fd(), &raw const range, 1, libc::MADV_COLLAPSE, 0)
         };
         if n > 0 {
             done += HUGE;

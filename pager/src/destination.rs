@@ -115,7 +115,8 @@ impl Destination {
     /// returns for how many bytes that is done.
     ///
     /// # Errors
-    /// Those of [`make_ready`]. `FAILED_PRECONDITION`: no memory is attached, lanes were connected before, or it is under way already.
+    /// Those of [`make_ready`]. `FAILED_PRECONDITION`: no memory is attached, lanes were connected before, or it is under
+    /// way already.
     pub async fn preallocate(&self, layout: &Layout, held: Vec<PageRange>) -> Result<u64, Status> {
         let plots = self.ask(Command::Allocate).await??;
         let (layout, commands, huge_pages) = (layout.clone(), self.commands.clone(), self.huge_pages);

@@ -11,12 +11,12 @@ use crate::lane::PAGE;
 
 /// A transparent huge page on x86-64.
 pub const HUGE: u64 = 2 << 20;
-/// `MADV_COLLAPSE`, Linux 6.1.
-pub(crate) const MADV_COLLAPSE: libc::c_int = 25;
 
 /// The memory of one region.
 #[derive(Debug)]
 pub struct Landing {
+    /// What is mapped for it, of which its memory is a part.
+    room: *mut libc::c_void,
     at: *mut u8,
     bytes: usize,
     /// Pages that are there, as half-open runs in ascending order, none empty, none touching the next.
@@ -41,25 +41,16 @@ impl Landing {
             return Err(io::Error::last_os_error());
         }
         let before = (file.offset as usize).wrapping_sub(room as usize) % HUGE as usize;
-        let (write, fixed) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED);
-        // SAFETY: in the room, which is ours; what is left of it before and behind is given back.
-        let at = unsafe {
-            let at = libc::mmap(room.wrapping_byte_add(before), bytes, write, fixed, file.fd.as_raw_fd(), offset);
-            let error = io::Error::last_os_error();
-            if at == libc::MAP_FAILED {
-                libc::munmap(room, bytes + HUGE as usize);
-                return Err(error);
-            }
-            if before > 0 {
-                libc::munmap(room, before);
-            }
-            libc::munmap(at.wrapping_byte_add(bytes), HUGE as usize - before);
-            at
-        };
+        let at = room.wrapping_byte_add(before);
+        let landing = Self { room, at: at.cast(), bytes, ready: Vec::new() };
+        let (write, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+        // SAFETY: in the room, which is ours.
+        if unsafe { libc::mmap(at, bytes, write, flags | libc::MAP_FIXED, file.fd.as_raw_fd(), offset) } != at {
+            return Err(io::Error::last_os_error());
+        }
         // A core dump shall not hold the guest's memory. SAFETY: the mapping is ours.
         unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
-        Ok(Self { at: at.cast(), bytes, ready: Vec::new() })
+        Ok(landing)
     }
 
     /// Makes `count` pages from `page` on ready. They lie in the region and behind all that is ready.
@@ -83,14 +74,14 @@ impl Landing {
     /// each is allocated and filled with zeros at once.
     ///
     /// # Errors
-    /// madvise(2); some may have been made all the same. `EINVAL`: there is a mapping of the file for which a userfaultfd is told
-    /// of what the file lacks, or the kernel is before 6.1. `ENOMEM`, `EAGAIN`: no block of memory is free.
+    /// madvise(2); some may have been made all the same. `EBUSY`: a userfaultfd is told of what the file lacks there, or on
+    /// the page behind. `ENOMEM`, `EAGAIN`: no block of memory is free. `EINVAL`: the kernel is before 6.1.
     pub fn join(&self, page: u64, count: u64) -> io::Result<()> {
         // The kernel joins only what has a page at least.
         for page in (page..page + count).step_by((HUGE / PAGE) as usize) {
             self.advise(page, 1, libc::MADV_POPULATE_WRITE)?;
         }
-        self.advise(page, count, MADV_COLLAPSE)
+        self.advise(page, count, libc::MADV_COLLAPSE)
     }
 
     fn advise(&self, page: u64, count: u64, advice: libc::c_int) -> io::Result<()> {
@@ -122,7 +113,7 @@ impl Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no call is under way.
-        unsafe { libc::munmap(self.at.cast(), self.bytes) };
+        unsafe { libc::munmap(self.room, self.bytes + HUGE as usize) };
     }
 }
 
@@ -160,16 +151,13 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::FromRawFd;
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::userfaultfd::memfd;
 
     fn file(pages: u64) -> AttachedFile {
-        // SAFETY: a literal name; the descriptor is ours.
-        let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
-        file.set_len((pages + 1) * PAGE).unwrap();
-        AttachedFile { fd: file.into(), offset: PAGE }
+        AttachedFile { fd: memfd("guest", (pages + 1) * PAGE).unwrap(), offset: PAGE }
     }
 
     #[test]

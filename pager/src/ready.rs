@@ -1,7 +1,7 @@
 //! Memory of a destination's files made ready before the blackout: reserved, filled with zeros and mapped.
 //!
-//! In huge pages where that costs less than in small ones, which depends on the host: blocks may be at hand, or have to be made by
-//! moving what else lies there, and a host that is a virtual machine itself may have to ask for them.
+//! In huge pages where that costs no more than in small ones, which depends on the host: blocks may be at hand, or have
+//! to be made by moving what else lies there, and a host that is a virtual machine itself may have to ask for them.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -33,7 +33,7 @@ pub struct Plot {
 }
 
 /// A plot, and how far it can be made ready.
-struct Ground<'a> {
+struct Site<'a> {
     plot: &'a Plot,
     /// Where pages can be received in place.
     landing: Option<Landing>,
@@ -41,26 +41,28 @@ struct Ground<'a> {
     mapped: Option<Pagemap>,
 }
 
-/// Allocates memory for these ranges of 4 KiB pages, where there is a plot, and makes it ready to be received into: landings and
-/// plots are in the order of the layout. `huge_pages`: in huge ones where they cost no more. Returns for how many bytes that is done.
+/// Allocates memory for these ranges of 4 KiB pages, where there is a plot, and makes it ready to be received into:
+/// landings and plots are in the order of the layout. `huge_pages`: in huge ones where they cost no more. Returns for how
+/// many bytes that is done.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`: outside the layout. `RESOURCE_EXHAUSTED`: this host has not so much memory. `FAILED_PRECONDITION`: the VMM
-/// has touched its memory. `INTERNAL`: faults are not told of any more where they were; no page must come.
+/// `INVALID_ARGUMENT`: outside the layout. `RESOURCE_EXHAUSTED`: this host has not so much memory.
+/// `FAILED_PRECONDITION`: the VMM has touched its memory. `INTERNAL`: faults are not told of any more where they were; no
+/// page must come.
 pub fn make_ready(
     layout: &Layout,
     plots: &[Option<Plot>],
     held: &[PageRange],
     huge_pages: bool,
 ) -> (Vec<Option<Landing>>, Result<u64, Status>) {
-    let mut grounds: Vec<_> = plots.iter().map(|plot| plot.as_ref().map(Ground::new)).collect();
-    let allocated = allocate(layout, &mut grounds, held, Sizes::new(huge_pages));
-    (grounds.into_iter().map(|ground| ground?.landing).collect(), allocated)
+    let mut sites: Vec<_> = plots.iter().map(|plot| plot.as_ref().map(Site::new)).collect();
+    let allocated = allocate(layout, &mut sites, held, Sizes::new(huge_pages));
+    (sites.into_iter().map(|site| site?.landing).collect(), allocated)
 }
 
 fn allocate(
     layout: &Layout,
-    grounds: &mut [Option<Ground<'_>>],
+    sites: &mut [Option<Site<'_>>],
     held: &[PageRange],
     mut sizes: Sizes,
 ) -> Result<u64, Status> {
@@ -71,10 +73,10 @@ fn allocate(
         if !pieces.contains(region, page, count) {
             return Err(Status::invalid_argument(format!("held: region {region}, pages {page} + {count} of 4 KiB")));
         }
-        let Some(Some(ground)) = grounds.get_mut(region as usize) else { continue };
+        let Some(Some(site)) = sites.get_mut(region as usize) else { continue };
         let (mut at, end) = (page * PAGE, (page + count) * PAGE);
         while at < end {
-            let before = (ground.plot.file.offset + at).next_multiple_of(HUGE) - (ground.plot.file.offset + at);
+            let before = (site.plot.file.offset + at).next_multiple_of(HUGE) - (site.plot.file.offset + at);
             let blocks = if before == 0 { ((end - at) / HUGE).min(sizes.blocks()) } else { 0 };
             let size = match (before, blocks) {
                 (0, 0) => end - at,
@@ -82,10 +84,10 @@ fn allocate(
                 _ => before.min(end - at),
             };
             let (began, huge) = (thread_time(), blocks > 0 && sizes.is_huge());
-            if huge && ground.join(at, size)? {
+            if huge && site.join(at, size)? {
                 joined += size;
             }
-            ground.fill(at, size).map_err(|error| {
+            site.fill(at, size).map_err(|error| {
                 let gpa = pieces.regions()[region as usize].gpa.0 + at;
                 Status::resource_exhausted(format!(
                     "no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}"
@@ -102,7 +104,7 @@ fn allocate(
     Ok(bytes)
 }
 
-impl<'a> Ground<'a> {
+impl<'a> Site<'a> {
     fn new(plot: &'a Plot) -> Self {
         let landing = Landing::new(&plot.file, plot.size);
         let landing = landing.inspect_err(|error| tracing::info!(%error, hva = plot.hva.0, "pager.no_landing")).ok();
@@ -110,9 +112,9 @@ impl<'a> Ground<'a> {
         Self { plot, landing, mapped }
     }
 
-    /// Puts huge pages under a range where the kernel can. It refuses wherever a userfaultfd would be told of what the file lacks,
-    /// so for a moment nobody is. What the VMM touches then would be seen as it comes, so it must have touched nothing. Returns
-    /// whether all of it is of huge pages.
+    /// Puts huge pages under a range where the kernel can. It refuses wherever a userfaultfd would be told of what the file
+    /// lacks, so for a moment nobody is. What the VMM has mapped then would be seen as it comes, so it must have nothing.
+    /// Returns whether all of it is of huge pages.
     fn join(&self, at: u64, size: u64) -> Result<bool, Status> {
         let (Some(landing), Some(mapped)) = (&self.landing, &self.mapped) else { return Ok(false) };
         let Plot { uffd, .. } = self.plot;
@@ -223,14 +225,11 @@ impl Sizes {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::fd::FromRawFd;
-
     use proptest::prelude::*;
 
     use super::*;
     use crate::proto;
-    use crate::userfaultfd::{Event, feature, probe};
+    use crate::userfaultfd::{Event, feature, memfd, probe};
 
     /// How many of so many blocks were made of huge pages, and the steps: of huge ones?, blocks.
     fn course(blocks: u64, small: u64, huge: impl Fn(u64) -> u64) -> (u64, Vec<(bool, u64)>) {
@@ -293,14 +292,18 @@ mod tests {
             return None;
         }
         let size = blocks * HUGE;
-        // SAFETY: a literal name; the descriptor is ours.
-        let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
-        file.set_len(size + HUGE).unwrap();
-        let offset = HUGE - skew;
-        let (read, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let file = AttachedFile { fd: memfd("guest", size + HUGE).unwrap(), offset: HUGE - skew };
+        let (write, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         // SAFETY: a fresh mapping.
         let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), size as usize, read, flags, file.as_raw_fd(), offset as libc::off_t)
+            libc::mmap(
+                std::ptr::null_mut(),
+                size as usize,
+                write,
+                flags,
+                file.fd.as_raw_fd(),
+                file.offset as libc::off_t,
+            )
         };
         assert_ne!(at, libc::MAP_FAILED);
         let uffd = Userfaultfd::create().unwrap();
@@ -310,7 +313,6 @@ mod tests {
         let backing = proto::Backing::Memfd.into();
         let region = proto::MemoryRegion { gpa: 0, size, page_size: PAGE, backing };
         let layout = Layout::try_from(&proto::MemoryLayout { regions: vec![region] }).unwrap();
-        let file = AttachedFile { fd: file.into(), offset };
         Some((layout, Plot { file, uffd, vmm_pid: std::process::id(), hva, size }))
     }
 
@@ -327,11 +329,11 @@ mod tests {
     fn blocks_are_joined_and_every_touch_is_still_told() {
         for skew in [0, 5 * PAGE] {
             let Some((_, plot)) = plot(4, skew) else { return };
-            let mut ground = Ground::new(&plot);
+            let mut site = Site::new(&plot);
             let (at, size) = (skew, 2 * HUGE);
-            let joined = ground.join(at, size).unwrap();
-            ground.fill(0, plot.size).unwrap();
-            let landing = ground.landing.as_ref().unwrap();
+            let joined = site.join(at, size).unwrap();
+            site.fill(0, plot.size).unwrap();
+            let landing = site.landing.as_ref().unwrap();
             if joined {
                 assert_eq!(in_huge_pages(landing), size, "{skew}");
             } else {

@@ -1,5 +1,5 @@
-//! What an operator may set of a pager: where its threads run, how long they spin, of which pages a destination makes memory, how a source
-//! paces what it sends.
+//! What an operator may set of a pager: where its threads run, how long they spin, of which pages a destination makes
+//! memory, how a source paces what it sends.
 
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;

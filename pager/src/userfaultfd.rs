@@ -249,8 +249,8 @@ impl Userfaultfd {
         if register[3] & IOCTL_CONTINUE == 0 { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
     }
 
-    /// `UFFDIO_UNREGISTER`; wakes who waits there. Not for a range with a page that has not arrived: it would
-    /// read as zeros, and be seen as it comes.
+    /// `UFFDIO_UNREGISTER`; wakes who waits there. A page that has not arrived would read as zeros, and be seen as it
+    /// comes: never while one may be touched.
     ///
     /// # Errors
     /// What the kernel said.

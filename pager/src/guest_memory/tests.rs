@@ -70,10 +70,7 @@ impl Drop for Mapping {
 }
 
 fn memfd() -> File {
-    // SAFETY: a literal name; the descriptor is ours.
-    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
-    file.set_len((PAGES * PAGE) as u64).unwrap();
-    file
+    crate::userfaultfd::memfd("guest", (PAGES * PAGE) as u64).unwrap().into()
 }
 
 fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {

@@ -2,7 +2,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 
 use tonic::Code;
@@ -13,6 +12,7 @@ use crate::lane::connect::Source;
 use crate::lane::frame::{Ask, HEADER_BYTES, Header, Kind};
 use crate::proto::PageRange;
 use crate::region_map::{Backing, Gpa, Hva, Region};
+use crate::userfaultfd::memfd;
 
 const PAGES: u64 = 200;
 
@@ -23,8 +23,7 @@ fn layout_of(page_size: u64) -> Layout {
 
 /// A server over a memfd in which page `n` is filled with the byte `n`, so that page 0 is zeros.
 fn server() -> SourceServer {
-    // SAFETY: a literal name; the descriptor is ours.
-    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+    let file = File::from(memfd("guest", PAGES * PAGE).unwrap());
     (0..PAGES).for_each(|page| file.write_all_at(&[page as u8; PAGE as usize], page * PAGE).unwrap());
     let layout = layout_of(PAGE);
     let server = SourceServer::new(layout.clone(), "right".into(), 0, Tuning::default());
