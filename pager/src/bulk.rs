@@ -17,7 +17,9 @@ use crate::resolver::Resolver;
 
 /// Failed attempts without a page between them, after which the link counts as lost.
 const ATTEMPTS: u32 = 3;
-/// How long less than a frame may lie unread.
+/// So many of the largest frames are worth a wake-up.
+const FRAMES_A_WAKE: u64 = 2;
+/// How long less than that may lie unread.
 const LOOK: Duration = Duration::from_millis(5);
 /// Before push is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -91,7 +93,7 @@ impl Bulk {
         self.opening -= 1;
         match opened {
             Ok(stream) => {
-                wake_by_the_frame(&stream);
+                wake_seldom(&stream);
                 self.lanes.push(Inflow::new(stream, Lane::Push));
                 Ok(())
             }
@@ -164,8 +166,8 @@ impl Bulk {
 /// Whoever sleeps on the lane is woken when so much of it has come that it is worth it, or it is closed: each wake-up costs
 /// as much as many pages (socket(7), `SO_RCVLOWAT`). Less than that is found by [`Bulk::look_in`]. Where it cannot be set every
 /// segment wakes.
-fn wake_by_the_frame(stream: &TcpStream) {
-    let bytes = (MOST_PAGES * PAGE) as libc::c_int;
+fn wake_seldom(stream: &TcpStream) {
+    let bytes = (FRAMES_A_WAKE * MOST_PAGES * PAGE) as libc::c_int;
     let (value, size) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);
     // SAFETY: an int of the size that is said.
     unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, size) };

@@ -4,6 +4,7 @@
 //! changes the state of a page.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -46,7 +47,7 @@ pub fn feature_names(features: u64) -> Vec<String> {
 #[derive(Debug, Clone)]
 pub struct Destination {
     commands: Commands,
-    huge_pages: bool,
+    tuning: Arc<Tuning>,
 }
 
 /// Why a destination could not be made.
@@ -65,21 +66,21 @@ impl Destination {
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub fn start(layout: &Layout, pages: &Path, events: EventLog, tuning: &Tuning) -> Result<Self, DestinationError> {
+    pub fn start(layout: &Layout, pages: &Path, events: EventLog, tuning: Tuning) -> Result<Self, DestinationError> {
         let (table, existed) = PageTable::open(pages, layout)?;
         tracing::info!(existed, pages = table.total(), missing = table.counts().missing(), "pager.page_table");
         let (commands, receiver, doorbell) = Commands::new().map_err(DestinationError::Thread)?;
         let numbering = Numbering::new(layout);
         let (to_self, runtime) = (commands.clone(), tokio::runtime::Handle::current());
-        let (tuning, huge_pages) = (tuning.clone(), tuning.huge_pages);
+        let (of_loop, tuning) = (tuning.clone(), Arc::new(tuning));
         let run = move || {
-            tuning.enter_page_path();
+            of_loop.enter_page_path();
             let resolver = Resolver::new(numbering, table, events.clone());
             let bulk = Bulk::new(to_self, runtime);
-            FaultLoop::new(resolver, events, receiver, doorbell, bulk, tuning).run();
+            FaultLoop::new(resolver, events, receiver, doorbell, bulk, of_loop).run();
         };
         std::thread::Builder::new().name("page-path".into()).spawn(run).map_err(DestinationError::Thread)?;
-        Ok(Self { commands, huge_pages })
+        Ok(Self { commands, tuning })
     }
 
     /// Sends a command without waiting.
@@ -106,7 +107,7 @@ impl Destination {
         if !self.ask(|answer| Command::MayConnect(asked, answer)).await?? {
             return Ok(());
         }
-        let reached = source.reach().await?;
+        let reached = source.reach(self.tuning.clone()).await?;
         let stream = reached.clone().urgent().await?;
         self.ask(|answer| Command::Connected(reached, stream, answer)).await
     }
@@ -119,7 +120,7 @@ impl Destination {
     /// way already.
     pub async fn preallocate(&self, layout: &Layout, held: Vec<PageRange>) -> Result<u64, Status> {
         let plots = self.ask(Command::Allocate).await??;
-        let (layout, commands, huge_pages) = (layout.clone(), self.commands.clone(), self.huge_pages);
+        let (layout, commands, huge_pages) = (layout.clone(), self.commands.clone(), self.tuning.huge_pages);
         let work = tokio::task::spawn_blocking(move || {
             let (landings, allocated) = make_ready(&layout, &plots, &held, huge_pages);
             commands.send(Command::Allocated(landings));

@@ -152,6 +152,7 @@ impl Pager {
             };
         }
         let listener = listen(ip, ports)?;
+        self.tuning.pace(&listener);
         let address = listener.local_addr().map_err(|e| Status::internal(format!("local address: {e}")))?;
         let server = SourceServer::new(layout, token.clone(), push_bytes_per_s, self.tuning.clone());
         let (stop, stopped) = oneshot::channel();
@@ -188,7 +189,8 @@ impl Pager {
             };
         }
         probe(features).map_err(Status::failed_precondition)?;
-        let started = Destination::start(&layout, &self.directory.join("pages"), self.events.clone(), &self.tuning);
+        let started =
+            Destination::start(&layout, &self.directory.join("pages"), self.events.clone(), self.tuning.clone());
         let destination = started.map_err(|e| {
             let cause = std::error::Error::source(&e).map(|c| format!(": {c}")).unwrap_or_default();
             Status::failed_precondition(format!("{e}{cause}"))

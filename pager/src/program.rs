@@ -51,7 +51,7 @@ pub struct Arguments {
     /// Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones.
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     huge_pages: bool,
-    /// TCP congestion control of what a source sends; empty: the host's.
+    /// TCP congestion control of the lanes; empty: the host's.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_CONGESTION_CONTROL)]
     congestion_control: String,
 }

@@ -1,7 +1,6 @@
 //! What an operator may set of a pager: where its threads run, how long they spin, of which pages a destination makes
-//! memory, how a source paces what it sends.
+//! memory, how lanes are paced.
 
-use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,7 +20,7 @@ pub struct Tuning {
     pub real_time: bool,
     /// Memory of a destination that is made ready is made of huge pages where they cost no more.
     pub huge_pages: bool,
-    /// How what a source sends on lanes is paced (tcp(7), `TCP_CONGESTION`); empty: as the host does it.
+    /// How what is sent on lanes is paced (tcp(7), `TCP_CONGESTION`); empty: as the host does it.
     pub congestion_control: String,
 }
 
@@ -42,15 +41,17 @@ impl Tuning {
         priority::urgent();
     }
 
-    /// The lane is paced as wanted; where the host does not know that way, as the host does it.
-    pub fn pace(&self, lane: &TcpStream) {
+    /// What is sent on the connections of this socket is paced as wanted; where the host does not know that way, as the host
+    /// does it. To be called before there is a connection: one that began with `bbr` keeps the timer with which that paces,
+    /// whatever it is paced by afterwards (`sk_pacing_status`, net/ipv4/tcp_bbr.c).
+    pub fn pace(&self, socket: &impl AsRawFd) {
         let name = self.congestion_control.as_bytes();
         if name.is_empty() {
             return;
         }
         let (level, what, size) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.len() as libc::socklen_t);
         // SAFETY: the kernel reads as many bytes as said.
-        if unsafe { libc::setsockopt(lane.as_raw_fd(), level, what, name.as_ptr().cast(), size) } != 0 {
+        if unsafe { libc::setsockopt(socket.as_raw_fd(), level, what, name.as_ptr().cast(), size) } != 0 {
             let error = std::io::Error::last_os_error();
             tracing::warn!(congestion_control = self.congestion_control, %error, "lane.not_paced");
         }
@@ -116,7 +117,7 @@ impl FromStr for CpuList {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -144,23 +145,27 @@ mod tests {
         assert_eq!(allowed, [last]);
     }
 
+    pub(crate) fn paced_by(socket: &impl AsRawFd) -> String {
+        let mut name = [0u8; 16];
+        let mut size = name.len() as libc::socklen_t;
+        let (level, what) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
+        let (into, room) = (name.as_mut_ptr().cast(), &raw mut size);
+        // SAFETY: the kernel writes at most as many bytes as said.
+        assert_eq!(unsafe { libc::getsockopt(socket.as_raw_fd(), level, what, into, room) }, 0);
+        String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned()
+    }
+
     #[test]
-    fn a_lane_is_paced_as_wanted_or_as_the_host_does_it() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let paced = |wanted: &str| {
-            let lane = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            Tuning { congestion_control: wanted.into(), ..Tuning::default() }.pace(&lane);
-            let mut name = [0u8; 16];
-            let mut size = name.len() as libc::socklen_t;
-            let (level, what) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
-            let (into, room) = (name.as_mut_ptr().cast(), &raw mut size);
-            // SAFETY: the kernel writes at most as many bytes as said.
-            assert_eq!(unsafe { libc::getsockopt(lane.as_raw_fd(), level, what, into, room) }, 0);
-            String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned()
+    fn what_a_listener_accepts_is_paced_as_wanted_or_as_the_host_does_it() {
+        let accepted = |wanted: &str| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            Tuning { congestion_control: wanted.into(), ..Tuning::default() }.pace(&listener);
+            let _other = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            paced_by(&listener.accept().unwrap().0)
         };
         // Every kernel has this one.
-        assert_eq!(paced("reno"), "reno");
-        assert_eq!(paced("no-such-way"), paced(""));
+        assert_eq!(accepted("reno"), "reno");
+        assert_eq!(accepted("no-such-way"), accepted(""));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The destination's end of `OpenLane`: agrees on a lane by gRPC, connects it, says hello.
 
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpSocket;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -12,6 +14,7 @@ use super::{PROTOCOL_VERSION, TOKEN_KEY};
 use crate::proto::open_lane_request::Lane;
 use crate::proto::pages_client::PagesClient;
 use crate::proto::{BulkLane, OpenLaneRequest, PageRange, UrgentLane};
+use crate::tuning::Tuning;
 
 /// Where the source's pager is, and how it knows us.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,14 +33,15 @@ pub struct Reached {
     /// Whom.
     pub source: Source,
     client: PagesClient<Channel>,
+    tuning: Arc<Tuning>,
 }
 
 impl Source {
-    /// Connects for `OpenLane`.
+    /// Connects for `OpenLane`; lanes are tuned as `tuning` says.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for an address or token that is none, `UNAVAILABLE` if nobody answers there.
-    pub async fn reach(self) -> Result<Reached, Status> {
+    pub async fn reach(self, tuning: Arc<Tuning>) -> Result<Reached, Status> {
         let invalid =
             |e: tonic::transport::Error| Status::invalid_argument(format!("lane_address {}: {e}", self.address));
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map_err(invalid)?;
@@ -47,7 +51,7 @@ impl Source {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
             Status::unavailable(format!("source {}: {cause}", self.address))
         })?;
-        Ok(Reached { source: self, client: PagesClient::new(channel).max_encoding_message_size(64 << 20) })
+        Ok(Reached { source: self, client: PagesClient::new(channel).max_encoding_message_size(64 << 20), tuning })
     }
 
     async fn in_time<T>(&self, doing: impl Future<Output = T>) -> Result<T, Status> {
@@ -84,9 +88,22 @@ impl Reached {
         })?;
         let address = if reply.address.is_empty() { &self.source.address } else { &reply.address };
         let unavailable = |e: std::io::Error| Status::unavailable(format!("lane to {address}: {e}"));
-        let mut stream = self.source.in_time(tokio::net::TcpStream::connect(address)).await?.map_err(unavailable)?;
+        let mut stream = self.source.in_time(self.connect(address)).await?.map_err(unavailable)?;
         stream.set_nodelay(true).map_err(unavailable)?;
         tokio::io::AsyncWriteExt::write_all(&mut stream, &hello(&token)).await.map_err(unavailable)?;
         stream.into_std().map_err(unavailable)
+    }
+
+    async fn connect(&self, address: &str) -> std::io::Result<tokio::net::TcpStream> {
+        let mut last = std::io::ErrorKind::AddrNotAvailable.into();
+        for at in tokio::net::lookup_host(address).await? {
+            let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            self.tuning.pace(&socket);
+            match socket.connect(at).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 }

@@ -114,7 +114,6 @@ fn start_lane(server: SourceServer, stream: TcpStream, peer: SocketAddr, agreed:
     let lane = NEXT_LANE.fetch_add(1, Ordering::Relaxed);
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
-    server.0.tuning.pace(&stream);
     let urgent = matches!(agreed, Agreed::Urgent);
     let name = if urgent { format!("urgent-{lane}") } else { format!("bulk-{lane}") };
     std::thread::Builder::new().name(name).spawn(move || {

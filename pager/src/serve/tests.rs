@@ -54,12 +54,14 @@ fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Resu
     let source = Source { address: serve(server), token: token.into(), timeout: Duration::from_secs(20) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = runtime.block_on(async {
-        let reached = source.reach().await?;
+        let tuning = Tuning { congestion_control: "reno".into(), ..Tuning::default() };
+        let reached = source.reach(Arc::new(tuning)).await?;
         match lacking {
             None => reached.urgent().await,
             Some((page, count)) => reached.bulk(vec![PageRange { region: 0, page, count }]).await,
         }
     })?;
+    assert_eq!(crate::tuning::tests::paced_by(&stream), "reno");
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     Ok(stream)

@@ -54,7 +54,7 @@ class Pager:
     huge_pages: bool
     """Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones."""
     congestion_control: str
-    """TCP congestion control of the lanes of VMs on their way out; "": the host's."""
+    """TCP congestion control of the lanes on which pages travel; "": the host's."""
 
 
 @dataclass(frozen=True, slots=True)
