@@ -19,7 +19,7 @@ mod urgent_lane;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -36,6 +36,8 @@ use pacing::TokenBucket;
 use poison_map::PoisonMap;
 use tickets::Tickets;
 
+/// How long an ask waits for the freeze: device state is loaded while it is under way, which may touch memory.
+const FREEZE_WITHIN: Duration = Duration::from_secs(1);
 /// Ranges that [`SourceServer::held`] tells at most.
 const MOST_HELD: usize = 1 << 16;
 
@@ -86,6 +88,8 @@ struct Shared {
     tickets: Mutex<Tickets>,
     memory: Mutex<Option<Arc<GuestMemory>>>,
     frozen: AtomicBool,
+    /// Rung when it is frozen.
+    freezing: (Mutex<()>, Condvar),
     poison: Mutex<PoisonMap>,
     /// A bit a page, by region: its contents were sent.
     sent: Vec<Vec<AtomicU64>>,
@@ -109,6 +113,7 @@ impl SourceServer {
             tickets: Mutex::default(),
             memory: Mutex::default(),
             frozen: AtomicBool::new(false),
+            freezing: Default::default(),
             poison: Mutex::default(),
             sent,
             latest_demand: Mutex::default(),
@@ -144,7 +149,9 @@ impl SourceServer {
     /// [`SourceError::NotAttached`].
     pub fn freeze(&self) -> Result<(), SourceError> {
         self.0.memory()?;
+        let _ring = lock(&self.0.freezing.0);
         self.0.frozen.store(true, Ordering::SeqCst);
+        self.0.freezing.1.notify_all();
         Ok(())
     }
 
@@ -156,6 +163,14 @@ impl SourceServer {
     /// Whether pages are served.
     pub fn is_frozen(&self) -> bool {
         self.0.frozen.load(Ordering::SeqCst)
+    }
+
+    /// Returns when pages are served, after [`FREEZE_WITHIN`] at the latest.
+    fn await_frozen(&self) {
+        if !self.is_frozen() {
+            let (guard, rung) = (lock(&self.0.freezing.0), &self.0.freezing.1);
+            drop(rung.wait_timeout_while(guard, FREEZE_WITHIN, |()| !self.is_frozen()));
+        }
     }
 
     /// The rate of the push from now on, bytes a second; 0: no limit. Demand is never held back.

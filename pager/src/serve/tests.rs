@@ -167,6 +167,20 @@ fn nothing_is_read_from_a_vm_that_may_run() {
 }
 
 #[test]
+fn an_ask_that_comes_shortly_before_the_freeze_waits_for_it() {
+    let server = server();
+    let asked = std::thread::spawn({
+        let server = server.clone();
+        move || told(&ask(&server, &[(1, 1)]))
+    });
+    while server.latest_demand().is_none() {
+        std::thread::yield_now();
+    }
+    server.freeze().unwrap();
+    assert_eq!(asked.join().unwrap(), [(1, 1, Kind::Data)]);
+}
+
+#[test]
 fn lanes_without_the_token_are_refused() {
     let server = server();
     server.freeze().unwrap();

@@ -33,6 +33,7 @@ pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), Broken
 fn answer(server: &SourceServer, outlet: &mut Outlet, ask: Ask) -> Result<(), Broken> {
     let asked = server.checked(Pages { region: ask.region, page: ask.page, count: ask.count.into() })?;
     server.note_demand(asked);
+    server.await_frozen();
     outlet.send(&server.0, asked)
 }
 

@@ -3,6 +3,7 @@
 //! No interrupt controller and no devices: a workload, machine checks, and three ports. See `vcpu` for the threads,
 //! `signals` for how KVM tells of poison, `state` for what is saved.
 
+mod first_pages;
 mod machine_check;
 mod registers;
 mod signals;
@@ -19,7 +20,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 pub use registers::Ring;
-use state::{GuestState, host, msr_indices};
+use state::{GuestState, VcpuState, host, msr_indices};
 use vcpu::{Command, Shared, Vcpu, set_up_machine_checks};
 
 use crate::guest::config::workload_runs;
@@ -260,6 +261,8 @@ impl Machine for KvmMachine {
         self.vm.set_clock(&clock).map_err(|e| host("KVM_SET_CLOCK", e))?;
         // All vCPUs go from host to host together.
         let epoch = next_epoch(state.vcpus[0].regs.r14);
+        let first = state.vcpus.iter().filter_map(VcpuState::first_pages).collect();
+        first_pages::touch(first, self.shared.ram.regions.clone());
         let vcpus = Mutex::new(state.vcpus.into_iter().map(Some).collect::<Vec<_>>());
         let loaded = self.ask(false, |id, answer| {
             let mut vcpus = vcpus.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -12,6 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
+use super::first_pages::FirstPages;
 use super::machine_check::Told;
 use crate::guest::payload::{MCE_BANK, MSR_MCG_STATUS};
 use crate::machine::{Block, GuestConfig, MachineError, MappedRegion};
@@ -58,6 +59,13 @@ pub struct VcpuState {
     tsc_khz: u32,
     /// AO machine checks that wait for their turn.
     pub waiting: Vec<Block>,
+}
+
+impl VcpuState {
+    /// What it will touch first, if that can be told.
+    pub fn first_pages(&self) -> Option<FirstPages> {
+        FirstPages::of(&self.regs, &self.sregs)
+    }
 }
 
 fn other_format(format: &str, version: u32) -> Option<String> {

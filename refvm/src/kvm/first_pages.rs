@@ -1,0 +1,136 @@
+//! The pages that a loaded vCPU needs before its first instruction is over: its page tables, its code, and what its registers
+//! point to. Touched before the start, they come while the daemons write down that the VM runs here; otherwise each is a
+//! fault of its own, one behind the other, with the guest waiting.
+
+use std::sync::Arc;
+
+use kvm_bindings::{kvm_regs, kvm_sregs};
+
+use crate::guest::mapped::hva_of;
+use crate::machine::MappedRegion;
+
+/// `EFER.LMA`: 64-bit mode.
+const LONG_MODE: u64 = 1 << 10;
+/// `CR4.LA57`: five levels.
+const FIVE_LEVELS: u64 = 1 << 12;
+/// A page table entry that maps something.
+const PRESENT: u64 = 1;
+/// An entry above the last level that maps a page.
+const LARGE: u64 = 1 << 7;
+/// Where an entry points to (Intel SDM vol. 3A, 4.5).
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// What a vCPU will ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstPages {
+    tables: u64,
+    levels: u32,
+    /// Linear addresses; those that are none of the guest's are passed over.
+    linear: Vec<u64>,
+}
+
+impl FirstPages {
+    /// Of a vCPU in 64-bit mode; none of one that is in another.
+    pub fn of(regs: &kvm_regs, sregs: &kvm_sregs) -> Option<Self> {
+        let levels = if sregs.cr4 & FIVE_LEVELS == 0 { 4 } else { 5 };
+        let linear = vec![
+            regs.rip, regs.rsp, regs.rbp, regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.r8, regs.r9,
+            regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        ];
+        (sregs.efer & LONG_MODE != 0).then_some(Self { tables: sregs.cr3 & ADDRESS, levels, linear })
+    }
+
+    /// Reads a word of each; `read` gives the word at a guest-physical address, if it can be read.
+    pub fn touch(&self, mut read: impl FnMut(u64) -> Option<u64>) {
+        for linear in &self.linear {
+            let _ = walk(self.tables, self.levels, *linear, &mut read).and_then(|gpa| read(gpa & !7));
+        }
+    }
+}
+
+/// Where a linear address is, by the guest's own tables (Intel SDM vol. 3A, 4.5).
+fn walk(tables: u64, levels: u32, linear: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u64> {
+    let mut table = tables;
+    for level in (0..levels).rev() {
+        let shift = 12 + 9 * level;
+        let entry = read(table + 8 * (linear >> shift & 0x1ff)).filter(|entry| entry & PRESENT != 0)?;
+        if level == 0 || (level < 3 && entry & LARGE != 0) {
+            let inside = (1 << shift) - 1;
+            return Some(entry & ADDRESS & !inside | linear & inside);
+        }
+        table = entry & ADDRESS;
+    }
+    None
+}
+
+/// Touches them from a thread of its own, which waits for each page: one that does not come holds nobody up, and one that
+/// is poisoned is left to the vCPU.
+pub fn touch(all: Vec<FirstPages>, regions: Arc<[MappedRegion]>) {
+    let body = move || all.iter().for_each(|pages| pages.touch(|gpa| read_word(hva_of(&regions, gpa)?)));
+    if let Err(error) = std::thread::Builder::new().name("first-pages".into()).spawn(body) {
+        tracing::warn!(%error, "kvm.first_pages_not_touched");
+    }
+}
+
+/// By process_vm_readv(2): `EFAULT` instead of SIGBUS where the page is poisoned or no longer mapped.
+fn read_word(hva: u64) -> Option<u64> {
+    let mut word = 0u64;
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
+    let remote = libc::iovec { iov_base: hva as *mut libc::c_void, iov_len: 8 };
+    // SAFETY: the kernel writes at most to `word`.
+    let n = unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
+    (n == 8).then_some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Guest memory by words.
+    fn reader(
+        words: &BTreeMap<u64, u64>,
+    ) -> (impl FnMut(u64) -> Option<u64> + '_, std::rc::Rc<std::cell::RefCell<Vec<u64>>>) {
+        let read = std::rc::Rc::<std::cell::RefCell<Vec<u64>>>::default();
+        let seen = read.clone();
+        let reader = move |gpa| {
+            seen.borrow_mut().push(gpa);
+            words.get(&gpa).copied()
+        };
+        (reader, read)
+    }
+
+    #[test]
+    fn addresses_are_found_by_small_large_and_huge_pages() {
+        let entry = |gpa: u64, flags: u64| gpa | flags | PRESENT;
+        let words = BTreeMap::from([
+            (0x1000, entry(0x2000, 0)),          // level 4, entry 0
+            (0x2000, entry(0x3000, 0)),          // level 3: the first GiB
+            (0x2008, entry(0x4000_0000, LARGE)), // the second: one page
+            (0x3000, entry(0x4000, 0)),          // level 2: the first 2 MiB
+            (0x3008, entry(0x0060_0000, LARGE)), // the next: one page
+            (0x4018, entry(0x9000, 1 << 63)),    // level 1: the fourth page, not executable
+        ]);
+        let found = |linear| walk(0x1000, 4, linear, &mut |gpa| words.get(&gpa).copied());
+        assert_eq!(found(0x3123), Some(0x9123));
+        assert_eq!(found(0x20_0000 + 0x1_2345), Some(0x61_2345));
+        assert_eq!(found(0x4000_0000 + 0x123_4567), Some(0x4123_4567));
+        assert_eq!((found(0x5000), found(1 << 40), found(u64::MAX)), (None, None, None));
+        let five = BTreeMap::from([(0x8000, entry(0x1000, 0))]);
+        assert_eq!(walk(0x8000, 5, 0x3123, &mut |gpa| five.get(&gpa).or(words.get(&gpa)).copied()), Some(0x9123));
+    }
+
+    #[test]
+    fn code_and_what_registers_point_to_are_touched_and_what_cannot_be_read_is_passed_over() {
+        let words = BTreeMap::from([(0x1000, 0x2001), (0x2000, 0x3001), (0x3000, LARGE | 1), (0x5128, 7), (0x6000, 8)]);
+        let regs = kvm_regs { rip: 0x512b, rdi: 0x6000, r15: 0x7fff_0000_0000, ..Default::default() };
+        let long = kvm_sregs { cr3: 0x1018, efer: LONG_MODE, ..Default::default() };
+        let (read, seen) = reader(&words);
+        FirstPages::of(&regs, &long).unwrap().touch(read);
+        let seen = seen.borrow();
+        assert_eq!(seen[..4], [0x1000, 0x2000, 0x3000, 0x5128]);
+        assert!(seen.contains(&0x6000) && seen.iter().all(|gpa| *gpa < 0x8000), "{seen:x?}");
+        assert_eq!(FirstPages::of(&regs, &kvm_sregs { cr3: 0x1000, ..Default::default() }), None);
+    }
+}
