@@ -18,7 +18,7 @@ pub unsafe fn write<T: Copy>(region0: &MappedRegion, gpa: u64, value: T) {
 /// Copies a piece into the kernel area.
 ///
 /// # Safety
-/// As of [`write`], for the whole piece.
+/// As of [`write()`], for the whole piece.
 pub unsafe fn write_piece(region0: &MappedRegion, piece: &Piece) {
     let to = (region0.hva + piece.gpa) as *mut u8;
     // SAFETY: the caller's promise; the two do not overlap, since the piece is ours.
