@@ -147,6 +147,8 @@ pub trait Machine: Send {
     /// an AR for the same page was delivered before. Works on a running or a stopped machine; on one that waits for its
     /// state (a destination's) the guest is told once it is loaded.
     fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError>;
+    /// Whether a thread touches guest memory for the machine without being a vCPU: nobody stumbles over what it finds bad.
+    fn is_helper(&self, thread: u32) -> bool;
 }
 
 /// Makes a machine over memory that is mapped already. `errors` receives every machine check given to the guest.

@@ -259,7 +259,7 @@ mod tests {
 
     fn next(frames: &mut Frames) -> Block {
         match frames.next() {
-            Ok(FromPager::MemoryError(Poisoned { block, action_required: false })) => block,
+            Ok(FromPager::MemoryError(Poisoned { block, waits: None })) => block,
             other => panic!("{other:?}"),
         }
     }

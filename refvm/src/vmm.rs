@@ -180,7 +180,7 @@ impl Vmm {
             Event::Tell(Block { gpa, lsb }) => {
                 self.tell(json!({"gpa": gpa, "lsb": lsb, "severity": null, "guest_visible": false, "thread": 0}));
             }
-            Event::Poisoned(Poisoned { block, action_required }) => self.on_poisoned(block, action_required),
+            Event::Poisoned(Poisoned { block, waits }) => self.on_poisoned(block, waits),
             Event::Done(result) => return self.on_done(*result),
         }
         Flow::Continue
@@ -415,13 +415,17 @@ impl Vmm {
         }
     }
 
-    fn on_poisoned(&mut self, block: Block, action_required: bool) {
+    fn on_poisoned(&mut self, block: Block, waits: Option<u32>) {
         let Block { gpa, lsb } = block;
-        tracing::info!(gpa = format!("{gpa:#x}"), lsb, action_required, "pager.memory_error");
-        // A vCPU that waits on the page stumbles over it by itself, and is given its machine check then.
-        let Some(guest) = self.guest.as_ref().filter(|_| !action_required) else { return };
+        tracing::info!(gpa = format!("{gpa:#x}"), lsb, waits, "pager.memory_error");
+        let Some(guest) = &self.guest else { return };
         guest.machine.command(move |commanded: &mut Commanded| {
-            if let Err(error) = commanded.machine().inject_action_optional(block) {
+            let machine = commanded.machine();
+            // A vCPU that waits on the page stumbles over it by itself, and is given its machine check then.
+            if waits.is_some_and(|thread| !machine.is_helper(thread)) {
+                return;
+            }
+            if let Err(error) = machine.inject_action_optional(block) {
                 tracing::error!(%error, gpa = format!("{gpa:#x}"), "machine.inject_failed");
             }
         });

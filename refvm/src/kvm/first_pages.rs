@@ -3,6 +3,7 @@
 //! fault of its own, one behind the other, with the guest waiting.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
@@ -64,9 +65,13 @@ fn walk(tables: u64, levels: u32, linear: u64, read: &mut impl FnMut(u64) -> Opt
 }
 
 /// Touches them from a thread of its own, which waits for each page: one that does not come holds nobody up, and one that
-/// is poisoned is left to the vCPU.
-pub fn touch(all: Vec<FirstPages>, regions: Arc<[MappedRegion]>) {
-    let body = move || all.iter().for_each(|pages| pages.touch(|gpa| read_word(hva_of(&regions, gpa)?)));
+/// is poisoned is passed over. The thread puts its id into `helper` before.
+pub fn touch(all: Vec<FirstPages>, regions: Arc<[MappedRegion]>, helper: Arc<AtomicU32>) {
+    let body = move || {
+        // SAFETY: no memory is passed.
+        helper.store(unsafe { libc::gettid() } as u32, Ordering::SeqCst);
+        all.iter().for_each(|pages| pages.touch(|gpa| read_word(hva_of(&regions, gpa)?)));
+    };
     if let Err(error) = std::thread::Builder::new().name("first-pages".into()).spawn(body) {
         tracing::warn!(%error, "kvm.first_pages_not_touched");
     }

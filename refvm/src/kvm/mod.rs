@@ -11,6 +11,7 @@ mod state;
 mod vcpu;
 
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -65,6 +66,8 @@ pub struct KvmMachine {
     shared: Shared,
     /// Pages found bad before the state was loaded.
     early: Vec<Block>,
+    /// Thread that touches what the vCPUs need first; 0: none has.
+    helper: Arc<AtomicU32>,
     threads: Vec<Thread>,
 }
 
@@ -128,7 +131,18 @@ impl KvmMachine {
         let reset = fds[0].get_sregs().map_err(|e| host("KVM_GET_SREGS", e))?;
         let tsc_khz = u64::from(fds[0].get_tsc_khz().map_err(|e| host("KVM_GET_TSC_KHZ", e))?);
         let threads = fds.into_iter().enumerate().map(|(id, fd)| spawn(id, fd, &shared)).collect::<Result<_, _>>()?;
-        Ok(Self { vm, phase: Phase::New, config, ring, tsc_khz, reset, shared, early: Vec::new(), threads })
+        Ok(Self {
+            vm,
+            phase: Phase::New,
+            config,
+            ring,
+            tsc_khz,
+            reset,
+            shared,
+            early: Vec::new(),
+            helper: Arc::default(),
+            threads,
+        })
     }
 
     fn require(&self, phase: Phase) -> Result<(), MachineError> {
@@ -262,7 +276,7 @@ impl Machine for KvmMachine {
         // All vCPUs go from host to host together.
         let epoch = next_epoch(state.vcpus[0].regs.r14);
         let first = state.vcpus.iter().filter_map(VcpuState::first_pages).collect();
-        first_pages::touch(first, self.shared.ram.regions.clone());
+        first_pages::touch(first, self.shared.ram.regions.clone(), self.helper.clone());
         let vcpus = Mutex::new(state.vcpus.into_iter().map(Some).collect::<Vec<_>>());
         let loaded = self.ask(false, |id, answer| {
             let mut vcpus = vcpus.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -299,6 +313,10 @@ impl Machine for KvmMachine {
             self.tell_all(|| Command::Run);
         }
         Ok(())
+    }
+
+    fn is_helper(&self, thread: u32) -> bool {
+        thread == self.helper.load(Ordering::SeqCst)
     }
 }
 

@@ -191,6 +191,10 @@ impl Machine for ProcessMachine {
         }
         Ok(())
     }
+
+    fn is_helper(&self, _thread: u32) -> bool {
+        false
+    }
 }
 
 impl Drop for ProcessMachine {

@@ -101,8 +101,8 @@ pub enum FromPager {
 pub struct Poisoned {
     /// As large as its backing's pages are.
     pub block: Block,
-    /// True: a vCPU waits on it and will stumble over it (AR).
-    pub action_required: bool,
+    /// Thread that waits on it and will stumble over it (AR); none: nobody does (AO).
+    pub waits: Option<u32>,
 }
 
 /// An object whose fields are taken one by one; `path` names where it is.
@@ -251,11 +251,14 @@ impl FromPager {
             "error" => Ok(Self::Refused(fields.text("field")?.into(), fields.text("message")?.into())),
             "memory_error" => Ok(Self::MemoryError(Poisoned {
                 block: Block::around(fields.integer("gpa")?, fields.lsb()?),
-                action_required: fields.get("severity", "\"AR\" or \"AO\"", |value| match value.as_str() {
+                waits: match fields.get("severity", "\"AR\" or \"AO\"", |value| match value.as_str() {
                     Some("AR") => Some(true),
                     Some("AO") => Some(false),
                     _ => None,
-                })?,
+                })? {
+                    true => Some(fields.get("thread", "a thread id", |value| value.as_u64()?.try_into().ok())?),
+                    false => None,
+                },
             })),
             other => Err(bad("type", &format!("{other:?} is not a message of version {VERSION}"))),
         }
@@ -340,15 +343,13 @@ mod tests {
         let parse = |value: Value| FromPager::parse(value.to_string().as_bytes());
         assert_eq!(parse(json!({"type": "attached", "version": 1})), Ok(FromPager::Attached));
         let error = json!({"type": "memory_error", "gpa": 4096, "severity": "AR", "thread": 7});
-        assert_eq!(
-            parse(error),
-            Ok(FromPager::MemoryError(Poisoned { block: Block::page(4096), action_required: true }))
-        );
+        assert_eq!(parse(error), Ok(FromPager::MemoryError(Poisoned { block: Block::page(4096), waits: Some(7) })));
         let huge = json!({"type": "memory_error", "gpa": 0x20_1000, "lsb": 21, "severity": "AO"});
         let block = Block { gpa: 0x20_0000, lsb: 21 };
-        assert_eq!(parse(huge), Ok(FromPager::MemoryError(Poisoned { block, action_required: false })));
-        for (field, value) in [("severity", json!("?")), ("lsb", json!(64)), ("gpa", json!(-1))] {
-            let mut error = json!({"type": "memory_error", "gpa": 0, "lsb": 12, "severity": "AR"});
+        assert_eq!(parse(huge), Ok(FromPager::MemoryError(Poisoned { block, waits: None })));
+        for (field, value) in [("thread", json!(-1)), ("severity", json!("?")), ("lsb", json!(64)), ("gpa", json!(-1))]
+        {
+            let mut error = json!({"type": "memory_error", "gpa": 0, "lsb": 12, "severity": "AR", "thread": 7});
             error[field] = value;
             assert_eq!(parse(error).unwrap_err().field, field);
         }
