@@ -3,7 +3,7 @@
 //! fault of its own, one behind the other, with the guest waiting.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
@@ -64,16 +64,41 @@ fn walk(tables: u64, levels: u32, linear: u64, read: &mut impl FnMut(u64) -> Opt
     None
 }
 
-/// Touches them from a thread of its own, which waits for each page: one that does not come holds nobody up, and one that
-/// is poisoned is passed over. The thread puts its id into `helper` before.
-pub fn touch(all: Vec<FirstPages>, regions: Arc<[MappedRegion]>, helper: Arc<AtomicU32>) {
-    let body = move || {
-        // SAFETY: no memory is passed.
-        helper.store(unsafe { libc::gettid() } as u32, Ordering::SeqCst);
-        all.iter().for_each(|pages| pages.touch(|gpa| read_word(hva_of(&regions, gpa)?)));
-    };
-    if let Err(error) = std::thread::Builder::new().name("first-pages".into()).spawn(body) {
-        tracing::warn!(%error, "kvm.first_pages_not_touched");
+/// The thread that touches them for a machine. Dropped: it touches no other page than the one for which it may wait.
+#[derive(Debug, Default)]
+pub struct Helper(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Its id; 0: there is none yet.
+    thread: AtomicU32,
+    ended: AtomicBool,
+}
+
+impl Helper {
+    /// Whether this is its id.
+    pub fn is(&self, thread: u32) -> bool {
+        thread != 0 && thread == self.0.thread.load(Ordering::SeqCst)
+    }
+
+    /// Touches pages. It waits for each: one that does not come holds nobody up, and one that is poisoned is passed over.
+    pub fn touch(&self, all: Vec<FirstPages>, regions: Arc<[MappedRegion]>) {
+        let state = self.0.clone();
+        let body = move || {
+            // SAFETY: no memory is passed.
+            state.thread.store(unsafe { libc::gettid() } as u32, Ordering::SeqCst);
+            let wanted = |gpa| hva_of(&regions, gpa).filter(|_| !state.ended.load(Ordering::SeqCst));
+            all.iter().for_each(|pages| pages.touch(|gpa| read_word(wanted(gpa)?)));
+        };
+        if let Err(error) = std::thread::Builder::new().name("first-pages".into()).spawn(body) {
+            tracing::warn!(%error, "kvm.first_pages_not_touched");
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::SeqCst);
     }
 }
 
@@ -92,19 +117,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-
-    /// Guest memory by words.
-    fn reader(
-        words: &BTreeMap<u64, u64>,
-    ) -> (impl FnMut(u64) -> Option<u64> + '_, std::rc::Rc<std::cell::RefCell<Vec<u64>>>) {
-        let read = std::rc::Rc::<std::cell::RefCell<Vec<u64>>>::default();
-        let seen = read.clone();
-        let reader = move |gpa| {
-            seen.borrow_mut().push(gpa);
-            words.get(&gpa).copied()
-        };
-        (reader, read)
-    }
 
     #[test]
     fn addresses_are_found_by_small_large_and_huge_pages() {
@@ -128,12 +140,15 @@ mod tests {
 
     #[test]
     fn code_and_what_registers_point_to_are_touched_and_what_cannot_be_read_is_passed_over() {
-        let words = BTreeMap::from([(0x1000, 0x2001), (0x2000, 0x3001), (0x3000, LARGE | 1), (0x5128, 7), (0x6000, 8)]);
+        // One page of 2 MiB at 0.
+        let words = BTreeMap::from([(0x1000, 0x2001), (0x2000, 0x3001), (0x3000, LARGE | 1), (0x5128, 7)]);
         let regs = kvm_regs { rip: 0x512b, rdi: 0x6000, r15: 0x7fff_0000_0000, ..Default::default() };
         let long = kvm_sregs { cr3: 0x1018, efer: LONG_MODE, ..Default::default() };
-        let (read, seen) = reader(&words);
-        FirstPages::of(&regs, &long).unwrap().touch(read);
-        let seen = seen.borrow();
+        let mut seen = Vec::new();
+        FirstPages::of(&regs, &long).unwrap().touch(|gpa| {
+            seen.push(gpa);
+            words.get(&gpa).copied()
+        });
         assert_eq!(seen[..4], [0x1000, 0x2000, 0x3000, 0x5128]);
         assert!(seen.contains(&0x6000) && seen.iter().all(|gpa| *gpa < 0x8000), "{seen:x?}");
         assert_eq!(FirstPages::of(&regs, &kvm_sregs { cr3: 0x1000, ..Default::default() }), None);

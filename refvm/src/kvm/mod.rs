@@ -11,7 +11,6 @@ mod state;
 mod vcpu;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -20,6 +19,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use first_pages::Helper;
 pub use registers::Ring;
 use state::{GuestState, VcpuState, host, msr_indices};
 use vcpu::{Command, Shared, Vcpu, set_up_machine_checks};
@@ -66,8 +66,8 @@ pub struct KvmMachine {
     shared: Shared,
     /// Pages found bad before the state was loaded.
     early: Vec<Block>,
-    /// Thread that touches what the vCPUs need first; 0: none has.
-    helper: Arc<AtomicU32>,
+    /// Touches what the vCPUs need first.
+    helper: Helper,
     threads: Vec<Thread>,
 }
 
@@ -140,7 +140,7 @@ impl KvmMachine {
             reset,
             shared,
             early: Vec::new(),
-            helper: Arc::default(),
+            helper: Helper::default(),
             threads,
         })
     }
@@ -276,7 +276,7 @@ impl Machine for KvmMachine {
         // All vCPUs go from host to host together.
         let epoch = next_epoch(state.vcpus[0].regs.r14);
         let first = state.vcpus.iter().filter_map(VcpuState::first_pages).collect();
-        first_pages::touch(first, self.shared.ram.regions.clone(), self.helper.clone());
+        self.helper.touch(first, self.shared.ram.regions.clone());
         let vcpus = Mutex::new(state.vcpus.into_iter().map(Some).collect::<Vec<_>>());
         let loaded = self.ask(false, |id, answer| {
             let mut vcpus = vcpus.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -316,7 +316,7 @@ impl Machine for KvmMachine {
     }
 
     fn is_helper(&self, thread: u32) -> bool {
-        thread == self.helper.load(Ordering::SeqCst)
+        self.helper.is(thread)
     }
 }
 
