@@ -21,6 +21,7 @@ from vmferry_bench.figures import figures
 from vmferry_bench.goals import Judge, summary
 from vmferry_bench.machine import lateness, machine
 from vmferry_bench.native import BenchError
+from vmferry_bench.network import enter_own_network
 from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
 from vmferry_bench.plot import plot_all
@@ -129,6 +130,9 @@ def main() -> int:
     else:
         if not qemu.usable():
             print(f"{qemu.QEMU} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
+        why = enter_own_network()
+        if why:
+            print(f"QEMU and the floor are paced as this host does it: {why}", file=sys.stderr)
         late = asyncio.run(lateness(3 if options.quick else 10))
         rounds, alone, failures = asyncio.run(measure(options))
         found = result(rounds, failures, alone, {**machine(), "late": late})

@@ -11,6 +11,7 @@ from typing import Any
 
 from vmferry_bench import qemu
 from vmferry_bench.native import native
+from vmferry_bench.network import congestion_control
 
 
 def machine() -> dict[str, Any]:
@@ -24,6 +25,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu[0].partition(":")[2].strip() if cpu else "",
         "cores": os.cpu_count(),
         "qemu": version.stdout.splitlines()[0] if version and version.stdout else "not installed",
+        "congestion_control": congestion_control(),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -40,6 +42,8 @@ async def lateness(seconds: int) -> dict[str, Any]:
 def machine_words(where: dict[str, Any]) -> str:
     """In one line, and one of what it withholds."""
     words = f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}; {where['qemu']}; {where['at']}."
+    if "congestion_control" in where:
+        words += f" Connections of QEMU and of the floor are paced by {where['congestion_control']}."
     late = where.get("late")
     if not late:
         return words

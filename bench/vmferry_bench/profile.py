@@ -14,6 +14,7 @@ from vmferry.errors import VmferryError
 from vmferry_bench import sampler
 from vmferry_bench.machine import machine, machine_words
 from vmferry_bench.native import BenchError
+from vmferry_bench.network import enter_own_network
 from vmferry_bench.ours import our_side
 from vmferry_bench.phases import shares
 from vmferry_bench.sampler import Sampler
@@ -63,6 +64,9 @@ def text(found: dict[str, Any]) -> str:
 def main() -> int:
     options = parser().parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
+    why = enter_own_network()
+    if why:
+        print(f"The floor is paced as this host does it: {why}", file=sys.stderr)
     try:
         found = asyncio.run(measure(options))
         words = text(found)

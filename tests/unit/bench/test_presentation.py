@@ -77,6 +77,8 @@ def test_a_fault_of_ours_fails_the_run_and_one_of_qemu_does_not() -> None:
 def test_the_machine_says_what_it_withholds(real_time: bool, thread: str) -> None:
     where = {"cpu": "a processor", "cores": 2, "kernel": "6.18", "qemu": "none", "at": "now"}
     assert machine_words(where) == "a processor, 2 cores, Linux 6.18; none; now."
+    paced = machine_words({**where, "congestion_control": "cubic"})
+    assert paced.endswith("Connections of QEMU and of the floor are paced by cubic.")
     late = {"seconds": 10.0, "cpus": 2, "real_time": real_time, "longest_ms": 9.87, "over_1_ms": 12}
     words = machine_words({**where, "late": late})
     assert thread in words
