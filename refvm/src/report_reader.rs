@@ -9,7 +9,8 @@ use crate::guest::{CONFIG_GPA, MAX_RECORDS, MAX_VCPUS, PAGE_SIZE, RECORDS_GPA, V
 use crate::machine::{MappedRegion, REPORT_GPA};
 
 /// Plain structures of integers, for which every bit pattern is a value.
-trait Plain: Copy {}
+pub(crate) trait Plain: Copy {}
+impl Plain for u64 {}
 impl Plain for ConfigPage {}
 impl Plain for ReportHeader {}
 impl Plain for VcpuBlock {}
@@ -45,10 +46,18 @@ fn summed(region0: &MappedRegion, epoch: impl FnOnce(&[VcpuBlock]) -> Option<u64
 }
 
 fn one<T: Plain>(region0: &MappedRegion, gpa: u64) -> io::Result<T> {
+    value_at(region0.hva + gpa)
+}
+
+/// A value in this process's memory, whether it is mapped or not; may block as long as a page fault does.
+///
+/// # Errors
+/// EFAULT: the page is poisoned, or nothing is mapped there.
+pub(crate) fn value_at<T: Plain>(hva: u64) -> io::Result<T> {
     let mut value = std::mem::MaybeUninit::<T>::uninit();
     let len = size_of::<T>();
     let local = libc::iovec { iov_base: value.as_mut_ptr().cast(), iov_len: len };
-    let remote = libc::iovec { iov_base: (region0.hva + gpa) as *mut libc::c_void, iov_len: len };
+    let remote = libc::iovec { iov_base: hva as *mut libc::c_void, iov_len: len };
     // SAFETY: the local vector is `value`; the remote one is only an address, which the kernel checks.
     let read = unsafe { libc::process_vm_readv(std::process::id() as libc::pid_t, &local, 1, &remote, 1, 0) };
     match usize::try_from(read) {

@@ -18,7 +18,7 @@ mod tickets;
 mod urgent_lane;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -87,9 +87,9 @@ struct Shared {
     token: String,
     tickets: Mutex<Tickets>,
     memory: Mutex<Option<Arc<GuestMemory>>>,
-    frozen: AtomicBool,
+    frozen: Mutex<bool>,
     /// Rung when it is frozen.
-    freezing: (Mutex<()>, Condvar),
+    froze: Condvar,
     poison: Mutex<PoisonMap>,
     /// A bit a page, by region: its contents were sent.
     sent: Vec<Vec<AtomicU64>>,
@@ -112,8 +112,8 @@ impl SourceServer {
             token,
             tickets: Mutex::default(),
             memory: Mutex::default(),
-            frozen: AtomicBool::new(false),
-            freezing: Default::default(),
+            frozen: Mutex::default(),
+            froze: Condvar::new(),
             poison: Mutex::default(),
             sent,
             latest_demand: Mutex::default(),
@@ -149,28 +149,24 @@ impl SourceServer {
     /// [`SourceError::NotAttached`].
     pub fn freeze(&self) -> Result<(), SourceError> {
         self.0.memory()?;
-        let _ring = lock(&self.0.freezing.0);
-        self.0.frozen.store(true, Ordering::SeqCst);
-        self.0.freezing.1.notify_all();
+        *lock(&self.0.frozen) = true;
+        self.0.froze.notify_all();
         Ok(())
     }
 
     /// The vCPUs may run again: every lane ends at its next page.
     pub fn thaw(&self) {
-        self.0.frozen.store(false, Ordering::SeqCst);
+        *lock(&self.0.frozen) = false;
     }
 
     /// Whether pages are served.
     pub fn is_frozen(&self) -> bool {
-        self.0.frozen.load(Ordering::SeqCst)
+        *lock(&self.0.frozen)
     }
 
     /// Returns when pages are served, after [`FREEZE_WITHIN`] at the latest.
     fn await_frozen(&self) {
-        if !self.is_frozen() {
-            let (guard, rung) = (lock(&self.0.freezing.0), &self.0.freezing.1);
-            drop(rung.wait_timeout_while(guard, FREEZE_WITHIN, |()| !self.is_frozen()));
-        }
+        drop(self.0.froze.wait_timeout_while(lock(&self.0.frozen), FREEZE_WITHIN, |frozen| !*frozen));
     }
 
     /// The rate of the push from now on, bytes a second; 0: no limit. Demand is never held back.
@@ -256,7 +252,7 @@ impl Shared {
     }
 
     fn frozen_memory(&self) -> Result<Arc<GuestMemory>, SourceError> {
-        if !self.frozen.load(Ordering::SeqCst) {
+        if !*lock(&self.frozen) {
             return Err(SourceError::NotFrozen);
         }
         self.memory()

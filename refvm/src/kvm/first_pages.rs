@@ -9,6 +9,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 
 use crate::guest::mapped::hva_of;
 use crate::machine::MappedRegion;
+use crate::report_reader::value_at;
 
 /// `EFER.LMA`: 64-bit mode.
 const LONG_MODE: u64 = 1 << 10;
@@ -88,7 +89,7 @@ impl Helper {
             // SAFETY: no memory is passed.
             state.thread.store(unsafe { libc::gettid() } as u32, Ordering::SeqCst);
             let wanted = |gpa| hva_of(&regions, gpa).filter(|_| !state.ended.load(Ordering::SeqCst));
-            all.iter().for_each(|pages| pages.touch(|gpa| read_word(wanted(gpa)?)));
+            all.iter().for_each(|pages| pages.touch(|gpa| value_at(wanted(gpa)?).ok()));
         };
         if let Err(error) = std::thread::Builder::new().name("first-pages".into()).spawn(body) {
             tracing::warn!(%error, "kvm.first_pages_not_touched");
@@ -100,16 +101,6 @@ impl Drop for Helper {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::SeqCst);
     }
-}
-
-/// By process_vm_readv(2): `EFAULT` instead of SIGBUS where the page is poisoned or no longer mapped.
-fn read_word(hva: u64) -> Option<u64> {
-    let mut word = 0u64;
-    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
-    let remote = libc::iovec { iov_base: hva as *mut libc::c_void, iov_len: 8 };
-    // SAFETY: the kernel writes at most to `word`.
-    let n = unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
-    (n == 8).then_some(word)
 }
 
 #[cfg(test)]

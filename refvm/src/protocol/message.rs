@@ -251,14 +251,14 @@ impl FromPager {
             "error" => Ok(Self::Refused(fields.text("field")?.into(), fields.text("message")?.into())),
             "memory_error" => Ok(Self::MemoryError(Poisoned {
                 block: Block::around(fields.integer("gpa")?, fields.lsb()?),
-                waits: match fields.get("severity", "\"AR\" or \"AO\"", |value| match value.as_str() {
-                    Some("AR") => Some(true),
-                    Some("AO") => Some(false),
-                    _ => None,
-                })? {
-                    true => Some(fields.get("thread", "a thread id", |value| value.as_u64()?.try_into().ok())?),
-                    false => None,
-                },
+                waits: fields
+                    .get("severity", "\"AR\" or \"AO\"", |value| match value.as_str() {
+                        Some("AR") => Some(true),
+                        Some("AO") => Some(false),
+                        _ => None,
+                    })?
+                    .then(|| fields.get("thread", "a thread id", |value| value.as_u64()?.try_into().ok()))
+                    .transpose()?,
             })),
             other => Err(bad("type", &format!("{other:?} is not a message of version {VERSION}"))),
         }
