@@ -152,7 +152,7 @@ async def cancel(pair: Pair) -> None:
 
 async def test_the_destination_stays_away_after_the_commit(pair: Pair) -> None:
     """Nobody runs the VM, and the job says so: no guess in either direction."""
-    pair.a.script.hang_at("store.journal commit", after=True)
+    pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
     await pair.b.kill()
@@ -168,7 +168,7 @@ async def test_the_destination_stays_away_after_the_commit(pair: Pair) -> None:
 
 async def test_a_waiting_vmm_that_dies_while_both_daemons_are_down_after_the_commit(pair: Pair) -> None:
     """The destination can prove that it has not run the VM, and never will: it comes back."""
-    pair.a.script.hang_at("store.journal commit", after=True)
+    pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
     for host in (pair.a, pair.b):
@@ -217,3 +217,20 @@ async def test_a_commit_that_failed_but_was_written_and_then_a_crash(pair: Pair)
     await pair.a.start()
     await settled(pair)
     assert pair.source.runs
+
+
+async def test_a_refusal_that_a_crash_cut_off_gives_everything_back(pair: Pair) -> None:
+    """It is in the journal, and the source hears so, but the pager still runs."""
+    pair.a.script.hang_at("peer.start")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    pair.b.script.hang_at("store.journal refused", after=True)
+    pair.destination.die("oom")
+    pair.a.script.release()
+    await pair.b.script.hung.wait()
+    await pair.b.kill()
+    await pair.b.start()
+    await settled(pair)
+    job = await pair.service.job("m1")
+    assert pair.source.runs
+    assert "the waiting VMM is gone" in job.reason

@@ -62,6 +62,8 @@ class Arrival:
                 self.pid = pid
             if entry.kind == JournalKind.RUNNING and not self.record.started_us:
                 self.record = replace(self.record, started_us=entry.at_us)
+            if entry.kind == JournalKind.REFUSED:
+                self.record = replace(self.record, reason=str(entry.data.get("reason", "")))
             if entry.kind == JournalKind.LOST and not self.record.lost_reason:
                 self.record = replace(self.record, lost_reason=str(entry.data.get("reason", "")) or "lost")
 

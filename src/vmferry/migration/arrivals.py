@@ -23,7 +23,7 @@ from vmferry.migration.machine import JournalKind
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, Outcome
 from vmferry.migration.ports import IncomingUpdate, Wanted
-from vmferry.migration.together import sooner, together
+from vmferry.migration.together import sooner
 from vmferry.migration.world import Spawn, World
 
 log = structlog.get_logger()
@@ -47,12 +47,14 @@ class Arrivals:
         self._known: dict[str, Arrival] = {}
 
     async def take_up(self) -> None:
-        """After a restart: goes on where the journal stands. A Prepare that was cut off is refused: nobody waits."""
+        """After a restart: goes on where the journal stands. A Prepare that was cut off is refused: nobody waits. A
+        refusal that was cut off, which its record does not show yet, gives back what is left."""
         for record in await self._world.store.incomings():
             arrival = await self._load(record.migration)
-            if arrival.record.outcome is Outcome.UNKNOWN:
+            outcome = arrival.record.outcome
+            if outcome is Outcome.UNKNOWN or (outcome is Outcome.REFUSED and record.outcome is not outcome):
                 self._spawn(f"refuse {record.migration}", self._refuse_cut_off(arrival))
-            elif arrival.record.outcome is not Outcome.REFUSED and not arrival.record.lost_reason:
+            elif outcome is not Outcome.REFUSED and not arrival.record.lost_reason:
                 self._follow(arrival)
 
     def all(self) -> list[Incoming]:
@@ -102,8 +104,7 @@ class Arrivals:
         async with self._interruptible(arrival):
             found = inc.answer(arrival.record.outcome, inc.ReadyAsked(), migration)
             for command in found.commands:
-                steps = command.commands if isinstance(command, inc.Together) else (command,)
-                await together(*(self._ready_step(arrival, step, device_state, ledger) for step in steps))
+                await self._ready_step(arrival, command, device_state, ledger)
 
     async def _ready_step(
         self, arrival: Arrival, command: inc.Command, device_state: bytes, ledger: Sequence[LedgerEntry]
@@ -285,7 +286,7 @@ class Arrivals:
 
     async def _refuse_cut_off(self, arrival: Arrival) -> None:
         async with arrival.lock:
-            if arrival.record.outcome is Outcome.UNKNOWN:
+            if arrival.record.outcome in (Outcome.UNKNOWN, Outcome.REFUSED):
                 await self._quietly(self._refuse(arrival, "the destination's daemon was restarted meanwhile"))
 
     def _follow(self, arrival: Arrival) -> None:

@@ -64,7 +64,7 @@ class Departure:
 
     @property
     def cancellable(self) -> bool:
-        return self._state in m.CANCELLABLE and not self._steps.commit_tried
+        return self._state in m.CANCELLABLE
 
     async def run(self, recovered: m.Transition | None = None) -> None:
         """Until the job has ended. `recovered`: where it goes on after a restart."""
@@ -150,7 +150,7 @@ class Departure:
             case m.State.PREPARING:
                 return await self._all(step.commands, self._steps.prepare) or m.DestinationPrepared()
             case m.State.SWITCHOVER:
-                return await self._switch(step.commands)
+                return await self._all(step.commands, self._steps.switch) or m.HandedOver()
             case m.State.COMMITTED | m.State.UNDECIDED:
                 return await self._find_out(step.commands)
             case m.State.POSTCOPY | m.State.POSTCOPY_PAUSED:
@@ -196,22 +196,6 @@ class Departure:
             self._scope = None
         return self._cancel
 
-    async def _switch(self, commands: tuple[m.Command, ...]) -> m.Event:
-        failed = await self._all(commands[:-1], self._switch_step)
-        if failed is not None:
-            return failed
-        try:
-            await self._steps.journal(m.JournalKind.COMMIT)
-        except VmferryError as error:
-            return m.Failed(error.reason, str(error))
-        return m.CommitDurable()
-
-    async def _switch_step(self, command: m.Command) -> None:
-        if isinstance(command, m.Journal):
-            await self._steps.journal(command.kind)
-        else:
-            await self._steps.switch(command)
-
     async def _find_out(self, commands: tuple[m.Command, ...]) -> m.Event:
         if commands == (m.CallStart(),):
             event = await self._steps.call_start()
@@ -234,7 +218,7 @@ def _late(command: m.Command) -> Reason:
     match command:
         case m.StartPager() | m.ServePages():
             return Reason.PAGER_FAILED
-        case m.SayHello() | m.AskPrepare() | m.SendReady():
+        case m.SayHello() | m.AskPrepare():
             return Reason.DESTINATION_UNREACHABLE
         case m.Journal():
             return Reason.STORE_FAILED

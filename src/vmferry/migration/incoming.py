@@ -22,9 +22,9 @@ A repeated request is a lost answer and is answered as done. `running` and `refu
 journalled first wins, and the other request is refused from then on, also for a migration that never came this far: a
 refusal of an unknown migration is journalled, so that its late Prepare or Start finds it.
 
-That Ready was answered is in no journal here: the source commits once it has heard so, and asks for the start after
-that; and what Ready is about (ledger, markers, device state) was done before its answer. Whether the VMM holds the
-device state is looked up before `running`.
+That Ready was answered is in no journal here: the VMM holds the device state only once all that Ready is about
+(ledger, markers, lane) was done, and that it does is looked up before `running`. So a Start whose Ready never came, or
+came only half, is refused: the source may have committed while Ready was still under way.
 """
 
 from __future__ import annotations
@@ -113,24 +113,8 @@ class GiveBack:
     """The VMM waits again as if nothing had been; the pager goes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
-    """At the same time; done when all are."""
-
-    commands: tuple[TakeLedger | CheckPager | LoadState, ...]
-
-
 Command: TypeAlias = (
-    MakeMemory
-    | TakeLedger
-    | ConnectLanes
-    | CheckPager
-    | LoadState
-    | CheckVmm
-    | Record
-    | StartVcpus
-    | GiveBack
-    | Together
+    MakeMemory | TakeLedger | ConnectLanes | CheckPager | LoadState | CheckVmm | Record | StartVcpus | GiveBack
 )
 
 
@@ -143,8 +127,9 @@ class Answer:
 
 
 PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), Record(JournalKind.PREPARED))
-# A Ready that is repeated loads the state again, which a VMM that has it answers as done.
-READY: tuple[Command, ...] = (Together((LoadState(), TakeLedger(), CheckPager())),)
+# The state comes last: a VMM that holds it is ready, whoever asks for the start, and whatever was restarted meanwhile.
+# A Ready that is repeated loads it again, which a VMM that has it answers as done.
+READY: tuple[Command, ...] = (TakeLedger(), CheckPager(), LoadState())
 # `running` is durable before a vCPU runs: from then on a Refuse is refused.
 START: tuple[Command, ...] = (CheckVmm(), Record(JournalKind.RUNNING), StartVcpus())
 REFUSE: tuple[Command, ...] = (Record(JournalKind.REFUSED), GiveBack())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.changes import Bell
-from vmferry.migration.model import TERMINAL, Job, PageProgress
+from vmferry.migration.model import TERMINAL, Job, PageProgress, Phase
 from vmferry.migration.ports import Store
 
 BATCH = 256
+TELL_LATER_S = 0.02
+"""Of a switchover: about the length of a blackout."""
 
 
 class Jobs:
@@ -22,10 +25,14 @@ class Jobs:
         self._progress: dict[str, Job] = {}
 
     async def save(self, job: Job) -> Job:
-        """Durable under the next revision, then seen by watchers."""
+        """Durable under the next revision, then seen by watchers: at once, but for a VM that is about to stand still,
+        which what they do with it would keep waiting."""
         saved = await self._store.save_job(job)
         self._progress.pop(saved.migration, None)
-        self._bell.ring()
+        if saved.phase is Phase.SWITCHOVER:
+            asyncio.get_running_loop().call_later(TELL_LATER_S, self._bell.ring)
+        else:
+            self._bell.ring()
         return saved
 
     def show_progress(self, job: Job, progress: PageProgress, memory_errors: int) -> Job:

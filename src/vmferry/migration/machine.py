@@ -8,7 +8,7 @@ Edges (a test compares them with the code):
     PREPARING       -> SWITCHOVER       DestinationPrepared
     PREPARING       -> CANCELLING       CancelAsked
     PREPARING       -> FAILING          Failed
-    SWITCHOVER      -> COMMITTED        CommitDurable
+    SWITCHOVER      -> COMMITTED        HandedOver
     SWITCHOVER      -> CANCELLING       CancelAsked
     SWITCHOVER      -> FAILING          Failed
     COMMITTED       -> POSTCOPY         Started
@@ -41,7 +41,7 @@ Edges (a test compares them with the code):
 
 `State` has four states that the API does not show: COMMITTED (shown as SWITCHOVER: the commit is durable, the first
 Start is on its way), COMPLETING (shown as POSTCOPY), CANCELLING and FAILING (shown as the phase before: the VM is not
-back yet). The commit is the point of no return: behind it the only way back to the source is the destination's own
+back yet). COMMITTED is the point of no return: from there the only way back to the source is the destination's own
 word that it has journalled `refused`.
 """
 
@@ -69,27 +69,26 @@ from vmferry.migration.source_commands import (
     AttachMemory,
     CallStart,
     Command,
+    HandOver,
     Journal,
     RemovePager,
     ResumeVcpus,
     SayFinish,
     SayHello,
-    SendReady,
     ServePages,
     StartPager,
-    StopAndSave,
     ThawPager,
     WatchDestination,
 )
 from vmferry.migration.source_events import (
     Begun,
     CancelAsked,
-    CommitDurable,
     DestinationCompleted,
     DestinationDied,
     DestinationPrepared,
     Event,
     Failed,
+    HandedOver,
     Heard,
     OutcomeLearned,
     Restored,
@@ -113,12 +112,13 @@ __all__ = [
     "CallStart",
     "CancelAsked",
     "Command",
-    "CommitDurable",
     "DestinationCompleted",
     "DestinationDied",
     "DestinationPrepared",
     "Event",
     "Failed",
+    "HandOver",
+    "HandedOver",
     "Heard",
     "IllegalEventError",
     "Journal",
@@ -130,7 +130,6 @@ __all__ = [
     "ResumeVcpus",
     "SayFinish",
     "SayHello",
-    "SendReady",
     "ServePages",
     "Silent",
     "SourceReleased",
@@ -138,7 +137,6 @@ __all__ = [
     "StartUnanswered",
     "Started",
     "State",
-    "StopAndSave",
     "ThawPager",
     "Transition",
     "WatchDestination",
@@ -246,7 +244,7 @@ def _before_commit(state: State, event: Event) -> Transition | None:
             return Transition(State.PREPARING, PREPARE)
         case DestinationPrepared() if state is State.PREPARING:
             return Transition(State.SWITCHOVER, SWITCH)
-        case CommitDurable() if state is State.SWITCHOVER:
+        case HandedOver() if state is State.SWITCHOVER:
             return Transition(State.COMMITTED, (CallStart(),))
         case CancelAsked(code, reason):
             return Transition(State.CANCELLED if queued else State.CANCELLING, undo, code, reason)
@@ -322,7 +320,7 @@ def _admitting(event: Event) -> frozenset[State]:  # noqa: PLR0911 one for each 
             return frozenset({State.QUEUED})
         case DestinationPrepared():
             return frozenset({State.PREPARING})
-        case CommitDurable():
+        case HandedOver():
             return frozenset({State.SWITCHOVER})
         case Started() | StartUnanswered() | OutcomeLearned():
             return frozenset({State.COMMITTED, State.UNDECIDED})

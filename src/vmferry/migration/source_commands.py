@@ -41,14 +41,9 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True)
-class StopAndSave:
-    """The blackout begins: the vCPUs stop and the device state is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendReady:
-    """Device state and ledger go to the destination; meanwhile the pager is told the ledger, and that pages may be
-    served."""
+class HandOver:
+    """The blackout begins: the vCPUs stop. Then device state and ledger go to the destination, and meanwhile the pager
+    is told the ledger, and that pages may be served, and the commit is made durable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +98,7 @@ Command: TypeAlias = (
     | SayHello
     | AskPrepare
     | Journal
-    | StopAndSave
-    | SendReady
+    | HandOver
     | CallStart
     | AskOutcome
     | WatchDestination
@@ -119,13 +113,11 @@ Command: TypeAlias = (
 PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayHello(), AskPrepare())
 SWITCH: tuple[Command, ...] = (
     Journal(JournalKind.BEGIN),
-    StopAndSave(),
-    SendReady(),
-    Journal(JournalKind.COMMIT),
+    HandOver(),
 )
 UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), AskRefuse())
 # The VM comes first: it must not wait for a destination that may be what failed. `aborted` is durable before it runs,
-# so that a commit whose write was cut off half-way can never be taken up after a restart.
+# so that a commit that was written before the destination failed can never be taken up after a restart.
 UNDO_SWITCH: tuple[Command, ...] = (
     Journal(JournalKind.ABORTED),
     ThawPager(),

@@ -20,8 +20,8 @@ class DestinationPrepared:
 
 
 @dataclass(frozen=True, slots=True)
-class CommitDurable:
-    """The commit is in the journal."""
+class HandedOver:
+    """The commit is in the journal, and the destination holds all that it needs to run the VM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class RestoreFailed:
 Event: TypeAlias = (
     Begun
     | DestinationPrepared
-    | CommitDurable
+    | HandedOver
     | Started
     | StartUnanswered
     | OutcomeLearned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -12,9 +12,9 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.migration import machine as m
 from vmferry.migration.held import allocation_s, layout_bytes
 from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Job, LedgerEntry, Outcome
+from vmferry.migration.model import Job, Outcome
 from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
-from vmferry.migration.together import all_or_none, together
+from vmferry.migration.together import all_or_none
 from vmferry.migration.world import Backoff, World, vmm_by_pid
 
 log = structlog.get_logger()
@@ -45,7 +45,6 @@ class SourceSteps:
         self._pager: Pager | None = None
         self._token = secrets.token_urlsafe(32)
         self._lane = ""
-        self._state = b""
 
     async def take_up(self) -> None:
         """After a restart: what the journal and the host still know."""
@@ -111,29 +110,28 @@ class SourceSteps:
     async def switch(self, command: m.Command) -> None:
         """The steps of the blackout before the commit."""
         match command:
-            case m.StopAndSave():
-                # Asked for behind `stop`, which the VMM carries out first.
-                await together(self._stop(), self._save_state())
-            case m.SendReady():
-                ledger = await self._errors.ledger(self.vm)
-                await all_or_none(self.peer.ready(self.migration, self._state, ledger), self._freeze(ledger))
-                self._state = b""
+            case m.HandOver():
+                # The state is asked for behind `stop`, which the VMM carries out first.
+                await all_or_none(self._stop_and_commit(), self._send_ready())
+            case m.Journal(kind):
+                await self.journal(kind)
             case _:
                 raise AssertionError(f"not a step of the switchover: {command}")
 
-    async def _stop(self) -> None:
+    async def _stop_and_commit(self) -> None:
+        """The pager gives pages first, and tells which of them are bad: a commit that is taken up finds it so."""
         await self._running_vmm().stop()
         self.stopped_us = self._world.clock.now_us()
         self.stopped_at_s = self._world.clock.monotonic_s()
-
-    async def _freeze(self, ledger: Sequence[LedgerEntry]) -> None:
-        """From here the pager gives pages, and tells which of them are bad."""
+        ledger = await self._errors.ledger(self.vm)
         if ledger:
             await self._the_pager().mark_poisoned(ledger)
         await self._the_pager().freeze()
+        await self.journal(m.JournalKind.COMMIT)
 
-    async def _save_state(self) -> None:
-        self._state = await self._running_vmm().save_state()
+    async def _send_ready(self) -> None:
+        state = await self._running_vmm().save_state()
+        await self.peer.ready(self.migration, state, await self._errors.ledger(self.vm))
 
     async def journal(self, kind: m.JournalKind) -> None:
         data: dict[str, object] = {}

@@ -7,19 +7,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 
-async def together(*steps: Coroutine[Any, Any, None]) -> None:
-    """All of them at the same time; returns, or raises the first step's error, when every one has ended.
-
-    A step goes on when another has failed: what it makes durable is known to be so before anybody goes back.
-    """
-    ended = await asyncio.gather(*steps, return_exceptions=True)
-    for error in ended:
-        if error is not None:
-            raise error
-
-
 async def all_or_none(*steps: Coroutine[Any, Any, object]) -> None:
-    """All of them at the same time; when one fails the others are cancelled, and it raises once they have ended."""
+    """All of them at the same time; when one fails the others are cancelled, and it raises once they have ended:
+    of errors that come at once that of the first step."""
     await _until(asyncio.FIRST_EXCEPTION, steps)
 
 
@@ -31,9 +21,10 @@ async def sooner(*steps: Coroutine[Any, Any, object]) -> None:
 async def _until(when: str, steps: Sequence[Coroutine[Any, Any, object]]) -> None:
     tasks = [asyncio.ensure_future(step) for step in steps]
     try:
-        ended, _ = await asyncio.wait(tasks, return_when=when)
-        for task in ended:
-            task.result()
+        await asyncio.wait(tasks, return_when=when)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
         for task in tasks:
             task.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from itertools import product
 
 import pytest
@@ -25,11 +24,6 @@ REQUESTS: tuple[inc.Request, ...] = (
 EDGE = re.compile(r"^    (\w+)\s+-> (\w+)\s+(\w+)$", re.MULTILINE)
 
 
-def flat(commands: Iterable[inc.Command]) -> list[inc.Command]:
-    """With the commands that are done together one after the other."""
-    return [one for each in commands for one in (each.commands if isinstance(each, inc.Together) else (each,))]
-
-
 def test_the_chart_is_the_code() -> None:
     found = set()
     for outcome, request in product(Outcome, REQUESTS):
@@ -45,6 +39,13 @@ def test_running_is_durable_before_a_vcpu_runs() -> None:
     commands = inc.answer(Outcome.PREPARED, inc.StartAsked(), "m1").commands
     running = commands.index(inc.Record(JournalKind.RUNNING))
     assert commands.index(inc.CheckVmm()) < running < commands.index(inc.StartVcpus())
+
+
+def test_a_vmm_that_holds_the_state_is_ready() -> None:
+    """It is what a Start looks at, which may come though the answer to Ready never did."""
+    *others, last = inc.answer(Outcome.PREPARED, inc.ReadyAsked(), "m1").commands
+    assert last == inc.LoadState()
+    assert {inc.TakeLedger(), inc.CheckPager()} == set(others)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.RUNNING, Outcome.COMPLETED])
@@ -73,7 +74,7 @@ def test_never_both_running_and_refused(requests: list[inc.Request]) -> None:
             found = inc.answer(inc.outcome_of(journal), request, "m1")
         except VmferryError:
             continue
-        journal += [command.kind.value for command in flat(found.commands) if isinstance(command, inc.Record)]
+        journal += [command.kind.value for command in found.commands if isinstance(command, inc.Record)]
         assert inc.outcome_of(journal) is found.outcome
         if inc.StartVcpus() in found.commands:
             assert "running" in journal

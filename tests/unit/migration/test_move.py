@@ -59,11 +59,11 @@ async def test_the_vm_moves(pair: Pair) -> None:
         "store.job SWITCHOVER",
         "store.journal begin",
         "vmm.stop",
-        "vmm.save_state",
-        "peer.ready",
         "pager.freeze",
-        "peer.ready answered",
+        "vmm.save_state",
         "store.journal commit",
+        "peer.ready",
+        "peer.ready answered",
         "peer.start",
         "peer.start answered",
         "store.job POSTCOPY",
@@ -81,7 +81,7 @@ async def test_the_vm_moves(pair: Pair) -> None:
     assert "vmm.migration_complete False" in there
 
 
-STEPS_BEFORE_COMMIT = [
+STEPS_BEFORE_START = [
     "pagers.start",
     "pager.serve_source",
     "vmm.attach_memory",
@@ -95,13 +95,14 @@ STEPS_BEFORE_COMMIT = [
     "vmm.save_state",
     "peer.ready",
     "pager.freeze",
+    "store.journal commit",
     "peer.ready answered",
 ]
 
 
-@pytest.mark.parametrize("step", STEPS_BEFORE_COMMIT)
+@pytest.mark.parametrize("step", STEPS_BEFORE_START)
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_failure_before_the_commit_leaves_the_vm_on_the_source(pair: Pair, step: str, after: bool) -> None:
+async def test_a_failure_before_the_start_leaves_the_vm_on_the_source(pair: Pair, step: str, after: bool) -> None:
     pair.a.script.fail_at(step, VmferryError(Reason.VMM_REFUSED, "no such luck.", "Try harder."), after=after)
     await pair.service.create("m1", "web", "b")
     job = await pair.a.job_where("m1")
@@ -113,7 +114,7 @@ async def test_a_failure_before_the_commit_leaves_the_vm_on_the_source(pair: Pai
     assert "peer.start" not in pair.a.script.transcript
 
 
-@pytest.mark.parametrize("step", STEPS_BEFORE_COMMIT)
+@pytest.mark.parametrize("step", STEPS_BEFORE_START)
 @pytest.mark.parametrize("after", [False, True])
 async def test_cancel_while_a_step_hangs(pair: Pair, step: str, after: bool) -> None:
     pair.a.script.hang_at(step, after=after)
@@ -225,7 +226,7 @@ async def test_no_answer_makes_the_job_undecided_until_the_journal_speaks(pair: 
 
 async def test_a_destination_that_refused_after_the_commit_gives_the_vm_back(pair: Pair) -> None:
     """The waiting VMM dies in the very moment of the commit; its host refuses before it journals running."""
-    pair.a.script.hang_at("store.journal commit", after=True)
+    pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
     pair.destination.die("oom")
@@ -238,7 +239,7 @@ async def test_a_destination_that_refused_after_the_commit_gives_the_vm_back(pai
 
 
 async def test_a_destination_that_lost_its_journal_settles_nothing(pair: Pair) -> None:
-    pair.a.script.hang_at("store.journal commit", after=True)
+    pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
     await pair.b.kill()
@@ -501,7 +502,7 @@ async def test_a_link_that_goes_down_behind_other_events_fails_the_move_before_t
 
 async def test_a_daemon_that_restarts_after_its_answer_starts_the_vm(pair: Pair) -> None:
     """That Ready was answered is in no journal of the destination: the VMM holds the state."""
-    pair.a.script.hang_at("store.journal commit", after=True)
+    pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
     await pair.b.kill()
@@ -511,7 +512,8 @@ async def test_a_daemon_that_restarts_after_its_answer_starts_the_vm(pair: Pair)
     assert pair.destination.runs
 
 
-async def test_the_source_serves_while_the_state_travels(pair: Pair) -> None:
+async def test_the_commit_waits_for_a_source_that_serves_and_not_for_the_state_on_its_way(pair: Pair) -> None:
+    """One that is taken up after a crash finds its pager ready; whether the state came, the destination knows."""
     pair.a.script.hang_at("pager.freeze")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
@@ -519,6 +521,31 @@ async def test_the_source_serves_while_the_state_travels(pair: Pair) -> None:
     assert "store.journal commit" not in pair.a.script.transcript
     pair.a.script.release()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_nothing_is_asked_to_start_before_ready_is_answered(pair: Pair) -> None:
+    pair.b.script.hang_at("vmm.load_state")
+    await pair.service.create("m1", "web", "b")
+    await pair.b.script.hung.wait()
+    await come(lambda: "store.journal commit" in pair.a.script.transcript)
+    await asyncio.sleep(0.01)
+    assert "peer.start" not in pair.a.script.transcript
+    pair.b.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_a_start_whose_ready_never_came_is_refused(pair: Pair) -> None:
+    """The daemon was killed behind its commit, with Ready still on its way."""
+    pair.a.script.hang_at("peer.ready")
+    await pair.service.create("m1", "web", "b")
+    await come(lambda: "store.journal commit" in pair.a.script.transcript)
+    await pair.a.kill()
+    await pair.a.start()
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.MIGRATION_REFUSED)
+    assert "no device state" in job.reason
+    assert pair.source.runs
+    assert pair.nothing_left()
 
 
 async def test_the_end_is_told_at_once(pair: Pair) -> None:
@@ -579,3 +606,15 @@ async def test_an_error_that_is_known_on_both_sides_is_written_and_told_once(pai
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
     assert pair.b.script.transcript.count("store.errors") == 1
     assert pair.b.script.transcript.count("pager.mark_poisoned") == 1
+
+
+async def test_a_switchover_that_hangs_is_seen_by_watchers(pair: Pair) -> None:
+    """They are told of it a little later than of other phases, not only when it is over."""
+    pair.a.script.hang_at("vmm.stop")
+    await pair.service.create("m1", "web", "b")
+    async with asyncio.timeout(20):
+        async for job in pair.service.watch("m1", 0):
+            if job.phase is Phase.SWITCHOVER:
+                break
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED

@@ -6,25 +6,7 @@ import asyncio
 
 import pytest
 
-from vmferry.migration.together import all_or_none, sooner, together
-
-
-async def test_the_others_end_before_the_first_error_is_raised() -> None:
-    ended: list[str] = []
-    gate = asyncio.Event()
-
-    async def fails() -> None:
-        gate.set()
-        raise ValueError("first")
-
-    async def goes_on() -> None:
-        await gate.wait()
-        await asyncio.sleep(0)
-        ended.append("second")
-
-    with pytest.raises(ValueError, match="first"):
-        await together(goes_on(), fails())
-    assert ended == ["second"]
+from vmferry.migration.together import all_or_none, sooner
 
 
 async def test_a_cancellation_ends_all() -> None:
@@ -36,7 +18,7 @@ async def test_a_cancellation_ends_all() -> None:
         finally:
             ended.append(name)
 
-    both = asyncio.create_task(together(waits("a"), waits("b")))
+    both = asyncio.create_task(all_or_none(waits("a"), waits("b")))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     both.cancel()
@@ -73,6 +55,20 @@ async def test_one_that_fails_ends_the_others_first() -> None:
     with pytest.raises(ValueError, match="no"):
         await all_or_none(waits(), fails())
     assert ended == ["waits"]
+
+
+async def test_of_errors_that_come_at_once_the_first_steps_is_raised() -> None:
+    gate = asyncio.Event()
+
+    async def fails(why: str) -> None:
+        await gate.wait()
+        raise ValueError(why)
+
+    for _ in range(20):  # a set of tasks would be in another order each time
+        gate.clear()
+        asyncio.get_running_loop().call_soon(gate.set)
+        with pytest.raises(ValueError, match="first"):
+            await all_or_none(fails("first"), fails("second"), fails("third"))
 
 
 async def test_the_sooner_ends_the_later() -> None:
