@@ -1,12 +1,17 @@
 """The destination's daemon, as the source's daemon calls it: `ports.Peers` and `ports.Peer` over gRPC.
 
+What a VM that stands still waits for goes over a call that is open before, `Switchover`; a Start that it loses is asked
+again in calls of its own.
+
 Every call has a deadline. A call that ends without the destination's own word (nobody listens, no answer in time, the
 connection broke) is DESTINATION_UNREACHABLE: whether it took effect is then unknown, and the caller asks again.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -68,6 +73,7 @@ class GrpcPeer:
         self._stub = PeerStub(channel)
         self._source_host = source_host
         self._deadlines = deadlines
+        self._switchover: grpc.aio.StreamStreamCall[pb.SwitchoverRequest, pb.SwitchoverReply] | None = None
 
     async def hello(self, migration: str) -> str:
         request = pb.HelloRequest(protocol_version=PROTOCOL_VERSION, migration=migration)
@@ -91,17 +97,26 @@ class GrpcPeer:
         )
         deadline_s = self._deadlines.prepare_s + allocation_s(held_bytes(wanted.held))
         await self._call("Prepare", self._stub.Prepare(request, timeout=deadline_s))
+        await self._open_switchover()
 
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
         request = pb.ReadyRequest(
             migration=migration, device_state=device_state, ledger=[wire.error_to_pb(entry) for entry in ledger]
         )
-        await self._call("Ready", self._stub.Ready(request, timeout=self._deadlines.ready_s))
+        if self._switchover is None:
+            await self._open_switchover()
+        await self._step("Ready", pb.SwitchoverRequest(ready=request), self._deadlines.ready_s)
 
     async def start(self, migration: str) -> int:
         request = pb.StartRequest(migration=migration)
-        reply = await self._call("Start", self._stub.Start(request, timeout=self._deadlines.start_s))
-        return reply.started_us
+        if self._switchover is None:
+            reply = await self._call("Start", self._stub.Start(request, timeout=self._deadlines.start_s))
+            return reply.started_us
+        try:
+            step = await self._step("Start", pb.SwitchoverRequest(start=request), self._deadlines.start_s)
+        finally:
+            self._close_switchover()
+        return step.start.started_us
 
     async def refuse(self, migration: str, reason: str) -> None:
         request = pb.RefuseRequest(migration=migration, reason=reason)
@@ -134,7 +149,47 @@ class GrpcPeer:
         await self._call("Finish", self._stub.Finish(request, timeout=self._deadlines.finish_s))
 
     async def close(self) -> None:
+        self._close_switchover()
         await self._channel.close(None)
+
+    async def _open_switchover(self) -> None:
+        self._close_switchover()
+        self._switchover = call = self._stub.Switchover()
+        async with self._answer_within("Switchover", self._deadlines.hello_s):
+            await call.initial_metadata()
+            if call.done():
+                await call.read()  # raises what it ended with
+
+    def _close_switchover(self) -> None:
+        if self._switchover is not None:
+            self._switchover.cancel()
+        self._switchover = None
+
+    async def _step(self, name: str, request: pb.SwitchoverRequest, deadline_s: float) -> pb.SwitchoverReply:
+        """One request of the open call, and its answer. Whatever the transport says of a call that was open, INTERNAL
+        too where it ended while this was written: it broke."""
+        call = self._switchover
+        assert call is not None, "opened by the caller"
+        async with self._answer_within(name, deadline_s):
+            try:
+                if not call.done():
+                    await call.write(request)
+                reply = await call.read()
+            except grpc.aio.AioRpcError as error:
+                raise error_of(error) or self._unreachable(name, f"{error.code().name}: {error.details()}") from error
+        if isinstance(reply, pb.SwitchoverReply):
+            return reply
+        raise self._unreachable(name, "the destination ended the call without an answer")
+
+    @asynccontextmanager
+    async def _answer_within(self, name: str, deadline_s: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(deadline_s):
+                yield
+        except TimeoutError as error:
+            raise self._unreachable(name, f"DEADLINE_EXCEEDED: no answer within {deadline_s:g} s") from error
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(name, error) from error
 
     async def _call(self, name: str, call: grpc.aio.UnaryUnaryCall[Any, Answer]) -> Answer:
         try:
@@ -151,15 +206,18 @@ class GrpcPeer:
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return self._other_version(f"does not know the call {name} ({cause})")
         if code in _UNREACHABLE:
-            return VmferryError(
-                Reason.DESTINATION_UNREACHABLE,
-                f"{name} to the destination {self._address}: {code.name}: {cause}.",
-                "Check that vmferryd runs there, its [peer] listen address, and the network between the hosts.",
-            )
+            return self._unreachable(name, f"{code.name}: {cause}")
         return VmferryError(
             Reason.INTERNAL,
             f"{name} to the destination {self._address} failed: {code.name}: {cause}.",
             "See the log of vmferryd there.",
+        )
+
+    def _unreachable(self, name: str, why: str) -> VmferryError:
+        return VmferryError(
+            Reason.DESTINATION_UNREACHABLE,
+            f"{name} to the destination {self._address}: {why}.",
+            "Check that vmferryd runs there, its [peer] listen address, and the network between the hosts.",
         )
 
     def _other_version(self, what: str) -> VmferryError:

@@ -55,8 +55,12 @@ class PeerServicer(GeneratedServicer):
     async def Prepare(self, request: pb.PrepareRequest, context: Context) -> pb.PrepareReply:  # noqa: N802
         return await answered(context, self._prepare(request))
 
-    async def Ready(self, request: pb.ReadyRequest, context: Context) -> pb.ReadyReply:  # noqa: N802
-        return await answered(context, self._ready(request))
+    async def Switchover(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.SwitchoverRequest], context: Context
+    ) -> AsyncIterator[pb.SwitchoverReply]:
+        await context.send_initial_metadata(())
+        async for request in request_iterator:
+            yield await answered(context, self._switchover(request))
 
     async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartReply:  # noqa: N802
         return await answered(context, self._start(request))
@@ -111,6 +115,15 @@ class PeerServicer(GeneratedServicer):
         )
         await self._operations.prepare(request.migration, wanted, request.source_host)
         return pb.PrepareReply()
+
+    async def _switchover(self, request: pb.SwitchoverRequest) -> pb.SwitchoverReply:
+        match request.WhichOneof("step"):
+            case "ready":
+                return pb.SwitchoverReply(ready=await self._ready(request.ready))
+            case "start":
+                return pb.SwitchoverReply(start=await self._start(request.start))
+            case _:
+                raise wire.invalid("step", "is missing")
 
     async def _ready(self, request: pb.ReadyRequest) -> pb.ReadyReply:
         await _checked(request.migration)

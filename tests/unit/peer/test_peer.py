@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110 what is waited for is in the stand-in, which rings no bell
 """Client and servicer over a real connection on loopback, with a recording stand-in for the core behind them."""
 
 from __future__ import annotations
@@ -45,12 +46,16 @@ class Recorder:
         self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
         self.forever = False
+        self.given_up = False
         self.updates: list[IncomingUpdate] = []
 
     async def _record(self, *call: Any) -> None:
         self.calls.append(call)
         if self.forever:
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.given_up = True
         if self.error is not None:
             raise self.error
 
@@ -242,7 +247,6 @@ def prepare_of(*held: tuple[int, int, int]) -> pb.PrepareRequest:
         ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=0), "vcpus"),
         ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=1), "layout.regions"),
         ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=1, layout=layout_to_pb(LAYOUT)), "lane_address"),
-        ("Ready", pb.ReadyRequest(), "migration"),
         ("Start", pb.StartRequest(), "migration"),
         ("GetOutcome", pb.GetOutcomeRequest(migration="-"), "migration"),
     ],
@@ -254,6 +258,77 @@ async def test_malformed_requests_name_the_field(loopback: Loopback, method: str
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (caught.value.details() or "").startswith(f"{field}: ")
     assert loopback.core.calls == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.SwitchoverRequest(), "step"),
+        (pb.SwitchoverRequest(ready=pb.ReadyRequest()), "migration"),
+        (pb.SwitchoverRequest(start=pb.StartRequest(migration="M1")), "migration"),
+    ],
+)
+async def test_malformed_steps_of_a_switchover_name_the_field(
+    loopback: Loopback, request_: pb.SwitchoverRequest, field: str
+) -> None:
+    async with grpc.aio.insecure_channel(loopback.address, options=contract.CHANNEL_OPTIONS) as channel:
+        call = PeerStub(channel).Switchover()
+        await call.write(request_)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (caught.value.details() or "").startswith(f"{field}: ")
+    assert loopback.core.calls == []
+
+
+@pytest.mark.parametrize("step", ["ready", "start"])
+async def test_an_error_of_a_switchover_is_the_destinations_own(loopback: Loopback, peer: GrpcPeer, step: str) -> None:
+    await peer.prepare("m1", WANTED)
+    loopback.core.error = VmferryError(Reason.MIGRATION_REFUSED, "What happened.", "What to do.")
+    with pytest.raises(VmferryError) as caught:
+        await (peer.ready("m1", b"state", []) if step == "ready" else peer.start("m1"))
+    assert (caught.value.reason, caught.value.message) == (Reason.MIGRATION_REFUSED, "What happened.")
+
+
+async def test_a_start_whose_answer_was_lost_is_asked_again_in_a_call_of_its_own(loopback: Loopback) -> None:
+    client = GrpcPeers("host-a", PeerDeadlines(start_s=0.3)).connect(loopback.address)
+    await client.prepare("m1", WANTED)
+    await client.ready("m1", b"state", [])
+    loopback.core.forever = True
+    with pytest.raises(VmferryError) as caught:
+        await client.start("m1")
+    assert caught.value.reason is Reason.DESTINATION_UNREACHABLE
+    assert "no answer within 0.3 s" in caught.value.message
+    loopback.core.forever = False
+    assert await client.start("m1") == 1_700_000_000_000_000
+    assert loopback.core.calls[-2:] == [("start", "m1")] * 2
+    await client.close()
+
+
+@pytest.mark.parametrize("step", ["ready", "start"])
+async def test_a_destination_that_went_before_a_step_of_the_switchover(
+    loopback: Loopback, peer: GrpcPeer, step: str
+) -> None:
+    await peer.prepare("m1", WANTED)
+    await loopback.server.stop(None)
+    with pytest.raises(VmferryError) as caught:
+        await (peer.ready("m1", b"state", []) if step == "ready" else peer.start("m1"))
+    assert caught.value.reason is Reason.DESTINATION_UNREACHABLE
+    assert loopback.address in caught.value.message
+
+
+async def test_a_ready_that_is_given_up_ends_on_the_destination(loopback: Loopback, peer: GrpcPeer) -> None:
+    await peer.prepare("m1", WANTED)
+    loopback.core.forever = True
+    asking = asyncio.create_task(peer.ready("m1", b"state", []))
+    async with asyncio.timeout(20):
+        while loopback.core.calls[-1][0] != "ready":
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        await asyncio.wait([asking])
+        while not loopback.core.given_up:
+            await asyncio.sleep(0.001)
+    assert asking.cancelled()
 
 
 async def test_as_many_ranges_as_there_may_be_arrive(loopback: Loopback, peer: GrpcPeer) -> None:
@@ -272,11 +347,17 @@ async def test_prepare_has_the_time_that_its_memory_takes() -> None:
         left_s.append(context.time_remaining())
         return pb.PrepareReply()
 
+    async def switchover(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        await context.send_initial_metadata(())
+        async for request in requests:
+            yield request
+
     handler = grpc.unary_unary_rpc_method_handler(
         prepare, pb.PrepareRequest.FromString, pb.PrepareReply.SerializeToString
     )
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("vmferry.v1.Peer", {"Prepare": handler}),))
+    handlers = {"Prepare": handler, "Switchover": grpc.stream_stream_rpc_method_handler(switchover)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("vmferry.v1.Peer", handlers),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     client = GrpcPeers("host-a", PeerDeadlines(prepare_s=60.0)).connect(address)
