@@ -154,7 +154,7 @@ class GrpcPeer:
 
     async def _open_switchover(self) -> None:
         self._close_switchover()
-        self._switchover = call = self._stub.Switchover()
+        self._switchover = call = self._stub.Switchover(None)
         async with self._answer_within("Switchover", self._deadlines.hello_s):
             await call.initial_metadata()
             if call.done():
