@@ -42,7 +42,7 @@ use crate::rest::{REST, Rest, Rests};
 use crate::spin::Spin;
 use crate::teller::Teller;
 use crate::tuning::Tuning;
-use crate::userfaultfd::{Event, Stop, Userfaultfd, process_started};
+use crate::userfaultfd::{Event, MESSAGES_A_READ, Stop, Userfaultfd, process_started};
 
 /// Before a frame that could not be installed is tried again, where no event makes room for it.
 const STOPPED_PAUSE: Duration = Duration::from_millis(1);
@@ -160,6 +160,10 @@ impl FaultLoop {
             if busy {
                 self.for_answer.found();
                 self.for_fault.found();
+                if !self.first {
+                    // What was asked for may have to be read on this core, and a vCPU that was woken may wait for it.
+                    priority::give_way();
+                }
             } else if self.looks_again() {
                 priority::give_way();
             } else {
@@ -532,7 +536,13 @@ impl FaultLoop {
             let Some(uffd) = self.uffds.get(number) else { return any };
             match uffd.read_events() {
                 Ok(events) if events.is_empty() => return any,
-                Ok(events) => events.into_iter().for_each(|event| self.vmm_event(event)),
+                Ok(events) => {
+                    let last = events.len() < MESSAGES_A_READ;
+                    events.into_iter().for_each(|event| self.vmm_event(event));
+                    if last {
+                        return true;
+                    }
+                }
                 Err(error) => {
                     self.uffds.clear();
                     self.fail(format!("the VMM's userfaultfd cannot be read: {error}"));

@@ -68,6 +68,8 @@ pub struct Inflow {
     header: [u8; HEADER_BYTES],
     /// Bytes of the next header that are there.
     have: usize,
+    /// Bytes behind it that came with it, at the start of `contents`: less than a page of what is not looked at yet.
+    ahead: usize,
     frame: Frame,
     /// The contents of a frame.
     contents: Vec<u8>,
@@ -92,6 +94,7 @@ impl Inflow {
             lane,
             header: [0; HEADER_BYTES],
             have: 0,
+            ahead: 0,
             frame: Frame::None,
             contents,
             places: Places::default(),
@@ -125,10 +128,8 @@ impl Inflow {
 
     fn take_header(&mut self, resolver: &mut Resolver) -> Step {
         if self.have < HEADER_BYTES {
-            self.places.clear();
-            match self.receive() {
-                Ok(n) => self.have += n,
-                Err(step) => return step,
+            if let Err(step) = self.receive_header() {
+                return step;
             }
             if self.have < HEADER_BYTES {
                 return Step::Some;
@@ -144,7 +145,10 @@ impl Inflow {
             Kind::Data => Frame::Data(pages, 0, 0),
             Kind::Zero => Frame::Zero(pages),
             Kind::Poison(note) => Frame::Poison(pages, note),
-            Kind::Failed => Frame::Reason(header.contents_bytes(), 0),
+            Kind::Failed => {
+                let length = header.contents_bytes();
+                Frame::Reason(length, std::mem::take(&mut self.ahead).min(length))
+            }
             Kind::End => return Step::Ended,
         };
         if !matches!(header.kind, Kind::Failed)
@@ -162,7 +166,7 @@ impl Inflow {
             return step;
         }
         let bytes = (pages.count * PAGE) as usize;
-        let mut received = received;
+        let mut received = received + std::mem::take(&mut self.ahead);
         if received < bytes {
             self.places.only(&mut self.contents[received..bytes]);
             match self.receive() {
@@ -242,9 +246,36 @@ impl Inflow {
         usize::try_from(bytes).ok().filter(|_| told == 0).unwrap_or(0)
     }
 
-    /// One call, which never waits: to the places, and behind them the rest of the next header.
+    /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it.
+    fn receive_header(&mut self) -> Result<(), Step> {
+        let kept = self.ahead.min(HEADER_BYTES - self.have);
+        self.header[self.have..][..kept].copy_from_slice(&self.contents[..kept]);
+        self.contents.copy_within(kept..self.ahead, 0);
+        self.ahead -= kept;
+        self.have += kept;
+        let missing = HEADER_BYTES - self.have;
+        if missing > 0 {
+            self.places.only(&mut self.header[self.have..]);
+            if self.lane == Lane::Demand {
+                self.places.then(self.contents.as_mut_ptr(), PAGE as usize);
+            }
+            let received = self.receive_all()?;
+            self.have += received.min(missing);
+            self.ahead = received.saturating_sub(missing);
+        }
+        Ok(())
+    }
+
+    /// To the places, and behind them the rest of the next header.
     fn receive(&mut self) -> Result<usize, Step> {
-        let vectors = self.places.and(&mut self.header[self.have..]);
+        let next = &mut self.header[self.have..];
+        self.places.then(next.as_mut_ptr(), next.len());
+        self.receive_all()
+    }
+
+    /// One call, which never waits, to the places.
+    fn receive_all(&mut self) -> Result<usize, Step> {
+        let vectors = self.places.vectors();
         // SAFETY: a zeroed msghdr is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = vectors.as_mut_ptr();

@@ -141,9 +141,8 @@ impl Places {
         }
     }
 
-    /// The places, and `last` behind them.
-    pub fn and(&mut self, last: &mut [u8]) -> &mut [libc::iovec] {
-        self.0.push(libc::iovec { iov_base: last.as_mut_ptr().cast(), iov_len: last.len() });
+    /// As system calls take them.
+    pub fn vectors(&mut self) -> &mut [libc::iovec] {
         &mut self.0
     }
 }
@@ -200,10 +199,10 @@ mod tests {
         let mut places = Places::default();
         places.only(&mut last);
         places.clear();
-        for (at, bytes) in [(at, 2), (at.wrapping_add(2), 3), (elsewhere, 4), (at.wrapping_add(9), 1)] {
+        for (at, bytes) in [(at, 2), (at.wrapping_add(2), 3), (elsewhere, 4), (at.wrapping_add(9), 1), (end, 2)] {
             places.then(at, bytes);
         }
-        let told: Vec<_> = places.and(&mut last).iter().map(|v| (v.iov_base.cast(), v.iov_len)).collect();
+        let told: Vec<_> = places.vectors().iter().map(|v| (v.iov_base.cast(), v.iov_len)).collect();
         assert_eq!(told, [(at, 5), (elsewhere, 4), (at.wrapping_add(9), 1), (end, 2)]);
     }
 }

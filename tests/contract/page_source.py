@@ -47,8 +47,8 @@ def expected(page: int) -> str:
 
 class PageSource(PagesServicer):
     """One source, which is frozen. `asked` has each page that was demanded, once a demand. While `may_answer` is clear,
-    no demand is answered; while `may_push` is clear, no more is pushed; `pushing`
-    is set once a bulk lane is open. `instead_of_answer`, `instead_of_push` and
+    no demand is answered; `together` answers to demands are sent in one, in pieces of `piece_bytes`. While `may_push` is
+    clear, no more is pushed; `pushing` is set once a bulk lane is open. `instead_of_answer`, `instead_of_push` and
     `greetings` have what is said instead of an answer, of the next pages of a push, and at once on an urgent lane: each
     once. A lane that has said such a thing sets `misled` and says no more."""
 
@@ -59,6 +59,8 @@ class PageSource(PagesServicer):
         self.asked: list[int] = []
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.together = 1
+        self.piece_bytes = 0
         self.may_push = asyncio.Event()
         self.may_push.set()
         self.pushing = asyncio.Event()
@@ -153,14 +155,22 @@ class PageSource(PagesServicer):
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.greetings:
             await self._mislead(self.greetings.pop(0), reader, writer)
+        ready: list[bytes] = []
         while True:
             ask = Ask.decode(await reader.readexactly(Ask.FORM.size))
             self.asked += numbers(ask)
             await self.may_answer.wait()
             if self.instead_of_answer:
                 await self._mislead(self.instead_of_answer.pop(0), reader, writer)
-            writer.writelines(frame.encode() for frame in self._frames(ask))
-            await writer.drain()
+            ready += [frame.encode() for frame in self._frames(ask)]
+            if len(ready) < self.together:
+                continue
+            said, ready = b"".join(ready), []
+            step = self.piece_bytes or len(said)
+            for at in range(0, len(said), step):
+                writer.write(said[at : at + step])
+                await writer.drain()
+                await asyncio.sleep(0.001 if self.piece_bytes else 0)  # else the kernel may join them
 
     async def _push(self, bulk: pages_pb2.BulkLane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.pushing.set()

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 import pytest
 from destination_rig import Destination, gpa_of
-from lanes import MOST_DATA_PAGES
+from lanes import MOST_DATA_PAGES, Frame
 from page_source import FIRST_PAGES, PAGES, Poison, expected
 from vmm_child import PAGE, PATIENCE_S, Json
 
@@ -104,6 +104,20 @@ async def test_two_threads_on_one_page_ask_once(destination: Destination) -> Non
     destination.source.may_answer.set()
     assert [await destination.vmm.touched(act) for act in acts] == [expected(1)] * 2
     assert destination.source.asked.count(1) == 1
+
+
+@pytest.mark.parametrize("piece_bytes", [0, Frame.FORM.size, Frame.FORM.size + PAGE, PAGE, PAGE + 7, 1000])
+async def test_answers_that_come_in_one_are_taken_apart(destination: Destination, piece_bytes: int) -> None:
+    """Short ones and long ones, in any order and cut anywhere: each page gets what is its own."""
+    pages = [ZERO, 1, BAD, OTHER_REGION, ZERO + 4, 8]
+    destination.source.poison = {BAD: READ}
+    destination.source.together, destination.source.piece_bytes = len(pages), piece_bytes
+    await destination.attach()
+    await destination.connect()
+    acts = [(await destination.vmm.start_touch(page))[0] for page in pages]
+    assert [await destination.vmm.touched(act) for act in acts] == [
+        "sigbus" if page == BAD else expected(page) for page in pages
+    ]
 
 
 async def test_two_threads_on_a_poisoned_page_are_told_once(destination: Destination) -> None:

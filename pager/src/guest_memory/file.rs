@@ -6,12 +6,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::pagemap::Pagemap;
 use super::window::Window;
-use super::{Found, Place, ReadError, Runs, fill_buffer, pages_of, split_zeros};
+use super::{FEW, Found, Place, ReadError, Runs, fill_buffer, pages_of, split_zeros};
 use crate::lane::PAGE;
 use crate::region_map::Region;
-
-/// Pages that are read at once, without looking for a hole or mapping them.
-const FEW: u64 = 4;
 
 #[derive(Debug)]
 pub(super) struct FileReader {

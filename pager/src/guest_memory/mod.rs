@@ -29,6 +29,9 @@ use file::FileReader;
 pub use pagemap::Pagemap;
 use process::ProcessReader;
 
+/// Pages that are read at once, without looking whether they were ever there, or mapping them.
+const FEW: u64 = 4;
+
 /// What a run of consecutive pages holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {

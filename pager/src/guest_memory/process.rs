@@ -3,7 +3,7 @@
 use std::io;
 
 use super::pagemap::{Entry, Pagemap};
-use super::{Found, ReadError, Runs, fill_buffer, pages_of};
+use super::{FEW, Found, ReadError, Runs, fill_buffer, pages_of};
 use crate::lane::PAGE;
 use crate::region_map::{Hva, Region};
 
@@ -32,7 +32,10 @@ impl ProcessReader {
 
     /// Pages `[page, page + count)`; `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
-        let Some(pagemap) = &self.pagemap else { return self.read_data(page, page + count, buffer, runs) };
+        // Whether few pages were ever there is read as fast as it is looked up.
+        let Some(pagemap) = self.pagemap.as_ref().filter(|_| count > FEW) else {
+            return self.read_data(page, page + count, buffer, runs);
+        };
         let entries = pagemap.entries(page, count)?;
         let mut at = page;
         for run in entries.chunk_by(|a, b| a == b) {
