@@ -46,11 +46,11 @@ def expected(page: int) -> str:
 
 
 class PageSource(PagesServicer):
-    """One source, which is frozen. `asked` has each page that was demanded, once a demand. While `may_answer` is clear,
-    no demand is answered; `together` answers to demands are sent in one, in pieces of `piece_bytes`. While `may_push` is
-    clear, no more is pushed; `pushing` is set once a bulk lane is open. `instead_of_answer`, `instead_of_push` and
-    `greetings` have what is said instead of an answer, of the next pages of a push, and at once on an urgent lane: each
-    once. A lane that has said such a thing sets `misled` and says no more."""
+    """One source, which is frozen. `asked` has each page that was demanded, once a demand. While `may_answer` is
+    clear, no demand is answered; `together` answers to demands are sent in one, in pieces of `piece_bytes`. While
+    `may_push` is clear, no more is pushed; `pushing` is set once a bulk lane is open. `instead_of_answer`,
+    `instead_of_push` and `greetings` have what is said instead of an answer, of the next pages of a push, and at once
+    on an urgent lane: each once. A lane that has said such a thing sets `misled` and says no more."""
 
     def __init__(self) -> None:
         self.poison: dict[int, Poison] = {}
