@@ -33,6 +33,7 @@ const REGISTER_MODE_MINOR: u64 = 4;
 const IOCTL_CONTINUE: u64 = 1 << 7;
 const PAGEFAULT_FLAG_MINOR: u64 = 4;
 const MESSAGE_BYTES: usize = 32;
+/// Events that are read at once, at most.
 pub const MESSAGES_A_READ: usize = 64;
 
 /// Features of `UFFDIO_API` that the pager knows by name.
