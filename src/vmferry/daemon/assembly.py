@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from vmferry.daemon import deadlines
 from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL, DEFAULT_SPIN_US, Config
 from vmferry.daemon.host_state import HostState
+from vmferry.daemon.processors import HostProcessors
 from vmferry.migration.arrivals import Arrivals
 from vmferry.migration.model import LedgerEntry
 from vmferry.migration.ports import Store
 from vmferry.migration.service import MigrationService
-from vmferry.migration.world import SystemClock, World
+from vmferry.migration.world import SystemClock, UncheckedProcessors, World
 from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
 from vmferry.peer.client import GrpcPeers
@@ -38,6 +39,7 @@ class HostCore:
                 clock=clock,
                 timeouts=deadlines.migration(limits),
                 push_bytes_per_s=config.pager.push_bytes_per_s,
+                processors=HostProcessors() if config.keep_awake else UncheckedProcessors(),
             )
         )
         self._state = HostState(config.host, self._service)

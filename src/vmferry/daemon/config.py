@@ -84,6 +84,8 @@ class Config:
     host: str
     runtime_dir: Path
     state_dir: Path
+    keep_awake: bool
+    """Whether this host's processors are kept from sleeping while a VM stands still."""
     vmm_socket: Path
     api: Address
     peer: Address
@@ -121,6 +123,7 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
         host=root.text("host", default_host, HOST_NAME, "1 to 63 letters, digits, '.', '_' or '-'"),
         runtime_dir=runtime_dir,
         state_dir=root.path("state_dir", DEFAULT_STATE_DIR),
+        keep_awake=root.truth("keep_awake", True),
         vmm_socket=vmm.socket("socket", runtime_dir / "vmm.sock"),
         api=api.address("listen", Address("127.0.0.1", 7600)),
         peer=peer.address("listen", Address("127.0.0.1", 7601)),

@@ -101,6 +101,7 @@ class Arrivals:
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
         """Known poison is durable and marked, and the device state loaded, when it returns."""
         arrival = await self._load(migration)
+        self._world.processors.keep_awake(arrival.key)
         async with self._interruptible(arrival):
             found = inc.answer(arrival.record.outcome, inc.ReadyAsked(), migration)
             for command in found.commands:
@@ -134,6 +135,7 @@ class Arrivals:
                         await self._start_vcpus(arrival)
                     case _:
                         raise AssertionError(f"not a step of start: {command}")
+            self._world.processors.let_sleep(arrival.key)
             return arrival.record.started_us
 
     async def refuse(self, migration: str, reason: str) -> None:

@@ -82,6 +82,7 @@ class Departure:
                     return
                 step = m.transition(self._state, event)
         finally:
+            self._world.processors.let_sleep(self._steps.key)
             self._steps.serving = False
             self._decided.set()
             await self._watching.close()
@@ -106,6 +107,10 @@ class Departure:
     async def _enter(self, step: m.Transition) -> m.Event | None:
         """Makes the new state durable. An event: that failed, where failing is still allowed."""
         before, self._state = self._state, step.state
+        if step.state is m.State.SWITCHOVER:
+            self._world.processors.keep_awake(self._steps.key)
+        elif step.state is not m.State.COMMITTED:
+            self._world.processors.let_sleep(self._steps.key)
         phase = m.visible_phase(step.state, self.job.phase)
         same_words = not step.reason and step.state in m.ENDED and self.job.reason_code is not None
         reason = (self.job.reason_code, self.job.reason) if same_words else (step.code, step.reason)

@@ -31,6 +31,17 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
 
+class Processors(Protocol):
+    """This host's processors. One that sleeps takes tens of microseconds to wake, and the parts of a switchover wake
+    each other some thirty times, one after the other."""
+
+    def keep_awake(self, who: str) -> None:
+        """Until `let_sleep`, for a second at most."""
+
+    def let_sleep(self, who: str) -> None:
+        """Unless somebody else keeps them awake."""
+
+
 class Vmm(Protocol):
     """A connected VMM. VMM_GONE: it died; VMM_REFUSED: it answered with an error; VMM_TIMEOUT: no answer."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.model import VmmIdentity
-from vmferry.migration.ports import Clock, Pagers, Peers, Store, Vmm, Vmms
+from vmferry.migration.ports import Clock, Pagers, Peers, Processors, Store, Vmm, Vmms
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,16 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+class UncheckedProcessors:
+    """They sleep when they like."""
+
+    def keep_awake(self, who: str) -> None:
+        pass
+
+    def let_sleep(self, who: str) -> None:
+        pass
+
+
 def process_lives(pid: int) -> bool:
     """Whether the process is there and no zombie (proc_pid_stat(5), field 3)."""
     try:
@@ -73,6 +83,7 @@ class World:
     """Whether a VMM's process is there: one that is not will not connect again."""
     push_bytes_per_s: int = 0
     """Push limit of jobs that ask for none, bytes a second; 0: no limit."""
+    processors: Processors = field(default_factory=UncheckedProcessors)
 
 
 Spawn = Callable[[str, Coroutine[Any, Any, None]], object]

@@ -40,6 +40,21 @@ class Network:
         return host.service.arrivals
 
 
+class FakeProcessors:
+    """Remembers who keeps them awake, and everyone who ever did."""
+
+    def __init__(self) -> None:
+        self.awake: set[str] = set()
+        self.ever: list[str] = []
+
+    def keep_awake(self, who: str) -> None:
+        self.awake.add(who)
+        self.ever.append(who)
+
+    def let_sleep(self, who: str) -> None:
+        self.awake.discard(who)
+
+
 class FakeHost:
     """One host. Use `start`, then `stop` or `kill`."""
 
@@ -50,6 +65,7 @@ class FakeHost:
         self.vmms = FakeVmms()
         self.pagers = FakePagers(self.script, arrives=arrives)
         self.store = MemoryStore(self.script)
+        self.processors = FakeProcessors()
         self.service: MigrationService | None = None
         self.push_bytes_per_s = 0
         """Configured limit; read at the next start."""
@@ -111,6 +127,7 @@ class FakeHost:
             TIMEOUTS,
             vmm_lives=lambda _: True,
             push_bytes_per_s=self.push_bytes_per_s,
+            processors=self.processors,
         )
         async with MigrationService(world) as service:
             self.service = service

@@ -77,6 +77,7 @@ def test_all_problems_come_together() -> None:
             "host": "a b",
             "runtime_dir": "run",
             "state_dir": 7,
+            "keep_awake": "always",
             "api": "127.0.0.1:1",
             "peer": {"listen": "nowhere"},
             "pages": {"ip": "host", "ports": [9, 9], "demand_timeout_s": True},
@@ -96,7 +97,8 @@ def test_all_problems_come_together() -> None:
         }
     )
     assert set(found) == {
-        "host", "runtime_dir", "state_dir", "api", "peer.listen", "pages.ip", "pages.ports", "pages.demand_timeout_s",
+        "host", "runtime_dir", "state_dir", "keep_awake", "api", "peer.listen", "pages.ip", "pages.ports",
+        "pages.demand_timeout_s",
         "pager.program", "pager.push_bytes_per_s", "pager.push_lanes", "pager.page_path_cpus", "pager.lane_cpus",
         "pager.spin_us", "pager.real_time", "pager.huge_pages", "pager.congestion_control", "timeouts.stop_s",
         "timeouts.vmm_s", "log.format", "log.level",

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vmferry.daemon.processors import LATENCY_FILE
+
 UNIT = Path(__file__).parents[3] / "deploy/systemd/vmferryd.service"
 
 
@@ -39,3 +41,7 @@ def test_pagers_outlive_the_daemon() -> None:
     assert {"CAP_SYS_PTRACE", "CAP_SYS_NICE"} <= set(service["CapabilityBoundingSet"].split())
     assert "RestrictRealtime" not in service, "pager.real_time would do nothing"
     assert service["ProtectSystem"] == "strict"
+
+
+def test_the_unit_may_open_what_keeps_processors_awake() -> None:
+    assert f"DeviceAllow={LATENCY_FILE} rw" in UNIT.read_text().splitlines(), "keep_awake would do nothing"

@@ -618,3 +618,26 @@ async def test_a_switchover_that_hangs_is_seen_by_watchers(pair: Pair) -> None:
                 break
     pair.a.script.release()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_the_processors_of_both_hosts_are_awake_while_the_vm_stands_still(pair: Pair) -> None:
+    pair.b.pagers.arrives = False
+    pair.a.script.hang_at("vmm.stop")
+    pair.b.script.hang_at("vmm.start")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    assert (pair.a.processors.awake, pair.b.processors.awake) == ({"m1-source"}, set())
+    pair.a.script.release()
+    await pair.b.script.hung.wait()
+    assert (pair.a.processors.awake, pair.b.processors.awake) == ({"m1-source"}, {"m1-destination"})
+    pair.b.script.release()
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    assert not pair.a.processors.awake | pair.b.processors.awake
+
+
+async def test_a_vm_that_comes_back_lets_the_processors_sleep(pair: Pair) -> None:
+    pair.a.script.fail_at("vmm.save_state", VmferryError(Reason.VMM_REFUSED, "no."))
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1")
+    assert pair.a.processors.ever == ["m1-source"]
+    assert not pair.a.processors.awake

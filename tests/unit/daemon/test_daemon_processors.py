@@ -1,0 +1,81 @@
+# ruff: noqa: ASYNC110, ASYNC240 what is waited for rings no bell; a few bytes of a file that is there
+"""Who keeps the processors awake, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+
+import pytest
+
+from vmferry.daemon.processors import LATENCY_FILE, HostProcessors
+
+
+def holders(file: Path) -> int:
+    """Descriptors of this process that show the file."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found += link.readlink() == file
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "cpu_dma_latency"
+    made.touch()
+    return made
+
+
+async def test_they_are_awake_while_anybody_wants_it(file: Path) -> None:
+    processors = HostProcessors(file)
+    assert holders(file) == 0
+    for who in ("m1-source", "m2-source", "m1-source"):
+        processors.keep_awake(who)
+        assert holders(file) == 1
+    assert struct.unpack("i", file.read_bytes()) == (0,)
+    processors.let_sleep("m1-source")
+    processors.let_sleep("m3-source")
+    assert holders(file) == 1
+    processors.let_sleep("m2-source")
+    processors.let_sleep("m2-source")
+    assert holders(file) == 0
+
+
+async def test_one_who_forgets_them_keeps_them_awake_no_longer_than_that(file: Path) -> None:
+    processors = HostProcessors(file, at_most_s=0.01)
+    processors.keep_awake("m1-source")
+    async with asyncio.timeout(20):
+        while holders(file):
+            await asyncio.sleep(0.001)
+    processors.let_sleep("m1-source")
+    processors.keep_awake("m1-source")
+    assert holders(file) == 1
+    processors.let_sleep("m1-source")
+
+
+async def test_where_it_may_not_a_switchover_goes_on_and_it_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processors = HostProcessors(tmp_path / "missing")
+    for _ in range(3):
+        processors.keep_awake("m1-source")
+        processors.let_sleep("m1-source")
+    assert capsys.readouterr().out.count("processors.not_kept_awake") == 1
+
+
+async def test_the_kernel_takes_the_request() -> None:
+    if not LATENCY_FILE.exists():
+        pytest.skip(f"no {LATENCY_FILE} here")
+    try:
+        before = struct.unpack("i", LATENCY_FILE.read_bytes())
+    except PermissionError:
+        pytest.skip(f"{LATENCY_FILE} may not be opened by this user")
+    processors = HostProcessors()
+    processors.keep_awake("m1-source")
+    assert struct.unpack("i", LATENCY_FILE.read_bytes()) == (0,)
+    processors.let_sleep("m1-source")
+    assert struct.unpack("i", LATENCY_FILE.read_bytes()) == before
