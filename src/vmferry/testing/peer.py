@@ -99,6 +99,7 @@ class FakePeer:
         await self._peers.script.do(f"peer.{name}")
         there = self._there()
         work = asyncio.ensure_future(ask(there))
+        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be left to hear it
         try:
             answers.append(await _apart(work))
         except asyncio.CancelledError:
