@@ -129,6 +129,7 @@ impl Vcpu {
     pub fn serve(mut self) {
         // SAFETY: gettid has no preconditions.
         self.thread = unsafe { libc::gettid() } as u32;
+        self.enter_once();
         let immediate_exit = &raw mut self.fd.get_kvm_run().immediate_exit;
         // SAFETY: kvm_run is mapped as long as `self.fd` lives, which is longer than the slot.
         let slot = unsafe { Slot::new(immediate_exit, self.shared.ram.regions.clone()) };
@@ -148,6 +149,16 @@ impl Vcpu {
                 command => self.obey(command),
             }
         }
+    }
+
+    /// What KVM makes with a VM's first entry (a kernel thread: `kvm_mmu_post_init_vm`) is made now, not while a VM stands
+    /// still.
+    fn enter_once(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        if let Ok(exit) = self.fd.run() {
+            tracing::warn!(?exit, "kvm.entered_too_early");
+        }
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     /// Commands that a standing vCPU obeys. An answer nobody waits for any more is dropped.

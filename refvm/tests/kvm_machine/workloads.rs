@@ -20,6 +20,23 @@ fn each_workload_verifies_its_memory_on_1_2_and_4_vcpus() {
     }
 }
 
+/// Names of this process's threads that belong to KVM, as Linux 6.14 and later have one for each VM.
+fn threads_of_kvm() -> Vec<String> {
+    let names = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+    names.map(|task| name(task.unwrap())).filter(|name| name.starts_with("kvm-")).collect()
+}
+
+#[test]
+fn what_kvm_makes_with_a_first_entry_is_there_before_the_vm_runs() {
+    let Some(mut guest) = booted(17, 1, config(2, Workload::Random, 50), Ring::User) else { return };
+    let before = threads_of_kvm();
+    guest.run().unwrap();
+    guest.until("touches", |report| report.touches > 500);
+    guest.stop().unwrap();
+    assert_eq!(threads_of_kvm(), before);
+}
+
 #[test]
 fn a_paced_workload_goes_on_and_rests() {
     let Some(mut guest) = booted(17, 1, config(2, Workload::Paced, 50), Ring::User) else { return };
