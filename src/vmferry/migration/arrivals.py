@@ -33,6 +33,8 @@ CLEANING_FAILED = "incoming.cleaning_failed"
 
 UPDATE_S = 0.1
 """At most 10 updates a second go to the source (peer.proto), until the end, which goes at once."""
+CHANGES_AT_ONCE = 1000
+"""Memory errors in one update."""
 HOLDS_STATE = frozenset({"loaded", "running"})
 """States of a VMM that has taken the device state."""
 
@@ -158,11 +160,17 @@ class Arrivals:
         if not arrival.record.vm:
             raise VmferryError(Reason.MIGRATION_UNKNOWN, f"{migration} never came to this host.", "")
         revision = 0
+        read: int | None = None
         while True:
             seen = arrival.bell.count
             record = arrival.record
-            changes = await self._world.store.ledger_changes(record.vm, revision, 1000)
-            revision = changes[-1][0] if changes else revision
+            changes: Sequence[tuple[int, str, LedgerEntry]] = ()
+            if read != self._errors.writes:
+                read = self._errors.writes
+                changes = await self._world.store.ledger_changes(record.vm, revision, CHANGES_AT_ONCE)
+            if changes:
+                revision = changes[-1][0]
+                read = None if len(changes) == CHANGES_AT_ONCE else read  # there may be more
             errors = tuple(entry for _, _, entry in changes)
             last = record.ended and not changes
             outcome = record.outcome if last or not record.ended else Outcome.RUNNING

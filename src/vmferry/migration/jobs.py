@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from vmferry.errors import Reason, VmferryError
@@ -22,12 +22,17 @@ class Jobs:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._bell = Bell()
+        self._saves = 0
+        """That have ended, whether they came to the disk or not: between two of them there is nothing new on it."""
         self._progress: dict[str, Job] = {}
 
     async def save(self, job: Job) -> Job:
         """Durable under the next revision, then seen by watchers: at once, but for a VM that is about to stand still,
         which what they do with it would keep waiting."""
-        saved = await self._store.save_job(job)
+        try:
+            saved = await self._store.save_job(job)
+        finally:
+            self._saves += 1
         self._progress.pop(saved.migration, None)
         if saved.phase is Phase.SWITCHOVER:
             asyncio.get_running_loop().call_later(TELL_LATER_S, self._bell.ring)
@@ -66,9 +71,13 @@ class Jobs:
         ended = bool(migration) and (await self.get(migration)).phase in TERMINAL
         shown: dict[str, Job] = {}
         at = after_revision
+        read: int | None = None
         while True:
             seen = self._bell.count
-            batch = await self._store.job_revisions(at, BATCH)
+            batch: Sequence[Job] = ()
+            if read != self._saves:
+                read = self._saves
+                batch = await self._store.job_revisions(at, BATCH)
             for job in batch:
                 at = job.revision
                 if migration in ("", job.migration):
@@ -77,6 +86,7 @@ class Jobs:
                     if migration and job.phase in TERMINAL:
                         return
             if batch:
+                read = None if len(batch) == BATCH else read  # there may be more
                 continue
             if ended:
                 return

@@ -30,6 +30,8 @@ class MemoryErrors:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._bell = Bell()
+        self.writes = 0
+        """That have ended, whether they came to the disk or not: between two of them no ledger has changed."""
         self._serving: dict[str, tuple[str, Pager]] = {}
         self._kept: dict[str, dict[Gpa, LedgerEntry]] = {}
         self._disk = asyncio.Lock()
@@ -49,7 +51,10 @@ class MemoryErrors:
             return ()
         async with self._disk:
             before = self._kept.pop(vm, None)  # a write whose answer is lost may be done: then the disk is read again
-            changed = await self._store.record_errors(vm, entries)
+            try:
+                changed = await self._store.record_errors(vm, entries)
+            finally:
+                self.writes += 1
             if before is not None:
                 self._kept[vm] = before | {entry.gpa: entry for entry in changed}
         if changed:

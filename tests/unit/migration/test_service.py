@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.jobs import Jobs
+from vmferry.migration.jobs import BATCH, Jobs
 from vmferry.migration.machines import MachineState
 from vmferry.migration.memory_errors import MemoryErrors
 from vmferry.migration.model import Job, LedgerEntry, Origin, PageProgress, Phase
@@ -139,6 +140,40 @@ async def test_watch_misses_nothing_under_concurrent_writes() -> None:
             tasks.create_task(write(number), name=f"writer {number}")
     for task, after in zip(watchers, (0, 7, 100), strict=True):
         assert sorted(set(task.result())) == list(range(after + 1, writers * writes + 1))
+
+
+async def test_watchers_read_the_store_for_what_was_written_and_not_for_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of many watchers would else read it ten times a second for each VM under way."""
+    store = MemoryStore()
+    jobs, reads = Jobs(store), 0
+    look = store.job_revisions
+
+    async def job_revisions(after: int, limit: int) -> Sequence[Job]:
+        nonlocal reads
+        reads += 1
+        return await look(after, limit)
+
+    monkeypatch.setattr(store, "job_revisions", job_revisions)
+    job = await jobs.save(Job("m1", "web", "b"))
+    stream = jobs.watch("m1", 0)
+    assert await anext(stream) == job
+    for done in range(1, 50):
+        shown = jobs.show_progress(job, PageProgress(total=50, push=done), 0)
+        assert await anext(stream) == shown
+    assert reads == 1
+    saved = await jobs.save(job)
+    assert await anext(stream) == saved
+    assert reads == 2
+
+
+async def test_more_revisions_than_are_read_at_once_are_all_seen() -> None:
+    jobs = Jobs(MemoryStore())
+    for _ in range(2 * BATCH):
+        job = await jobs.save(Job("m1", "web", "b"))
+    stream = jobs.watch("m1", 0)
+    assert [(await anext(stream)).revision for _ in range(2 * BATCH)] == list(range(1, job.revision + 1))
 
 
 async def test_progress_comes_under_an_unchanged_revision() -> None:
