@@ -103,7 +103,7 @@ class GrpcPeer:
         request = pb.ReadyRequest(
             migration=migration, device_state=device_state, ledger=[wire.error_to_pb(entry) for entry in ledger]
         )
-        if self._switchover is None:
+        if self._switchover is None or self._switchover.done():
             await self._open_switchover()
         await self._step("Ready", pb.SwitchoverRequest(ready=request), self._deadlines.ready_s)
 

@@ -317,6 +317,20 @@ async def test_a_destination_that_went_before_a_step_of_the_switchover(
     assert loopback.address in caught.value.message
 
 
+async def test_a_destination_that_was_restarted_before_ready_is_called_anew(loopback: Loopback, peer: GrpcPeer) -> None:
+    await peer.prepare("m1", WANTED)
+    await loopback.server.stop(None)
+    loopback.server = grpc.aio.server(options=contract.SERVER_OPTIONS)
+    add_PeerServicer_to_server(PeerServicer(loopback.core), loopback.server)
+    loopback.server.add_insecure_port(loopback.address)
+    await loopback.server.start()
+    async with asyncio.timeout(20):
+        while peer._switchover is not None and not peer._switchover.done():
+            await asyncio.sleep(0.001)
+    await peer.ready("m1", b"state", [])
+    assert await peer.start("m1") == 1_700_000_000_000_000
+
+
 async def test_a_ready_that_is_given_up_ends_on_the_destination(loopback: Loopback, peer: GrpcPeer) -> None:
     await peer.prepare("m1", WANTED)
     loopback.core.forever = True
