@@ -63,6 +63,8 @@ pub struct FaultLoop {
     link_reason: String,
     source: Option<Reached>,
     urgent: Option<Inflow>,
+    /// It had something, and may have more.
+    urgent_has: bool,
     bulk: Bulk,
     tuning: Tuning,
     /// For what has been asked for.
@@ -112,6 +114,7 @@ impl FaultLoop {
             for_answer: Spin::new(tuning.spin * ANSWER),
             for_fault: Spin::new(tuning.spin),
             tuning,
+            urgent_has: false,
             in_push: false,
             first: false,
             rests: Rests::default(),
@@ -128,8 +131,9 @@ impl FaultLoop {
     pub fn run(mut self) {
         loop {
             self.stopped = false;
-            let mut busy = self.drain_uffds();
-            if busy {
+            let mut busy = self.take_urgent();
+            if self.drain_uffds() {
+                busy = true;
                 self.rests.fault(Instant::now());
             }
             loop {
@@ -148,7 +152,6 @@ impl FaultLoop {
                 }
                 busy = true;
             }
-            busy |= self.take_urgent();
             if self.take_bulk() {
                 busy = true;
                 self.leave_others_their_share();
@@ -203,7 +206,9 @@ impl FaultLoop {
         }
         match self.rests.after_frame(Instant::now()) {
             Rest::None => {}
-            Rest::UntilUrgent => self.wait(self.urgent.iter(), REST),
+            Rest::UntilUrgent => {
+                self.wait(self.urgent.iter(), REST);
+            }
             Rest::Whole => std::thread::sleep(REST),
         }
     }
@@ -218,11 +223,12 @@ impl FaultLoop {
             }
         };
         let listens = !self.stopped && !self.uffds.is_empty();
-        self.wait(self.urgent.iter().chain(self.bulk.lanes()).filter(|_| listens), timeout);
+        let lanes = self.urgent.iter().chain(self.bulk.lanes()).filter(|_| listens);
+        self.urgent_has |= self.wait(lanes, timeout);
     }
 
-    /// Until the VMM, a command or one of these lanes has something, or the time is over.
-    fn wait<'a>(&self, lanes: impl Iterator<Item = &'a Inflow>, timeout: Duration) {
+    /// Until the VMM, a command or one of these lanes has something, or the time is over. Whether a lane has.
+    fn wait<'a>(&self, lanes: impl Iterator<Item = &'a Inflow>, timeout: Duration) -> bool {
         let wait = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut all = vec![wait(self.doorbell.as_raw_fd())];
         all.extend(self.uffds.iter().map(|uffd| wait(uffd.as_raw_fd())));
@@ -236,6 +242,7 @@ impl FaultLoop {
         if all[0].revents != 0 {
             self.doorbell.answer();
         }
+        all[1 + self.uffds.len()..].iter().any(|lane| lane.revents != 0)
     }
 
     fn look_at_clock(&mut self) {
@@ -433,10 +440,16 @@ impl FaultLoop {
         self.resolver.unasked().into_iter().for_each(|page| self.ask(page));
     }
 
-    /// Whether anything was there.
+    /// Whether anything was there. It is not looked for where nothing can be: no answer is due, and a lane that ends or says
+    /// why it cannot go on is found by the next sleep.
     fn take_urgent(&mut self) -> bool {
+        if !(self.urgent_has || self.in_push || self.awaits_answer()) {
+            return false;
+        }
         let Some(lane) = self.urgent.as_mut().filter(|_| !self.uffds.is_empty()) else { return false };
-        match lane.step(&mut self.resolver) {
+        let step = lane.step(&mut self.resolver);
+        self.urgent_has = step != Step::Nothing;
+        match step {
             Step::Nothing => false,
             Step::Some => true,
             Step::Stopped(stop) => self.stop(stop),
