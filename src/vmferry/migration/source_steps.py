@@ -45,6 +45,7 @@ class SourceSteps:
         self._pager: Pager | None = None
         self._token = secrets.token_urlsafe(32)
         self._lane = ""
+        self._stop_answered = asyncio.Event()
 
     async def take_up(self) -> None:
         """After a restart: what the journal and the host still know."""
@@ -120,7 +121,10 @@ class SourceSteps:
 
     async def _stop_and_commit(self) -> None:
         """The pager gives pages first, and tells which of them are bad: a commit that is taken up finds it so."""
-        await self._running_vmm().stop()
+        try:
+            await self._running_vmm().stop()
+        finally:
+            self._stop_answered.set()
         self.stopped_us = self._world.clock.now_us()
         self.stopped_at_s = self._world.clock.monotonic_s()
         ledger = await self._errors.ledger(self.vm)
@@ -130,7 +134,11 @@ class SourceSteps:
         await self.journal(m.JournalKind.COMMIT)
 
     async def _send_ready(self) -> None:
-        state = await self._running_vmm().save_state()
+        try:
+            state = await self._running_vmm().save_state()
+        except VmferryError:
+            await self._stop_answered.wait()  # what went wrong with `stop` comes first, and nothing goes back before
+            raise
         await self.peer.ready(self.migration, state, await self._errors.ledger(self.vm))
 
     async def journal(self, kind: m.JournalKind) -> None:

@@ -641,3 +641,28 @@ async def test_a_vm_that_comes_back_lets_the_processors_sleep(pair: Pair) -> Non
     await pair.a.job_where("m1")
     assert pair.a.processors.ever == ["m1-source"]
     assert not pair.a.processors.awake
+
+
+@pytest.mark.parametrize("stops", [True, False])
+async def test_a_state_that_cannot_be_saved_is_no_reason_before_stop_is_answered(pair: Pair, stops: bool) -> None:
+    if not stops:
+        pair.a.script.fail_at("vmm.stop", VmferryError(Reason.VMM_TIMEOUT, "no answer."), after=True)
+    stopping, answer = asyncio.Event(), asyncio.Event()
+    stop = pair.source.stop
+
+    async def slow_stop() -> None:
+        stopping.set()
+        await answer.wait()
+        await stop()
+
+    pair.source.stop = slow_stop  # type: ignore[method-assign]
+    pair.a.script.fail_at("vmm.save_state", VmferryError(Reason.VMM_REFUSED, "it runs."))
+    await pair.service.create("m1", "web", "b")
+    await stopping.wait()
+    await asyncio.sleep(0.02)
+    assert (await pair.service.job("m1")).phase is Phase.SWITCHOVER
+    answer.set()
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.VMM_REFUSED if stops else Reason.VMM_TIMEOUT)
+    assert pair.source.runs
+    assert pair.nothing_left()
