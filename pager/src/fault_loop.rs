@@ -5,9 +5,9 @@
 //!   bulk lanes ──▶ a frame ──▶ look at everything else ──▶ the next frame …
 //! ```
 //!
-//! Order of attention: uffd events, commands, the urgent lane, then one step of a bulk lane. Where nothing was there the
-//! thread spins for a moment, giving way to whoever waits for its core, then sleeps in poll(2). While there are bulk lanes it runs
-//! before all others, so it does not spin, and rests now and then. When the urgent lane is lost
+//! Order of attention: the urgent lane, uffd events, commands, then one step of a bulk lane. Behind whatever it did the thread
+//! gives way to whoever waits for its core; where nothing was there it spins for a moment, giving way too, then sleeps in
+//! poll(2). While there are bulk lanes it runs before all others, so it does neither, and rests now and then. When the urgent lane is lost
 //! what was asked for is absent again; faults go on being read, and wait until lanes are connected anew.
 
 use std::io::Write;

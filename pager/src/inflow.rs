@@ -1,7 +1,8 @@
 //! What comes on a lane, taken in small steps so that nothing else waits long: a frame's header, its bytes, its
 //! installation.
 //!
-//! The bytes of a frame and the header of the next are received by one call: in place, where that can be done and all of
+//! The bytes of a frame and the header of the next are received by one call, an answer on the urgent lane with its own header
+//! as well: in place, where that can be done and all of
 //! the frame has come, so that nothing happens between its first byte and its installation; otherwise into a buffer, always
 //! the same, which stays in the processor's cache. In the buffer are also pages of a frame that are not wanted, and a frame
 //! that cannot be installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. Nothing

@@ -4,8 +4,8 @@
 //!  memfd, file ── FileReader ─── Window: many pages where they lie ─────────┐
 //!                             ╰─ SEEK_DATA (holes) · pread (EIO = poison) ──┤
 //!                                                                           ├─▶ Found: data, zero, poison
-//!  process ───── ProcessReader ─ pagemap (empty = zero) · process_vm_readv ─┘
-//!                                (EFAULT = poison)
+//!  process ───── ProcessReader ─ pagemap (empty = zero, ─ process_vm_readv ─┘
+//!                                not for few pages)       (EFAULT = poison)
 //!       both ─── Pagemap: poison markers in the VMM's page tables
 //! ```
 //!
