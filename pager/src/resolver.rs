@@ -16,6 +16,7 @@ use crate::lane::frame::Ask;
 use crate::page_file::Word;
 use crate::page_table::{DiscardOutcome, PageState, PageTable, PoisonOutcome};
 use crate::placement::{NumberedRegion, Numbering, PageIndex};
+use crate::priority;
 use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress, Severity, pager_event};
 use crate::region_map::{Gpa, Hva};
 use crate::teller::Teller;
@@ -321,9 +322,10 @@ impl Resolver {
         stop
     }
 
-    /// Behind the vCPU: the VMM is woken for what it was told, and the daemon is told.
+    /// Behind the vCPU, which may wait for this core: the VMM is woken for what it was told, and the daemon is told.
     fn note(&self, reported: Option<MemoryErrorEvent>) {
         if let Some(event) = reported {
+            priority::give_way();
             self.teller.iter().for_each(Teller::ring);
             self.events.note(pager_event::Event::MemoryError(event));
         }
