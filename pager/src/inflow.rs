@@ -69,7 +69,7 @@ pub struct Inflow {
     header: [u8; HEADER_BYTES],
     /// Bytes of the next header that are there.
     have: usize,
-    /// Bytes behind it that came with it, at the start of `contents`: less than a page of what is not looked at yet.
+    /// Bytes behind it that came with it, at the start of `contents`: at most a page, not looked at yet.
     ahead: usize,
     frame: Frame,
     /// The contents of a frame.

@@ -165,7 +165,7 @@ class Arrivals:
             seen = arrival.bell.count
             record = arrival.record
             changes: Sequence[tuple[int, str, LedgerEntry]] = ()
-            if read != self._errors.writes:
+            if record.ended or read != self._errors.writes:  # at the end also what was written by nobody who came back
                 read = self._errors.writes
                 changes = await self._world.store.ledger_changes(record.vm, revision, CHANGES_AT_ONCE)
             if changes:

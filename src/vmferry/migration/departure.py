@@ -82,7 +82,6 @@ class Departure:
                     return
                 step = m.transition(self._state, event)
         finally:
-            self._world.processors.let_sleep(self._steps.key)
             self._steps.serving = False
             self._decided.set()
             await self._watching.close()
