@@ -1,4 +1,4 @@
-//! The stages of one fault, each measured by itself in a loop, with nothing of the pagers.
+//! The stages of one fault, each measured by itself in a loop, with nothing of the pagers but how a source reads a page.
 //!
 //! ```text
 //!  touch ─▶ FAULT ─▶ handler reads ─▶ ASK ─▶ source ─▶ READ ─▶ REPLY ─▶ handler ─▶ INSTALL ─▶ WAKE ─▶ thread goes on
@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use vmferry_refvm::layout::{Backing, split};
+use vmferry_pager::attached::{AttachedFile, AttachedMemory, AttachedRegion};
+use vmferry_pager::guest_memory::{Found, Runs};
+use vmferry_pager::region_map::{self, Gpa, Hva, Layout};
+use vmferry_refvm::layout::{Backing, RegionSpec, split};
 use vmferry_refvm::memory::{GuestMemory, Region};
 
 use crate::floor::scattered;
@@ -111,7 +113,7 @@ fn installs(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>
     Ok(found)
 }
 
-/// A page of the guest into a buffer: `process_vm_readv` (of this process's own memory), or `pread` of the memfd.
+/// One page of the guest read as the source's pager does, of this process's own memory.
 fn reads(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>, Failure> {
     let memory = memory(order, backing)?;
     let region = &memory.regions()[0];
@@ -119,34 +121,36 @@ fn reads(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>, F
         // SAFETY: a word of the mapping.
         unsafe { ((region.hva + page * PAGE) as *mut u64).write_volatile(1) };
     }
-    let mut buffer = vec![0; PAGE as usize];
+    let source = source(region)?;
+    let (mut buffer, mut runs) = (vec![0; PAGE as usize], Runs::default());
     let mut found = Vec::with_capacity(order.len());
     for page in order {
         let begun = Instant::now();
-        let count = read_page(region, *page, &mut buffer);
+        source.read(0, *page, 1, &mut buffer, &mut runs)?;
         found.push(us(begun, Instant::now()));
-        if count != PAGE as isize {
-            return Err(io::Error::last_os_error().into());
+        if !runs.iter().eq([Found::Data(1)]) {
+            return Err(format!("page {page} was written, and is read as {runs:?}").into());
         }
         std::thread::sleep(pause);
     }
     Ok(found)
 }
 
-fn read_page(region: &Region, page: u64, buffer: &mut [u8]) -> isize {
-    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    match &region.file {
-        // SAFETY: the buffer is as long as said.
-        Some(file) => unsafe {
-            libc::pread(file.as_raw_fd(), local.iov_base, local.iov_len, (page * PAGE) as libc::off_t)
-        },
-        None => {
-            let hva = (region.hva + page * PAGE) as *mut libc::c_void;
-            let remote = libc::iovec { iov_base: hva, iov_len: local.iov_len };
-            // SAFETY: the local vector is the buffer; the kernel checks the remote one.
-            unsafe { libc::process_vm_readv(std::process::id() as libc::pid_t, &local, 1, &remote, 1, 0) }
-        }
-    }
+/// A region of this process as a source's pager has it.
+fn source(region: &Region) -> Result<vmferry_pager::guest_memory::GuestMemory, Failure> {
+    let (backing, file) = match &region.file {
+        Some(file) => (region_map::Backing::Memfd, Some(AttachedFile { fd: file.try_clone()?.into(), offset: 0 })),
+        None => (region_map::Backing::Anonymous, None),
+    };
+    let RegionSpec { gpa, size, page_size, .. } = region.spec;
+    let layout = Layout::new(vec![region_map::Region { gpa: Gpa(gpa), size, page_size, backing }])?;
+    Ok(vmferry_pager::guest_memory::GuestMemory::new(AttachedMemory {
+        vmm_pid: std::process::id(),
+        layout,
+        regions: vec![AttachedRegion { hva: Hva(region.hva), file, uffd: None }],
+        uffds: Vec::new(),
+        collapse: false,
+    })?)
 }
 
 /// From before `send` to after `recv` by a thread that waits in it, over loopback.

@@ -13,7 +13,7 @@ from vmferry_bench.shape import BACKINGS, Quantiles
 STAGES = (
     ("fault", "touch → another thread has read the event from the userfaultfd"),
     ("ask", "16 bytes, `send` → a thread that waits in `recv` has them, loopback"),
-    ("read", "4 KiB of the guest into a buffer: {read}"),
+    ("read", "4 KiB of the guest read as by the source's pager: {read}"),
     ("reply", "24 bytes and a page, `send` → a thread that waits in `recv` has them, loopback"),
     ("install", "{install} of 4 KiB, nobody waiting"),
     ("wake", "`UFFDIO_WAKE` called → the touch is over"),
@@ -24,8 +24,8 @@ WHOLES = (
     ("handler", "of that, its pager: event read → page installed"),
 )
 _CALLS = {
-    "anonymous": {"read": "`process_vm_readv`", "install": "`UFFDIO_COPY`"},
-    "memfd": {"read": "`pread`", "install": "`UFFDIO_CONTINUE`"},
+    "anonymous": {"read": "`process_vm_readv` into a buffer", "install": "`UFFDIO_COPY`"},
+    "memfd": {"read": "`mincore`, a look by a mapping of its own", "install": "`UFFDIO_CONTINUE`"},
 }
 
 

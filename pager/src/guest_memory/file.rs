@@ -1,4 +1,4 @@
-//! A memfd, or a snapshot's memory file. Many pages are shown where they lie, if they can be ([`Window`]). Otherwise
+//! A memfd, or a snapshot's memory file. Pages are shown where they lie, if they can be ([`Window`]). Otherwise
 //! `SEEK_DATA` finds holes, `pread` the rest and `EIO` the poison.
 
 use std::io;
@@ -31,28 +31,23 @@ impl FileReader {
         Self { fd, offset, pages: region.size / PAGE, pagemap, window }
     }
 
-    /// Pages `[page, page + count)`; `buffer` begins with the first. Says where their bytes are.
+    /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
+    /// `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<Place, ReadError> {
         let markers = match &self.pagemap {
             Some(pagemap) => pagemap.markers(page, count)?,
             None => vec![false; count as usize],
         };
-        if count > FEW
-            && !markers.contains(&true)
-            && let Some(at) = self.window.as_ref().and_then(|window| window.show(page, count, runs))
-        {
-            return Ok(Place::Window(at));
+        let alike = markers.iter().take_while(|marker| **marker == markers[0]).count() as u64;
+        if markers[0] {
+            runs.push(Found::Poison(alike));
+            return Ok(Place::Buffer);
         }
-        let mut at = page;
-        for run in markers.chunk_by(|a, b| a == b) {
-            let end = at + run.len() as u64;
-            if run[0] {
-                runs.push(Found::Poison(end - at));
-            } else {
-                self.read_unmarked(at, end, pages_of(buffer, page, at, end), runs)?;
-            }
-            at = end;
-        }
+        let unseen = match self.window.as_ref().map_or(Err(alike), |window| window.show(page, alike, runs)) {
+            Ok(at) => return Ok(Place::Window(at)),
+            Err(unseen) => unseen,
+        };
+        self.read_unmarked(page, page + unseen, buffer, runs)?;
         split_zeros(runs, buffer);
         Ok(Place::Buffer)
     }

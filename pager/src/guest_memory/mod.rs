@@ -1,7 +1,7 @@
 //! Reading a source's memory, which may be bad anywhere: no SIGBUS ends this process.
 //!
 //! ```text
-//!  memfd, file ── FileReader ─── Window: many pages where they lie ─────────┐
+//!  memfd, file ── FileReader ─── Window: pages where they lie ──────────────┐
 //!                             ╰─ SEEK_DATA (holes) · pread (EIO = poison) ──┤
 //!                                                                           ├─▶ Found: data, zero, poison
 //!  process ───── ProcessReader ─ pagemap (empty = zero, ─ process_vm_readv ─┘
@@ -29,7 +29,7 @@ use file::FileReader;
 pub use pagemap::Pagemap;
 use process::ProcessReader;
 
-/// Pages that are read at once, without looking whether they were ever there, or mapping them.
+/// Pages that are looked at without more ado: whether they were ever there costs as much, and so does mapping them ahead.
 const FEW: u64 = 4;
 
 /// What a run of consecutive pages holds.
@@ -159,8 +159,9 @@ impl GuestMemory {
         Ok(Self { regions: readers.collect::<Result<_, _>>()? })
     }
 
-    /// Reads `count` pages of a region from `page` on, at most as many as `buffer` has room for; `runs` tells what each page
-    /// is. The bytes of those that have any are where the answer says. The caller has checked the range against the layout.
+    /// Reads pages of a region from `page` on, as many as have their bytes in one place: at least one, at most `count`, for
+    /// which `buffer` has room. `runs` tells what each page is; the bytes of those that have any are where the answer says.
+    /// The caller has checked the range against the layout.
     ///
     /// # Errors
     /// [`ReadError`]; never for poison.

@@ -19,11 +19,20 @@ struct Mapping {
 
 impl Mapping {
     fn new(fd: Option<&File>) -> Self {
+        Self::near(std::ptr::null_mut(), fd)
+    }
+
+    /// At an address where the kernel puts nothing by itself, so no other test is there once this is gone.
+    fn out_of_the_way() -> Self {
+        Self::near((1u64 << 37) as *mut libc::c_void, None)
+    }
+
+    fn near(hint: *mut libc::c_void, fd: Option<&File>) -> Self {
         let flags = if fd.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let fd = fd.map_or(-1, AsRawFd::as_raw_fd);
         // SAFETY: a fresh mapping.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGES * PAGE, prot, flags, fd, 0) };
+        let at = unsafe { libc::mmap(hint, PAGES * PAGE, prot, flags, fd, 0) };
         assert_ne!(at, libc::MAP_FAILED);
         Self { at: at as u64 }
     }
@@ -33,32 +42,36 @@ impl Mapping {
         unsafe { std::ptr::write_bytes((self.at as usize + page * PAGE) as *mut u8, byte, PAGE) }
     }
 
-    /// Puts a poison marker on a page, by a uffd that traps nothing; `Err` says why the kernel will not.
     fn poison(&self, page: usize) -> Result<OwnedFd, String> {
-        let failed = |what: &str| Err(format!("{what}: {}", io::Error::last_os_error()));
-        let hva = self.at + (page * PAGE) as u64;
-        // SAFETY: plain system calls on structures that live long enough; the page is one of ours.
-        unsafe {
-            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
-            if fd < 0 {
-                return failed("userfaultfd");
-            }
-            let uffd = OwnedFd::from_raw_fd(fd as i32);
-            let mut api: [u64; 3] = [0xaa, 1 << 14, 0];
-            if libc::ioctl(uffd.as_raw_fd(), 0xc018_aa3f, &mut api) != 0 {
-                return failed("UFFDIO_API with POISON");
-            }
-            let mut register: [u64; 4] = [self.at, (PAGES * PAGE) as u64, 2, 0];
-            if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa00, &mut register) != 0 {
-                return failed("UFFDIO_REGISTER wp");
-            }
-            libc::madvise(hva as *mut libc::c_void, PAGE, libc::MADV_DONTNEED);
-            let mut poison: [u64; 4] = [hva, PAGE as u64, 0, 0];
-            if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa08, &mut poison) != 0 {
-                return failed("UFFDIO_POISON");
-            }
-            Ok(uffd)
+        poison(self.at, page)
+    }
+}
+
+/// Puts a poison marker on a page of a mapping, by a uffd that traps nothing; `Err` says why the kernel will not.
+fn poison(at: u64, page: usize) -> Result<OwnedFd, String> {
+    let failed = |what: &str| Err(format!("{what}: {}", io::Error::last_os_error()));
+    let hva = at + (page * PAGE) as u64;
+    // SAFETY: plain system calls on structures that live long enough; the page is one of ours.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
+        if fd < 0 {
+            return failed("userfaultfd");
         }
+        let uffd = OwnedFd::from_raw_fd(fd as i32);
+        let mut api: [u64; 3] = [0xaa, 1 << 14, 0];
+        if libc::ioctl(uffd.as_raw_fd(), 0xc018_aa3f, &mut api) != 0 {
+            return failed("UFFDIO_API with POISON");
+        }
+        let mut register: [u64; 4] = [at, (PAGES * PAGE) as u64, 2, 0];
+        if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa00, &mut register) != 0 {
+            return failed("UFFDIO_REGISTER wp");
+        }
+        libc::madvise(hva as *mut libc::c_void, PAGE, libc::MADV_DONTNEED);
+        let mut poison: [u64; 4] = [hva, PAGE as u64, 0, 0];
+        if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa08, &mut poison) != 0 {
+            return failed("UFFDIO_POISON");
+        }
+        Ok(uffd)
     }
 }
 
@@ -91,18 +104,27 @@ fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
 
 /// What a run of pages is, and the byte that each page with contents is filled with.
 fn read(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>) {
-    let (kinds, bytes, _) = read_and_tell(memory, page, count);
-    (kinds, bytes)
+    let (mut kinds, mut bytes, mut at) = (Runs::default(), Vec::new(), page);
+    while at < page + count {
+        let (found, more, _) = read_one_place(memory, at, page + count - at);
+        at += found.iter().map(|run| run.count()).sum::<u64>();
+        found.into_iter().for_each(|run| kinds.push(run));
+        bytes.extend(more);
+    }
+    assert_eq!(at, page + count);
+    (kinds.0, bytes)
 }
 
-/// The same, and whether the pages were shown where they lie.
-fn read_and_tell(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>, bool) {
+/// The same of as many as are in one place, and whether they were shown where they lie.
+fn read_one_place(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>, bool) {
     let (mut buffer, mut runs) = (vec![0xee; count as usize * PAGE], Runs::default());
     let place = memory.read(0, page, count, &mut buffer, &mut runs).unwrap();
+    let pages: u64 = runs.iter().map(Found::count).sum();
+    assert!((1..=count).contains(&pages));
     if let Place::Window(at) = place {
+        let bytes = pages as usize * PAGE;
         // SAFETY: so many pages are there, as long as the memory is.
-        let shown = unsafe { std::slice::from_raw_parts(at, count as usize * PAGE) };
-        buffer.copy_from_slice(shown);
+        buffer[..bytes].copy_from_slice(unsafe { std::slice::from_raw_parts(at, bytes) });
     }
     let (kinds, bytes) = found(&runs, &buffer);
     (kinds, bytes, place != Place::Buffer)
@@ -155,15 +177,16 @@ fn a_file_gives_data_zeros_and_holes() {
 }
 
 #[test]
-fn many_pages_of_a_file_are_shown_where_they_lie() {
+fn pages_of_a_file_are_shown_where_they_lie() {
     let file = memfd();
     for (page, byte) in [1, 0, 0, 2, 3, 0, 4, 4].into_iter().enumerate() {
         file.write_all_at(&[byte; PAGE], (4 + page) as u64 * PAGE as u64).unwrap();
     }
     let memory = memory(0, Some(file)).unwrap();
     let kinds = vec![Data(1), Zero(2), Data(2), Zero(1), Data(2)];
-    assert_eq!(read_and_tell(&memory, 4, 8), (kinds, vec![1, 2, 3, 4, 4], true));
-    assert_eq!(read_and_tell(&memory, 7, 2), (vec![Data(2)], vec![2, 3], false), "a few are read");
+    assert_eq!(read_one_place(&memory, 4, 8), (kinds, vec![1, 2, 3, 4, 4], true));
+    assert_eq!(read_one_place(&memory, 7, 2), (vec![Data(2)], vec![2, 3], true));
+    assert_eq!(read_one_place(&memory, 5, 1), (vec![Zero(1)], vec![], true));
 }
 
 #[test]
@@ -180,14 +203,15 @@ fn one_byte_that_is_not_zero_makes_contents() {
 }
 
 #[test]
-fn a_hole_among_many_pages_stays_a_hole() {
+fn a_hole_among_pages_stays_a_hole() {
     let file = memfd();
     file.write_all_at(&[5; 7 * PAGE], 0).unwrap();
     file.write_all_at(&[6; 8 * PAGE], 8 * PAGE as u64).unwrap();
     let before = blocks(&file);
     let memory = memory(0, Some(file.try_clone().unwrap())).unwrap();
-    let (kinds, bytes) = (vec![Data(7), Zero(1), Data(8)], [[5; 8], [6; 8]].concat()[1..].to_vec());
-    assert_eq!(read_and_tell(&memory, 0, 16), (kinds, bytes, false));
+    assert_eq!(read_one_place(&memory, 0, 16), (vec![Data(7)], vec![5; 7], true));
+    assert_eq!(read_one_place(&memory, 7, 9), (vec![Zero(1)], vec![], false));
+    assert_eq!(read_one_place(&memory, 8, 8), (vec![Data(8)], vec![6; 8], true));
     assert_eq!(blocks(&file), before);
 }
 
@@ -210,17 +234,35 @@ fn a_bad_page_is_not_shown_and_ends_no_process() {
 }
 
 #[test]
+fn what_is_around_a_bad_page_is_shown() {
+    let file = memfd();
+    file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
+    let window = Window::new(&file.into(), 0, (PAGES * PAGE) as u64).unwrap();
+    let at = window.show(0, 1, &mut Runs::default()).unwrap();
+    let _uffd = match poison(at as u64, 5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let show = |page, count| {
+        let mut runs = Runs::default();
+        window.show(page, count, &mut runs).map(|_| runs.0)
+    };
+    assert_eq!([show(0, 16), show(5, 11), show(5, 1)], [Ok(vec![Data(5)]), Err(1), Err(1)]);
+    assert_eq!(show(6, 10), Ok(vec![Data(10)]));
+}
+
+#[test]
 fn pages_beyond_the_end_of_a_file_are_not_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
     let window = Window::new(&file.try_clone().unwrap().into(), 0, (PAGES * PAGE) as u64).unwrap();
-    let mut runs = Runs::default();
-    assert!(window.show(8, 8, &mut runs).is_some());
-    assert!(window.show(9, 8, &mut runs).is_none());
-    assert!(window.show(u64::MAX >> 12, 8, &mut runs).is_none());
+    let show = |page, count| window.show(page, count, &mut Runs::default()).map(|_| ());
+    assert_eq!([show(8, 8), show(9, 8), show(u64::MAX >> 12, 8)], [Ok(()), Err(8), Err(8)]);
     file.set_len(12 * PAGE as u64).unwrap();
-    assert!(window.show(8, 8, &mut runs).is_none());
-    assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(8)], "runs are as they were");
+    assert_eq!(show(12, 4), Err(4));
+    let mut runs = Runs::default();
+    window.show(8, 8, &mut runs).unwrap();
+    assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(4)]);
     guarded::prepare();
     let at = window.show(0, 8, &mut Runs::default()).unwrap();
     // SAFETY: a page of the mapping, beyond the end of the file: SIGBUS; `prepare` was called.
@@ -311,7 +353,7 @@ fn a_file_tells_poison_by_eio() {
 
 #[test]
 fn unmapped_memory_is_an_error_and_neither_zeros_nor_poison() {
-    let mapping = Mapping::new(None);
+    let mapping = Mapping::out_of_the_way();
     mapping.write(0, 1);
     let memory = memory(mapping.at, None).unwrap();
     drop(mapping);

@@ -1,5 +1,8 @@
 //! A mapping of a memory file, from which pages are sent without a copy of ours in between.
 //!
+//! An error of the memory that nobody knows of yet is met here by user space or by a copy from it, both of which the kernel
+//! survives; the copy of a `pread` it does not (docs/kernel-facts.md). So every page that can be is shown, be it one.
+//!
 //! Nothing is allocated by looking: only pages that are in the file are mapped, which mincore(2) tells. What cannot be
 //! shown for any reason is left to `pread`, which tells holes, poison and errors apart.
 
@@ -7,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::guarded::{self, Look};
-use super::{Found, Runs};
+use super::{FEW, Found, Runs};
 use crate::lane::{MOST_PAGES, PAGE};
 
 /// Pages of a file, read-only.
@@ -38,36 +41,42 @@ impl Window {
         Ok(Self { at: at.cast(), bytes })
     }
 
-    /// Tells in `runs` what `count` pages from `page` on hold, and returns where they are, for as long as the window is: not
-    /// to be read but by system calls, which answer `EFAULT` where a page has gone bad. `None`, with `runs` as they were:
-    /// not all of them can be shown.
-    pub fn show(&self, page: u64, count: u64, runs: &mut Runs) -> Option<*const u8> {
+    /// Tells in `runs` what pages from `page` on hold, at most `count`, as many as can be shown, and returns where they are,
+    /// for as long as the window is: not to be read but by system calls, which answer `EFAULT` where a page has gone bad.
+    ///
+    /// # Errors
+    /// How many pages from `page` on cannot be shown, at least one.
+    pub fn show(&self, page: u64, count: u64, runs: &mut Runs) -> Result<*const u8, u64> {
         let (offset, bytes) = ((page * PAGE) as usize, (count * PAGE) as usize);
         if count > MOST_PAGES || offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
-            return None;
+            return Err(count);
         }
         let mut resident = [0u8; MOST_PAGES as usize];
+        let resident = &mut resident[..count as usize];
         // SAFETY: the range is in the mapping, and the vector has a byte for each of its pages.
-        let (at, told, mapped) = unsafe {
+        let (at, told) = unsafe {
             let at = self.at.add(offset);
-            let told = libc::mincore(at.cast(), bytes, resident.as_mut_ptr());
-            let all = told == 0 && resident[..count as usize].iter().all(|page| page & 1 == 1);
-            (at, told, all && libc::madvise(at.cast(), bytes, libc::MADV_POPULATE_READ) == 0)
+            (at, libc::mincore(at.cast(), bytes, resident.as_mut_ptr()))
         };
-        if told != 0 || !mapped {
-            return None;
+        let absent = resident.iter().take_while(|page| told != 0 || **page & 1 == 0).count();
+        if absent > 0 {
+            return Err(absent as u64);
         }
-        let mut found = Runs::default();
-        for page in 0..count as usize {
+        let there = resident.iter().take_while(|page| **page & 1 == 1).count();
+        if there as u64 > FEW {
+            // Only sooner than one by one, by the look at each. SAFETY: pages of the mapping, for reading.
+            unsafe { libc::madvise(at.cast(), there * PAGE as usize, libc::MADV_POPULATE_READ) };
+        }
+        for shown in 0..there {
             // SAFETY: a page of the mapping; `prepare` was called when it was made.
-            found.push(match unsafe { guarded::look(at.add(page * PAGE as usize)) } {
+            runs.push(match unsafe { guarded::look(at.add(shown * PAGE as usize)) } {
                 Look::Zeros => Found::Zero(1),
                 Look::Contents => Found::Data(1),
-                Look::Unreadable => return None,
+                Look::Unreadable if shown == 0 => return Err(1),
+                Look::Unreadable => break,
             });
         }
-        found.iter().for_each(|run| runs.push(run));
-        Some(at)
+        Ok(at)
     }
 }
 

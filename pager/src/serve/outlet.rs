@@ -47,10 +47,9 @@ impl Outlet {
             let known = shared.known_poison(run);
             let good = Pages { count: known.map_or(run.count, |(bad, _)| bad - page), ..run };
             if good.count > 0 {
-                self.send_good(shared, &memory, good)?;
-                page += good.count;
+                page += self.send_good(shared, &memory, good)?;
             }
-            if let Some((bad, note)) = known {
+            if let Some((bad, note)) = known.filter(|(bad, _)| *bad == page) {
                 self.told(shared, Pages { page: bad, count: 1, ..run }, Kind::Poison(note))?;
                 page = bad + 1;
             }
@@ -58,8 +57,9 @@ impl Outlet {
         Ok(())
     }
 
-    /// Sends pages that nothing bad is known of; what turns out poisoned is known from now on.
-    fn send_good(&mut self, shared: &Shared, memory: &GuestMemory, run: Pages) -> Result<(), Broken> {
+    /// Sends pages that nothing bad is known of, at least the first, and returns how many; what turns out poisoned is known
+    /// from now on.
+    fn send_good(&mut self, shared: &Shared, memory: &GuestMemory, run: Pages) -> Result<u64, Broken> {
         let Pages { region, page, count } = run;
         let place = memory.read(region, page, count, &mut self.buffer, &mut self.runs).map_err(SourceError::from)?;
         let bytes = match place {
@@ -85,7 +85,7 @@ impl Outlet {
             at += part.count;
         }
         self.runs = runs;
-        Ok(())
+        Ok(at - page)
     }
 
     /// Pages that need no bytes.
