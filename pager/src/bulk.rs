@@ -1,26 +1,23 @@
-//! The bulk lanes of a destination: opened for what is lacking, taken in turn, opened anew when they are over and
-//! something is still absent.
+//! The bulk lanes of a destination: opened for what is lacking, each with a thread, opened anew when they are over and something
+//! is still absent.
 
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tonic::Status;
 
-use crate::arriving::{Lane, Pages};
+use crate::arriving::Pages;
 use crate::commands::{Command, Commands};
-use crate::inflow::{Inflow, Step};
+use crate::inflow::Step;
 use crate::lane::connect::Reached;
-use crate::lane::{MOST_PAGES, PAGE};
 use crate::proto::PageRange;
-use crate::resolver::Resolver;
+use crate::pushed_lane::{PushedLane, Report};
+use crate::shared::Shared;
+use crate::tuning::Tuning;
 
 /// Failed attempts without a page between them, after which the link counts as lost.
 const ATTEMPTS: u32 = 3;
-/// So many of the largest frames are worth a wake-up.
-const FRAMES_A_WAKE: u64 = 2;
-/// How long less than that may lie unread.
-const LOOK: Duration = Duration::from_millis(5);
 /// Before push is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -31,32 +28,36 @@ pub struct Bulk {
     pub wanted: usize,
     /// Attempts that failed since a page came.
     pub failures: u32,
-    lanes: Vec<Inflow>,
+    /// With those whose thread is over.
+    lanes: Vec<PushedLane>,
+    /// How many are not over.
+    open: usize,
     /// Agreed on, not connected yet.
     opening: usize,
     /// Lanes of an earlier attempt that connect late are not taken.
     generation: u64,
-    turn: usize,
     due: Option<Instant>,
     commands: Commands,
     runtime: tokio::runtime::Handle,
+    shared: Arc<Shared>,
+    tuning: Tuning,
 }
 
 impl Bulk {
     /// Not wanted. Lanes are connected on `runtime`, and come back as commands.
-    pub fn new(commands: Commands, runtime: tokio::runtime::Handle) -> Self {
-        let (lanes, opening, generation, turn, due) = (Vec::new(), 0, 0, 0, None);
-        Self { wanted: 0, failures: 0, lanes, opening, generation, turn, due, commands, runtime }
+    pub fn new(commands: Commands, runtime: tokio::runtime::Handle, shared: Arc<Shared>, tuning: Tuning) -> Self {
+        let (lanes, open, opening, generation, due) = (Vec::new(), 0, 0, 0, None);
+        Self { wanted: 0, failures: 0, lanes, open, opening, generation, due, commands, runtime, shared, tuning }
     }
 
     /// No lane is open or being opened.
     pub fn is_closed(&self) -> bool {
-        self.lanes.is_empty() && self.opening == 0
+        self.open == 0 && self.opening == 0
     }
 
-    /// The open lanes.
-    pub fn lanes(&self) -> impl Iterator<Item = &Inflow> {
-        self.lanes.iter()
+    /// Whether a lane is open.
+    pub fn is_open(&self) -> bool {
+        self.open > 0
     }
 
     /// Opens lanes for what is lacking; nothing while they are not wanted.
@@ -70,6 +71,7 @@ impl Bulk {
             self.due = Some(Instant::now() + PAUSE);
             return;
         }
+        self.lanes.clear();
         self.generation += 1;
         let generation = self.generation;
         for share in shares(&lacking, self.wanted) {
@@ -91,10 +93,16 @@ impl Bulk {
             return Ok(());
         }
         self.opening -= 1;
-        match opened {
-            Ok(stream) => {
-                wake_seldom(&stream);
-                self.lanes.push(Inflow::new(stream, Lane::Push));
+        let lane = opened.and_then(|stream| {
+            let commands = self.commands.clone();
+            let tell = move |report| commands.send(Command::Bulk(generation, report));
+            PushedLane::start(stream, self.shared.clone(), self.tuning.clone(), tell)
+                .map_err(|error| Status::resource_exhausted(format!("a thread for a lane: {error}")))
+        });
+        match lane {
+            Ok(lane) => {
+                self.lanes.push(lane);
+                self.open += 1;
                 Ok(())
             }
             Err(status) => {
@@ -105,31 +113,24 @@ impl Bulk {
         }
     }
 
-    /// One step of the lane whose turn it is, or of the next that has something.
-    pub fn step(&mut self, resolver: &mut Resolver) -> Step {
-        for _ in 0..self.lanes.len() {
-            self.turn = (self.turn + 1) % self.lanes.len();
-            let missing = resolver.table().counts().missing();
-            match self.lanes[self.turn].step(resolver) {
-                Step::Nothing => {}
-                Step::Some => {
-                    if resolver.table().counts().missing() < missing {
-                        self.failures = 0;
-                    }
-                    return Step::Some;
-                }
-                step @ Step::Stopped(_) => return step,
-                step @ (Step::Ended | Step::Broken { .. }) => {
-                    self.lanes.swap_remove(self.turn);
-                    if step != Step::Ended {
-                        self.failures += 1;
-                    }
-                    self.over();
-                    return step;
-                }
-            }
+    /// What a lane said, if it is of the present attempt.
+    pub fn reported(&mut self, generation: u64, report: Report) -> Option<Step> {
+        if generation != self.generation || self.open == 0 {
+            return None;
         }
-        Step::Nothing
+        let (step, brought) = match report {
+            Report::Stopped(stop) => return Some(Step::Stopped(stop)),
+            Report::Over(step, brought) => (step, brought),
+        };
+        self.open -= 1;
+        if brought {
+            self.failures = 0;
+        }
+        if step != Step::Ended {
+            self.failures += 1;
+        }
+        self.over();
+        Some(step)
     }
 
     fn over(&mut self) {
@@ -148,29 +149,19 @@ impl Bulk {
         self.due.is_some_and(|due| due <= now)
     }
 
-    /// When to look again though nothing wakes: lanes are to be opened, or too little has come on one to wake for.
-    pub fn look_in(&self, now: Instant) -> Option<Duration> {
-        let look = (!self.lanes.is_empty()).then_some(LOOK);
-        self.due.map(|due| due.saturating_duration_since(now)).into_iter().chain(look).min()
+    /// When lanes are to be opened again.
+    pub fn due_in(&self, now: Instant) -> Option<Duration> {
+        self.due.map(|due| due.saturating_duration_since(now))
     }
 
-    /// Gives up all lanes.
+    /// Gives up all lanes: nothing more of them is installed.
     pub fn close(&mut self) {
         self.lanes.clear();
+        self.open = 0;
         self.generation += 1;
         self.opening = 0;
         self.due = None;
     }
-}
-
-/// Whoever sleeps on the lane is woken when so much of it has come that it is worth it, or it is closed: each wake-up costs
-/// as much as many pages (socket(7), `SO_RCVLOWAT`). Less than that is found by [`Bulk::look_in`]. Where it cannot be set every
-/// segment wakes.
-fn wake_seldom(stream: &TcpStream) {
-    let bytes = (FRAMES_A_WAKE * MOST_PAGES * PAGE) as libc::c_int;
-    let (value, size) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: an int of the size that is said.
-    unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, size) };
 }
 
 /// Splits what is lacking into so many shares of about the same number of pages, none empty.

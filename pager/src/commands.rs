@@ -12,6 +12,7 @@ use crate::doorbell::Doorbell;
 use crate::landing::Landing;
 use crate::lane::connect::{Reached, Source};
 use crate::proto::{LinkState, MarkPoisonedReply, MemoryError, PageProgress};
+use crate::pushed_lane::Report;
 use crate::ready::Plot;
 use crate::teller::Teller;
 
@@ -28,6 +29,8 @@ pub enum Command {
     Connected(Reached, TcpStream, oneshot::Sender<()>),
     /// A bulk lane of an attempt is connected, or not. No answer.
     BulkOpened(u64, Result<TcpStream, Status>),
+    /// What a bulk lane of an attempt has to say. No answer.
+    Bulk(u64, Report),
     /// Memory is to be allocated ahead: where that can be done, in the order of the layout. Until
     /// [`Command::Allocated`] all of it is the caller's, and no lane can be connected.
     Allocate(oneshot::Sender<Result<Vec<Option<Plot>>, Status>>),

@@ -1,7 +1,7 @@
 //! The page path's thread of a destination, and how the control service talks to it.
 //!
-//! The thread owns the page table, the userfaultfd and the lanes; everybody else sends it [`Command`]s. Nothing else
-//! changes the state of a page.
+//! The thread owns the userfaultfds and the lanes; everybody else sends it [`Command`]s. It and the threads of bulk lanes,
+//! which it starts and ends, change the state of pages ([`Shared`]), and nothing else does.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use crate::proto::PageRange;
 use crate::ready::make_ready;
 use crate::region_map::{Backing, Layout};
 use crate::resolver::Resolver;
+use crate::shared::Shared;
 use crate::tuning::Tuning;
 use crate::userfaultfd::feature;
 
@@ -75,9 +76,9 @@ impl Destination {
         let (of_loop, tuning) = (tuning.clone(), Arc::new(tuning));
         let run = move || {
             of_loop.enter_page_path();
-            let resolver = Resolver::new(numbering, table, events.clone());
-            let bulk = Bulk::new(to_self, runtime);
-            FaultLoop::new(resolver, events, receiver, doorbell, bulk, of_loop).run();
+            let shared = Arc::new(Shared::new(Resolver::new(numbering, table, events.clone())));
+            let bulk = Bulk::new(to_self, runtime, shared.clone(), of_loop.clone());
+            FaultLoop::new(shared, events, receiver, doorbell, bulk, of_loop).run();
         };
         std::thread::Builder::new().name("page-path".into()).spawn(run).map_err(DestinationError::Thread)?;
         Ok(Self { commands, tuning })

@@ -2,17 +2,16 @@
 //!
 //! ```text
 //!  uffd events ──▶ ask on the urgent lane ──▶ frame ──▶ install, which wakes the vCPU
-//!   bulk lanes ──▶ a frame ──▶ look at everything else ──▶ the next frame …
 //! ```
 //!
-//! Order of attention: the urgent lane, uffd events, commands, then one step of a bulk lane. Behind whatever it did the thread
-//! gives way to whoever waits for its core; where nothing was there it spins for a moment, giving way too, then sleeps in
-//! poll(2). While there are bulk lanes it runs before all others, so it does neither, and rests now and then. When the urgent lane is lost
-//! what was asked for is absent again; faults go on being read, and wait until lanes are connected anew.
+//! Order of attention: the urgent lane, uffd events, commands. What is pushed comes by threads of its own
+//! ([`crate::pushed_lane`]). Behind whatever it did the thread gives way to whoever waits for its core; where nothing was there
+//! it spins for a moment, giving way too, then sleeps in poll(2). While there is a push it runs before all others, so it does
+//! neither. When the urgent lane is lost what was asked for is absent again; faults go on being read, and wait until lanes are
+//! connected anew.
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
@@ -35,10 +34,11 @@ use crate::placement::{NumberedRegion, PageIndex, Placement};
 use crate::priority;
 use crate::proto::pager_event::Event as Numbered;
 use crate::proto::{AllPresentEvent, FailedEvent, LinkEvent, LinkState};
+use crate::pushed_lane::Report;
 use crate::ready::Plot;
 use crate::region_map::Hva;
-use crate::resolver::{FaultOutcome, Resolver};
-use crate::rest::{REST, Rest, Rests};
+use crate::resolver::FaultOutcome;
+use crate::shared::Shared;
 use crate::spin::Spin;
 use crate::teller::Teller;
 use crate::tuning::Tuning;
@@ -53,12 +53,12 @@ const DEADLINE_CHECK: Duration = Duration::from_millis(50);
 
 /// The loop and all that it owns.
 pub struct FaultLoop {
-    resolver: Resolver,
+    shared: Arc<Shared>,
     events: EventLog,
     commands: Receiver<Command>,
     doorbell: Arc<Doorbell>,
     /// Of the VMM's memory; none: there is no memory.
-    uffds: Vec<Rc<Userfaultfd>>,
+    uffds: Vec<Arc<Userfaultfd>>,
     link: LinkState,
     link_reason: String,
     source: Option<Reached>,
@@ -75,7 +75,6 @@ pub struct FaultLoop {
     in_push: bool,
     /// Nobody puts this thread aside.
     first: bool,
-    rests: Rests,
     /// When unanswered requests are looked for next.
     check: Instant,
     /// A frame waits for events to be read, or for memory.
@@ -92,16 +91,16 @@ pub struct FaultLoop {
 impl FaultLoop {
     /// Nothing is attached or connected.
     pub fn new(
-        resolver: Resolver,
+        shared: Arc<Shared>,
         events: EventLog,
         commands: Receiver<Command>,
         doorbell: Arc<Doorbell>,
         bulk: Bulk,
         tuning: Tuning,
     ) -> Self {
-        let link = if resolver.table().counts().missing() == 0 { LinkState::Done } else { LinkState::Idle };
+        let link = if shared.lock().table().counts().missing() == 0 { LinkState::Done } else { LinkState::Idle };
         Self {
-            resolver,
+            shared,
             events,
             commands,
             doorbell,
@@ -117,7 +116,6 @@ impl FaultLoop {
             urgent_has: false,
             in_push: false,
             first: false,
-            rests: Rests::default(),
             check: Instant::now(),
             stopped: false,
             forked: Vec::new(),
@@ -134,13 +132,14 @@ impl FaultLoop {
             let mut busy = self.take_urgent();
             if self.drain_uffds() {
                 busy = true;
-                self.rests.fault(Instant::now());
+                self.shared.note_fault();
             }
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::End(answer)) => {
                         self.events.tell();
-                        if let Err(error) = self.resolver.table().remove() {
+                        let removed = self.shared.lock().table().remove();
+                        if let Err(error) = removed {
                             tracing::warn!(%error, "pager.page_table_kept");
                         }
                         let _ = answer.send(());
@@ -151,10 +150,6 @@ impl FaultLoop {
                     Err(TryRecvError::Disconnected) => return,
                 }
                 busy = true;
-            }
-            if self.take_bulk() {
-                busy = true;
-                self.leave_others_their_share();
             }
             self.settle();
             self.take_place();
@@ -170,15 +165,13 @@ impl FaultLoop {
             } else if self.looks_again() {
                 priority::give_way();
             } else {
-                let began = Instant::now();
                 self.sleep();
-                self.rests.slept(began.elapsed());
             }
         }
     }
 
     fn awaits_answer(&self) -> bool {
-        self.urgent.is_some() && self.resolver.waiting().next().is_some()
+        self.urgent.is_some() && self.shared.lock().waiting().next().is_some()
     }
 
     /// Whether to spin, where nothing was there.
@@ -189,7 +182,7 @@ impl FaultLoop {
 
     /// Before all others while there is a push to take, and only then.
     fn take_place(&mut self) {
-        let in_push = self.bulk.lanes().next().is_some();
+        let in_push = self.bulk.is_open();
         if in_push != self.in_push {
             self.in_push = in_push;
             self.first = in_push && self.tuning.enter_push();
@@ -199,31 +192,17 @@ impl FaultLoop {
         }
     }
 
-    /// After a frame of the push.
-    fn leave_others_their_share(&mut self) {
-        if !self.first {
-            return priority::give_way();
-        }
-        match self.rests.after_frame(Instant::now()) {
-            Rest::None => {}
-            Rest::UntilUrgent => {
-                self.wait(self.urgent.iter(), REST);
-            }
-            Rest::Whole => std::thread::sleep(REST),
-        }
-    }
-
     /// Until something comes, or it is time to look at the clock.
     fn sleep(&mut self) {
         let timeout = match self.stopped {
             true => STOPPED_PAUSE,
             false => {
                 let deadline = self.awaits_answer().then_some(DEADLINE_CHECK);
-                self.bulk.look_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
+                self.bulk.due_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
             }
         };
         let listens = !self.stopped && !self.uffds.is_empty();
-        let lanes = self.urgent.iter().chain(self.bulk.lanes()).filter(|_| listens);
+        let lanes = self.urgent.iter().filter(|_| listens);
         self.urgent_has |= self.wait(lanes, timeout);
     }
 
@@ -259,9 +238,9 @@ impl FaultLoop {
         self.check = now + DEADLINE_CHECK;
         self.ask_unasked();
         let Some(timeout) = self.source.as_ref().map(|s| s.source.timeout).filter(|_| !self.stopped) else { return };
-        let late = self.resolver.waiting().find(|(_, w)| w.asked.is_some_and(|asked| asked.elapsed() > timeout));
+        let late = self.shared.lock().waiting().find(|(_, w)| w.asked.is_some_and(|asked| asked.elapsed() > timeout));
         if let Some((page, _)) = late {
-            let gpa = self.resolver.numbering().region_of(page).map_or(0, |r| r.gpa_of(page).0);
+            let gpa = self.shared.lock().numbering().region_of(page).map_or(0, |r| r.gpa_of(page).0);
             self.link_down(format!("no answer for the page at {gpa:#x} in {timeout:?}"));
         }
     }
@@ -273,7 +252,7 @@ impl FaultLoop {
             Command::Attach(memory, teller, answer) => {
                 let _ = answer.send(self.attach(memory, teller));
             }
-            Command::HangUp => self.resolver.hang_up(),
+            Command::HangUp => self.shared.lock().hang_up(),
             Command::MayConnect(source, answer) => {
                 let same = self.urgent.is_some() && self.source.as_ref().is_some_and(|s| s.source == source);
                 let _ = answer.send(match self.uffds.is_empty() {
@@ -295,11 +274,12 @@ impl FaultLoop {
                     self.bulk_lost(&format!("{:?}: {}", status.code(), status.message()));
                 }
             }
+            Command::Bulk(generation, report) => self.bulk_reported(generation, report),
             Command::Complete(answer) => {
                 let _ = answer.send(self.complete());
             }
             Command::MarkPoisoned(errors, answer) => {
-                let _ = answer.send(self.resolver.mark_poisoned(&errors));
+                let _ = answer.send(self.shared.lock().mark_poisoned(&errors));
             }
             Command::Allocate(answer) => {
                 let plots = self.plots();
@@ -310,18 +290,19 @@ impl FaultLoop {
             }
             Command::Allocated(landings) => {
                 self.allocating = false;
-                self.resolver.land(landings);
+                self.shared.lock().land(landings);
             }
             Command::Look(answer) => {
                 let (link, link_reason) = (self.link, self.link_reason.clone());
-                let _ = answer.send(Snapshot { link, link_reason, progress: self.resolver.progress() });
+                let _ = answer.send(Snapshot { link, link_reason, progress: self.shared.lock().progress() });
             }
             Command::End(_) => {}
         }
     }
 
     fn attach(&mut self, memory: AttachedMemory, teller: Option<Teller>) -> Result<(), String> {
-        let uffds: Result<Vec<_>, _> = memory.uffds.into_iter().map(|fd| Userfaultfd::adopt(fd).map(Rc::new)).collect();
+        let uffds: Result<Vec<_>, _> =
+            memory.uffds.into_iter().map(|fd| Userfaultfd::adopt(fd).map(Arc::new)).collect();
         let uffds = uffds.map_err(|e| format!("uffd: {e}"))?;
         let footing = |AttachedRegion { hva, file, uffd }| {
             let uffd = uffd.and_then(|number| uffds.get(number)).ok_or("uffd: a destination's region needs one")?;
@@ -329,16 +310,17 @@ impl FaultLoop {
         };
         let footed: Vec<_> = memory.regions.into_iter().map(footing).collect::<Result<_, _>>()?;
         let (hvas, footings) = footed.into_iter().unzip();
-        let placement = Placement::new(self.resolver.numbering().clone(), hvas).ok_or("regions: another number")?;
+        let placement =
+            Placement::new(self.shared.lock().numbering().clone(), hvas).ok_or("regions: another number")?;
         let started = process_started(memory.vmm_pid);
-        let fresh = self.resolver.table().is_fresh();
+        let fresh = self.shared.lock().table().is_fresh();
         let installer = Installer::new(placement, footings, fresh)
             .map_err(|e| format!("regions: faults on what the file holds cannot be told of, as they were: {e}"))?;
         let small = |r: &NumberedRegion| r.region.page_size == PAGE;
         let regions = installer.placement().ranges().zip(installer.placement().numbering().regions());
         let ranges = regions.filter(|(_, region)| small(region)).map(|(range, _)| range).collect();
         self.to_collapse = memory.collapse.then_some((memory.vmm_pid, ranges));
-        self.resolver.attach(memory.vmm_pid, started, installer, teller)?;
+        self.shared.lock().attach(memory.vmm_pid, started, installer, teller)?;
         self.uffds = uffds;
         Ok(())
     }
@@ -368,11 +350,11 @@ impl FaultLoop {
     }
 
     fn complete(&mut self) -> Result<u64, Status> {
-        let missing = self.resolver.table().counts().missing();
+        let missing = self.shared.lock().table().counts().missing();
         if missing > 0 {
             return Err(Status::failed_precondition(format!("{missing} pages are still absent")));
         }
-        let guarded = self.resolver.complete().map_err(Status::internal)?;
+        let guarded = self.shared.lock().complete().map_err(Status::internal)?;
         if let Some((pid, ranges)) = self.to_collapse.take() {
             let _ = std::thread::Builder::new().name("collapse".into()).spawn(move || collapse_all(pid, &ranges));
         }
@@ -381,14 +363,13 @@ impl FaultLoop {
 
     /// Where zeros may be written: nothing has come, and nothing can come meanwhile.
     fn plots(&self) -> Result<Vec<Option<Plot>>, Status> {
-        if self.allocating || self.link != LinkState::Idle || !self.resolver.table().is_fresh() {
+        if self.allocating || self.link != LinkState::Idle || !self.shared.lock().table().is_fresh() {
             return Err(Status::failed_precondition("memory is allocated once, before lanes are connected"));
         }
-        let memory = self.resolver.memory();
-        let memory = memory.ok_or_else(|| Status::failed_precondition("the VMM has not attached its memory"))?;
-        memory
-            .plots(self.resolver.table().bound_to())
-            .map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
+        let resolver = self.shared.lock();
+        let memory =
+            resolver.memory().ok_or_else(|| Status::failed_precondition("the VMM has not attached its memory"))?;
+        memory.plots(resolver.table().bound_to()).map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
     }
 
     // ---- the link ----
@@ -411,17 +392,17 @@ impl FaultLoop {
     fn drop_lanes(&mut self) {
         self.urgent = None;
         self.bulk.close();
-        self.resolver.release_requests();
+        self.shared.lock().release_requests();
     }
 
     /// After everything that may have brought the last page.
     fn settle(&mut self) {
-        if self.link == LinkState::Done || self.resolver.table().counts().missing() > 0 {
+        if self.link == LinkState::Done || self.shared.lock().table().counts().missing() > 0 {
             return;
         }
         self.drop_lanes();
         self.bulk.wanted = 0;
-        let landings = self.resolver.take_landings();
+        let landings = self.shared.lock().take_landings();
         // To unmap them takes long, and a poisoned page may be touched any time.
         let _ = std::thread::Builder::new().name("unmap".into()).spawn(move || drop(landings));
         self.set_link(LinkState::Done, String::new());
@@ -430,29 +411,35 @@ impl FaultLoop {
 
     fn ask(&mut self, page: PageIndex) {
         let Some(lane) = &self.urgent else { return };
-        let Some(ask) = self.resolver.ask(page) else { return };
+        let ask = self.shared.lock().ask(page);
+        let Some(ask) = ask else { return };
         if let Err(error) = send(lane, ask) {
             self.link_down(format!("urgent lane: {error}"));
         }
     }
 
     fn ask_unasked(&mut self) {
-        self.resolver.unasked().into_iter().for_each(|page| self.ask(page));
+        let unasked = self.shared.lock().unasked();
+        unasked.into_iter().for_each(|page| self.ask(page));
     }
 
     /// Whether anything was there. It is not looked for where nothing can be: no answer is due, and a lane that ends or says
     /// why it cannot go on is found by the next sleep.
     fn take_urgent(&mut self) -> bool {
-        if !(self.urgent_has || self.in_push || self.awaits_answer()) {
+        if !(self.urgent_has || self.awaits_answer()) {
             return false;
         }
         let Some(lane) = self.urgent.as_mut().filter(|_| !self.uffds.is_empty()) else { return false };
-        let step = lane.step(&mut self.resolver);
+        let step = lane.step(&self.shared);
         self.urgent_has = step != Step::Nothing;
         match step {
             Step::Nothing => false,
             Step::Some => true,
-            Step::Stopped(stop) => self.stop(stop),
+            Step::Stopped(stop) => {
+                self.stopped = true;
+                self.cannot_install(stop);
+                false
+            }
             Step::Ended => {
                 self.link_down("the source closed the urgent lane".into());
                 true
@@ -469,27 +456,17 @@ impl FaultLoop {
     /// Asks for all that is absent, if push is wanted and there is a link.
     fn open_bulk(&mut self) {
         if let Some(source) = self.source.as_ref().filter(|_| self.urgent.is_some()) {
-            self.bulk.open(source, self.resolver.lacking());
+            let lacking = self.shared.lock().lacking();
+            self.bulk.open(source, lacking);
         }
     }
 
-    /// One step of one lane. Whether anything was there.
-    fn take_bulk(&mut self) -> bool {
-        if self.uffds.is_empty() {
-            return false;
-        }
-        match self.bulk.step(&mut self.resolver) {
-            Step::Nothing => false,
-            Step::Some | Step::Ended => true,
-            Step::Stopped(stop) => self.stop(stop),
-            Step::Broken { reason, nonsense: true } => {
-                self.link_down(format!("bulk lane: {reason}"));
-                true
-            }
-            Step::Broken { reason, nonsense: false } => {
-                self.bulk_lost(&reason);
-                true
-            }
+    fn bulk_reported(&mut self, generation: u64, report: Report) {
+        match self.bulk.reported(generation, report) {
+            None | Some(Step::Nothing | Step::Some | Step::Ended) => {}
+            Some(Step::Stopped(stop)) => self.cannot_install(stop),
+            Some(Step::Broken { reason, nonsense: true }) => self.link_down(format!("bulk lane: {reason}")),
+            Some(Step::Broken { reason, nonsense: false }) => self.bulk_lost(&reason),
         }
     }
 
@@ -500,11 +477,10 @@ impl FaultLoop {
         }
     }
 
-    /// A frame cannot be installed now. Whether to go on without a pause.
-    fn stop(&mut self, stop: Stop) -> bool {
-        self.stopped = true;
+    /// A frame cannot be installed now.
+    fn cannot_install(&mut self, stop: Stop) {
         match stop {
-            Stop::Changing | Stop::NoMemory | Stop::AlreadyPresent => return false,
+            Stop::Changing | Stop::NoMemory | Stop::AlreadyPresent => {}
             Stop::ProcessGone => self.memory_gone(),
             Stop::NotRegistered => self.fail("memory of the VMM is not registered".into()),
             Stop::Refused(errno) => {
@@ -512,14 +488,13 @@ impl FaultLoop {
                 self.fail(format!("a page cannot be installed: {error}"));
             }
         }
-        false
     }
 
     fn memory_gone(&mut self) {
         self.uffds.clear();
         self.bulk.close();
         self.bulk.wanted = 0;
-        self.resolver.drop_memory();
+        self.shared.lock().drop_memory();
         self.fail("the VMM's address space is gone".into());
     }
 
@@ -568,7 +543,9 @@ impl FaultLoop {
     fn vmm_event(&mut self, event: Event) {
         match event {
             Event::Fault { at, thread, minor } => self.fault(at, thread, minor),
-            Event::Remove { start, end } | Event::Unmap { start, end } => self.resolver.discard(start, end),
+            Event::Remove { start, end } | Event::Unmap { start, end } => {
+                self.shared.while_nothing_lands(|resolver| resolver.discard(start, end));
+            }
             Event::Remap { from, to, size } => {
                 self.fail(format!("the VMM moved its memory: {:#x}+{size:#x} to {:#x}", from.0, to.0));
             }
@@ -581,7 +558,8 @@ impl FaultLoop {
     }
 
     fn fault(&mut self, at: Hva, thread: u32, minor: bool) {
-        match self.resolver.fault(at, thread, minor) {
+        let outcome = self.shared.lock().fault(at, thread, minor);
+        match outcome {
             FaultOutcome::Ask(page) => self.ask(page),
             FaultOutcome::Waits | FaultOutcome::Resolved => {}
             FaultOutcome::Again(Stop::ProcessGone) => self.memory_gone(),

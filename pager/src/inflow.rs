@@ -1,12 +1,12 @@
-//! What comes on a lane, taken in small steps so that nothing else waits long: a frame's header, its bytes, its
-//! installation.
+//! What comes on a lane, taken in small steps: a frame's header, its bytes, its installation. None of them waits for the lane,
+//! and the pages are locked for as long as a few are dealt with.
 //!
 //! The bytes of a frame and the header of the next are received by one call, an answer on the urgent lane with its own header
-//! as well: in place, where that can be done and all of
-//! the frame has come, so that nothing happens between its first byte and its installation; otherwise into a buffer, always
-//! the same, which stays in the processor's cache. In the buffer are also pages of a frame that are not wanted, and a frame
-//! that cannot be installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. Nothing
-//! of a frame is claimed before all of it is here: a lane that breaks in the middle leaves nothing behind.
+//! as well: in place, where that can be done and all of the frame has come; otherwise into a buffer, always the same, which
+//! stays in the processor's cache. In the buffer are also pages of a frame that are not wanted, and a frame that cannot be
+//! installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. What was received in
+//! place and cannot be installed is absent again, and comes again. Nothing of a frame is claimed before all of it is here: a
+//! lane that breaks in the middle leaves nothing behind.
 
 use std::io;
 use std::net::TcpStream;
@@ -14,15 +14,17 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use crate::arriving::{Lane, Pages, PoisonNote};
-use crate::install::Contents;
 use crate::landing::Places;
 use crate::lane::frame::{HEADER_BYTES, Header, Kind};
 use crate::lane::{MOST_PAGES, PAGE};
-use crate::resolver::Resolver;
+use crate::shared::Shared;
 use crate::userfaultfd::Stop;
 
 /// Pages that are dealt with in one step where they bring no bytes.
 const MOST_TOLD: u64 = 4096;
+
+/// Pages that are installed at once: a vCPU may wait for its turn.
+const FEW: u64 = 16;
 
 /// How long a frame is left to come as a whole before its bytes are taken as they come.
 const WHOLE: Duration = Duration::from_millis(2);
@@ -78,6 +80,8 @@ pub struct Inflow {
     places: Places,
     /// When a frame to be received in place was first found to be there in part.
     part_since: Option<Instant>,
+    /// The last frame with bytes was received in place.
+    in_place: bool,
 }
 
 impl AsRawFd for Inflow {
@@ -100,6 +104,7 @@ impl Inflow {
             contents,
             places: Places::default(),
             part_since: None,
+            in_place: false,
         }
     }
 
@@ -108,26 +113,31 @@ impl Inflow {
         &self.stream
     }
 
+    /// Whether the last frame with bytes was received where its pages belong.
+    pub fn is_in_place(&self) -> bool {
+        self.in_place
+    }
+
     /// Takes what is there, at most a frame.
-    pub fn step(&mut self, resolver: &mut Resolver) -> Step {
+    pub fn step(&mut self, shared: &Shared) -> Step {
         match std::mem::replace(&mut self.frame, Frame::None) {
-            Frame::None => self.take_header(resolver),
-            Frame::Data(pages, received, dealt) => self.take_data(resolver, pages, received, dealt),
+            Frame::None => self.take_header(shared),
+            Frame::Data(pages, received, dealt) => self.take_data(shared, pages, received, dealt),
             Frame::Zero(pages) => {
                 let part = Pages { count: pages.count.min(MOST_TOLD), ..pages };
-                let stop = resolver.zeros(part, self.lane);
+                let stop = shared.lock().zeros(part, self.lane);
                 self.told(stop, pages, part.count, Frame::Zero)
             }
             Frame::Poison(pages, note) => {
                 let part = Pages { count: pages.count.min(MOST_TOLD), ..pages };
-                let stop = resolver.poison(part, note);
+                let stop = shared.lock().poison(part, note);
                 self.told(stop, pages, part.count, |pages| Frame::Poison(pages, note))
             }
             Frame::Reason(length, have) => self.take_reason(length, have),
         }
     }
 
-    fn take_header(&mut self, resolver: &mut Resolver) -> Step {
+    fn take_header(&mut self, shared: &Shared) -> Step {
         if self.have < HEADER_BYTES {
             if let Err(step) = self.receive_header() {
                 return step;
@@ -153,16 +163,16 @@ impl Inflow {
             Kind::End => return Step::Ended,
         };
         if !matches!(header.kind, Kind::Failed)
-            && let Err(reason) = resolver.check(pages)
+            && let Err(reason) = shared.lock().check(pages)
         {
             return Step::Broken { reason, nonsense: true };
         }
-        self.step(resolver)
+        self.step(shared)
     }
 
-    fn take_data(&mut self, resolver: &mut Resolver, pages: Pages, received: usize, mut dealt: u64) -> Step {
+    fn take_data(&mut self, shared: &Shared, pages: Pages, received: usize, mut dealt: u64) -> Step {
         if received == 0
-            && let Some(step) = self.take_in_place(resolver, pages)
+            && let Some(step) = self.take_in_place(shared, pages)
         {
             return step;
         }
@@ -185,15 +195,23 @@ impl Inflow {
                 return Step::Some;
             }
         }
-        match resolver.data(pages, self.lane, Contents::Here(&self.contents[..bytes]), &mut dealt) {
-            None => Step::Some,
-            Some(stop) => self.stopped(stop, pages, dealt),
+        self.in_place = false;
+        while dealt < pages.count {
+            let few = Pages { page: pages.page + dealt, count: (pages.count - dealt).min(FEW), ..pages };
+            let bytes = &self.contents[(dealt * PAGE) as usize..][..(few.count * PAGE) as usize];
+            let mut done = 0;
+            let stop = shared.lock().data(few, self.lane, bytes, &mut done);
+            dealt += done;
+            if let Some(stop) = stop {
+                return self.stopped(stop, pages, dealt);
+            }
         }
+        Step::Some
     }
 
     /// Receives a pushed frame where its pages belong, and installs it. `None`: it is to be received into the buffer.
-    fn take_in_place(&mut self, resolver: &mut Resolver, pages: Pages) -> Option<Step> {
-        if self.lane != Lane::Push || !resolver.landing(pages, &mut self.contents, &mut self.places) {
+    fn take_in_place(&mut self, shared: &Shared, pages: Pages) -> Option<Step> {
+        if self.lane != Lane::Push || pages.count > MOST_PAGES || !shared.lock().lands(pages) {
             return None;
         }
         let bytes = (pages.count * PAGE) as usize;
@@ -206,28 +224,27 @@ impl Inflow {
             return None;
         }
         self.part_since = None;
-        // An error comes again when the buffer is tried.
-        let n = self.receive().ok()?;
-        self.have = n.saturating_sub(bytes);
-        let (received, mut dealt, mut stop) = (n - self.have, 0, None);
-        if received == bytes {
-            stop = resolver.data(pages, self.lane, Contents::Landed, &mut dealt);
-            if stop.is_none() {
-                return Some(Step::Some);
+        let _on_its_way = shared.on_its_way();
+        let mut claim = shared.lock().claim(pages, &mut self.contents, &mut self.places)?;
+        let received = self.receive();
+        let step = match received {
+            Ok(n) if n >= bytes => {
+                self.have = n - bytes;
+                self.in_place = true;
+                loop {
+                    match shared.lock().landed(&mut claim, FEW) {
+                        Some(stop) => break Step::Stopped(stop),
+                        None if claim.is_empty() => break Step::Some,
+                        None => {}
+                    }
+                }
             }
-        }
-        // The rest of it goes the other way.
-        if let Err(error) = resolver.fetch(pages, &mut self.contents[..received]) {
-            return Some(Step::Broken {
-                reason: format!("pages received in place are lost: {error}"),
-                nonsense: false,
-            });
-        }
-        if let Some(stop) = stop {
-            return Some(self.stopped(stop, pages, dealt));
-        }
-        self.frame = Frame::Data(pages, received, 0);
-        Some(Step::Some)
+            Err(step @ Step::Broken { .. }) => step,
+            // All of it was there.
+            _ => Step::Broken { reason: "a frame cannot be received where its pages belong".into(), nonsense: false },
+        };
+        shared.lock().give_back(claim);
+        Some(step)
     }
 
     /// A frame in the buffer stays there, unless the VMM gave its range up or something is wrong: then its pages stay absent

@@ -10,31 +10,61 @@
 //! the page is made when somebody touches it.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::arriving::{Lane, Pages};
 use crate::assembly::Assembly;
 use crate::attached::AttachedFile;
 use crate::descriptors;
 use crate::landing::{Landing, Places};
-use crate::lane::PAGE;
+use crate::lane::{MOST_PAGES, PAGE};
 use crate::page_table::{Arrival, PageState, PageTable};
 use crate::placement::{NumberedRegion, PageIndex, Placement};
 use crate::ready::Plot;
 use crate::region_map::Hva;
 use crate::userfaultfd::{Progress, Stop, Userfaultfd};
 
-/// Where the bytes of arrived pages are.
-#[derive(Debug, Clone, Copy)]
-pub enum Contents<'a> {
-    /// In a buffer.
-    Here(&'a [u8]),
-    /// In the region's file, at their place.
-    Landed,
+/// Pages that are claimed, to be received where they belong.
+#[derive(Debug)]
+pub struct Claim {
+    first: PageIndex,
+    /// Bit `n`: the `n`-th page from there on is claimed, and not installed yet.
+    wanted: u64,
+    /// Stays mapped meanwhile.
+    _landing: Arc<Landing>,
+}
+
+const _: () = assert!(MOST_PAGES <= u64::BITS as u64);
+
+impl Claim {
+    /// Whether pages are left of it.
+    pub fn is_empty(&self) -> bool {
+        self.wanted == 0
+    }
+
+    /// The first run of pages that are left, at most `most`.
+    fn next(&self, most: u64) -> Option<(PageIndex, PageIndex)> {
+        if self.wanted == 0 {
+            return None;
+        }
+        let skipped = u64::from(self.wanted.trailing_zeros());
+        let run = u64::from((self.wanted >> skipped).trailing_ones()).min(most);
+        let first = self.first.0 + skipped;
+        Some((PageIndex(first), PageIndex(first + run)))
+    }
+
+    fn done(&mut self, from: PageIndex, to: PageIndex) {
+        (from.0..to.0).for_each(|page| self.wanted &= !(1 << (page - self.first.0)));
+    }
+
+    /// What is left is absent again.
+    pub fn give_back(self, table: &mut PageTable) {
+        for n in (0..MOST_PAGES).filter(|n| self.wanted >> n & 1 == 1) {
+            table.release_install(PageIndex(self.first.0 + n));
+        }
+    }
 }
 
 /// How far an install came.
@@ -50,7 +80,7 @@ pub struct Installed {
 #[derive(Debug)]
 pub struct Footing {
     /// With what it is registered.
-    pub uffd: Rc<Userfaultfd>,
+    pub uffd: Arc<Userfaultfd>,
     /// What is behind it, where the backing is a file.
     pub file: Option<AttachedFile>,
 }
@@ -58,12 +88,12 @@ pub struct Footing {
 /// What is under a region.
 #[derive(Debug)]
 struct Ground {
-    uffd: Rc<Userfaultfd>,
+    uffd: Arc<Userfaultfd>,
     file: Option<AttachedFile>,
     /// Pages are written to the file, and faults on what it holds are told of.
     by_file: bool,
     /// Where some of them can be received in place.
-    landing: Option<Landing>,
+    landing: Option<Arc<Landing>>,
 }
 
 /// The VMM's memory, as ioctls reach it.
@@ -146,48 +176,67 @@ impl Installer {
     /// Pages are received in place from now on, where there is a landing; in the order of the layout.
     pub fn land(&mut self, landings: Vec<Option<Landing>>) {
         for (ground, landing) in self.grounds.iter_mut().zip(landings) {
-            ground.landing = landing;
+            ground.landing = landing.map(Arc::new);
         }
     }
 
     /// Nothing is received in place any more.
-    pub fn take_landings(&mut self) -> Vec<Landing> {
+    pub fn take_landings(&mut self) -> Vec<Arc<Landing>> {
         self.grounds.iter_mut().filter_map(|ground| ground.landing.take()).collect()
     }
 
-    /// Where pages can be received: in place those that are wanted, each other one at its place in `elsewhere`, which has room
-    /// for all. Whoever does so calls [`Installer::data`] before anything else, or nothing. False: they cannot.
-    pub fn landing(&self, table: &PageTable, pages: Pages, elsewhere: &mut [u8], places: &mut Places) -> bool {
+    /// Whether pages can be received in place.
+    pub fn lands(&self, pages: Pages) -> bool {
         let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.as_ref());
-        let Some(at) = landing.and_then(|landing| landing.at(pages.page, pages.count)) else { return false };
+        landing.is_some_and(|landing| landing.at(pages.page, pages.count).is_some())
+    }
+
+    /// Claims those of at most [`MOST_PAGES`] pages that are wanted and says where all can be received: in place those, each
+    /// other one at its place in `elsewhere`, which has room for all. `None`: they cannot, and nothing is claimed.
+    pub fn claim(
+        &self,
+        table: &mut PageTable,
+        pages: Pages,
+        elsewhere: &mut [u8],
+        places: &mut Places,
+    ) -> Option<Claim> {
+        let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
+        let at = landing.at(pages.page, pages.count)?;
+        let first = self.region(pages.region)?.page_of_piece(pages.page).0;
+        let mut claim = Claim { first, wanted: 0, _landing: landing.clone() };
         places.clear();
-        for (n, wanted) in self.wanted(table, pages).enumerate() {
-            let offset = n * PAGE as usize;
-            let elsewhere = &mut elsewhere[offset..][..PAGE as usize];
-            places.then(if wanted { at.wrapping_add(offset) } else { elsewhere.as_mut_ptr() }, PAGE as usize);
+        for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE as usize).take(pages.count as usize).enumerate() {
+            let wanted = table.claim_for_install(PageIndex(first.0 + n as u64));
+            claim.wanted |= u64::from(wanted) << n;
+            let place = if wanted { at.wrapping_add(n * PAGE as usize) } else { elsewhere.as_mut_ptr() };
+            places.then(place, PAGE as usize);
         }
-        true
+        Some(claim)
     }
 
-    /// Of each of these pages of 4 KiB, of a region that has no others.
-    fn wanted<'a>(&self, table: &'a PageTable, pages: Pages) -> impl Iterator<Item = bool> + use<'a> {
-        let first = self.region(pages.region).map_or(0, |region| region.page_of_piece(pages.page).0.0);
-        (first..first + pages.count).map(|page| table.state(PageIndex(page)).is_some_and(PageState::is_claimable))
-    }
-
-    /// Fetches the bytes of pages that were received in place, to `bytes`, which begins with the first and may end within one.
-    ///
-    /// # Errors
-    /// pread(2), `EIO` if the memory has gone bad.
-    pub fn fetch(&self, table: &PageTable, pages: Pages, bytes: &mut [u8]) -> io::Result<()> {
-        let attached = self.grounds.get(pages.region as usize).and_then(|ground| ground.file.as_ref());
-        let attached = attached.ok_or(io::ErrorKind::NotFound)?;
-        let file = File::from(attached.fd.try_clone()?);
-        let places = (pages.page..).zip(bytes.chunks_mut(PAGE as usize)).zip(self.wanted(table, pages));
-        for ((page, bytes), _) in places.filter(|(_, wanted)| *wanted) {
-            file.read_exact_at(bytes, attached.offset + page * PAGE)?;
+    /// Installs claimed pages that were received, at most `most`, and takes them out of the claim.
+    pub fn landed(&self, table: &mut PageTable, claim: &mut Claim, most: u64) -> Installed {
+        let mut installed = Installed::default();
+        let Some((from, to)) = claim.next(most) else { return installed };
+        let good = |page: &u64| table.state(PageIndex(*page)) == Some(PageState::Installing);
+        let end = PageIndex(from.0 + (from.0..to.0).take_while(good).count() as u64);
+        if end == from {
+            // Found bad meanwhile: what came of it must not be read.
+            let next = PageIndex(from.0 + 1);
+            self.drop_contents(from, next);
+            if table.state(from).is_some_and(PageState::is_poisoned) {
+                installed.stop = self.poison(from);
+            }
+            claim.done(from, next);
+            return installed;
         }
-        Ok(())
+        let (reached, stop) = self.install(table, from, end, Arrival::Push, |uffd, hva, size, _| uffd.map(hva, size));
+        claim.done(from, reached);
+        if reached > from {
+            installed.runs.push((from, reached));
+        }
+        installed.stop = stop;
+        installed
     }
 
     /// Installs pages whose bytes are there, from the `dealt`-th on; advances it over those that are installed, or not
@@ -197,7 +246,7 @@ impl Installer {
         table: &mut PageTable,
         pages: Pages,
         lane: Lane,
-        contents: Contents<'_>,
+        bytes: &[u8],
         dealt: &mut u64,
     ) -> Installed {
         let mut installed = Installed::default();
@@ -205,10 +254,7 @@ impl Installer {
         let arrival = lane.arrival();
         while *dealt < pages.count && installed.stop.is_none() {
             let rest = pages.after(*dealt);
-            let bytes = match contents {
-                Contents::Here(bytes) => &bytes[(*dealt * PAGE) as usize..],
-                Contents::Landed => &[],
-            };
+            let bytes = &bytes[(*dealt * PAGE) as usize..];
             let (first, piece) = region.page_of_piece(rest.page);
             if region.pieces() > 1 {
                 let count = (region.pieces() - piece).min(rest.count);
@@ -222,7 +268,7 @@ impl Installer {
                 *dealt += 1;
                 continue;
             }
-            let bytes = &bytes[..bytes.len().min(((to.0 - first.0) * PAGE) as usize)];
+            let bytes = &bytes[..((to.0 - first.0) * PAGE) as usize];
             let (reached, stop) = match self.write(&region, first, bytes) {
                 Ok(()) => self.install(table, first, to, arrival, |uffd, hva, size, done| {
                     if self.file_of(&region).is_some() {
@@ -242,8 +288,7 @@ impl Installer {
         installed
     }
 
-    /// Writes claimed pages to their file, where they are written to one and are not there yet (no `bytes`). Nobody sees
-    /// them before they are mapped.
+    /// Writes claimed pages to their file, where they are written to one. Nobody sees them before they are mapped.
     fn write(&self, region: &NumberedRegion, first: PageIndex, mut bytes: &[u8]) -> Result<(), Stop> {
         let Some(file) = self.file_of(region) else { return Ok(()) };
         let mut at = file.offset + (first.0 - region.first.0) * PAGE;

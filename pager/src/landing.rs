@@ -23,8 +23,10 @@ pub struct Landing {
     ready: Vec<(u64, u64)>,
 }
 
-// SAFETY: the mapping belongs to the whole process; it is written by system calls only, by whoever owns the value.
+// SAFETY: the mapping belongs to the whole process; it is written by system calls only.
 unsafe impl Send for Landing {}
+// SAFETY: as above; whoever writes a page has claimed it.
+unsafe impl Sync for Landing {}
 
 impl Landing {
     /// Of a region of so many bytes; nothing is ready.
@@ -120,6 +122,9 @@ impl Drop for Landing {
 /// Where bytes that come one after the other are to be received, by one call.
 #[derive(Debug, Default)]
 pub struct Places(Vec<libc::iovec>);
+
+// SAFETY: addresses, at which only system calls write.
+unsafe impl Send for Places {}
 
 impl Places {
     /// Nowhere.

@@ -29,9 +29,9 @@ struct Attributes {
 }
 
 /// The calling thread serves faults. Without `CAP_SYS_NICE` (`EPERM`) it is not put before others: slower under load, not
-/// wrong.
-pub fn urgent() {
-    apply(&Attributes { flags: RESET_ON_FORK, nice: URGENT, runtime: URGENT_SLICE, ..Attributes::default() });
+/// wrong, and this returns false.
+pub fn urgent() -> bool {
+    apply(&Attributes { flags: RESET_ON_FORK, nice: URGENT, runtime: URGENT_SLICE, ..Attributes::default() })
 }
 
 /// The calling thread runs as soon as it wakes, before all threads that are not real-time, and until it sleeps (`SCHED_RR`,
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn a_thread_stands_as_it_should_where_it_may_and_only_it() {
         let before = standing();
-        let of = |enter: fn()| {
+        let of = |enter: fn() -> bool| {
             let stand = move || {
                 enter();
                 standing()
@@ -100,7 +100,11 @@ mod tests {
         };
         let urgent = of(super::urgent);
         assert!(urgent == (libc::SCHED_OTHER, super::URGENT) || urgent == before, "{urgent:?}");
-        assert_eq!(of(super::bulk).0, libc::SCHED_BATCH);
+        let bulk = || {
+            super::bulk();
+            true
+        };
+        assert_eq!(of(bulk).0, libc::SCHED_BATCH);
         assert_eq!(standing(), before);
     }
 }

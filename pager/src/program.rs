@@ -1,7 +1,7 @@
 //! The program `vmferry-pager`: arguments, sockets, signals.
 //!
-//! The control service, the memory socket and the events live on the main thread; the page path of a destination and
-//! the lanes of a source each have a thread of their own.
+//! The control service, the memory socket and the events live on the main thread; the page path of a destination, its bulk
+//! lanes and the lanes of a source each have a thread of their own.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,14 +38,15 @@ pub struct Arguments {
     /// Where the thread runs that resolves faults, e.g. 2-3,7; empty: anywhere.
     #[arg(long, value_name = "CPUS", default_value = "")]
     page_path_cpus: CpuList,
-    /// Where the threads run that read a source's memory.
+    /// Where the threads of lanes run: those that read a source's memory, and those that install what is pushed.
     #[arg(long, value_name = "CPUS", default_value = "")]
     lane_cpus: CpuList,
     /// How long the thread that resolves faults looks for the next before it sleeps, in microseconds; three times as long
     /// for an answer. 0: it sleeps at once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
     spin_us: u64,
-    /// Whether the thread that resolves faults is real-time while there is a push (needs CAP_SYS_NICE).
+    /// Whether a destination's threads are real-time while there is a push: that of faults, and those of lanes that are
+    /// received in place (needs CAP_SYS_NICE).
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     real_time: bool,
     /// Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones.

@@ -1,15 +1,17 @@
-//! What a fault, an arrived run, a REMOVE and a known error do: synchronous, no network. One thread owns it.
+//! What a fault, an arrived run, a REMOVE and a known error do: synchronous, no network. Behind
+//! a lock ([`crate::shared::Shared`]).
 //!
 //! A page that is resolved as poison is reported first (frame to the VMM), then marked, which wakes the vCPU; then whoever
 //! else is to know of it is woken. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::arriving::{Lane, Pages, PoisonNote};
 use crate::events::{EventLog, now_us};
 use crate::histogram::FirstTouch;
-use crate::install::{Contents, Installer};
+use crate::install::{Claim, Installer};
 use crate::landing::{Landing, Places};
 use crate::lane::PAGE;
 use crate::lane::frame::Ask;
@@ -117,17 +119,27 @@ impl Resolver {
         Ok(())
     }
 
-    /// Where pages can be received, before [`Resolver::data`] and nothing else: see [`Installer::landing`].
-    pub fn landing(&self, pages: Pages, elsewhere: &mut [u8], places: &mut Places) -> bool {
-        self.memory.as_ref().is_some_and(|memory| memory.landing(&self.table, pages, elsewhere, places))
+    /// Whether pages can be received in place.
+    pub fn lands(&self, pages: Pages) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.lands(pages))
     }
 
-    /// Fetches the bytes of pages that were received in place.
-    ///
-    /// # Errors
-    /// pread(2), `EIO` if the memory has gone bad.
-    pub fn fetch(&self, pages: Pages, bytes: &mut [u8]) -> std::io::Result<()> {
-        self.memory.as_ref().ok_or(std::io::ErrorKind::NotFound)?.fetch(&self.table, pages, bytes)
+    /// Claims pages of a frame that can be received in place: see [`Installer::claim`].
+    pub fn claim(&mut self, pages: Pages, elsewhere: &mut [u8], places: &mut Places) -> Option<Claim> {
+        self.memory.as_ref()?.claim(&mut self.table, pages, elsewhere, places)
+    }
+
+    /// Claimed pages were received: installs at most `most` of them. After a stop the rest is to be given back.
+    pub fn landed(&mut self, claim: &mut Claim, most: u64) -> Option<Stop> {
+        let Some(memory) = &self.memory else { return Some(Stop::ProcessGone) };
+        let installed = memory.landed(&mut self.table, claim, most);
+        self.arrived(&installed.runs);
+        installed.stop
+    }
+
+    /// What is left of a claim is absent again.
+    pub fn give_back(&mut self, claim: Claim) {
+        claim.give_back(&mut self.table);
     }
 
     /// Pages are received in place from now on, where there is a landing; in the order of the layout.
@@ -138,7 +150,7 @@ impl Resolver {
     }
 
     /// Nothing is received in place any more.
-    pub fn take_landings(&mut self) -> Vec<Landing> {
+    pub fn take_landings(&mut self) -> Vec<Arc<Landing>> {
         self.memory.as_mut().map(Installer::take_landings).unwrap_or_default()
     }
 
@@ -249,15 +261,20 @@ impl Resolver {
 
     /// Pages came with their bytes, of which `dealt` are dealt with already; it is advanced. After a stop, to be called
     /// again.
-    pub fn data(&mut self, pages: Pages, lane: Lane, contents: Contents<'_>, dealt: &mut u64) -> Option<Stop> {
+    pub fn data(&mut self, pages: Pages, lane: Lane, bytes: &[u8], dealt: &mut u64) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
-        let installed = memory.data(&mut self.table, pages, lane, contents, dealt);
-        for (from, to) in &installed.runs {
+        let installed = memory.data(&mut self.table, pages, lane, bytes, dealt);
+        self.arrived(&installed.runs);
+        installed.stop
+    }
+
+    /// These pages are there, with their bytes.
+    fn arrived(&mut self, runs: &[(PageIndex, PageIndex)]) {
+        for (from, to) in runs {
             let size = self.numbering.region_of(*from).map_or(0, |r| r.region.page_size);
             self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
             self.touched(*from, *to);
         }
-        installed.stop
     }
 
     /// Zeros came. After a stop, to be called again.

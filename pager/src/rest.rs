@@ -1,7 +1,7 @@
 //! When a thread that nobody puts aside leaves its core to others: pure.
 //!
-//! The page path of a push runs before every other thread of its core. A vCPU whose page has come may wait for that very core,
-//! so the page path rests: often while the guest asks for pages, seldom while it does not.
+//! A lane of the push that is received in place runs before every other thread of its core. A vCPU whose page has come may
+//! wait for that very core, so the lane rests: often while the guest asks for pages, seldom while it does not.
 
 use std::time::{Duration, Instant};
 
@@ -13,26 +13,11 @@ const WORK: Duration = Duration::from_micros(500);
 const WORK_BESIDE_A_QUIET_GUEST: Duration = Duration::from_millis(2);
 /// A guest that has not faulted for so long is quiet.
 const QUIET: Duration = Duration::from_millis(20);
-/// One rest of so many is a whole one: vCPUs that fault without end cannot keep the core from those that do not.
-const WHOLE: u32 = 8;
-
-/// What to do after a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rest {
-    /// Go on.
-    None,
-    /// Rest until something urgent comes, for [`REST`] at most.
-    UntilUrgent,
-    /// Rest for [`REST`].
-    Whole,
-}
-
-/// What the page path has done since it rested.
+/// What a lane has done since it rested.
 #[derive(Debug, Default)]
 pub struct Rests {
     /// When the first frame since the last rest was taken; later by what it slept since.
     began: Option<Instant>,
-    rests: u32,
     fault: Option<Instant>,
 }
 
@@ -47,16 +32,15 @@ impl Rests {
         self.began = self.began.filter(|_| time < REST).map(|began| began + time);
     }
 
-    /// A frame of the push was taken.
-    pub fn after_frame(&mut self, now: Instant) -> Rest {
+    /// A frame of the push was taken: whether to rest for [`REST`].
+    pub fn after_frame(&mut self, now: Instant) -> bool {
         let quiet = self.fault.is_none_or(|fault| now.saturating_duration_since(fault) >= QUIET);
         let worked = now.saturating_duration_since(*self.began.get_or_insert(now));
         if worked < if quiet { WORK_BESIDE_A_QUIET_GUEST } else { WORK } {
-            return Rest::None;
+            return false;
         }
         self.began = None;
-        self.rests = (self.rests + 1) % WHOLE;
-        if self.rests == 0 { Rest::Whole } else { Rest::UntilUrgent }
+        true
     }
 }
 
@@ -71,7 +55,7 @@ mod tests {
             if faults {
                 rests.fault(*now);
             }
-            if rests.after_frame(*now) != Rest::None {
+            if rests.after_frame(*now) {
                 return *now - began;
             }
             *now += Duration::from_micros(100);
@@ -101,21 +85,8 @@ mod tests {
                 now += sleep;
                 (frame, rest)
             });
-            let rested = frames.find(|(_, rest)| *rest != Rest::None).map(|(frame, _)| frame);
+            let rested = frames.find(|(_, rest)| *rest).map(|(frame, _)| frame);
             assert_eq!(rested, frames_to_a_rest, "{sleep:?}");
         }
-    }
-
-    #[test]
-    fn of_many_rests_some_are_whole() {
-        let (mut rests, mut now) = (Rests::default(), Instant::now());
-        let mut taken = Vec::new();
-        for _ in 0..10_000 {
-            now += Duration::from_millis(1);
-            taken.push(rests.after_frame(now));
-        }
-        taken.retain(|rest| *rest != Rest::None);
-        let whole = taken.iter().filter(|rest| **rest == Rest::Whole).count();
-        assert!(taken.len() > 1000 && whole == taken.len() / WHOLE as usize, "{whole} of {}", taken.len());
     }
 }

@@ -14,9 +14,10 @@ pub struct Tuning {
     pub spin: Duration,
     /// Of the thread that resolves faults on a destination.
     pub page_path_cpus: CpuList,
-    /// Of the threads of a source's lanes.
+    /// Of the threads of a source's lanes, and of a destination's bulk lanes.
     pub lane_cpus: CpuList,
-    /// The page path runs as soon as it wakes while there is a push, where the process may have that.
+    /// The page path, and a lane that is received in place, run as soon as they wake while there is a push, where the process
+    /// may have that.
     pub real_time: bool,
     /// Memory of a destination that is made ready is made of huge pages where they cost no more.
     pub huge_pages: bool,
@@ -31,7 +32,7 @@ impl Tuning {
         self.page_path_cpus.pin();
     }
 
-    /// The page path takes pages of a push too from now on. Whether nobody puts it aside: it has to rest then.
+    /// There is a push beside the page path from now on. Whether nobody puts it aside: it must not spin then.
     pub fn enter_push(&self) -> bool {
         self.real_time && priority::at_once()
     }

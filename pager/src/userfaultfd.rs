@@ -92,6 +92,11 @@ pub enum Stop {
 }
 
 impl Stop {
+    /// The same may well be possible a moment later.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::AlreadyPresent | Self::Changing | Self::NoMemory)
+    }
+
     fn of(errno: i32) -> Self {
         match errno {
             libc::EEXIST => Self::AlreadyPresent,

@@ -105,6 +105,35 @@ async fn everything_arrives_in_memory_that_was_made_ready_in_huge_pages() {
     rig.end().await;
 }
 
+async fn given_back_during_the_push(backing: Backing) {
+    let pages = 4096;
+    let Some(mut rig) = Rig::start(backing, pages, |_| Answer::Data).await else { return };
+    if backing == Backing::Memfd {
+        rig.preallocate(0, pages).await;
+    }
+    rig.connect().await.unwrap();
+    rig.push().await.unwrap();
+    for page in (0..pages).rev().step_by(61) {
+        rig.vmm.remove(page, 1).await;
+    }
+    rig.event(|e| matches!(e, Event::AllPresent(_))).await;
+    for page in 0..pages {
+        let expected = if (pages - 1 - page) % 61 == 0 { 0 } else { rig::byte_of(page) };
+        assert_eq!(rig.vmm.touch(page).await.unwrap(), expected, "page {page}");
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_is_given_back_during_the_push_is_not_filled_in_a_memfd() {
+    given_back_during_the_push(Backing::Memfd).await;
+}
+
+#[tokio::test]
+async fn what_is_given_back_during_the_push_is_not_filled_in_anonymous_memory() {
+    given_back_during_the_push(Backing::Anonymous).await;
+}
+
 /// Of the source's frame of 64 pages some are there already, some given back, some not allocated ahead.
 #[tokio::test]
 async fn a_frame_of_which_not_all_is_wanted_changes_nothing_else() {

@@ -1,0 +1,245 @@
+//! The pages of a destination, shared by the page path and the lanes of the push.
+//!
+//! ```text
+//!  page path ──── lock ──▶ fault, answer, command      short, and at once
+//!  each bulk lane ─ lock ──▶ claim · (receive) · install a few pages · install a few more …
+//! ```
+//!
+//! Nobody holds the lock while bytes are received. A frame may be on its way into memory meanwhile: its pages are claimed
+//! (INSTALLING), so nobody else asks for them or installs them. Only the guest can give them back; that waits until no frame
+//! is on its way, or a page given back would be filled after all.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use crate::resolver::Resolver;
+
+/// The pages. Whoever needs both takes [`Shared::on_its_way`] first.
+#[derive(Debug)]
+pub struct Shared {
+    resolver: Mutex<Resolver>,
+    landing: RwLock<()>,
+    faults: AtomicU64,
+}
+
+impl Shared {
+    /// Of this resolver.
+    pub fn new(resolver: Resolver) -> Self {
+        Self { resolver: Mutex::new(resolver), landing: RwLock::new(()), faults: AtomicU64::new(0) }
+    }
+
+    /// To be held for a moment only: a vCPU may wait for it.
+    pub fn lock(&self) -> MutexGuard<'_, Resolver> {
+        self.resolver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held from the claim of a frame's pages until they are installed or given back.
+    pub fn on_its_way(&self) -> RwLockReadGuard<'_, ()> {
+        self.landing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something while no frame is on its way into memory.
+    pub fn while_nothing_lands<T>(&self, what: impl FnOnce(&mut Resolver) -> T) -> T {
+        let _nothing = self.landing.write().unwrap_or_else(PoisonError::into_inner);
+        what(&mut self.lock())
+    }
+
+    /// The guest has faulted.
+    pub fn note_fault(&self) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that changes with each fault.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::arriving::Pages;
+    use crate::attached::AttachedFile;
+    use crate::events::EventLog;
+    use crate::install::{Claim, Footing, Installer};
+    use crate::landing::{Landing, Places};
+    use crate::lane::PAGE;
+    use crate::page_table::{PageState, PageTable};
+    use crate::placement::{Numbering, PageIndex, Placement};
+    use crate::proto::MemoryError;
+    use crate::region_map::{Backing, Gpa, Hva, Layout, Region};
+    use crate::userfaultfd::{Userfaultfd, feature, memfd, probe, process_started};
+
+    const PAGES: u64 = 8;
+    const BYTES: usize = (PAGES * PAGE) as usize;
+
+    /// Memory of this process, a file that is ready to be landed in; dropped before its page table.
+    struct Guest {
+        shared: Shared,
+        at: u64,
+        file: std::fs::File,
+        elsewhere: Vec<u8>,
+        places: Places,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Guest {
+        /// Skipped, with the reason printed, where the kernel does not permit it.
+        fn new() -> Option<Self> {
+            let features = feature::POISON | feature::MISSING_SHMEM | feature::MINOR_SHMEM;
+            if let Err(reason) = probe(features) {
+                eprintln!("skipped: {reason}");
+                return None;
+            }
+            let fd = memfd("guest", PAGES * PAGE).unwrap();
+            let file = std::fs::File::from(fd.try_clone().unwrap());
+            let (both, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+            // SAFETY: a new mapping.
+            let at = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, both, shared, fd.as_raw_fd(), 0) } as u64;
+            let uffd = Userfaultfd::create().unwrap();
+            uffd.enable(features).unwrap();
+            uffd.register(Hva(at), PAGES * PAGE).unwrap();
+            let region = Region { gpa: Gpa(0), size: PAGES * PAGE, page_size: PAGE, backing: Backing::Memfd };
+            let layout = Layout::new(vec![region]).unwrap();
+            let numbering = Numbering::new(&layout);
+            let placement = Placement::new(numbering.clone(), vec![Hva(at)]).unwrap();
+            let attached = AttachedFile { fd, offset: 0 };
+            let mut landing = Landing::new(&attached, PAGES * PAGE).unwrap();
+            landing.prepare(0, PAGES).unwrap();
+            let footing = Footing { uffd: Arc::new(uffd), file: Some(attached) };
+            let installer = Installer::new(placement, vec![footing], true).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            let (table, _) = PageTable::open(&directory.path().join("pages"), &layout).unwrap();
+            let mut resolver = Resolver::new(numbering, table, EventLog::default());
+            let pid = std::process::id();
+            resolver.attach(pid, process_started(pid), installer, None).unwrap();
+            resolver.land(vec![Some(landing)]);
+            let (elsewhere, places) = (vec![0; BYTES], Places::default());
+            Some(Self { shared: Shared::new(resolver), at, file, elsewhere, places, _directory: directory })
+        }
+
+        fn claim(&mut self, page: u64, count: u64) -> Claim {
+            let pages = Pages { region: 0, page, count };
+            self.shared.lock().claim(pages, &mut self.elsewhere, &mut self.places).unwrap()
+        }
+
+        /// As if so many pages had been received, full of these bytes.
+        fn receive(&mut self, byte: u8) {
+            for place in self.places.vectors() {
+                // SAFETY: of the landing, or of `elsewhere`.
+                unsafe { place.iov_base.cast::<u8>().write_bytes(byte, place.iov_len) };
+            }
+        }
+
+        fn install(&self, mut claim: Claim) {
+            while !claim.is_empty() {
+                assert_eq!(self.shared.lock().landed(&mut claim, 2), None);
+            }
+        }
+
+        fn give_back(&self, page: u64) {
+            give_back(&self.shared, self.at + page * PAGE);
+        }
+
+        fn states(&self) -> Vec<PageState> {
+            let resolver = self.shared.lock();
+            (0..PAGES).map(|page| resolver.table().state(PageIndex(page)).unwrap()).collect()
+        }
+
+        /// The first byte of a page that is installed; `None`: it is poison.
+        fn byte(&self, page: u64) -> Option<u8> {
+            let mut byte = 0u8;
+            let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+            let remote = libc::iovec { iov_base: (self.at + page * PAGE) as *mut libc::c_void, iov_len: 1 };
+            let pid = std::process::id() as libc::pid_t;
+            // SAFETY: a byte; the kernel checks the other address.
+            let count = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
+            (count == 1).then_some(byte)
+        }
+    }
+
+    fn give_back(shared: &Shared, at: u64) {
+        shared.while_nothing_lands(|resolver| resolver.discard(Hva(at), Hva(at + PAGE)));
+    }
+
+    impl Drop for Guest {
+        fn drop(&mut self) {
+            // SAFETY: mapped by `new`, and nobody refers to it.
+            unsafe { libc::munmap(self.at as *mut libc::c_void, BYTES) };
+        }
+    }
+
+    #[test]
+    fn what_is_not_wanted_of_a_frame_changes_nothing() {
+        use PageState::{Absent, Discarded, Installing, PresentPush};
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(3, 1);
+        guest.receive(7);
+        guest.install(claim);
+        guest.give_back(5);
+        let claim = guest.claim(2, 5);
+        let claimed = [Absent, Absent, Installing, PresentPush, Installing, Discarded, Installing, Absent];
+        assert_eq!(guest.states(), claimed);
+        guest.receive(9);
+        guest.install(claim);
+        assert_eq!([2, 3, 4, 6].map(|page| guest.byte(page)), [Some(9), Some(7), Some(9), Some(9)]);
+        let mut gone = [1; 16];
+        guest.file.read_exact_at(&mut gone, 5 * PAGE).unwrap();
+        assert_eq!(gone, [0; 16]);
+        assert_eq!(guest.states()[2..7], [PresentPush, PresentPush, PresentPush, Discarded, PresentPush]);
+    }
+
+    #[test]
+    fn a_page_that_is_found_bad_while_it_is_received_is_poison_and_its_bytes_are_gone() {
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(0, 4);
+        let error = MemoryError { gpa: PAGE, lsb: 12, ..MemoryError::default() };
+        assert_eq!(guest.shared.lock().mark_poisoned(&[error]).marked, 1);
+        guest.receive(9);
+        guest.install(claim);
+        assert_eq!([0, 1, 2, 3].map(|page| guest.byte(page)), [Some(9), None, Some(9), Some(9)]);
+        assert!(guest.states()[1].is_poisoned());
+        let mut gone = [1; 16];
+        guest.file.read_exact_at(&mut gone, PAGE).unwrap();
+        assert_eq!(gone, [0; 16]);
+    }
+
+    #[test]
+    fn what_is_not_installed_of_a_claim_is_absent_again() {
+        let Some(mut guest) = Guest::new() else { return };
+        let mut claim = guest.claim(0, PAGES);
+        guest.receive(9);
+        assert_eq!(guest.shared.lock().landed(&mut claim, 3), None);
+        guest.shared.lock().give_back(claim);
+        assert_eq!(guest.states(), [[PageState::PresentPush; 3].as_slice(), &[PageState::Absent; 5]].concat());
+        let claim = guest.claim(0, PAGES);
+        guest.receive(8);
+        guest.install(claim);
+        assert_eq!((guest.byte(2), guest.byte(3), guest.byte(7)), (Some(9), Some(8), Some(8)));
+    }
+
+    #[test]
+    fn the_guest_gives_nothing_back_while_a_frame_is_on_its_way() {
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(0, 4);
+        let (shared, at, given_back) = (&guest.shared, guest.at + PAGE, &AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let on_its_way = shared.on_its_way();
+            scope.spawn(move || {
+                give_back(shared, at);
+                given_back.store(true, Ordering::SeqCst);
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!given_back.load(Ordering::SeqCst));
+            guest.install(claim);
+            drop(on_its_way);
+        });
+        assert_eq!(guest.states()[..3], [PageState::PresentPush, PageState::Discarded, PageState::PresentPush]);
+    }
+}
