@@ -26,7 +26,7 @@ _RULES = (
     ),
     ("send", r"sendfile|splice_|sock_sendmsg|sock_write_iter|tcp_sendmsg|__sys_sendto|__sys_sendmsg"),
     ("receive", r"sock_recvmsg|sock_read_iter|tcp_recvmsg|__sys_recvfrom|__sys_recvmsg"),
-    ("wait for events", r"do_epoll|epoll_wait|do_sys_poll|do_futex|futex_wait|clock_nanosleep"),
+    ("wait for events", r"do_epoll|epoll_wait|do_sys_poll|^ppoll$|do_futex|futex_wait|lock_contended|clock_nanosleep"),
     ("faults and mappings of its own", r"handle_mm_fault|exc_page_fault|do_mmap|do_munmap|munmap|zap_|unmap_"),
     ("begin and end of the process", r"do_exit|execve|exit_mm|kernel_clone"),
     ("copies and allocations", r"^__mem(move|cpy|set)|^_int_(malloc|free)|^(m|c|re)alloc$|^c?free$|unlink_chunk"),

@@ -30,6 +30,8 @@ SYSCALL = ["vmferry_pager::fault_loop::run", "entry_SYSCALL_64_after_hwframe", "
         ("memory made ready, mapped", [*SYSCALL, "vfs_fallocate", "shmem_fallocate", "shmem_get_folio"]),
         ("write to the guest's file", [*SYSCALL, "vfs_pwrite", "shmem_file_write_iter", "shmem_get_folio_gfp"]),
         ("wait for events", [*SYSCALL, "do_epoll_wait"]),
+        ("wait for events", ["[unknown]", "ppoll"]),
+        ("wait for events", ["vmferry_pager::shared::Shared::lock", "<std::sync::Mutex>::lock_contended"]),
         ("faults and mappings of its own", ["vmferry_pager::install::copy", "asm_exc_page_fault", "handle_mm_fault"]),
         ("other kernel", [*SYSCALL, "__x64_sys_getpid"]),
         ("gRPC", ["vmferry_pager::demand::run", "<tonic::codec::Streaming<T>>::message", "h2::proto::poll"]),
