@@ -74,12 +74,15 @@ impl Drop for PushedLane {
 }
 
 fn take_all(mut inflow: Inflow, shared: &Shared, mut standing: Standing, tell: impl Fn(Report)) {
+    let events = shared.lock().events().clone();
     let mut brought = false;
     loop {
         let before = shared.lock().table().counts().missing();
         let step = inflow.step(shared);
         let missing = shared.lock().table().counts().missing();
         brought |= missing < before;
+        // Of a bad page that came; behind its vCPU.
+        events.tell();
         match step {
             _ if missing == 0 => return tell(Report::Over(Step::Ended, brought)),
             Step::Nothing => standing.slept(wait(&inflow)),

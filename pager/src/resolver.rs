@@ -90,6 +90,11 @@ impl Resolver {
         &self.table
     }
 
+    /// What the daemon is told of, in the order in which it came.
+    pub fn events(&self) -> &EventLog {
+        &self.events
+    }
+
     /// The memory, if one is attached.
     pub fn memory(&self) -> Option<&Installer> {
         self.memory.as_ref()

@@ -105,6 +105,26 @@ async fn everything_arrives_in_memory_that_was_made_ready_in_huge_pages() {
     rig.end().await;
 }
 
+#[tokio::test]
+async fn a_bad_page_is_told_of_while_the_push_that_brought_it_goes_on() {
+    let plan = |page| match page {
+        5 => Answer::Poison { guest_visible: false },
+        9 => Answer::Stall,
+        _ => Answer::Data,
+    };
+    let Some(mut rig) = Rig::start(Backing::Anonymous, 16, plan).await else { return };
+    rig.connect().await.unwrap();
+    let mut events = rig.control.watch_events(proto::WatchEventsRequest { after: 0 }).await.unwrap().into_inner();
+    rig.push().await.unwrap();
+    loop {
+        let next = tokio::time::timeout(rig::PATIENCE, events.message()).await.expect("it is not told of");
+        if matches!(next.unwrap().unwrap().event, Some(Event::MemoryError(_))) {
+            break;
+        }
+    }
+    rig.end().await;
+}
+
 async fn given_back_during_the_push(backing: Backing) {
     let pages = 4096;
     let Some(mut rig) = Rig::start(backing, pages, |_| Answer::Data).await else { return };

@@ -24,8 +24,12 @@ const MOST_DATA_PAGES: u64 = 64;
 pub enum Answer {
     Data,
     Zero,
-    Poison { guest_visible: bool },
+    Poison {
+        guest_visible: bool,
+    },
     Silence,
+    /// Nothing, and a bulk lane that lacks the page is not ended.
+    Stall,
 }
 
 /// What the source holds at a page.
@@ -78,7 +82,7 @@ impl Service {
                 Answer::Data => data_frames(page, count),
                 Answer::Zero => frame(2, NO_POISON, page, count),
                 Answer::Poison { guest_visible } => frame(3, (ErrorOrigin::Read, guest_visible, 1), page, count),
-                Answer::Silence => Vec::new(),
+                Answer::Silence | Answer::Stall => Vec::new(),
             });
             page += count;
         }
@@ -124,6 +128,11 @@ impl Service {
         for range in lacking {
             assert_eq!(range.region, 0);
             stream.write_all(&self.frames(range.page, range.count)).await?;
+        }
+        let plan = *self.plan.lock().unwrap();
+        if lacking.iter().any(|range| (range.page..range.page + range.count).any(|page| plan(page) == Answer::Stall)) {
+            // Until the pager hangs up.
+            stream.read_exact(&mut [0]).await?;
         }
         stream.write_all(&frame(4, NO_POISON, 0, 0)).await?;
         stream.shutdown().await
