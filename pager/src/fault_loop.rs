@@ -25,7 +25,7 @@ use crate::collapse::collapse;
 use crate::commands::{Command, Snapshot};
 use crate::doorbell::Doorbell;
 use crate::events::EventLog;
-use crate::inflow::{Inflow, Step};
+use crate::inflow::{Inflow, STOPPED_PAUSE, Step};
 use crate::install::{Footing, Installer};
 use crate::lane::PAGE;
 use crate::lane::connect::Reached;
@@ -44,8 +44,6 @@ use crate::teller::Teller;
 use crate::tuning::Tuning;
 use crate::userfaultfd::{Event, MESSAGES_A_READ, Stop, Userfaultfd, process_started};
 
-/// Before a frame that could not be installed is tried again, where no event makes room for it.
-const STOPPED_PAUSE: Duration = Duration::from_millis(1);
 /// An answer is sure to come, a fault is not: it is worth so many times as long a spin.
 const ANSWER: u32 = 3;
 /// How often unanswered requests are looked for.

@@ -29,6 +29,9 @@ const FEW: u64 = 16;
 /// How long a frame is left to come as a whole before its bytes are taken as they come.
 const WHOLE: Duration = Duration::from_millis(2);
 
+/// Before a frame that could not be installed is tried again, where no event makes room for it.
+pub const STOPPED_PAUSE: Duration = Duration::from_millis(1);
+
 /// What a step did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::arriving::Lane;
-use crate::inflow::{Inflow, Step};
+use crate::inflow::{Inflow, STOPPED_PAUSE, Step};
 use crate::lane::{MOST_PAGES, PAGE};
 use crate::priority;
 use crate::rest::{REST, Rests};
@@ -20,8 +20,6 @@ use crate::userfaultfd::Stop;
 const FRAMES_A_WAKE: u64 = 2;
 /// How long less than that may lie unread.
 const LOOK: Duration = Duration::from_millis(5);
-/// Before a frame that could not be installed is tried again.
-const STOPPED_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a lane has to say.
 #[derive(Debug, PartialEq, Eq)]

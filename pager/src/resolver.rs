@@ -1,5 +1,5 @@
-//! What a fault, an arrived run, a REMOVE and a known error do: synchronous, no network. Behind
-//! a lock ([`crate::shared::Shared`]).
+//! What a fault, an arrived run, a REMOVE and a known error do: synchronous, no network. It is
+//! behind a lock ([`crate::shared::Shared`]).
 //!
 //! A page that is resolved as poison is reported first (frame to the VMM), then marked, which wakes the vCPU; then whoever
 //! else is to know of it is woken. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.

@@ -13,6 +13,7 @@ const WORK: Duration = Duration::from_micros(500);
 const WORK_BESIDE_A_QUIET_GUEST: Duration = Duration::from_millis(2);
 /// A guest that has not faulted for so long is quiet.
 const QUIET: Duration = Duration::from_millis(20);
+
 /// What a lane has done since it rested.
 #[derive(Debug, Default)]
 pub struct Rests {
