@@ -31,6 +31,13 @@ impl FileReader {
         Self { fd, offset, pages: region.size / PAGE, pagemap, window }
     }
 
+    /// See [`super::GuestMemory::map_ahead`].
+    pub fn map_ahead(&self, go_on: &impl Fn() -> bool) {
+        if let Some(window) = &self.window {
+            window.map_ahead(go_on);
+        }
+    }
+
     /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
     /// `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<Place, ReadError> {

@@ -159,6 +159,16 @@ impl GuestMemory {
         Ok(Self { regions: readers.collect::<Result<_, _>>()? })
     }
 
+    /// Makes ready what later reads would have to do one by one, as long as it is told to go on. The VM may run meanwhile;
+    /// reads may go on beside it.
+    pub fn map_ahead(&self, go_on: impl Fn() -> bool) {
+        for region in &self.regions {
+            if let Origin::File(file) = region {
+                file.map_ahead(&go_on);
+            }
+        }
+    }
+
     /// Reads pages of a region from `page` on, as many as have their bytes in one place: at least one, at most `count`, for
     /// which `buffer` has room. `runs` tells what each page is; the bytes of those that have any are where the answer says.
     /// The caller has checked the range against the layout.

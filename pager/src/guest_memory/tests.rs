@@ -252,6 +252,31 @@ fn what_is_around_a_bad_page_is_shown() {
 }
 
 #[test]
+fn what_is_mapped_ahead_is_what_the_file_has() {
+    const PAGES: u64 = 2048;
+    let file = memfd();
+    file.set_len(PAGES * PAGE as u64).unwrap();
+    file.write_all_at(&vec![9; 1024 * PAGE], 512 * PAGE as u64).unwrap();
+    file.write_all_at(&[9; PAGE], 0).unwrap();
+    let window = Window::new(&file.try_clone().unwrap().into(), 0, PAGES * PAGE as u64).unwrap();
+    let at = Hva(window.show(0, 1, &mut Runs::default()).unwrap() as u64);
+    let pagemap = Pagemap::open(std::process::id(), at, PAGE as u64).unwrap();
+    let mapped = |from, count| (from..from + count).filter(|page| pagemap.first_mapped(*page, 1).unwrap().is_some());
+    window.map_ahead(&|| false);
+    assert_eq!(mapped(512, 1024).count(), 0, "told to stop");
+    let steps = std::cell::Cell::new(0);
+    window.map_ahead(&|| steps.replace(steps.get() + 1) < 2);
+    // A fault maps up to 15 neighbours as well.
+    assert_eq!((mapped(512, 512).count(), mapped(1040, 496).count()), (512, 0), "told to stop later");
+    window.map_ahead(&|| true);
+    assert_eq!((mapped(512, 1024).count(), mapped(1536, 512).count()), (1024, 0));
+    assert_eq!(std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()), 1025 * 8, "no hole is filled");
+    let mut runs = Runs::default();
+    window.show(1500, 64, &mut runs).unwrap();
+    assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(36)]);
+}
+
+#[test]
 fn pages_beyond_the_end_of_a_file_are_not_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();

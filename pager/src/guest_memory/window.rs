@@ -4,20 +4,27 @@
 //! survives; the copy of a `pread` it does not (docs/kernel-facts.md). So every page that can be is shown, be it one.
 //!
 //! Nothing is allocated by looking: only pages that are in the file are mapped, which mincore(2) tells. What cannot be
-//! shown for any reason is left to `pread`, which tells holes, poison and errors apart.
+//! shown for any reason is left to `pread`, which tells holes, poison and errors apart. To map a page at the first look at it
+//! costs more than all else about it, so that is done ahead.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::guarded::{self, Look};
 use super::{FEW, Found, Runs};
 use crate::lane::{MOST_PAGES, PAGE};
+
+/// Pages that are mapped ahead at once: what has to wait for a mapping to change waits for no more.
+const AHEAD: usize = 512;
 
 /// Pages of a file, read-only.
 #[derive(Debug)]
 pub(super) struct Window {
     at: *mut u8,
     bytes: usize,
+    /// So many pages, from the first on, are mapped where they could be.
+    ahead: AtomicU64,
 }
 
 // SAFETY: the mapping belongs to the whole process, and nothing is ever written through it.
@@ -38,7 +45,39 @@ impl Window {
         }
         // A core dump shall not hold the guest's memory. SAFETY: the mapping is ours.
         unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
-        Ok(Self { at: at.cast(), bytes })
+        Ok(Self { at: at.cast(), bytes, ahead: AtomicU64::new(0) })
+    }
+
+    /// Maps the pages that are in the file, as long as it is told to go on.
+    pub fn map_ahead(&self, go_on: &impl Fn() -> bool) {
+        let mut resident = [0u8; AHEAD];
+        let mut offset = 0;
+        while offset < self.bytes && go_on() {
+            let resident = &mut resident[..(self.bytes / PAGE as usize - offset / PAGE as usize).min(AHEAD)];
+            self.look_up(offset, resident);
+            for run in resident.chunk_by(|a, b| a == b) {
+                if run[0] & 1 == 1 {
+                    self.map(offset, run.len());
+                }
+                offset += run.len() * PAGE as usize;
+            }
+            self.ahead.store(offset as u64 / PAGE, Ordering::Relaxed);
+        }
+    }
+
+    /// Which pages from a byte of the mapping on are in the file: the lowest bit of each; no others are set (mincore(2)).
+    fn look_up(&self, offset: usize, resident: &mut [u8]) {
+        let bytes = resident.len() * PAGE as usize;
+        // SAFETY: the range is in the mapping, and the vector has a byte for each of its pages.
+        if unsafe { libc::mincore(self.at.add(offset).cast(), bytes, resident.as_mut_ptr()) } != 0 {
+            resident.fill(0);
+        }
+    }
+
+    /// Maps pages, as far as it goes: what is not mapped is when it is looked at.
+    fn map(&self, offset: usize, pages: usize) {
+        // SAFETY: pages of the mapping, for reading.
+        unsafe { libc::madvise(self.at.add(offset).cast(), pages * PAGE as usize, libc::MADV_POPULATE_READ) };
     }
 
     /// Tells in `runs` what pages from `page` on hold, at most `count`, as many as can be shown, and returns where they are,
@@ -53,20 +92,18 @@ impl Window {
         }
         let mut resident = [0u8; MOST_PAGES as usize];
         let resident = &mut resident[..count as usize];
-        // SAFETY: the range is in the mapping, and the vector has a byte for each of its pages.
-        let (at, told) = unsafe {
-            let at = self.at.add(offset);
-            (at, libc::mincore(at.cast(), bytes, resident.as_mut_ptr()))
-        };
-        let absent = resident.iter().take_while(|page| told != 0 || **page & 1 == 0).count();
+        self.look_up(offset, resident);
+        let absent = resident.iter().take_while(|page| **page & 1 == 0).count();
         if absent > 0 {
             return Err(absent as u64);
         }
         let there = resident.iter().take_while(|page| **page & 1 == 1).count();
-        if there as u64 > FEW {
-            // Only sooner than one by one, by the look at each. SAFETY: pages of the mapping, for reading.
-            unsafe { libc::madvise(at.cast(), there * PAGE as usize, libc::MADV_POPULATE_READ) };
+        // Few are mapped one by one, by the look at each, as soon.
+        if there as u64 > FEW && page + there as u64 > self.ahead.load(Ordering::Relaxed) {
+            self.map(offset, there);
         }
+        // SAFETY: in the mapping.
+        let at = unsafe { self.at.add(offset) };
         for shown in 0..there {
             // SAFETY: a page of the mapping; `prepare` was called when it was made.
             runs.push(match unsafe { guarded::look(at.add(shown * PAGE as usize)) } {

@@ -28,6 +28,7 @@ use crate::arriving::{Pages, PoisonNote};
 use crate::attached::AttachedMemory;
 use crate::guest_memory::{GuestMemory, ReadError};
 use crate::lane::PAGE;
+use crate::priority;
 use crate::proto::{self, ErrorOrigin};
 use crate::region_map::{Gpa, Layout, PageId};
 use crate::tuning::Tuning;
@@ -133,13 +134,25 @@ impl SourceServer {
         &self.0.token
     }
 
-    /// Takes the VMM's memory; replaces what was attached before.
+    /// Takes the VMM's memory; replaces what was attached before. It is mapped ahead from now on, by a thread of its own.
     ///
     /// # Errors
     /// [`SourceError::Memory`] if it cannot be read.
     pub fn attach(&self, memory: AttachedMemory) -> Result<(), SourceError> {
         let memory = Arc::new(GuestMemory::new(memory)?);
+        let (ahead, lane_cpus) = (Arc::downgrade(&memory), self.0.tuning.lane_cpus.clone());
         *lock(&self.0.memory) = Some(memory);
+        let map_ahead = move || {
+            priority::bulk();
+            lane_cpus.pin();
+            if let Some(memory) = ahead.upgrade() {
+                // Until nobody else has it.
+                memory.map_ahead(|| Arc::strong_count(&memory) > 1);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("map-ahead".into()).spawn(map_ahead) {
+            tracing::info!(%error, "pager.not_mapped_ahead");
+        }
         Ok(())
     }
 
