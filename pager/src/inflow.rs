@@ -1,9 +1,9 @@
 //! What comes on a lane, taken in small steps: a frame's header, its bytes, its installation. None of them waits for the lane,
 //! and the pages are locked for as long as a few are dealt with.
 //!
-//! The bytes of a frame and the header of the next are received by one call, an answer on the urgent lane with its own header
-//! as well: in place, where that can be done and all of the frame has come; otherwise into a buffer, always the same, which
-//! stays in the processor's cache. In the buffer are also pages of a frame that are not wanted, and a frame that cannot be
+//! The bytes of a frame and the header of the next are received by one call: in place, where that can be done and all of the
+//! frame has come; otherwise into a buffer, always the same, which stays in the processor's cache, an answer on the urgent lane
+//! with its own header as well. In the buffer are also pages of a frame that are not wanted, and a frame that cannot be
 //! installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. What was received in
 //! place and cannot be installed is absent again, and comes again. Nothing of a frame is claimed before all of it is here: a
 //! lane that breaks in the middle leaves nothing behind.
@@ -26,7 +26,7 @@ const MOST_TOLD: u64 = 4096;
 /// Pages that are installed at once: a vCPU may wait for its turn.
 const FEW: u64 = 16;
 
-/// How long a frame is left to come as a whole before its bytes are taken as they come.
+/// How long a pushed frame is left to come as a whole before its bytes are taken as they come.
 const WHOLE: Duration = Duration::from_millis(2);
 
 /// Before a frame that could not be installed is tried again, where no event makes room for it.
@@ -83,7 +83,9 @@ pub struct Inflow {
     places: Places,
     /// When a frame to be received in place was first found to be there in part.
     part_since: Option<Instant>,
-    /// The last frame with bytes was received in place.
+    /// The last frame with bytes could be received in place, as far as its pages go.
+    lands: bool,
+    /// It was.
     in_place: bool,
 }
 
@@ -107,6 +109,7 @@ impl Inflow {
             contents,
             places: Places::default(),
             part_since: None,
+            lands: true,
             in_place: false,
         }
     }
@@ -119,6 +122,11 @@ impl Inflow {
     /// Whether the last frame with bytes was received where its pages belong.
     pub fn is_in_place(&self) -> bool {
         self.in_place
+    }
+
+    /// Whether the next step need not wait for the lane, as far as is known without asking it.
+    pub fn has_more(&self) -> bool {
+        self.ahead > 0 || !matches!(self.frame, Frame::None)
     }
 
     /// Takes what is there, at most a frame.
@@ -174,10 +182,14 @@ impl Inflow {
     }
 
     fn take_data(&mut self, shared: &Shared, pages: Pages, received: usize, mut dealt: u64) -> Step {
-        if received == 0
-            && let Some(step) = self.take_in_place(shared, pages)
-        {
-            return step;
+        if received == 0 {
+            self.lands = pages.count <= MOST_PAGES && shared.lock().lands(pages);
+            if self.lands
+                && self.ahead == 0
+                && let Some(step) = self.take_in_place(shared, pages)
+            {
+                return step;
+            }
         }
         let bytes = (pages.count * PAGE) as usize;
         let mut received = received + std::mem::take(&mut self.ahead);
@@ -212,14 +224,13 @@ impl Inflow {
         Step::Some
     }
 
-    /// Receives a pushed frame where its pages belong, and installs it. `None`: it is to be received into the buffer.
+    /// Receives a frame where its pages belong, and installs it. `None`: it is to be received into the buffer.
     fn take_in_place(&mut self, shared: &Shared, pages: Pages) -> Option<Step> {
-        if self.lane != Lane::Push || pages.count > MOST_PAGES || !shared.lock().lands(pages) {
-            return None;
-        }
         let bytes = (pages.count * PAGE) as usize;
         if self.queued() < bytes {
-            if self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE {
+            let since = *self.part_since.get_or_insert_with(Instant::now);
+            // Of an answer the bytes are taken as they come: somebody waits for it.
+            if self.lane == Lane::Push && since.elapsed() < WHOLE {
                 self.frame = Frame::Data(pages, 0, 0);
                 return Some(Step::Nothing);
             }
@@ -228,7 +239,7 @@ impl Inflow {
         }
         self.part_since = None;
         let _on_its_way = shared.on_its_way();
-        let mut claim = shared.lock().claim(pages, &mut self.contents, &mut self.places)?;
+        let mut claim = shared.lock().claim(pages, self.lane, &mut self.contents, &mut self.places)?;
         let received = self.receive();
         let step = match received {
             Ok(n) if n >= bytes => {
@@ -267,7 +278,8 @@ impl Inflow {
         usize::try_from(bytes).ok().filter(|_| told == 0).unwrap_or(0)
     }
 
-    /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it.
+    /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it where that is to be
+    /// copied.
     fn receive_header(&mut self) -> Result<(), Step> {
         let kept = self.ahead.min(HEADER_BYTES - self.have);
         self.header[self.have..][..kept].copy_from_slice(&self.contents[..kept]);
@@ -277,7 +289,7 @@ impl Inflow {
         let missing = HEADER_BYTES - self.have;
         if missing > 0 {
             self.places.only(&mut self.header[self.have..]);
-            if self.lane == Lane::Demand {
+            if self.lane == Lane::Demand && !self.lands {
                 self.places.then(self.contents.as_mut_ptr(), PAGE as usize);
             }
             let received = self.receive_all()?;

@@ -32,6 +32,7 @@ pub struct Claim {
     first: PageIndex,
     /// Bit `n`: the `n`-th page from there on is claimed, and not installed yet.
     wanted: u64,
+    arrival: Arrival,
     /// Stays mapped meanwhile.
     _landing: Arc<Landing>,
 }
@@ -197,13 +198,14 @@ impl Installer {
         &self,
         table: &mut PageTable,
         pages: Pages,
+        lane: Lane,
         elsewhere: &mut [u8],
         places: &mut Places,
     ) -> Option<Claim> {
         let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
         let at = landing.at(pages.page, pages.count)?;
         let first = self.region(pages.region)?.page_of_piece(pages.page).0;
-        let mut claim = Claim { first, wanted: 0, _landing: landing.clone() };
+        let mut claim = Claim { first, wanted: 0, arrival: lane.arrival(), _landing: landing.clone() };
         places.clear();
         for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE as usize).take(pages.count as usize).enumerate() {
             let wanted = table.claim_for_install(PageIndex(first.0 + n as u64));
@@ -230,7 +232,7 @@ impl Installer {
             claim.done(from, next);
             return installed;
         }
-        let (reached, stop) = self.install(table, from, end, Arrival::Push, |uffd, hva, size, _| uffd.map(hva, size));
+        let (reached, stop) = self.install(table, from, end, claim.arrival, |uffd, hva, size, _| uffd.map(hva, size));
         claim.done(from, reached);
         if reached > from {
             installed.runs.push((from, reached));

@@ -130,8 +130,8 @@ impl Resolver {
     }
 
     /// Claims pages of a frame that can be received in place: see [`Installer::claim`].
-    pub fn claim(&mut self, pages: Pages, elsewhere: &mut [u8], places: &mut Places) -> Option<Claim> {
-        self.memory.as_ref()?.claim(&mut self.table, pages, elsewhere, places)
+    pub fn claim(&mut self, pages: Pages, lane: Lane, elsewhere: &mut [u8], places: &mut Places) -> Option<Claim> {
+        self.memory.as_ref()?.claim(&mut self.table, pages, lane, elsewhere, places)
     }
 
     /// Claimed pages were received: installs at most `most` of them. After a stop the rest is to be given back.

@@ -57,19 +57,24 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::arriving::Pages;
+    use crate::arriving::{Lane, Pages};
     use crate::attached::AttachedFile;
     use crate::events::EventLog;
+    use crate::inflow::{Inflow, Step};
     use crate::install::{Claim, Footing, Installer};
     use crate::landing::{Landing, Places};
     use crate::lane::PAGE;
+    use crate::lane::frame::{Header, Kind};
+    use crate::page_table::PageState::{Absent, PresentDemand};
     use crate::page_table::{PageState, PageTable};
     use crate::placement::{Numbering, PageIndex, Placement};
     use crate::proto::MemoryError;
@@ -126,7 +131,7 @@ mod tests {
 
         fn claim(&mut self, page: u64, count: u64) -> Claim {
             let pages = Pages { region: 0, page, count };
-            self.shared.lock().claim(pages, &mut self.elsewhere, &mut self.places).unwrap()
+            self.shared.lock().claim(pages, Lane::Push, &mut self.elsewhere, &mut self.places).unwrap()
         }
 
         /// As if so many pages had been received, full of these bytes.
@@ -222,6 +227,60 @@ mod tests {
         guest.receive(8);
         guest.install(claim);
         assert_eq!((guest.byte(2), guest.byte(3), guest.byte(7)), (Some(9), Some(8), Some(8)));
+    }
+
+    /// The two ends of a lane.
+    fn lane(lane: Lane) -> (TcpStream, Inflow) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let source = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        source.set_nodelay(true).unwrap();
+        (source, Inflow::new(listener.accept().unwrap().0, lane))
+    }
+
+    /// A frame of one page, full of its number.
+    fn frame(page: u64) -> Vec<u8> {
+        let header = Header { kind: Kind::Data, region: 0, page, count: 1 };
+        [header.encode().as_slice(), &[page as u8; PAGE as usize]].concat()
+    }
+
+    /// Takes what comes until there is something.
+    fn take(inflow: &mut Inflow, shared: &Shared) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while inflow.step(shared) == Step::Nothing {
+            assert!(Instant::now() < until, "nothing comes");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_received_where_its_page_belongs() {
+        let Some(guest) = Guest::new() else { return };
+        let (mut source, mut inflow) = lane(Lane::Demand);
+        for page in [5, 2] {
+            source.write_all(&frame(page)).unwrap();
+            take(&mut inflow, &guest.shared);
+            assert_eq!((guest.byte(page), inflow.is_in_place(), inflow.has_more()), (Some(page as u8), true, false));
+        }
+        assert_eq!(guest.states()[2..6], [PresentDemand, Absent, Absent, PresentDemand]);
+    }
+
+    #[test]
+    fn an_answer_that_comes_in_parts_is_installed_when_it_is_whole() {
+        let Some(guest) = Guest::new() else { return };
+        let (mut source, mut inflow) = lane(Lane::Demand);
+        let whole = frame(3);
+        for part in [&whole[..10], &whole[10..24], &whole[24..2000]] {
+            source.write_all(part).unwrap();
+            while inflow.step(&guest.shared) != Step::Nothing {}
+            assert_eq!(guest.states(), [Absent; PAGES as usize]);
+        }
+        source.write_all(&whole[2000..]).unwrap();
+        while guest.states()[3] == Absent {
+            take(&mut inflow, &guest.shared);
+        }
+        assert_eq!((guest.byte(3), inflow.is_in_place()), (Some(3), false));
+        source.write_all(&frame(4)).unwrap();
+        take(&mut inflow, &guest.shared);
+        assert_eq!((guest.byte(4), inflow.is_in_place()), (Some(4), true));
     }
 
     #[test]
