@@ -7,7 +7,7 @@
 //! Order of attention: the urgent lane, uffd events, commands. What is pushed comes by threads of its own
 //! ([`crate::pushed_lane`]). Behind whatever it did the thread gives way to whoever waits for its core; where nothing was there
 //! it spins for a moment, giving way too, then sleeps in poll(2). While there is a push it runs before all others, so it does
-//! neither. When the urgent lane is lost what was asked for is absent again; faults go on being read, and wait until lanes are
+//! neither, and looks only where poll(2) says that there is something. When the urgent lane is lost what was asked for is absent again; faults go on being read, and wait until lanes are
 //! connected anew.
 
 use std::io::Write;
@@ -61,8 +61,10 @@ pub struct FaultLoop {
     link_reason: String,
     source: Option<Reached>,
     urgent: Option<Inflow>,
-    /// It had something, and may have more.
+    /// It may have something.
     urgent_has: bool,
+    /// One of them may have something.
+    uffds_have: bool,
     bulk: Bulk,
     tuning: Tuning,
     /// For what has been asked for.
@@ -112,6 +114,7 @@ impl FaultLoop {
             for_fault: Spin::new(tuning.spin),
             tuning,
             urgent_has: false,
+            uffds_have: true,
             in_push: false,
             first: false,
             check: Instant::now(),
@@ -127,9 +130,12 @@ impl FaultLoop {
     pub fn run(mut self) {
         loop {
             self.stopped = false;
-            let mut busy = self.take_urgent();
-            if self.drain_uffds() {
-                busy = true;
+            let answered = self.take_urgent();
+            if answered {
+                self.give_way();
+            }
+            let mut busy = self.drain_uffds();
+            if busy {
                 self.shared.note_fault();
             }
             loop {
@@ -153,18 +159,36 @@ impl FaultLoop {
             self.take_place();
             self.look_at_clock();
             self.events.tell();
-            if busy {
+            if answered || busy {
                 self.for_answer.found();
                 self.for_fault.found();
-                if !self.first {
-                    // What was asked for may have to be read on this core, and a vCPU that was woken may wait for it.
-                    priority::give_way();
+                if busy {
+                    self.give_way();
+                }
+                if !self.first || self.urgent_has {
+                    self.look_everywhere();
+                    continue;
                 }
             } else if self.looks_again() {
-                priority::give_way();
-            } else {
-                self.sleep();
+                self.give_way();
+                self.look_everywhere();
+                continue;
             }
+            self.sleep();
+        }
+    }
+
+    /// Next, without having slept. An answer is looked for where one is due; that a lane ends, or says why it cannot go on, is
+    /// found by the next sleep.
+    fn look_everywhere(&mut self) {
+        self.uffds_have = true;
+        self.urgent_has |= self.awaits_answer();
+    }
+
+    /// What was asked for may have to be read on this core, and a vCPU that was woken may wait for it.
+    fn give_way(&self) {
+        if !self.first {
+            priority::give_way();
         }
     }
 
@@ -199,17 +223,16 @@ impl FaultLoop {
                 self.bulk.due_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
             }
         };
-        let listens = !self.stopped && !self.uffds.is_empty();
-        let lanes = self.urgent.iter().filter(|_| listens);
-        self.urgent_has |= self.wait(lanes, timeout);
+        self.wait(timeout);
     }
 
-    /// Until the VMM, a command or one of these lanes has something, or the time is over. Whether a lane has.
-    fn wait<'a>(&self, lanes: impl Iterator<Item = &'a Inflow>, timeout: Duration) -> bool {
+    /// Until the VMM, a command or the urgent lane has something, or the time is over.
+    fn wait(&mut self, timeout: Duration) {
+        let listens = !self.stopped && !self.uffds.is_empty();
         let wait = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut all = vec![wait(self.doorbell.as_raw_fd())];
         all.extend(self.uffds.iter().map(|uffd| wait(uffd.as_raw_fd())));
-        all.extend(lanes.map(|lane| wait(lane.as_raw_fd())));
+        all.extend(self.urgent.iter().filter(|_| listens).map(|lane| wait(lane.as_raw_fd())));
         let spec = libc::timespec {
             tv_sec: timeout.as_secs().min(3600) as libc::time_t,
             tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),
@@ -219,7 +242,9 @@ impl FaultLoop {
         if all[0].revents != 0 {
             self.doorbell.answer();
         }
-        all[1 + self.uffds.len()..].iter().any(|lane| lane.revents != 0)
+        let (uffds, lane) = all[1..].split_at(self.uffds.len());
+        self.uffds_have = uffds.iter().any(|uffd| uffd.revents != 0);
+        self.urgent_has |= lane.iter().any(|lane| lane.revents != 0);
     }
 
     fn look_at_clock(&mut self) {
@@ -389,6 +414,7 @@ impl FaultLoop {
     /// What was asked for, or has come in part, is absent again.
     fn drop_lanes(&mut self) {
         self.urgent = None;
+        self.urgent_has = false;
         self.bulk.close();
         self.shared.lock().release_requests();
     }
@@ -421,15 +447,17 @@ impl FaultLoop {
         unasked.into_iter().for_each(|page| self.ask(page));
     }
 
-    /// Whether anything was there. It is not looked for where nothing can be: no answer is due, and a lane that ends or says
-    /// why it cannot go on is found by the next sleep.
+    /// Whether anything was there.
     fn take_urgent(&mut self) -> bool {
-        if !(self.urgent_has || self.awaits_answer()) {
+        let Some(lane) = self.urgent.as_mut().filter(|_| self.urgent_has && !self.uffds.is_empty()) else {
             return false;
-        }
-        let Some(lane) = self.urgent.as_mut().filter(|_| !self.uffds.is_empty()) else { return false };
+        };
         let step = lane.step(&self.shared);
-        self.urgent_has = step != Step::Nothing;
+        self.urgent_has = match step {
+            Step::Nothing => false,
+            Step::Some => lane.has_more(),
+            _ => true,
+        };
         match step {
             Step::Nothing => false,
             Step::Some => true,
@@ -509,6 +537,9 @@ impl FaultLoop {
 
     /// Whether there was any.
     fn drain_uffds(&mut self) -> bool {
+        if !std::mem::take(&mut self.uffds_have) {
+            return false;
+        }
         let mut any = false;
         for number in 0..self.uffds.len() {
             any |= self.drain_uffd(number);
