@@ -156,6 +156,8 @@ async def pagers(backing: str, ends: Ends = ANYWHERE, memory_mib: int = MEMORY_M
         touch = ("touch", str(root / "d" / "memory.sock"), "--features", features, "--backing", backing)
         vmm = await SmallVmm.start("--cpus", ends.destination, *touch, memory_mib=memory_mib)
         stack.push_async_callback(vmm.end)
+        held = (await source.ListHeld(pager_pb2.ListHeldRequest())).held
+        await destination.Preallocate(pager_pb2.PreallocateRequest(held=held))
         await destination.ConnectLanes(
             pager_pb2.ConnectLanesRequest(lane_address=serving.lane_address, token=TOKEN, demand_timeout_s=PATIENCE_S)
         )
