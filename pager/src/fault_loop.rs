@@ -6,8 +6,8 @@
 //!
 //! Order of attention: the urgent lane, uffd events, commands. What is pushed comes by threads of its own
 //! ([`crate::pushed_lane`]). Behind whatever it did the thread gives way to whoever waits for its core; where nothing was there
-//! it spins for a moment, giving way too, then sleeps in poll(2). While there is a push it runs before all others, so it does
-//! neither, and looks only where poll(2) says that there is something. When the urgent lane is lost what was asked for is absent again; faults go on being read, and wait until lanes are
+//! it spins for a moment, giving way too, then sleeps in poll(2). While there is a heavy push it runs before all others, so it
+//! does neither, and looks only where poll(2) says that there is something. When the urgent lane is lost what was asked for is absent again; faults go on being read, and wait until lanes are
 //! connected anew.
 
 use std::io::Write;
@@ -43,6 +43,7 @@ use crate::spin::Spin;
 use crate::teller::Teller;
 use crate::tuning::Tuning;
 use crate::userfaultfd::{Event, MESSAGES_A_READ, Stop, Userfaultfd, process_started};
+use crate::weight::Weight;
 
 /// An answer is sure to come, a fault is not: it is worth so many times as long a spin.
 const ANSWER: u32 = 3;
@@ -71,8 +72,10 @@ pub struct FaultLoop {
     for_answer: Spin,
     /// For a fault, while nothing has been asked for.
     for_fault: Spin,
-    /// There are bulk lanes.
-    in_push: bool,
+    /// Of the push, while there is one.
+    weight: Option<Weight>,
+    /// There is a push, and it is heavy.
+    heavy: bool,
     /// Nobody puts this thread aside.
     first: bool,
     /// When unanswered requests are looked for next.
@@ -115,7 +118,8 @@ impl FaultLoop {
             tuning,
             urgent_has: false,
             uffds_have: true,
-            in_push: false,
+            weight: None,
+            heavy: false,
             first: false,
             check: Instant::now(),
             stopped: false,
@@ -202,14 +206,21 @@ impl FaultLoop {
         !self.first && spin.again(Instant::now())
     }
 
-    /// Before all others while there is a push to take, and only then.
+    /// Before all others while there is a heavy push, and only then.
     fn take_place(&mut self) {
-        let in_push = self.bulk.is_open();
-        if in_push != self.in_push {
-            self.in_push = in_push;
-            self.first = in_push && self.tuning.enter_push();
-            if !in_push {
-                self.tuning.leave_push();
+        let heavy = self.bulk.is_open() && {
+            let (now, worked) = (Instant::now(), self.shared.worked());
+            self.weight.get_or_insert_with(|| Weight::new(now, worked)).is_heavy(now, worked)
+        };
+        if !self.bulk.is_open() {
+            self.weight = None;
+        }
+        if heavy != self.heavy {
+            self.heavy = heavy;
+            self.shared.set_heavy(heavy);
+            self.first = heavy && self.tuning.enter_heavy_push();
+            if !heavy {
+                self.tuning.leave_heavy_push();
             }
         }
     }

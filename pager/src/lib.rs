@@ -39,6 +39,7 @@ pub mod spin;
 pub mod teller;
 pub mod tuning;
 pub mod userfaultfd;
+pub mod weight;
 
 /// Generated from `proto/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

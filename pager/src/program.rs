@@ -45,7 +45,7 @@ pub struct Arguments {
     /// for an answer. 0: it sleeps at once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
     spin_us: u64,
-    /// Whether a destination's threads are real-time while there is a push: that of faults, and those of lanes that are
+    /// Whether a destination's threads are real-time while there is a heavy push: that of faults, and those of lanes that are
     /// received in place (needs CAP_SYS_NICE).
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     real_time: bool,

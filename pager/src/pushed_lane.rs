@@ -127,54 +127,67 @@ enum Stand {
 }
 
 /// A lane that is received in place mostly waits for the source, so it may go before all others; one whose pages have to be
-/// copied would keep them from its core without end.
+/// copied would keep them from its core without end. Where the push is light nobody is in its way.
 #[derive(Debug)]
 struct Standing {
-    may_be_first: bool,
-    in_place: bool,
+    real_time: bool,
+    /// Whether it may go before others, and is received in place, by which it stands as it does.
+    why: (bool, bool),
     stand: Stand,
     rests: Rests,
     shared: Arc<Shared>,
     faults: u64,
+    /// Until when its work is accounted for.
+    accounted: Instant,
 }
 
 impl Standing {
-    fn new(may_be_first: bool, shared: Arc<Shared>) -> Self {
-        let faults = shared.faults();
-        let stand = Self::take(may_be_first, false);
-        Self { may_be_first, in_place: false, stand, rests: Rests::default(), shared, faults }
+    fn new(real_time: bool, shared: Arc<Shared>) -> Self {
+        let (faults, accounted) = (shared.faults(), Instant::now());
+        let why = (real_time && shared.is_heavy(), false);
+        Self { real_time, why, stand: Self::take(why), rests: Rests::default(), shared, faults, accounted }
     }
 
-    fn take(may_be_first: bool, in_place: bool) -> Stand {
-        if may_be_first && in_place && priority::at_once() {
+    fn take((ahead, in_place): (bool, bool)) -> Stand {
+        if ahead && in_place && priority::at_once() {
             return Stand::First;
         }
-        if may_be_first && priority::urgent() {
+        if ahead && priority::urgent() {
             return Stand::Favoured;
         }
         priority::bulk();
         Stand::Fair
     }
 
+    /// Until now, of which it slept so long.
     fn slept(&mut self, time: Duration) {
         self.rests.slept(time);
+        self.account(Instant::now(), time);
+    }
+
+    fn account(&mut self, now: Instant, slept: Duration) {
+        self.shared.note_work(now.saturating_duration_since(self.accounted).saturating_sub(slept));
+        self.accounted = now;
     }
 
     /// After a frame.
     fn leave_others_their_share(&mut self, in_place: bool) {
-        if in_place != self.in_place {
-            self.in_place = in_place;
-            self.stand = Self::take(self.may_be_first, in_place);
+        let now = Instant::now();
+        self.account(now, Duration::ZERO);
+        let why = (self.real_time && self.shared.is_heavy(), in_place);
+        if why != self.why {
+            (self.why, self.stand) = (why, Self::take(why));
         }
         match self.stand {
             Stand::First => {
-                let (now, faults) = (Instant::now(), self.shared.faults());
+                let faults = self.shared.faults();
                 if faults != self.faults {
                     self.faults = faults;
                     self.rests.fault(now);
                 }
                 if self.rests.after_frame(now) {
                     std::thread::sleep(REST);
+                    self.accounted = Instant::now();
                 }
             }
             Stand::Favoured => {}

@@ -9,8 +9,9 @@
 //! (INSTALLING), so nobody else asks for them or installs them. Only the guest can give them back; that waits until no frame
 //! is on its way, or a page given back would be filled after all.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use crate::resolver::Resolver;
 
@@ -20,12 +21,21 @@ pub struct Shared {
     resolver: Mutex<Resolver>,
     landing: RwLock<()>,
     faults: AtomicU64,
+    /// Nanoseconds.
+    worked: AtomicU64,
+    heavy: AtomicBool,
 }
 
 impl Shared {
     /// Of this resolver.
     pub fn new(resolver: Resolver) -> Self {
-        Self { resolver: Mutex::new(resolver), landing: RwLock::new(()), faults: AtomicU64::new(0) }
+        Self {
+            resolver: Mutex::new(resolver),
+            landing: RwLock::new(()),
+            faults: AtomicU64::new(0),
+            worked: AtomicU64::new(0),
+            heavy: AtomicBool::new(true),
+        }
     }
 
     /// To be held for a moment only: a vCPU may wait for it.
@@ -53,6 +63,26 @@ impl Shared {
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }
+
+    /// A lane of the push has worked for so long.
+    pub fn note_work(&self, time: Duration) {
+        self.worked.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// How long lanes of the push have worked, all together.
+    pub fn worked(&self) -> Duration {
+        Duration::from_nanos(self.worked.load(Ordering::Relaxed))
+    }
+
+    /// What the page path thinks of the push ([`crate::weight`]).
+    pub fn set_heavy(&self, heavy: bool) {
+        self.heavy.store(heavy, Ordering::Relaxed);
+    }
+
+    /// Whether the push is heavy.
+    pub fn is_heavy(&self) -> bool {
+        self.heavy.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]
@@ -62,8 +92,7 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
     use crate::arriving::{Lane, Pages};

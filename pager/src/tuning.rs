@@ -16,8 +16,8 @@ pub struct Tuning {
     pub page_path_cpus: CpuList,
     /// Of the threads of a source's lanes, and of a destination's bulk lanes.
     pub lane_cpus: CpuList,
-    /// The page path, and a lane that is received in place, run as soon as they wake while there is a push, where the process
-    /// may have that.
+    /// The page path, and a lane that is received in place, run as soon as they wake while there is a heavy push, where the
+    /// process may have that.
     pub real_time: bool,
     /// Memory of a destination that is made ready is made of huge pages where they cost no more.
     pub huge_pages: bool,
@@ -32,13 +32,13 @@ impl Tuning {
         self.page_path_cpus.pin();
     }
 
-    /// There is a push beside the page path from now on. Whether nobody puts it aside: it must not spin then.
-    pub fn enter_push(&self) -> bool {
+    /// There is a heavy push beside the page path from now on. Whether nobody puts it aside: it must not spin then.
+    pub fn enter_heavy_push(&self) -> bool {
         self.real_time && priority::at_once()
     }
 
-    /// The opposite of [`Self::enter_push`].
-    pub fn leave_push(&self) {
+    /// The opposite of [`Self::enter_heavy_push`].
+    pub fn leave_heavy_push(&self) {
         priority::urgent();
     }
 

@@ -50,7 +50,7 @@ class Pager:
     spin_us: int
     """How long the page path looks for its next fault before it sleeps, microseconds; 0: not at all."""
     real_time: bool
-    """Whether the thread that resolves faults is real-time while there is a push: it runs as soon as it wakes."""
+    """Whether the thread that resolves faults is real-time while there is a heavy push: it runs as soon as it wakes."""
     huge_pages: bool
     """Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones."""
     congestion_control: str

@@ -75,8 +75,8 @@ class PagerDeadlines:
 class PagerTuning:
     """How a pager process is tuned: where its threads run (CPU lists as in cpuset(7), "2-3,7"), how long they spin
     before they sleep, microseconds, whether the one that resolves faults is real-time while there is a
-    push, whether a destination's memory may be made of huge pages, and the TCP congestion control of the
-    lanes. None: the program's own."""
+    heavy push, whether a destination's memory may be made of huge pages, and the TCP congestion control of
+    the lanes. None: the program's own."""
 
     page_path_cpus: str | None = None
     lane_cpus: str | None = None

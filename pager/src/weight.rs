@@ -1,0 +1,78 @@
+//! Whether a push is heavy: pure.
+//!
+//! A heavy push leaves no core idle: whoever wakes has to wait for one unless it goes before all others. Beside a light one,
+//! of which a limit or the network lets less through, cores sleep, and to wake one takes longer than all else about a fault:
+//! then it is better to spin.
+
+use std::time::{Duration, Instant};
+
+/// How long it is watched before it is judged.
+const WINDOW: Duration = Duration::from_millis(50);
+/// It becomes light where its lanes work for less than this part of the time, in percent of a core.
+const LIGHT: u128 = 45;
+/// It becomes heavy where they work for so much: they take longer for the same beside others that go before them.
+const HEAVY: u128 = 60;
+
+/// The weight of a push that goes on.
+#[derive(Debug)]
+pub struct Weight {
+    since: Instant,
+    /// How long lanes had worked by then.
+    worked: Duration,
+    heavy: bool,
+}
+
+impl Weight {
+    /// Of a push that begins, by whose lanes so much work has been done before: heavy until it is known.
+    pub fn new(now: Instant, worked: Duration) -> Self {
+        Self { since: now, worked, heavy: true }
+    }
+
+    /// Whether it is heavy; `worked`: how long lanes have worked until now, all together.
+    pub fn is_heavy(&mut self, now: Instant, worked: Duration) -> bool {
+        let time = now.saturating_duration_since(self.since);
+        if time >= WINDOW {
+            let percent = worked.saturating_sub(self.worked).as_nanos() * 100 / time.as_nanos();
+            self.heavy = percent >= if self.heavy { LIGHT } else { HEAVY };
+            (self.since, self.worked) = (now, worked);
+        }
+        self.heavy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(1);
+
+    /// Works for so many percent of so many windows.
+    fn work(weight: &mut Weight, (now, worked): &mut (Instant, Duration), percent: u32, windows: u32) -> bool {
+        let mut heavy = true;
+        for _ in 0..windows * 50 {
+            *now += STEP;
+            *worked += STEP * percent / 100;
+            heavy = weight.is_heavy(*now, *worked);
+        }
+        heavy
+    }
+
+    #[test]
+    fn it_is_heavy_until_it_has_been_watched() {
+        let (now, before) = (Instant::now(), Duration::from_secs(7));
+        let mut weight = Weight::new(now, before);
+        assert!(weight.is_heavy(now + WINDOW - STEP, before));
+        assert!(!weight.is_heavy(now + WINDOW, before));
+    }
+
+    #[test]
+    fn it_changes_only_where_it_has_changed_much() {
+        let mut at = (Instant::now(), Duration::ZERO);
+        let mut weight = Weight::new(at.0, at.1);
+        let courses =
+            [(50, true), (44, false), (59, false), (60, true), (46, true), (100, true), (0, false), (250, true)];
+        for (percent, heavy) in courses {
+            assert_eq!(work(&mut weight, &mut at, percent, 2), heavy, "{percent} %");
+        }
+    }
+}

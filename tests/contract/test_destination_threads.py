@@ -1,0 +1,67 @@
+"""How a destination's threads stand against all others while there is a push."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+from destination_rig import Destination
+from page_source import expected
+from vmm_child import PATIENCE_S
+
+JUDGED_AFTER_S = 0.06
+"""A push is judged when it has been watched for 50 ms."""
+IN_VAIN = "this process may have no real-time threads (CAP_SYS_NICE, or RLIMIT_RTPRIO)"
+
+
+@pytest.fixture(scope="session")
+def real_time_threads() -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        pytest.skip(IN_VAIN)
+
+
+def page_path_is_real_time(destination: Destination) -> bool:
+    (thread,) = (
+        int(comm.parent.name)
+        for comm in Path(f"/proc/{destination.pager.pid}/task").glob("*/comm")
+        if comm.read_text() == "page-path\n"
+    )
+    return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
+
+
+async def until(destination: Destination, real_time: bool) -> None:
+    """Asks no pager: to answer would wake the thread."""
+    deadline = time.monotonic() + PATIENCE_S
+    while page_path_is_real_time(destination) is not real_time:
+        assert time.monotonic() < deadline, real_time
+        await asyncio.sleep(0.01)
+
+
+async def test_faults_go_before_all_else_only_beside_a_push_that_works(
+    destination: Destination, real_time_threads: None
+) -> None:
+    """A push of which nothing comes keeps no core busy: the page path looks out for its next event instead."""
+    source, vmm = destination.source, destination.vmm
+    await destination.attach()
+    await destination.connect()
+    assert not page_path_is_real_time(destination)
+    source.may_push.clear()
+    await destination.push(1)
+    await until(destination, True)
+    await asyncio.sleep(JUDGED_AFTER_S)
+    assert await vmm.touch(0) == expected(0)
+    await until(destination, False)
+    assert await vmm.touch(1) == expected(1)
+    source.may_push.set()
+    await destination.event("all_present")
+    assert not page_path_is_real_time(destination)
