@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vmferry_bench.figures import figures, merged, middle, pairs, quantile, ratios, spread, waited
-from vmferry_bench.plan import MANY_PAUSE_US, guest, idle
+from vmferry_bench.plan import LIMIT_MIB_S, MANY_PAUSE_US, guest, idle, limited
 from vmferry_bench.shape import APART, BACKINGS, OURS, PREEMPT, Alone, Many, Round, Shape, Singles
 
 NOT_MEASURED = "not measured"
@@ -56,14 +56,11 @@ class Judge:
     def _of(self, backing: str) -> list[Goal]:
         active, still = guest(backing), idle(backing)
         goals = [
-            self._pooled_ratio("first touch → resumed, p50, to QEMU", active, 0.5, 0.3),
-            self._pooled_ratio("first touch → resumed, p99, to QEMU", active, 0.99, 0.1),
-            self._pooled("first touch → resumed, p50, µs", active, 0.5, 100),
-            self._pooled("first touch → resumed, p99, µs", active, 0.99, 300),
+            *self._touches(active, ""),
+            *self._touches(limited(backing), f", push limited to {LIMIT_MIB_S} MiB/s"),
             *self._singles(
                 backing, "first touch, nothing else on the link, p50, to the floor", 1.2, "idle_us", "floor_us"
             ),
-            self._worst("worst first touch, ms", active, 5),
             self._ratio("throughput to the last page, guest random, to QEMU", active, "throughput_gib_s", 2, "≥"),
             self._ratio("throughput to the last page, guest idle, to QEMU", still, "throughput_gib_s", 2, "≥"),
             self._ratio("guest blocked time, to QEMU", active, "blocked_s", 0.3),
@@ -73,6 +70,15 @@ class Judge:
             *self._singles(backing, "poisoned page / data page, answer, p50", 1.0, "poison_us", "data_us"),
         ]
         return [replace(goal, measure=f"{backing}: {goal.measure}") for goal in goals]
+
+    def _touches(self, shape: Shape, words: str) -> list[Goal]:
+        return [
+            self._pooled_ratio(f"first touch → resumed, p50, to QEMU{words}", shape, 0.5, 0.3),
+            self._pooled_ratio(f"first touch → resumed, p99, to QEMU{words}", shape, 0.99, 0.1),
+            self._pooled(f"first touch → resumed, p50, µs{words}", shape, 0.5, 100),
+            self._pooled(f"first touch → resumed, p99, µs{words}", shape, 0.99, 300),
+            self._worst(f"worst first touch, ms{words}", shape, 5),
+        ]
 
     def _singles(self, backing: str, measure: str, limit: float, what: str, to: str) -> list[Goal]:
         """Wherever the ends run, and where they are apart."""

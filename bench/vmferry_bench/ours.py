@@ -82,7 +82,7 @@ class OurSide:
         last_page = asyncio.create_task(_last_page(self._away.directory))
         async with during(self._stage.root):
             watch.start()
-            resumed_at, table = await self._follow(course, watch)
+            resumed_at, table = await self._follow(course, watch, shape.push_mib_s * MIB)
             last_page_at = await asyncio.wait_for(last_page, LAST_PAGE_S)
         watch.add(processes_of(self._stage.root))
         machinery, vcpu, programs = watch.stop()
@@ -111,12 +111,12 @@ class OurSide:
             table_bytes_per_page=table / migration.progress.total if table else None,
         )
 
-    async def _follow(self, course: Course, watch: CpuWatch) -> tuple[float, int]:
+    async def _follow(self, course: Course, watch: CpuWatch, push_bytes_per_s: int) -> tuple[float, int]:
         """Asks for the migration and follows it to its end; returns when the guest was told to run, seconds since 1970,
         and the bytes of the destination's page table."""
         cast, resumed_at, table = course.cast, 0.0, 0
         name = cast.source.vm
-        course.migration = await cast.home.create(name, name, self._away.place.peer)
+        course.migration = await cast.home.create(name, name, self._away.place.peer, push_bytes_per_s)
         async for update in follow_migrations(cast.home, name):
             course.migration = update
             if update.phase == PHASE_POSTCOPY and not resumed_at:

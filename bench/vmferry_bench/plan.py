@@ -8,6 +8,8 @@ from vmferry_bench.shape import BACKINGS, OURS, PLAIN, PREEMPT, TRACED, Shape
 
 ROUNDS = 5
 """Each has a turn of vmferry before each turn of QEMU."""
+LIMIT_MIB_S = 256
+"""What an operator may leave to a push, so that other traffic has the rest."""
 MANY_PAUSE_US = 2000
 """After each touch of VMs that touch at the same time: so few faults that 16 of them do not fill two cores."""
 
@@ -26,6 +28,11 @@ def guest(backing: str) -> Shape:
     return Shape("random", backing=backing)
 
 
+def limited(backing: str) -> Shape:
+    """The same, beside a push that is limited."""
+    return replace(guest(backing), push_mib_s=LIMIT_MIB_S)
+
+
 def idle(backing: str) -> Shape:
     """The guest of the goals about a push that nobody disturbs."""
     return Shape("idle", backing=backing)
@@ -39,6 +46,7 @@ def shapes(quick: bool) -> list[Shape]:
     return [
         *map(guest, BACKINGS),
         *map(idle, BACKINGS),
+        *map(limited, BACKINGS),
         *(replace(shape, backing=backing) for shape in others for backing in BACKINGS),
         Shape("idle", memory_mib=2048, backing="memfd"),
     ]

@@ -96,8 +96,9 @@ def _steps(buckets: Sequence[Bucket]) -> list[tuple[float, float]]:
 
 
 def throughput(rounds: Sequence[Round]) -> str:
-    """GiB/s to the last page: a bar for the median of a side with a guest, a line for its spread."""
-    shapes = list(dict.fromkeys(one.shape for one in rounds))
+    """GiB/s to the last page, where nothing limits it: a bar for the median of a side with a guest, a line for its
+    spread."""
+    shapes = list(dict.fromkeys(one.shape for one in rounds if not one.shape.push_mib_s))
     values = {
         (shape, side): sorted(figures(one)["throughput_gib_s"] for one in select(rounds, side, shape))
         for shape in shapes

@@ -76,13 +76,13 @@ class Vm:
             await self.process.kill()
 
 
-async def _prepare(source: Vm, destination: Vm, preempt: bool) -> str:
-    """Sets both up to migrate; returns where to."""
+async def _prepare(source: Vm, destination: Vm, preempt: bool, push_bytes_per_s: int) -> str:
+    """Sets both up to migrate; returns where to. `push_bytes_per_s` 0: no limit."""
     wanted = {"postcopy-ram": True, "postcopy-preempt": preempt, "postcopy-blocktime": True, "events": True}
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     for vm in (source, destination):
         await vm.qmp.ask("migrate-set-capabilities", capabilities=capabilities)
-        limits = {"max-bandwidth": UNLIMITED, "max-postcopy-bandwidth": 0}
+        limits = {"max-bandwidth": UNLIMITED, "max-postcopy-bandwidth": push_bytes_per_s}
         await vm.qmp.ask("migrate-set-parameters", **limits)
     uri = f"tcp:127.0.0.1:{loopback_places(1)[0].first_page_port}"
     await destination.qmp.ask("migrate-incoming", uri=uri)
@@ -112,7 +112,7 @@ async def move(side: str, shape: Shape, number: int) -> Round:
             await source.start(shape, image)
             log = directory / "trace"
             await destination.start(shape, image, "-incoming", "defer", *(_tracing(log) if side == TRACED else ()))
-            uri = await _prepare(source, destination, side != PLAIN)
+            uri = await _prepare(source, destination, side != PLAIN, shape.push_mib_s << 20)
             await _until_warm(source, shape, size)
             await warm_memory(shape.memory_mib << 20)
             one = await _measure(Turn(side, shape, number), source, destination, uri, size)

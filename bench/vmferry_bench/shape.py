@@ -26,10 +26,13 @@ class Shape:
     backing: str = "anonymous"
     write_percent: int = 20
     seed: int = 1
+    push_mib_s: int = 0
+    """The limit of the push, MiB/s; 0: none. Demand has none."""
 
     @property
     def name(self) -> str:
-        return f"{self.workload}, {self.memory_mib} MiB, {self.vcpus} vCPU, {self.backing}"
+        limit = f", push {self.push_mib_s} MiB/s" if self.push_mib_s else ""
+        return f"{self.workload}, {self.memory_mib} MiB, {self.vcpus} vCPU, {self.backing}{limit}"
 
 
 Bucket = tuple[float, float, int]

@@ -71,6 +71,15 @@ def test_what_is_not_measured_is_neither_met_nor_missed() -> None:
     assert goals["memfd: first touch → resumed, p50, µs"].met is False
 
 
+def test_a_push_that_is_limited_is_judged_by_itself() -> None:
+    beside = replace(GUEST, push_mib_s=256)
+    theirs = a_round(PREEMPT, beside, number=1, wait_us=1000.0)
+    goals = judged([*both(wait_us=500.0), a_round(OURS, beside, number=0, wait_us=90.0), theirs])
+    assert goals["memfd: first touch → resumed, p50, to QEMU"].value == pytest.approx(0.5)
+    limited = goals["memfd: first touch → resumed, p50, to QEMU, push limited to 256 MiB/s"]
+    assert (limited.value, limited.met) == (pytest.approx(0.09), True)
+
+
 def test_void_rounds_do_not_count() -> None:
     rounds = [*both(wait_us=250.0), a_round(OURS, wait_us=9e6, faults="a page was lost")]
     assert judged(rounds)["memfd: worst first touch, ms"].value == pytest.approx(0.25)

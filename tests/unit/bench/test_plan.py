@@ -42,6 +42,7 @@ def test_guests_cover_what_is_to_be_covered() -> None:
         assert {shape.workload for shape in own} == {"idle", "random", "hot", "paced"}
         assert {shape.memory_mib for shape in own} == {512, 2048}
         assert {shape.vcpus for shape in own} == {1, 2}
+        assert [shape.workload for shape in own if shape.push_mib_s] == ["random"]
 
 
 def test_quick_has_the_guests_of_goals() -> None:
