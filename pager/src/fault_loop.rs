@@ -139,9 +139,6 @@ impl FaultLoop {
                 self.give_way();
             }
             let mut busy = self.drain_uffds();
-            if busy {
-                self.shared.note_fault();
-            }
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::End(answer)) => {
@@ -598,6 +595,7 @@ impl FaultLoop {
     }
 
     fn fault(&mut self, at: Hva, thread: u32, minor: bool) {
+        self.shared.note_fault(thread);
         let outcome = self.shared.lock().fault(at, thread, minor);
         match outcome {
             FaultOutcome::Ask(page) => self.ask(page),

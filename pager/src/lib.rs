@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod arriving;
+pub mod aside;
 pub mod assembly;
 pub mod attached;
 pub mod bulk;

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::arriving::Lane;
+use crate::aside::Aside;
 use crate::inflow::{Inflow, STOPPED_PAUSE, Step};
 use crate::lane::{MOST_PAGES, PAGE};
 use crate::priority;
@@ -139,13 +140,15 @@ struct Standing {
     faults: u64,
     /// Until when its work is accounted for.
     accounted: Instant,
+    aside: Aside,
 }
 
 impl Standing {
     fn new(real_time: bool, shared: Arc<Shared>) -> Self {
         let (faults, accounted) = (shared.faults(), Instant::now());
         let why = (real_time && shared.is_heavy(), false);
-        Self { real_time, why, stand: Self::take(why), rests: Rests::default(), shared, faults, accounted }
+        let aside = Aside::new(shared.lock().table().bound_to());
+        Self { real_time, why, stand: Self::take(why), rests: Rests::default(), shared, faults, accounted, aside }
     }
 
     fn take((ahead, in_place): (bool, bool)) -> Stand {
@@ -177,6 +180,7 @@ impl Standing {
         let why = (self.real_time && self.shared.is_heavy(), in_place);
         if why != self.why {
             (self.why, self.stand) = (why, Self::take(why));
+            self.aside.end();
         }
         match self.stand {
             Stand::First => {
@@ -184,6 +188,7 @@ impl Standing {
                 if faults != self.faults {
                     self.faults = faults;
                     self.rests.fault(now);
+                    self.aside.step(now, self.shared.faulting_thread());
                 }
                 if self.rests.after_frame(now) {
                     std::thread::sleep(REST);

@@ -9,7 +9,7 @@
 //! (INSTALLING), so nobody else asks for them or installs them. Only the guest can give them back; that waits until no frame
 //! is on its way, or a page given back would be filled after all.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub struct Shared {
     resolver: Mutex<Resolver>,
     landing: RwLock<()>,
     faults: AtomicU64,
+    /// That faulted last.
+    thread: AtomicU32,
     /// Nanoseconds.
     worked: AtomicU64,
     heavy: AtomicBool,
@@ -33,6 +35,7 @@ impl Shared {
             resolver: Mutex::new(resolver),
             landing: RwLock::new(()),
             faults: AtomicU64::new(0),
+            thread: AtomicU32::new(0),
             worked: AtomicU64::new(0),
             heavy: AtomicBool::new(true),
         }
@@ -54,9 +57,15 @@ impl Shared {
         what(&mut self.lock())
     }
 
-    /// The guest has faulted.
-    pub fn note_fault(&self) {
+    /// The guest has faulted, by this thread of the VMM; 0: not known.
+    pub fn note_fault(&self, thread: u32) {
         self.faults.fetch_add(1, Ordering::Relaxed);
+        self.thread.store(thread, Ordering::Relaxed);
+    }
+
+    /// The thread of the VMM that faulted last; 0: not known.
+    pub fn faulting_thread(&self) -> u32 {
+        self.thread.load(Ordering::Relaxed)
     }
 
     /// A number that changes with each fault.

@@ -64,19 +64,26 @@ impl Tuning {
 pub struct CpuList(Vec<usize>);
 
 impl CpuList {
-    /// Each CPU that the calling thread may run on, alone (sched_getaffinity(2)); none where that cannot be told.
+    /// Each CPU that the calling thread may run on, alone.
     pub fn each_allowed() -> Vec<Self> {
+        Self::allowed().0.into_iter().map(|cpu| Self(vec![cpu])).collect()
+    }
+
+    /// All CPUs that the calling thread may run on (sched_getaffinity(2)); none where that cannot be told.
+    pub fn allowed() -> Self {
         // SAFETY: a zeroed set is an empty one.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel fills a set of the size that is said; 0 is the calling thread.
         if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
-            return Vec::new();
+            return Self::default();
         }
         // SAFETY: numbers below CPU_SETSIZE.
-        (0..libc::CPU_SETSIZE as usize)
-            .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
-            .map(|cpu| Self(vec![cpu]))
-            .collect()
+        Self((0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
+    }
+
+    /// Without one; none where that leaves none.
+    pub fn without(&self, cpu: usize) -> Self {
+        Self(self.0.iter().copied().filter(|other| *other != cpu).collect())
     }
 
     /// The calling thread runs there from now on; where it may not it stays where it is.
