@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::tuning::CpuList;
+use crate::userfaultfd::stat_field;
 
 /// How often it is looked where the vCPU is.
 const LOOK: Duration = Duration::from_millis(5);
@@ -48,9 +49,7 @@ impl Aside {
 
 /// The CPU on which a thread of a process ran last (proc_pid_stat(5), `processor`).
 fn cpu_of(process: u32, thread: u32) -> Option<usize> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")).ok()?;
-    // Behind the name, which may hold anything, the third field is the first.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(39 - 3)?.parse().ok()
+    usize::try_from(stat_field(&format!("/proc/{process}/task/{thread}"), 39)?).ok()
 }
 
 #[cfg(test)]

@@ -74,8 +74,6 @@ pub struct FaultLoop {
     for_fault: Spin,
     /// Of the push, while there is one.
     weight: Option<Weight>,
-    /// There is a push, and it is heavy.
-    heavy: bool,
     /// Nobody puts this thread aside.
     first: bool,
     /// When unanswered requests are looked for next.
@@ -119,7 +117,6 @@ impl FaultLoop {
             urgent_has: false,
             uffds_have: true,
             weight: None,
-            heavy: false,
             first: false,
             check: Instant::now(),
             stopped: false,
@@ -205,15 +202,14 @@ impl FaultLoop {
 
     /// Before all others while there is a heavy push, and only then.
     fn take_place(&mut self) {
-        let heavy = self.bulk.is_open() && {
+        let heavy = if self.bulk.is_open() {
             let (now, worked) = (Instant::now(), self.shared.worked());
             self.weight.get_or_insert_with(|| Weight::new(now, worked)).is_heavy(now, worked)
-        };
-        if !self.bulk.is_open() {
+        } else {
             self.weight = None;
-        }
-        if heavy != self.heavy {
-            self.heavy = heavy;
+            false
+        };
+        if heavy != self.shared.is_heavy() {
             self.shared.set_heavy(heavy);
             self.first = heavy && self.tuning.enter_heavy_push();
             if !heavy {

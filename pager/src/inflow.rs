@@ -228,9 +228,8 @@ impl Inflow {
     fn take_in_place(&mut self, shared: &Shared, pages: Pages) -> Option<Step> {
         let bytes = (pages.count * PAGE) as usize;
         if self.queued() < bytes {
-            let since = *self.part_since.get_or_insert_with(Instant::now);
             // Of an answer the bytes are taken as they come: somebody waits for it.
-            if self.lane == Lane::Push && since.elapsed() < WHOLE {
+            if self.lane == Lane::Push && self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE {
                 self.frame = Frame::Data(pages, 0, 0);
                 return Some(Step::Nothing);
             }

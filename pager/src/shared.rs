@@ -37,7 +37,7 @@ impl Shared {
             faults: AtomicU64::new(0),
             thread: AtomicU32::new(0),
             worked: AtomicU64::new(0),
-            heavy: AtomicBool::new(true),
+            heavy: AtomicBool::new(false),
         }
     }
 
@@ -88,7 +88,7 @@ impl Shared {
         self.heavy.store(heavy, Ordering::Relaxed);
     }
 
-    /// Whether the push is heavy.
+    /// Whether there is a push, and it is heavy.
     pub fn is_heavy(&self) -> bool {
         self.heavy.load(Ordering::Relaxed)
     }
