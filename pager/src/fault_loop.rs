@@ -462,6 +462,10 @@ impl FaultLoop {
             Step::Some => lane.has_more(),
             _ => true,
         };
+        if matches!(step, Step::Stopped(_)) && lane.is_in_place() {
+            // It is absent again: asked for anew as soon as events are read, not when it is next looked for.
+            self.check = Instant::now();
+        }
         match step {
             Step::Nothing => false,
             Step::Some => true,
