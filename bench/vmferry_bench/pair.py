@@ -139,7 +139,8 @@ async def pagers(backing: str, ends: Ends = ANYWHERE, memory_mib: int = MEMORY_M
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmferry-bench-")))
         for name in "sd":
             (root / name).mkdir()  # two directories in /tmp
-        source, _ = await pager(stack, root / "s", "source", "--lane-cpus", ends.source)
+        placed = ("--page-path-cpus", ends.source, "--lane-cpus", ends.source)
+        source, _ = await pager(stack, root / "s", "source", *placed)
         first, last = loopback_places(1)[0].page_ports
         serving = await source.ServeSource(
             pager_pb2.ServeSourceRequest(

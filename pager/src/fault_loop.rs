@@ -20,6 +20,7 @@ use tonic::Status;
 
 use crate::arriving::Lane;
 use crate::attached::{AttachedMemory, AttachedRegion};
+use crate::awake::Awake;
 use crate::bulk::Bulk;
 use crate::collapse::collapse;
 use crate::commands::{Command, Snapshot};
@@ -76,6 +77,7 @@ pub struct FaultLoop {
     weight: Option<Weight>,
     /// Nobody puts this thread aside.
     first: bool,
+    awake: Awake,
     /// When unanswered requests are looked for next.
     check: Instant,
     /// A frame waits for events to be read, or for memory.
@@ -113,6 +115,7 @@ impl FaultLoop {
             bulk,
             for_answer: Spin::new(tuning.spin * ANSWER),
             for_fault: Spin::new(tuning.spin),
+            awake: Awake::new(tuning.keep_awake),
             tuning,
             urgent_has: false,
             uffds_have: true,
@@ -598,7 +601,10 @@ impl FaultLoop {
         self.shared.note_fault(thread);
         let outcome = self.shared.lock().fault(at, thread, minor);
         match outcome {
-            FaultOutcome::Ask(page) => self.ask(page),
+            FaultOutcome::Ask(page) => {
+                self.ask(page);
+                self.awake.asked();
+            }
             FaultOutcome::Waits | FaultOutcome::Resolved => {}
             FaultOutcome::Again(Stop::ProcessGone) => self.memory_gone(),
             FaultOutcome::Again(stop) => tracing::debug!(?stop, at = at.0, "pager.fault_again"),

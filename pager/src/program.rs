@@ -35,10 +35,11 @@ pub struct Arguments {
     /// Which side of the migration.
     #[arg(long)]
     role: Role,
-    /// Where the thread runs that resolves faults, e.g. 2-3,7; empty: anywhere.
+    /// Where the threads run between a fault and its answer, e.g. 2-3,7: those that resolve faults, and those that read what
+    /// they ask a source for; empty: anywhere.
     #[arg(long, value_name = "CPUS", default_value = "")]
     page_path_cpus: CpuList,
-    /// Where the threads of lanes run: those that read a source's memory, and those that install what is pushed.
+    /// Where the threads of the push run: those that read a source's memory, and those that install what comes.
     #[arg(long, value_name = "CPUS", default_value = "")]
     lane_cpus: CpuList,
     /// How long the thread that resolves faults looks for the next before it sleeps, in microseconds; three times as long
@@ -49,6 +50,9 @@ pub struct Arguments {
     /// received in place (needs CAP_SYS_NICE).
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     real_time: bool,
+    /// Whether processors are kept from sleeping while the guest asks for pages (needs /dev/cpu_dma_latency).
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
+    keep_awake: bool,
     /// Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones.
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     huge_pages: bool,
@@ -84,12 +88,13 @@ pub fn run() -> std::io::Result<()> {
             lane_cpus,
             spin_us,
             real_time,
+            keep_awake,
             huge_pages,
             congestion_control,
             ..
         } = arguments;
         let spin = Duration::from_micros(spin_us);
-        let tuning = Tuning { spin, page_path_cpus, lane_cpus, real_time, huge_pages, congestion_control };
+        let tuning = Tuning { spin, page_path_cpus, lane_cpus, real_time, keep_awake, huge_pages, congestion_control };
         serve_vm(runtime_dir, vm, role, tuning).await
     })
 }

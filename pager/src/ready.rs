@@ -10,6 +10,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use crate::attached::AttachedFile;
+use crate::clock::thread_time;
 use crate::guest_memory::Pagemap;
 use crate::landing::{HUGE, Landing};
 use crate::lane::PAGE;
@@ -161,14 +162,6 @@ fn reserve(file: &AttachedFile, at: u64, size: u64) -> io::Result<()> {
             return Err(error);
         }
     }
-}
-
-/// Processor's time that this thread has had.
-fn thread_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: room for one; the clock is always there.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Blocks that are made ready by one step: few, since a step whose blocks the host has to find first may take ten times as long.

@@ -12,13 +12,15 @@ use crate::priority;
 pub struct Tuning {
     /// How long the thread that resolves faults looks for the next before it sleeps; longer for an answer.
     pub spin: Duration,
-    /// Of the thread that resolves faults on a destination.
+    /// Of the threads between a fault and its answer: that which resolves faults on a destination, a source's urgent lane.
     pub page_path_cpus: CpuList,
-    /// Of the threads of a source's lanes, and of a destination's bulk lanes.
+    /// Of the threads of bulk lanes, on either end.
     pub lane_cpus: CpuList,
     /// The page path, and a lane that is received in place, run as soon as they wake while there is a heavy push, where the
     /// process may have that.
     pub real_time: bool,
+    /// The host's processors do not sleep while a guest asks for pages, where the process may have that.
+    pub keep_awake: bool,
     /// Memory of a destination that is made ready is made of huge pages where they cost no more.
     pub huge_pages: bool,
     /// How what is sent on lanes is paced (tcp(7), `TCP_CONGESTION`); empty: as the host does it.
@@ -84,6 +86,11 @@ impl CpuList {
     /// Without one; none where that leaves none.
     pub fn without(&self, cpu: usize) -> Self {
         Self(self.0.iter().copied().filter(|other| *other != cpu).collect())
+    }
+
+    /// Nothing but one; none where that is not among them.
+    pub fn only(&self, cpu: usize) -> Self {
+        Self(self.0.iter().copied().filter(|other| *other == cpu).collect())
     }
 
     /// The calling thread runs there from now on; where it may not it stays where it is.

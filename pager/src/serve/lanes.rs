@@ -118,7 +118,7 @@ fn start_lane(server: SourceServer, stream: TcpStream, peer: SocketAddr, agreed:
     let name = if urgent { format!("urgent-{lane}") } else { format!("bulk-{lane}") };
     std::thread::Builder::new().name(name).spawn(move || {
         info!(event = "lane.opened", lane, %peer, urgent);
-        server.0.tuning.lane_cpus.pin();
+        if urgent { &server.0.tuning.page_path_cpus } else { &server.0.tuning.lane_cpus }.pin();
         let outcome = stream.try_clone().map_err(Into::into).and_then(|stream| match agreed {
             Agreed::Urgent => urgent_lane::run(&server, stream),
             Agreed::Bulk(order) => bulk_lane::run(&server, stream, order),

@@ -9,6 +9,7 @@
 //! then on for ever. Nothing is read unless the VM is frozen: a running VM's memory would be torn.
 
 mod bulk_lane;
+mod follow;
 mod lanes;
 mod outlet;
 pub mod pacing;

@@ -2,10 +2,13 @@
 
 use std::io::{self, Read};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use super::SourceServer;
+use super::follow::Follow;
 use super::outlet::{Broken, Outlet};
 use crate::arriving::Pages;
+use crate::awake::Awake;
 use crate::lane::frame::{ASK_BYTES, Ask};
 use crate::priority;
 
@@ -13,14 +16,17 @@ use crate::priority;
 pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), Broken> {
     priority::urgent();
     let mut outlet = Outlet::new(stream.try_clone()?);
+    let (awake, mut follow) = (Awake::new(server.0.tuning.keep_awake), Follow::new(Instant::now()));
     let mut asks = Asks { stream, bytes: [0; ROOM], have: 0 };
     let outcome = loop {
         match asks.next()? {
             None => return Ok(()),
             Some(ask) => {
+                awake.asked();
                 if let Err(error) = answer(server, &mut outlet, ask) {
                     break error;
                 }
+                follow.step(Instant::now(), &asks.stream);
             }
         }
     };

@@ -102,6 +102,7 @@ def pager_settings(config: Config) -> PagerSettings:
             pager.lane_cpus or None,
             None if pager.spin_us == DEFAULT_SPIN_US else pager.spin_us,
             None if pager.real_time else False,
+            None if config.keep_awake else False,
             None if pager.huge_pages else False,
             None if pager.congestion_control == DEFAULT_CONGESTION_CONTROL else pager.congestion_control,
         ),

@@ -85,7 +85,7 @@ class Config:
     runtime_dir: Path
     state_dir: Path
     keep_awake: bool
-    """Whether this host's processors are kept from sleeping while a VM stands still."""
+    """Whether this host's processors are kept from sleeping while a VM stands still, or its guest asks for pages."""
     vmm_socket: Path
     api: Address
     peer: Address

@@ -75,13 +75,14 @@ class PagerDeadlines:
 class PagerTuning:
     """How a pager process is tuned: where its threads run (CPU lists as in cpuset(7), "2-3,7"), how long they spin
     before they sleep, microseconds, whether the one that resolves faults is real-time while there is a
-    heavy push, whether a destination's memory may be made of huge pages, and the TCP congestion control of
-    the lanes. None: the program's own."""
+    heavy push, whether processors are kept awake while a guest asks for pages, whether a destination's memory may be
+    made of huge pages, and the TCP congestion control of the lanes. None: the program's own."""
 
     page_path_cpus: str | None = None
     lane_cpus: str | None = None
     spin_us: int | None = None
     real_time: bool | None = None
+    keep_awake: bool | None = None
     huge_pages: bool | None = None
     congestion_control: str | None = None
 
@@ -92,6 +93,7 @@ class PagerTuning:
             ("--lane-cpus", self.lane_cpus),
             ("--spin-us", self.spin_us),
             ("--real-time", None if self.real_time is None else str(self.real_time).lower()),
+            ("--keep-awake", None if self.keep_awake is None else str(self.keep_awake).lower()),
             ("--huge-pages", None if self.huge_pages is None else str(self.huge_pages).lower()),
             ("--congestion-control", self.congestion_control),
         )

@@ -130,10 +130,10 @@ def test_what_is_default_is_not_handed_to_the_pager() -> None:
         "page_path_cpus": "2", "lane_cpus": "3", "spin_us": 0, "push_lanes": 4, "real_time": False,
         "huge_pages": False, "congestion_control": "",
     }  # fmt: skip
-    found = pager_settings(parse({"pager": settings}, "host-a"))
+    found = pager_settings(parse({"keep_awake": False, "pager": settings}, "host-a"))
     assert found.tuning.options() == [
         "--page-path-cpus", "2", "--lane-cpus", "3", "--spin-us", "0", "--real-time", "false",
-        "--huge-pages", "false", "--congestion-control", "",
+        "--keep-awake", "false", "--huge-pages", "false", "--congestion-control", "",
     ]  # fmt: skip
     assert found.lanes.push_lanes == 4
 

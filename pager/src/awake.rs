@@ -1,0 +1,161 @@
+//! Keeps the host's processors out of their sleep states while a guest asks for pages: a core that sleeps takes longer to
+//! wake than all else about a fault, and for each fault several are woken.
+//!
+//! By the PM QoS request of a process: as long as it holds /dev/cpu_dma_latency open with 0 in it, idle processors poll
+//! (Documentation/power/pm_qos_interface.rst, Linux). It ends with the process, however that ends.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+
+const LATENCY_FILE: &str = "/dev/cpu_dma_latency";
+/// After so long without a page that somebody waits for they may sleep again, after twice as long they do.
+const LULL: Duration = Duration::from_millis(20);
+
+/// The request, made and given up by a thread of its own: both wake every processor. Ends when it is dropped.
+#[derive(Debug)]
+pub struct Awake {
+    shared: Arc<Shared>,
+    /// None: not wanted, or there can be none.
+    keeper: Option<Thread>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Since the keeper looked last.
+    asked: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Awake {
+    /// Not `wanted`: does nothing.
+    pub fn new(wanted: bool) -> Self {
+        Self::by(wanted.then_some(Path::new(LATENCY_FILE)))
+    }
+
+    fn by(file: Option<&Path>) -> Self {
+        let shared = Arc::<Shared>::default();
+        let keeper = file.and_then(|file| {
+            let (file, shared) = (file.to_owned(), shared.clone());
+            let keeper = std::thread::Builder::new().name("awake".into()).spawn(move || keep(&file, &shared));
+            keeper.map(|keeper| keeper.thread().clone()).inspect_err(not_kept).ok()
+        });
+        Self { shared, keeper }
+    }
+
+    /// Somebody waits for a page.
+    pub fn asked(&self) {
+        if let Some(keeper) = &self.keeper
+            && !self.shared.asked.swap(true, Ordering::Relaxed)
+        {
+            keeper.unpark();
+        }
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        if let Some(keeper) = &self.keeper {
+            keeper.unpark();
+        }
+    }
+}
+
+fn keep(file: &Path, shared: &Shared) {
+    while !shared.ended.load(Ordering::Relaxed) {
+        if !shared.asked.load(Ordering::Relaxed) {
+            std::thread::park();
+            continue;
+        }
+        let request = match hold(file) {
+            Ok(request) => request,
+            Err(error) => return not_kept(&error),
+        };
+        while shared.asked.swap(false, Ordering::Relaxed) && !shared.ended.load(Ordering::Relaxed) {
+            std::thread::sleep(LULL);
+        }
+        drop(request);
+    }
+}
+
+fn hold(file: &Path) -> io::Result<File> {
+    let mut request = OpenOptions::new().write(true).open(file)?;
+    request.write_all(&0i32.to_ne_bytes())?;
+    Ok(request)
+}
+
+fn not_kept(error: &io::Error) {
+    tracing::info!(%error, "processors.not_kept_awake");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Descriptors of this process that show a file.
+    fn holders(file: &Path) -> usize {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.ok()?.path().read_link().ok());
+        links.filter(|link| link == file).count()
+    }
+
+    fn until(what: &str, wanted: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !wanted() {
+            assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn empty_file() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("cpu_dma_latency");
+        File::create(&file).unwrap();
+        (directory, file)
+    }
+
+    #[test]
+    fn processors_are_awake_while_somebody_waits_for_pages_and_sleep_behind_it() {
+        let (_directory, file) = empty_file();
+        let awake = Awake::by(Some(&file));
+        for _ in 0..3 {
+            until("held while asked", || {
+                awake.asked();
+                holders(&file) == 1
+            });
+            until("given up in a lull", || holders(&file) == 0);
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), 0i32.to_ne_bytes());
+    }
+
+    #[test]
+    fn the_request_ends_with_whoever_made_it() {
+        let (_directory, file) = empty_file();
+        let awake = Awake::by(Some(&file));
+        until("held", || {
+            awake.asked();
+            holders(&file) == 1
+        });
+        let shared = Arc::downgrade(&awake.shared);
+        drop(awake);
+        until("the keeper has ended", || shared.strong_count() == 0);
+        assert_eq!(holders(&file), 0);
+    }
+
+    #[test]
+    fn where_it_may_not_or_is_not_wanted_nobody_is_in_the_way() {
+        let (directory, _) = empty_file();
+        let awake = Awake::by(Some(&directory.path().join("missing")));
+        awake.asked();
+        until("the keeper gave up", || Arc::strong_count(&awake.shared) == 1);
+        awake.asked();
+        assert!(Awake::new(false).keeper.is_none());
+    }
+}

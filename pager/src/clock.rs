@@ -1,0 +1,27 @@
+//! What time the kernel has given to threads.
+
+use std::time::Duration;
+
+/// Processor's time that the calling thread has had.
+pub fn thread_time() -> Duration {
+    time_of(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// Processor's time that all threads of this process have had.
+pub fn process_time() -> Duration {
+    time_of(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// How long the calling thread has waited for a processor (`run_delay` in /proc/thread-self/schedstat,
+/// Documentation/scheduler/sched-stats.rst, Linux); 0 where the kernel does not tell.
+pub fn thread_waited() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(stat.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0))
+}
+
+fn time_of(clock: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: room for one; these clocks are always there.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
