@@ -13,7 +13,7 @@ use crate::weight::Weight;
 const ASKS: u32 = 8;
 /// How often it is looked whether it is worth it.
 const LOOK: Duration = Duration::from_millis(50);
-/// It is not, where the thread waited for its CPU for so many percent of the time.
+/// It is not, where the thread waited for a CPU for so many percent of the time.
 const CROWDED: u128 = 20;
 /// For so long it is not tried again then.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -71,7 +71,7 @@ impl Follow {
         (self.looked, self.waited) = (now, waited);
         self.may = match self.push.is_heavy(now, worked) {
             true => None,
-            false if crowded && self.at.is_some() => Some(now + PAUSE),
+            false if crowded => Some(now + PAUSE),
             false => self.may.or(Some(now)),
         };
         if self.may.is_none_or(|from| now < from) && self.at.take().is_some() {
@@ -174,8 +174,9 @@ mod tests {
         Course::with_two_cpus(|mut course| {
             let (all, first) = (CpuList::allowed(), course.first);
             course.pass(90, 0, 1);
-            assert_eq!(course.come(first, ASKS), all.only(first), "what it waited for elsewhere does not count");
-            course.pass(10, 0, 3);
+            assert_eq!(course.come(first, ASKS), all, "there is no room anywhere");
+            course.pass(10, 0, (PAUSE.as_millis() / LOOK.as_millis()) as u32);
+            assert_eq!(course.come(first, ASKS), all.only(first));
             assert_eq!(course.come(first, 1), all.only(first));
             course.pass(30, 0, 1);
             assert_eq!(course.come(first, ASKS), all);
