@@ -19,6 +19,14 @@ pub fn thread_waited() -> Duration {
     Duration::from_nanos(stat.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0))
 }
 
+/// How long all processors of this host together have been idle (/proc/uptime, proc_uptime(5)), in steps of 10 ms; 0 where
+/// the kernel does not tell.
+pub fn host_idle() -> Duration {
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0.0);
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
 fn time_of(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: room for one; these clocks are always there.

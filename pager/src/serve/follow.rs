@@ -5,18 +5,20 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use crate::clock::{process_time, thread_time, thread_waited};
+use crate::clock::{host_idle, process_time, thread_time, thread_waited};
 use crate::tuning::CpuList;
 use crate::weight::Weight;
 
 /// It moves once so many asks in a row have come by way of another CPU.
 const ASKS: u32 = 8;
 /// How often it is looked whether it is worth it.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(200);
 /// It is not, where the thread waited for a CPU for so many percent of the time.
 const CROWDED: u128 = 20;
+/// Nor where all CPUs of the host together were idle for less than so many percent of one: then each has enough to do.
+const IDLE: u128 = 10;
 /// For so long it is not tried again then.
-const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the calling thread runs: beside a light push where its packets come, unless others want that CPU; else anywhere.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub struct Follow {
     push: Weight,
     looked: Instant,
     waited: Duration,
+    idle: Duration,
     /// From then on; none: the push is heavy.
     may: Option<Instant>,
 }
@@ -36,18 +39,18 @@ pub struct Follow {
 impl Follow {
     /// Of the calling thread.
     pub fn new(now: Instant) -> Self {
-        Self::begin(now, thread_waited(), others_worked())
+        Self::begin(now, thread_waited(), others_worked(), host_idle())
     }
 
-    fn begin(now: Instant, waited: Duration, worked: Duration) -> Self {
+    fn begin(now: Instant, waited: Duration, worked: Duration, idle: Duration) -> Self {
         let push = Weight::new(now, worked);
-        Self { allowed: CpuList::allowed(), at: None, latest: (0, 0), push, looked: now, waited, may: None }
+        Self { allowed: CpuList::allowed(), at: None, latest: (0, 0), push, looked: now, waited, idle, may: None }
     }
 
     /// An ask that came on this lane is answered.
     pub fn step(&mut self, now: Instant, lane: &TcpStream) {
         if now.saturating_duration_since(self.looked) >= LOOK {
-            self.look(now, thread_waited(), others_worked());
+            self.look(now, thread_waited(), others_worked(), host_idle());
         }
         if self.may.is_some_and(|from| now >= from)
             && let Some(cpu) = incoming_cpu(lane)
@@ -65,10 +68,11 @@ impl Follow {
         }
     }
 
-    fn look(&mut self, now: Instant, waited: Duration, worked: Duration) {
+    fn look(&mut self, now: Instant, waited: Duration, worked: Duration, idle: Duration) {
         let time = now.saturating_duration_since(self.looked).as_nanos();
-        let crowded = waited.saturating_sub(self.waited).as_nanos() * 100 >= time * CROWDED;
-        (self.looked, self.waited) = (now, waited);
+        let crowded = waited.saturating_sub(self.waited).as_nanos() * 100 >= time * CROWDED
+            || idle.saturating_sub(self.idle).as_nanos() * 100 < time * IDLE;
+        (self.looked, self.waited, self.idle) = (now, waited, idle);
         self.may = match self.push.is_heavy(now, worked) {
             true => None,
             false if crowded => Some(now + PAUSE),
@@ -117,7 +121,7 @@ mod tests {
                 return eprintln!("skipped: only one CPU");
             };
             let course = move || {
-                let follow = Follow::begin(Instant::now(), Duration::ZERO, Duration::ZERO);
+                let follow = Follow::begin(Instant::now(), Duration::ZERO, Duration::ZERO, Duration::ZERO);
                 check(Self { follow, worked: Duration::ZERO, first, second });
             };
             std::thread::spawn(course).join().unwrap();
@@ -125,10 +129,15 @@ mod tests {
 
         /// So often it is looked, and in between it waited, and others of its process worked, for so many percent of the time.
         fn pass(&mut self, waited: u32, worked: u32, looks: u32) {
+            self.pass_beside(waited, worked, looks, 50);
+        }
+
+        /// The same, the host being idle for so many percent of a CPU.
+        fn pass_beside(&mut self, waited: u32, worked: u32, looks: u32, idle: u32) {
             for _ in 0..looks {
                 self.worked += LOOK * worked / 100;
                 let (now, waited) = (self.follow.looked + LOOK, self.follow.waited + LOOK * waited / 100);
-                self.follow.look(now, waited, self.worked);
+                self.follow.look(now, waited, self.worked, self.follow.idle + LOOK * idle / 100);
             }
         }
 
@@ -184,6 +193,17 @@ mod tests {
             assert_eq!(course.come(first, ASKS), all);
             course.pass(0, 0, 1);
             assert_eq!(course.come(first, ASKS), all.only(first));
+        });
+    }
+
+    #[test]
+    fn on_a_host_without_idle_cpus_it_runs_anywhere() {
+        Course::with_two_cpus(|mut course| {
+            let (all, first) = (CpuList::allowed(), course.first);
+            course.pass(0, 0, 1);
+            assert_eq!(course.come(first, ASKS), all.only(first));
+            course.pass_beside(0, 0, 1, 5);
+            assert_eq!(course.come(first, ASKS), all);
         });
     }
 
