@@ -61,8 +61,11 @@ impl Follow {
 
     fn came_by(&mut self, cpu: usize) {
         self.latest = (cpu, if self.latest.0 == cpu { self.latest.1 + 1 } else { 1 });
+        if self.latest.1 != ASKS || self.at == Some(cpu) {
+            return;
+        }
         let only = self.allowed.only(cpu);
-        if self.latest.1 == ASKS && self.at != Some(cpu) && only != CpuList::default() {
+        if only != CpuList::default() {
             only.pin();
             self.at = Some(cpu);
         }
