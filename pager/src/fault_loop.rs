@@ -309,7 +309,7 @@ impl FaultLoop {
                 let _ = answer.send(self.complete());
             }
             Command::MarkPoisoned(errors, answer) => {
-                let _ = answer.send(self.shared.lock().mark_poisoned(&errors));
+                let _ = answer.send(self.shared.while_nothing_lands(|resolver| resolver.mark_poisoned(&errors)));
             }
             Command::Allocate(answer) => {
                 let plots = self.plots();

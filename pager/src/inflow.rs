@@ -1,5 +1,4 @@
-//! What comes on a lane, taken in small steps: a frame's header, its bytes, its installation. None of them waits for the lane,
-//! and the pages are locked for as long as a few are dealt with.
+//! What comes on a lane, taken in small steps: a frame's header, its bytes, its installation. None of them waits for the lane.
 //!
 //! The bytes of a frame and the header of the next are received by one call: in place, where that can be done and all of the
 //! frame has come; otherwise into a buffer, always the same, which stays in the processor's cache, an answer on the urgent lane
@@ -23,7 +22,7 @@ use crate::userfaultfd::Stop;
 /// Pages that are dealt with in one step where they bring no bytes.
 const MOST_TOLD: u64 = 4096;
 
-/// Pages that are installed at once: a vCPU may wait for its turn.
+/// Pieces of huge pages that are dealt with at once: a vCPU may wait for its turn.
 const FEW: u64 = 16;
 
 /// How long a pushed frame is left to come as a whole before its bytes are taken as they come.
@@ -141,7 +140,7 @@ impl Inflow {
             }
             Frame::Poison(pages, note) => {
                 let part = Pages { count: pages.count.min(MOST_TOLD), ..pages };
-                let stop = shared.lock().poison(part, note);
+                let stop = shared.poison(part, note);
                 self.told(stop, pages, part.count, |pages| Frame::Poison(pages, note))
             }
             Frame::Reason(length, have) => self.take_reason(length, have),
@@ -183,7 +182,7 @@ impl Inflow {
 
     fn take_data(&mut self, shared: &Shared, pages: Pages, received: usize, mut dealt: u64) -> Step {
         if received == 0 {
-            self.lands = pages.count <= MOST_PAGES && shared.lock().lands(pages);
+            self.lands = shared.lock().lands(pages);
             if self.lands
                 && self.ahead == 0
                 && let Some(step) = self.take_in_place(shared, pages)
@@ -212,16 +211,30 @@ impl Inflow {
         }
         self.in_place = false;
         while dealt < pages.count {
-            let few = Pages { page: pages.page + dealt, count: (pages.count - dealt).min(FEW), ..pages };
-            let bytes = &self.contents[(dealt * PAGE) as usize..][..(few.count * PAGE) as usize];
-            let mut done = 0;
-            let stop = shared.lock().data(few, self.lane, bytes, &mut done);
-            dealt += done;
-            if let Some(stop) = stop {
+            if let Some(stop) = self.install(shared, pages, &mut dealt) {
                 return self.stopped(stop, pages, dealt);
             }
         }
         Step::Some
+    }
+
+    /// Some of the pages in the buffer, at least one: from the `dealt`-th on.
+    fn install(&self, shared: &Shared, pages: Pages, dealt: &mut u64) -> Option<Stop> {
+        let rest = pages.after(*dealt);
+        let bytes = &self.contents[(*dealt * PAGE) as usize..(pages.count * PAGE) as usize];
+        let _on_its_way = shared.on_its_way();
+        let claim = shared.lock().claim(rest, self.lane);
+        if let Some(mut claim) = claim {
+            let stop = claim.install(bytes);
+            *dealt += claim.dealt();
+            shared.lock().settle(&claim);
+            return stop;
+        }
+        let few = Pages { count: rest.count.min(FEW), ..rest };
+        let mut done = 0;
+        let stop = shared.lock().pieces(few, self.lane, bytes, &mut done);
+        *dealt += done;
+        stop
     }
 
     /// Receives a frame where its pages belong, and installs it. `None`: it is to be received into the buffer.
@@ -238,25 +251,19 @@ impl Inflow {
         }
         self.part_since = None;
         let _on_its_way = shared.on_its_way();
-        let mut claim = shared.lock().claim(pages, self.lane, &mut self.contents, &mut self.places)?;
-        let received = self.receive();
-        let step = match received {
+        let (mut claim, at) = shared.lock().claim_in_place(pages, self.lane)?;
+        claim.places(at, &mut self.contents, &mut self.places);
+        let step = match self.receive() {
             Ok(n) if n >= bytes => {
                 self.have = n - bytes;
                 self.in_place = true;
-                loop {
-                    match shared.lock().landed(&mut claim, FEW) {
-                        Some(stop) => break Step::Stopped(stop),
-                        None if claim.is_empty() => break Step::Some,
-                        None => {}
-                    }
-                }
+                claim.install(&[]).map_or(Step::Some, Step::Stopped)
             }
             Err(step @ Step::Broken { .. }) => step,
             // All of it was there.
             _ => Step::Broken { reason: "a frame cannot be received where its pages belong".into(), nonsense: false },
         };
-        shared.lock().give_back(claim);
+        shared.lock().settle(&claim);
         Some(step)
     }
 

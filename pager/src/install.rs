@@ -17,56 +17,15 @@ use std::sync::Arc;
 use crate::arriving::{Lane, Pages};
 use crate::assembly::Assembly;
 use crate::attached::AttachedFile;
+use crate::claim::{Claim, Way};
 use crate::descriptors;
-use crate::landing::{Landing, Places};
-use crate::lane::{MOST_PAGES, PAGE};
-use crate::page_table::{Arrival, PageState, PageTable};
+use crate::landing::Landing;
+use crate::lane::PAGE;
+use crate::page_table::{Arrival, PageTable};
 use crate::placement::{NumberedRegion, PageIndex, Placement};
 use crate::ready::Plot;
 use crate::region_map::Hva;
-use crate::userfaultfd::{Progress, Stop, Userfaultfd};
-
-/// Pages that are claimed, to be received where they belong.
-#[derive(Debug)]
-pub struct Claim {
-    first: PageIndex,
-    /// Bit `n`: the `n`-th page from there on is claimed, and not installed yet.
-    wanted: u64,
-    arrival: Arrival,
-    /// Stays mapped meanwhile.
-    _landing: Arc<Landing>,
-}
-
-const _: () = assert!(MOST_PAGES <= u64::BITS as u64);
-
-impl Claim {
-    /// Whether pages are left of it.
-    pub fn is_empty(&self) -> bool {
-        self.wanted == 0
-    }
-
-    /// The first run of pages that are left, at most `most`.
-    fn next(&self, most: u64) -> Option<(PageIndex, PageIndex)> {
-        if self.wanted == 0 {
-            return None;
-        }
-        let skipped = u64::from(self.wanted.trailing_zeros());
-        let run = u64::from((self.wanted >> skipped).trailing_ones()).min(most);
-        let first = self.first.0 + skipped;
-        Some((PageIndex(first), PageIndex(first + run)))
-    }
-
-    fn done(&mut self, from: PageIndex, to: PageIndex) {
-        (from.0..to.0).for_each(|page| self.wanted &= !(1 << (page - self.first.0)));
-    }
-
-    /// What is left is absent again.
-    pub fn give_back(self, table: &mut PageTable) {
-        for n in (0..MOST_PAGES).filter(|n| self.wanted >> n & 1 == 1) {
-            table.release_install(PageIndex(self.first.0 + n));
-        }
-    }
-}
+use crate::userfaultfd::{Stop, Userfaultfd};
 
 /// How far an install came.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -90,7 +49,7 @@ pub struct Footing {
 #[derive(Debug)]
 struct Ground {
     uffd: Arc<Userfaultfd>,
-    file: Option<AttachedFile>,
+    file: Option<Arc<AttachedFile>>,
     /// Pages are written to the file, and faults on what it holds are told of.
     by_file: bool,
     /// Where some of them can be received in place.
@@ -128,7 +87,7 @@ impl Installer {
                 }
                 Some(Err(error)) => return Err(error),
             };
-            grounds.push(Ground { uffd, file, by_file, landing: None });
+            grounds.push(Ground { uffd, file: file.map(Arc::new), by_file, landing: None });
         }
         Ok(Self { placement, grounds, assemblies: HashMap::new() })
     }
@@ -163,7 +122,7 @@ impl Installer {
     }
 
     /// The file to which pages of a region are written, if they are.
-    fn file_of(&self, region: &NumberedRegion) -> Option<&AttachedFile> {
+    fn file_of(&self, region: &NumberedRegion) -> Option<&Arc<AttachedFile>> {
         self.grounds.get(region.number as usize).filter(|ground| ground.by_file)?.file.as_ref()
     }
 
@@ -192,58 +151,35 @@ impl Installer {
         landing.is_some_and(|landing| landing.at(pages.page, pages.count).is_some())
     }
 
-    /// Claims those of at most [`MOST_PAGES`] pages that are wanted and says where all can be received: in place those, each
-    /// other one at its place in `elsewhere`, which has room for all. `None`: they cannot, and nothing is claimed.
-    pub fn claim(
-        &self,
-        table: &mut PageTable,
-        pages: Pages,
-        lane: Lane,
-        elsewhere: &mut [u8],
-        places: &mut Places,
-    ) -> Option<Claim> {
-        let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
+    /// Claims those of at most [`MOST_PAGES`](crate::lane::MOST_PAGES) pages that are wanted. `None`: they are pieces of huge
+    /// pages.
+    pub fn claim(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
+        let (region, ground) = (self.region(pages.region)?, self.grounds.get(pages.region as usize)?);
+        let first = region.page_of_piece(pages.page).0;
+        let (hva, _) = self.placement.address_of(first).filter(|_| region.pieces() == 1)?;
+        let way = match self.file_of(&region) {
+            Some(file) => Way::Written(file.clone(), file.offset + pages.page * PAGE),
+            None => Way::Copied,
+        };
+        let take = |page| table.claim_for_install(page);
+        Some(Claim::new((first, pages.count, hva), (ground.uffd.clone(), way), lane.arrival(), take))
+    }
+
+    /// The same, where they are received in place from the address on that comes with it. `None`: they cannot be, and nothing
+    /// is claimed.
+    pub fn claim_in_place(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<(Claim, *mut u8)> {
+        let ground = self.grounds.get(pages.region as usize)?;
+        let landing = ground.landing.as_ref()?;
         let at = landing.at(pages.page, pages.count)?;
         let first = self.region(pages.region)?.page_of_piece(pages.page).0;
-        let mut claim = Claim { first, wanted: 0, arrival: lane.arrival(), _landing: landing.clone() };
-        places.clear();
-        for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE as usize).take(pages.count as usize).enumerate() {
-            let wanted = table.claim_for_install(PageIndex(first.0 + n as u64));
-            claim.wanted |= u64::from(wanted) << n;
-            let place = if wanted { at.wrapping_add(n * PAGE as usize) } else { elsewhere.as_mut_ptr() };
-            places.then(place, PAGE as usize);
-        }
-        Some(claim)
+        let (hva, _) = self.placement.address_of(first)?;
+        let (way, take) = (Way::Received(landing.clone()), |page| table.claim_for_install(page));
+        Some((Claim::new((first, pages.count, hva), (ground.uffd.clone(), way), lane.arrival(), take), at))
     }
 
-    /// Installs claimed pages that were received, at most `most`, and takes them out of the claim.
-    pub fn landed(&self, table: &mut PageTable, claim: &mut Claim, most: u64) -> Installed {
-        let mut installed = Installed::default();
-        let Some((from, to)) = claim.next(most) else { return installed };
-        let good = |page: &u64| table.state(PageIndex(*page)) == Some(PageState::Installing);
-        let end = PageIndex(from.0 + (from.0..to.0).take_while(good).count() as u64);
-        if end == from {
-            // Found bad meanwhile: what came of it must not be read.
-            let next = PageIndex(from.0 + 1);
-            self.drop_contents(from, next);
-            if table.state(from).is_some_and(PageState::is_poisoned) {
-                installed.stop = self.poison(from);
-            }
-            claim.done(from, next);
-            return installed;
-        }
-        let (reached, stop) = self.install(table, from, end, claim.arrival, |uffd, hva, size, _| uffd.map(hva, size));
-        claim.done(from, reached);
-        if reached > from {
-            installed.runs.push((from, reached));
-        }
-        installed.stop = stop;
-        installed
-    }
-
-    /// Installs pages whose bytes are there, from the `dealt`-th on; advances it over those that are installed, or not
-    /// wanted (any more).
-    pub fn data(
+    /// Takes pieces of huge pages with their bytes, from the `dealt`-th on; advances it over those that are taken, or not
+    /// wanted (any more). A page is installed with its last piece.
+    pub fn pieces(
         &mut self,
         table: &mut PageTable,
         pages: Pages,
@@ -253,60 +189,15 @@ impl Installer {
     ) -> Installed {
         let mut installed = Installed::default();
         let Some(region) = self.region(pages.region) else { return installed };
-        let arrival = lane.arrival();
         while *dealt < pages.count && installed.stop.is_none() {
             let rest = pages.after(*dealt);
-            let bytes = &bytes[(*dealt * PAGE) as usize..];
-            let (first, piece) = region.page_of_piece(rest.page);
-            if region.pieces() > 1 {
-                let count = (region.pieces() - piece).min(rest.count);
-                let bytes = &bytes[..(count * PAGE) as usize];
-                self.piece(table, &region, first, (piece, count, Some(bytes)), arrival, &mut installed);
-                *dealt += if installed.stop.is_none() { count } else { 0 };
-                continue;
-            }
-            let to = claim(table, first, PageIndex(first.0 + rest.count));
-            if to == first {
-                *dealt += 1;
-                continue;
-            }
-            let bytes = &bytes[..((to.0 - first.0) * PAGE) as usize];
-            let (reached, stop) = match self.write(&region, first, bytes) {
-                Ok(()) => self.install(table, first, to, arrival, |uffd, hva, size, done| {
-                    if self.file_of(&region).is_some() {
-                        return uffd.map(hva, size);
-                    }
-                    uffd.copy(hva, &bytes[done as usize..])
-                }),
-                Err(stop) => (first, Some(stop)),
-            };
-            (reached.0..to.0).for_each(|page| _ = table.release_install(PageIndex(page)));
-            if reached > first {
-                installed.runs.push((first, reached));
-            }
-            *dealt += reached.0 - first.0;
-            installed.stop = stop;
+            let (page, piece) = region.page_of_piece(rest.page);
+            let count = (region.pieces() - piece).min(rest.count);
+            let bytes = &bytes[(*dealt * PAGE) as usize..][..(count * PAGE) as usize];
+            self.piece(table, &region, page, (piece, count, Some(bytes)), lane.arrival(), &mut installed);
+            *dealt += if installed.stop.is_none() { count } else { 0 };
         }
         installed
-    }
-
-    /// Writes claimed pages to their file, where they are written to one. Nobody sees them before they are mapped.
-    fn write(&self, region: &NumberedRegion, first: PageIndex, mut bytes: &[u8]) -> Result<(), Stop> {
-        let Some(file) = self.file_of(region) else { return Ok(()) };
-        let mut at = file.offset + (first.0 - region.first.0) * PAGE;
-        while !bytes.is_empty() {
-            // SAFETY: the kernel reads at most `bytes`.
-            let n = unsafe { libc::pwrite(file.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as libc::off_t) };
-            match usize::try_from(n) {
-                Ok(n) => (bytes, at) = (&bytes[n..], at + n as u64),
-                Err(_) => match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
-                    libc::EINTR => {}
-                    libc::ENOMEM | libc::ENOSPC => return Err(Stop::NoMemory),
-                    errno => return Err(Stop::Refused(errno)),
-                },
-            }
-        }
-        Ok(())
     }
 
     /// Pieces of a huge page are here; with the last of them the page is installed.
@@ -336,43 +227,21 @@ impl Installer {
         installed: &mut Installed,
     ) -> Option<Stop> {
         let bytes = self.assemblies.get(&page)?.whole()?;
-        let end = PageIndex(page.0 + 1);
-        let (reached, stop) = self.install(table, page, end, arrival, |uffd, hva, _, _| uffd.copy(hva, bytes));
-        if reached == end {
+        let Some((uffd, hva, size)) = self.place_of(page) else { return Some(Stop::NotRegistered) };
+        let stop = match uffd.copy(hva, bytes).stop {
+            // Installed by a pager that died before it could say so. EEXIST wakes nobody.
+            Some(Stop::AlreadyPresent) => {
+                let _ = uffd.wake(hva, size);
+                None
+            }
+            stop => stop,
+        };
+        if stop.is_none() {
+            table.mark_installed(page, arrival);
             self.assemblies.remove(&page);
-            installed.runs.push((page, end));
+            installed.runs.push((page, PageIndex(page.0 + 1)));
         }
         stop
-    }
-
-    /// Every page in `[from, to)` is claimed. Returns how far they are installed now.
-    fn install(
-        &self,
-        table: &mut PageTable,
-        from: PageIndex,
-        to: PageIndex,
-        arrival: Arrival,
-        ioctl: impl Fn(&Userfaultfd, Hva, u64, u64) -> Progress,
-    ) -> (PageIndex, Option<Stop>) {
-        let mut at = from;
-        while at < to {
-            let Some((uffd, hva, page_size)) = self.place_of(at) else { return (at, Some(Stop::NotRegistered)) };
-            let progress = ioctl(uffd, hva, (to.0 - at.0) * page_size, (at.0 - from.0) * page_size);
-            let mut reached = PageIndex(at.0 + progress.done / page_size);
-            let mut stop = progress.stop;
-            if stop == Some(Stop::AlreadyPresent) {
-                // Installed by a pager that died before it could say so. EEXIST wakes nobody.
-                let _ = uffd.wake(Hva(hva.0 + progress.done), page_size);
-                reached.0 += 1;
-                stop = None;
-            }
-            (at.0..reached.0).for_each(|page| _ = table.mark_installed(PageIndex(page), arrival));
-            at = reached;
-            if stop.is_some() {
-                return (at, stop);
-            }
-        }
-        (at, None)
     }
 
     /// All lanes broke: huge pages that came in part are absent again.
@@ -504,10 +373,4 @@ impl Installer {
 /// Whether a descriptor was opened for writing.
 fn is_writable(fd: &OwnedFd) -> bool {
     descriptors::flags(fd).is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDWR)
-}
-
-/// Claims pages from `at` on, up to the first that is not to be written.
-fn claim(table: &mut PageTable, at: PageIndex, end: PageIndex) -> PageIndex {
-    let claimed = (at.0..end.0).take_while(|page| table.claim_for_install(PageIndex(*page))).count();
-    PageIndex(at.0 + claimed as u64)
 }

@@ -8,6 +8,7 @@ pub mod assembly;
 pub mod attached;
 pub mod awake;
 pub mod bulk;
+pub mod claim;
 pub mod clock;
 pub mod collapse;
 pub mod commands;

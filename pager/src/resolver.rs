@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::arriving::{Lane, Pages, PoisonNote};
+use crate::claim::Claim;
 use crate::events::{EventLog, now_us};
 use crate::histogram::FirstTouch;
-use crate::install::{Claim, Installer};
-use crate::landing::{Landing, Places};
+use crate::install::Installer;
+use crate::landing::Landing;
 use crate::lane::PAGE;
 use crate::lane::frame::Ask;
 use crate::page_file::Word;
@@ -129,22 +130,38 @@ impl Resolver {
         self.memory.as_ref().is_some_and(|memory| memory.lands(pages))
     }
 
-    /// Claims pages of a frame that can be received in place: see [`Installer::claim`].
-    pub fn claim(&mut self, pages: Pages, lane: Lane, elsewhere: &mut [u8], places: &mut Places) -> Option<Claim> {
-        self.memory.as_ref()?.claim(&mut self.table, pages, lane, elsewhere, places)
+    /// Claims those of a frame's pages that are wanted. `None`: see [`Installer::claim`].
+    pub fn claim(&mut self, pages: Pages, lane: Lane) -> Option<Claim> {
+        self.memory.as_ref()?.claim(&mut self.table, pages, lane)
     }
 
-    /// Claimed pages were received: installs at most `most` of them. After a stop the rest is to be given back.
-    pub fn landed(&mut self, claim: &mut Claim, most: u64) -> Option<Stop> {
-        let Some(memory) = &self.memory else { return Some(Stop::ProcessGone) };
-        let installed = memory.landed(&mut self.table, claim, most);
-        self.arrived(&installed.runs);
-        installed.stop
+    /// The same, to be received in place: see [`Installer::claim_in_place`].
+    pub fn claim_in_place(&mut self, pages: Pages, lane: Lane) -> Option<(Claim, *mut u8)> {
+        self.memory.as_ref()?.claim_in_place(&mut self.table, pages, lane)
     }
 
-    /// What is left of a claim is absent again.
-    pub fn give_back(&mut self, claim: Claim) {
-        claim.give_back(&mut self.table);
+    /// What is installed of a claim is present, the rest absent again.
+    pub fn settle(&mut self, claim: &Claim) {
+        for (from, to) in claim.installed() {
+            for page in (from.0..to.0).map(PageIndex) {
+                self.table.mark_installed(page, claim.arrival());
+                // It may have been there for a moment and gone again (reclaimed), to be faulted on anew: then nobody was woken.
+                if self.waiting.get(&page).is_some_and(|waiting| waiting.since >= claim.began()) {
+                    self.memory.iter().for_each(|memory| memory.wake(page));
+                }
+            }
+            self.arrived(from, to);
+        }
+        for page in claim.left() {
+            self.table.release_install(page);
+        }
+    }
+
+    /// Whether a claim may be open for one of these pages.
+    pub fn is_claimed(&self, pages: Pages) -> bool {
+        let Some(region) = self.numbering.regions().get(pages.region as usize) else { return false };
+        let (first, last) = (region.page_of_piece(pages.page).0, region.page_of_piece(pages.page + pages.count - 1).0);
+        (first.0..=last.0).any(|page| self.table.state(PageIndex(page)) == Some(PageState::Installing))
     }
 
     /// Pages are received in place from now on, where there is a landing; in the order of the layout.
@@ -264,22 +281,20 @@ impl Resolver {
         }
     }
 
-    /// Pages came with their bytes, of which `dealt` are dealt with already; it is advanced. After a stop, to be called
-    /// again.
-    pub fn data(&mut self, pages: Pages, lane: Lane, bytes: &[u8], dealt: &mut u64) -> Option<Stop> {
+    /// Pieces of huge pages came with their bytes, of which `dealt` are dealt with already; it is advanced. After a stop, to
+    /// be called again.
+    pub fn pieces(&mut self, pages: Pages, lane: Lane, bytes: &[u8], dealt: &mut u64) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
-        let installed = memory.data(&mut self.table, pages, lane, bytes, dealt);
-        self.arrived(&installed.runs);
+        let installed = memory.pieces(&mut self.table, pages, lane, bytes, dealt);
+        installed.runs.iter().for_each(|(from, to)| self.arrived(*from, *to));
         installed.stop
     }
 
     /// These pages are there, with their bytes.
-    fn arrived(&mut self, runs: &[(PageIndex, PageIndex)]) {
-        for (from, to) in runs {
-            let size = self.numbering.region_of(*from).map_or(0, |r| r.region.page_size);
-            self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
-            self.touched(*from, *to);
-        }
+    fn arrived(&mut self, from: PageIndex, to: PageIndex) {
+        let size = self.numbering.region_of(from).map_or(0, |r| r.region.page_size);
+        self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
+        self.touched(from, to);
     }
 
     /// Zeros came. After a stop, to be called again.
@@ -302,7 +317,7 @@ impl Resolver {
         installed.stop
     }
 
-    /// Bad pages came. After a stop, to be called again.
+    /// Bad pages came, for which no claim is open. After a stop, to be called again.
     pub fn poison(&mut self, pages: Pages, note: PoisonNote) -> Option<Stop> {
         let region = self.numbering.regions().get(pages.region as usize)?;
         let first = region.page_of_piece(pages.page).0;
@@ -421,7 +436,7 @@ impl Resolver {
         self.memory.as_ref().and_then(|memory| memory.poison(page))
     }
 
-    /// The daemon knows of errors.
+    /// The daemon knows of errors; no claim is open.
     pub fn mark_poisoned(&mut self, errors: &[MemoryError]) -> MarkPoisonedReply {
         let mut reply = MarkPoisonedReply::default();
         for error in errors {

@@ -1,19 +1,22 @@
 //! The pages of a destination, shared by the page path and the lanes of the push.
 //!
 //! ```text
-//!  page path ──── lock ──▶ fault, answer, command      short, and at once
-//!  each bulk lane ─ lock ──▶ claim · (receive) · install a few pages · install a few more …
+//!  page path, lanes ──▶ lock: claim ──▶ receive, install ──▶ lock: settle
+//!  page path        ──▶ lock: fault, command
 //! ```
 //!
-//! Nobody holds the lock while bytes are received. A frame may be on its way into memory meanwhile: its pages are claimed
-//! (INSTALLING), so nobody else asks for them or installs them. Only the guest can give them back; that waits until no frame
-//! is on its way, or a page given back would be filled after all.
+//! Nobody holds the lock while bytes are received or pages installed: a vCPU may wait for whoever wants it. The pages of the
+//! frame are claimed meanwhile (INSTALLING), so nobody else asks for them or installs them. Only the guest can give them
+//! back, and only a memory error can make them bad; both wait until no frame is on its way, or a page given back would be
+//! filled after all, and a marker be copied over.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use crate::arriving::{Pages, PoisonNote};
 use crate::resolver::Resolver;
+use crate::userfaultfd::Stop;
 
 /// The pages. Whoever needs both takes [`Shared::on_its_way`] first.
 #[derive(Debug)]
@@ -46,7 +49,7 @@ impl Shared {
         self.resolver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Held from the claim of a frame's pages until they are installed or given back.
+    /// Held from the claim of a frame's pages until it is settled.
     pub fn on_its_way(&self) -> RwLockReadGuard<'_, ()> {
         self.landing.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,6 +58,16 @@ impl Shared {
     pub fn while_nothing_lands<T>(&self, what: impl FnOnce(&mut Resolver) -> T) -> T {
         let _nothing = self.landing.write().unwrap_or_else(PoisonError::into_inner);
         what(&mut self.lock())
+    }
+
+    /// Bad pages came. After a stop, to be called again.
+    pub fn poison(&self, pages: Pages, note: PoisonNote) -> Option<Stop> {
+        let mut resolver = self.lock();
+        if resolver.is_claimed(pages) {
+            drop(resolver);
+            return self.while_nothing_lands(|resolver| resolver.poison(pages, note));
+        }
+        resolver.poison(pages, note)
     }
 
     /// The guest has faulted, by this thread of the VMM; 0: not known.
@@ -104,20 +117,22 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::arriving::{Lane, Pages};
+    use crate::arriving::Lane;
     use crate::attached::AttachedFile;
+    use crate::claim::Claim;
     use crate::events::EventLog;
     use crate::inflow::{Inflow, Step};
-    use crate::install::{Claim, Footing, Installer};
+    use crate::install::{Footing, Installer};
     use crate::landing::{Landing, Places};
     use crate::lane::PAGE;
     use crate::lane::frame::{Header, Kind};
     use crate::page_table::PageState::{Absent, PresentDemand};
     use crate::page_table::{PageState, PageTable};
     use crate::placement::{Numbering, PageIndex, Placement};
-    use crate::proto::MemoryError;
+    use crate::proto::{ErrorOrigin, MemoryError};
     use crate::region_map::{Backing, Gpa, Hva, Layout, Region};
-    use crate::userfaultfd::{Userfaultfd, feature, memfd, probe, process_started};
+    use crate::resolver::FaultOutcome;
+    use crate::userfaultfd::{Event, Userfaultfd, feature, memfd, probe, process_started};
 
     const PAGES: u64 = 8;
     const BYTES: usize = (PAGES * PAGE) as usize;
@@ -129,6 +144,7 @@ mod tests {
         file: std::fs::File,
         elsewhere: Vec<u8>,
         places: Places,
+        uffd: Arc<Userfaultfd>,
         _directory: tempfile::TempDir,
     }
 
@@ -155,7 +171,8 @@ mod tests {
             let attached = AttachedFile { fd, offset: 0 };
             let mut landing = Landing::new(&attached, PAGES * PAGE).unwrap();
             landing.prepare(0, PAGES).unwrap();
-            let footing = Footing { uffd: Arc::new(uffd), file: Some(attached) };
+            let uffd = Arc::new(uffd);
+            let footing = Footing { uffd: uffd.clone(), file: Some(attached) };
             let installer = Installer::new(placement, vec![footing], true).unwrap();
             let directory = tempfile::tempdir().unwrap();
             let (table, _) = PageTable::open(&directory.path().join("pages"), &layout).unwrap();
@@ -164,12 +181,14 @@ mod tests {
             resolver.attach(pid, process_started(pid), installer, None).unwrap();
             resolver.land(vec![Some(landing)]);
             let (elsewhere, places) = (vec![0; BYTES], Places::default());
-            Some(Self { shared: Shared::new(resolver), at, file, elsewhere, places, _directory: directory })
+            Some(Self { shared: Shared::new(resolver), at, file, elsewhere, places, uffd, _directory: directory })
         }
 
         fn claim(&mut self, page: u64, count: u64) -> Claim {
             let pages = Pages { region: 0, page, count };
-            self.shared.lock().claim(pages, Lane::Push, &mut self.elsewhere, &mut self.places).unwrap()
+            let (claim, at) = self.shared.lock().claim_in_place(pages, Lane::Push).unwrap();
+            claim.places(at, &mut self.elsewhere, &mut self.places);
+            claim
         }
 
         /// As if so many pages had been received, full of these bytes.
@@ -181,9 +200,8 @@ mod tests {
         }
 
         fn install(&self, mut claim: Claim) {
-            while !claim.is_empty() {
-                assert_eq!(self.shared.lock().landed(&mut claim, 2), None);
-            }
+            assert_eq!(claim.install(&[]), None);
+            self.shared.lock().settle(&claim);
         }
 
         fn give_back(&self, page: u64) {
@@ -195,16 +213,31 @@ mod tests {
             (0..PAGES).map(|page| resolver.table().state(PageIndex(page)).unwrap()).collect()
         }
 
+        /// Address, thread, and whether the file holds the page.
+        fn next_fault(&self) -> (Hva, u32, bool) {
+            let until = Instant::now() + Duration::from_secs(10);
+            loop {
+                if let Some(Event::Fault { at, thread, minor }) = self.uffd.read_events().unwrap().pop() {
+                    return (at, thread, minor);
+                }
+                assert!(Instant::now() < until, "nobody faults");
+            }
+        }
+
         /// The first byte of a page that is installed; `None`: it is poison.
         fn byte(&self, page: u64) -> Option<u8> {
-            let mut byte = 0u8;
-            let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-            let remote = libc::iovec { iov_base: (self.at + page * PAGE) as *mut libc::c_void, iov_len: 1 };
-            let pid = std::process::id() as libc::pid_t;
-            // SAFETY: a byte; the kernel checks the other address.
-            let count = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
-            (count == 1).then_some(byte)
+            byte_at(self.at + page * PAGE)
         }
+    }
+
+    fn byte_at(at: u64) -> Option<u8> {
+        let mut byte = 0u8;
+        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };
+        let pid = std::process::id() as libc::pid_t;
+        // SAFETY: a byte; the kernel checks the other address.
+        let count = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
+        (count == 1).then_some(byte)
     }
 
     fn give_back(shared: &Shared, at: u64) {
@@ -238,19 +271,58 @@ mod tests {
         assert_eq!(guest.states()[2..7], [PresentPush, PresentPush, PresentPush, Discarded, PresentPush]);
     }
 
-    #[test]
-    fn a_page_that_is_found_bad_while_it_is_received_is_poison_and_its_bytes_are_gone() {
-        let Some(mut guest) = Guest::new() else { return };
+    /// Starts `what` while a frame of pages 0 to 3 is on its way, which comes with 9s. It must not have happened before then.
+    fn behind_a_frame<T: Send>(guest: &mut Guest, what: impl FnOnce(&Shared) -> T + Send) -> T {
         let claim = guest.claim(0, 4);
-        let error = MemoryError { gpa: PAGE, lsb: 12, ..MemoryError::default() };
-        assert_eq!(guest.shared.lock().mark_poisoned(&[error]).marked, 1);
         guest.receive(9);
-        guest.install(claim);
-        assert_eq!([0, 1, 2, 3].map(|page| guest.byte(page)), [Some(9), None, Some(9), Some(9)]);
-        assert!(guest.states()[1].is_poisoned());
+        let (shared, happened) = (&guest.shared, &AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let on_its_way = shared.on_its_way();
+            let thread = scope.spawn(move || {
+                let done = what(shared);
+                happened.store(true, Ordering::SeqCst);
+                done
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!happened.load(Ordering::SeqCst));
+            guest.install(claim);
+            drop(on_its_way);
+            thread.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_page_that_is_found_bad_at_the_source_while_it_is_received_has_come() {
+        let Some(mut guest) = Guest::new() else { return };
+        let error = MemoryError { gpa: PAGE, lsb: 12, ..MemoryError::default() };
+        let reply = behind_a_frame(&mut guest, |shared| {
+            shared.while_nothing_lands(|resolver| resolver.mark_poisoned(&[error]))
+        });
+        assert_eq!((reply.healed, guest.byte(1)), (1, Some(9)));
+    }
+
+    #[test]
+    fn a_page_that_the_guest_knows_to_be_bad_is_poison_behind_the_frame_that_brings_it_and_its_bytes_are_gone() {
+        let Some(mut guest) = Guest::new() else { return };
+        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: true, hop: 0 };
+        let stop = behind_a_frame(&mut guest, |shared| shared.poison(Pages { region: 0, page: 1, count: 1 }, note));
+        assert_eq!((stop, guest.states()[1]), (None, PageState::PoisonedTold));
         let mut gone = [1; 16];
         guest.file.read_exact_at(&mut gone, PAGE).unwrap();
         assert_eq!(gone, [0; 16]);
+        assert_eq!([0, 1, 2, 3].map(|page| guest.byte(page)), [Some(9), None, Some(9), Some(9)]);
+    }
+
+    #[test]
+    fn a_bad_page_does_not_wait_for_a_frame_of_others() {
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(0, 4);
+        guest.receive(9);
+        let _on_its_way = guest.shared.on_its_way();
+        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
+        assert_eq!(guest.shared.poison(Pages { region: 0, page: 4, count: 2 }, note), None);
+        assert!(guest.states()[4..6].iter().all(|state| state.is_poisoned()));
+        guest.install(claim);
     }
 
     #[test]
@@ -258,13 +330,36 @@ mod tests {
         let Some(mut guest) = Guest::new() else { return };
         let mut claim = guest.claim(0, PAGES);
         guest.receive(9);
-        assert_eq!(guest.shared.lock().landed(&mut claim, 3), None);
-        guest.shared.lock().give_back(claim);
+        let (how, fd) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, guest.file.as_raw_fd());
+        // SAFETY: no memory is passed.
+        assert_eq!(unsafe { libc::fallocate(fd, how, 3 * PAGE as i64, PAGE as i64) }, 0);
+        assert_eq!((claim.install(&[]), claim.dealt()), (Some(Stop::Refused(libc::EFAULT)), 3));
+        guest.shared.lock().settle(&claim);
         assert_eq!(guest.states(), [[PageState::PresentPush; 3].as_slice(), &[PageState::Absent; 5]].concat());
         let claim = guest.claim(0, PAGES);
         guest.receive(8);
         guest.install(claim);
         assert_eq!((guest.byte(2), guest.byte(3), guest.byte(7)), (Some(9), Some(8), Some(8)));
+    }
+
+    #[test]
+    fn who_faults_again_on_a_page_that_was_there_before_its_claim_is_settled_is_woken() {
+        let Some(mut guest) = Guest::new() else { return };
+        let mut claim = guest.claim(2, 1);
+        guest.receive(9);
+        assert_eq!(claim.install(&[]), None);
+        let at = guest.at + 2 * PAGE;
+        // SAFETY: the mapping is of a file, which keeps the page: as if the kernel had reclaimed it.
+        assert_eq!(unsafe { libc::madvise(at as *mut libc::c_void, PAGE as usize, libc::MADV_DONTNEED) }, 0);
+        let reader = std::thread::spawn(move || byte_at(at));
+        let (hva, thread, minor) = guest.next_fault();
+        let page = PageIndex(2);
+        assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Ask(page));
+        assert_eq!(guest.shared.lock().ask(page), None);
+        guest.shared.lock().settle(&claim);
+        let (hva, thread, minor) = guest.next_fault();
+        assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Resolved);
+        assert_eq!(reader.join().unwrap(), Some(9));
     }
 
     /// The two ends of a lane.
@@ -324,19 +419,8 @@ mod tests {
     #[test]
     fn the_guest_gives_nothing_back_while_a_frame_is_on_its_way() {
         let Some(mut guest) = Guest::new() else { return };
-        let claim = guest.claim(0, 4);
-        let (shared, at, given_back) = (&guest.shared, guest.at + PAGE, &AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            let on_its_way = shared.on_its_way();
-            scope.spawn(move || {
-                give_back(shared, at);
-                given_back.store(true, Ordering::SeqCst);
-            });
-            std::thread::sleep(Duration::from_millis(50));
-            assert!(!given_back.load(Ordering::SeqCst));
-            guest.install(claim);
-            drop(on_its_way);
-        });
+        let at = guest.at + PAGE;
+        behind_a_frame(&mut guest, |shared| give_back(shared, at));
         assert_eq!(guest.states()[..3], [PageState::PresentPush, PageState::Discarded, PageState::PresentPush]);
     }
 }
