@@ -7,14 +7,14 @@
 //! One thread each, blocking, nothing else done. A page of a memfd is received where it will be, and mapped. No migration
 //! can be faster with these means, but by spinning.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::RawFd;
-use std::process::{Command, Stdio};
 
 use vmferry_refvm::layout::{Backing, split};
 use vmferry_refvm::memory::GuestMemory;
 
+use crate::other::Other;
 use crate::touch::{PAGE, Touched, Wanted, say, touch, word};
 use crate::uffd::{Installer, next_fault, watch};
 
@@ -53,19 +53,12 @@ pub fn run(
     let region = &memory.regions()[0];
     let hva = region.hva;
     let (uffd, installer) = watch(region)?;
-    let source = ["--cpus", source_cpus, "floor-source"];
-    let mut child = Command::new(std::env::current_exe()?).args(source).stdout(Stdio::piped()).spawn()?;
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut line)?;
-    let stream = TcpStream::connect(("127.0.0.1", line.trim().parse()?))?;
-    stream.set_nodelay(true)?;
+    let source = Other::start(&["--cpus", source_cpus, "floor-source"])?;
+    let stream = source.connect()?;
     let fd = uffd.as_raw_fd();
     // Ends with the process: it waits for faults that do not come any more.
     std::thread::Builder::new().name("handler".into()).spawn(move || handle(fd, hva, &installer, stream))?;
-    let touched = touch(hva, &Wanted { pages: scattered(touches, pages), pause_us });
-    child.kill()?;
-    child.wait()?;
-    Ok(touched)
+    Ok(touch(hva, &Wanted { pages: scattered(touches, pages), pause_us }))
 }
 
 /// `touches` of `pages` pages, none twice, in no order; `pages` is a power of two, with which an odd stride has no
@@ -81,7 +74,7 @@ fn handle(uffd: RawFd, hva: u64, installer: &Installer, mut stream: TcpStream) -
         stream.write_all(&((at - hva) / PAGE).to_le_bytes())?;
         let room = installer.room(at, &mut buffer);
         stream.read_exact(room)?;
-        installer.install(at, room.as_ptr(), true)?;
+        installer.install(at, room, true)?;
     }
 }
 

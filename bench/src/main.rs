@@ -3,10 +3,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod boot;
+mod bound;
 mod flame;
 mod floor;
 mod image;
 mod late;
+mod other;
 mod paper;
 mod report;
 mod stages;
@@ -33,27 +35,58 @@ struct Options {
     command: Command,
 }
 
+/// A guest.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct GuestArguments {
+    /// Guest memory, MiB.
+    #[arg(long)]
+    memory_mib: u64,
+    /// Number of vCPUs.
+    #[arg(long)]
+    vcpus: u32,
+    /// How the guest touches its memory.
+    #[arg(long, value_parser = workload)]
+    workload: Workload,
+    /// Share of touches that rewrite the page, percent.
+    #[arg(long)]
+    write_percent: u32,
+    /// Seed of the guest's random numbers and of its pages' content.
+    #[arg(long)]
+    seed: u64,
+}
+
+impl GuestArguments {
+    fn config(self) -> GuestConfig {
+        let Self { vcpus, workload, write_percent, seed, .. } = self;
+        GuestConfig { vcpus, workload, write_percent, seed }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write the guest as files for qemu-system-x86_64; prints the options that load them.
     Image {
         /// Directory for the files.
         directory: PathBuf,
-        /// Guest memory, MiB.
-        #[arg(long)]
-        memory_mib: u64,
-        /// Number of vCPUs.
-        #[arg(long)]
-        vcpus: u32,
-        /// How the guest touches its memory.
-        #[arg(long, value_parser = workload)]
-        workload: Workload,
-        /// Share of touches that rewrite the page, percent.
-        #[arg(long)]
-        write_percent: u32,
-        /// Seed of the guest's random numbers and of its pages' content.
-        #[arg(long)]
-        seed: u64,
+        #[command(flatten)]
+        guest: GuestArguments,
+    },
+    /// Serve a guest whose memory is here already, beside a bare stream of as much: what every move has to do.
+    Bound {
+        #[command(flatten)]
+        guest: GuestArguments,
+        /// What the memory is made of.
+        #[arg(long, value_enum, default_value = "anonymous")]
+        backing: Backing,
+        /// The limit of the stream, MiB/s; 0: none.
+        #[arg(long, default_value_t = 0)]
+        push_mib_s: u64,
+    },
+    /// The other process of `bound`.
+    #[command(hide = true)]
+    BoundSource {
+        /// What is moved, as JSON.
+        moved: String,
     },
     /// Be the VMM of a source: memory full of content, attached to a pager until standard input ends.
     Hold {
@@ -157,11 +190,18 @@ fn workload(text: &str) -> Result<Workload, String> {
 
 fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
     match command {
-        Command::Image { directory, memory_mib, vcpus, workload, write_percent, seed } => {
-            let config = GuestConfig { vcpus, workload, write_percent, seed };
-            let parts = image::loaded(memory_mib << 20, &config, image::tsc_khz()?);
+        Command::Image { directory, guest } => {
+            let parts = image::loaded(guest.memory_mib << 20, &guest.config(), image::tsc_khz()?);
             let options = image::write(&directory, &parts)?;
             Ok(json!({"options": options, "dump_bytes": report::DUMP_BYTES}))
+        }
+        Command::Bound { guest, backing, push_mib_s } => {
+            let moved = bound::Moved { memory: guest.memory_mib << 20, backing, config: guest.config() };
+            Ok(serde_json::to_value(bound::run(&moved, push_mib_s << 20)?)?)
+        }
+        Command::BoundSource { moved } => {
+            bound::source(&serde_json::from_str(&moved)?)?;
+            Ok(json!("ended"))
         }
         Command::Hold { socket, vm, memory_mib, backing } => {
             touch::hold(&socket, &vm, memory_mib, backing)?;

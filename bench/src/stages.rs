@@ -73,7 +73,7 @@ fn local_faults(order: &[u64], pause: Duration, backing: Backing) -> Result<(Vec
             read_at.push(Instant::now());
             let room = installer.room(at, &mut buffer);
             room[0] = 1;
-            installer.install(at, room.as_ptr(), false)?;
+            installer.install(at, room, false)?;
             woken_at.push(Instant::now());
             installer.wake(at)?;
         }
@@ -104,7 +104,6 @@ fn installs(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>
         let at = memory.regions()[0].hva + page * PAGE;
         let room = installer.room(at, &mut buffer);
         room.fill(1);
-        let room = room.as_ptr();
         let begun = Instant::now();
         installer.install(at, room, true)?;
         found.push(us(begun, Instant::now()));

@@ -57,28 +57,56 @@ fn map_again(file: RawFd, size: u64) -> io::Result<u64> {
 }
 
 impl Installer {
-    /// Where the contents of the page at `at` may be written before it is put in place: in the page cache, or `buffer`.
+    /// Has the memory be found before its contents come, where that can be done: of a memfd of `size` bytes.
+    ///
+    /// # Errors
+    /// Of the kernel.
+    pub fn make_ready(&self, size: u64) -> io::Result<()> {
+        let Some(second) = self.second else { return Ok(()) };
+        let size = usize::try_from(size).map_err(io::Error::other)?;
+        // SAFETY: the second mapping, which is of that size and changes no content by it.
+        match unsafe { libc::madvise(second as *mut libc::c_void, size, libc::MADV_POPULATE_WRITE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Where as many bytes as `buffer` has may be written before they are put in place at `at`: in the page cache, or
+    /// `buffer` itself.
     pub fn room<'a>(&self, at: u64, buffer: &'a mut [u8]) -> &'a mut [u8] {
         match self.second {
             None => buffer,
-            // SAFETY: a page of the second mapping, which is never unmapped; nothing else refers to it, since its page is
+            // SAFETY: pages of the second mapping, which is never unmapped; nothing else refers to them, since they are
             // not mapped anywhere else before `install`.
             Some(second) => unsafe {
-                std::slice::from_raw_parts_mut((second + (at - self.hva)) as *mut u8, PAGE as usize)
+                std::slice::from_raw_parts_mut((second + (at - self.hva)) as *mut u8, buffer.len())
             },
         }
     }
 
-    /// Puts the page at `at` in place, with the contents that lie in `room`; COPY or CONTINUE.
+    /// Puts pages at `at` in place, with the contents that lie in `room`; COPY or CONTINUE.
     ///
     /// # Errors
     /// Of the kernel: EEXIST where a page is.
-    pub fn install(&self, at: u64, room: *const u8, wake: bool) -> io::Result<()> {
-        let mode = if wake { 0 } else { DONT_WAKE };
+    pub fn install(&self, at: u64, room: &[u8], wake: bool) -> io::Result<()> {
+        let (size, mode) = (room.len() as u64, if wake { 0 } else { DONT_WAKE });
         match self.second {
-            None => ioctl(self.uffd, UFFDIO_COPY, &mut [at, room as u64, PAGE, mode, 0]),
-            Some(_) => ioctl(self.uffd, UFFDIO_CONTINUE, &mut [at, PAGE, mode, 0]),
+            None => ioctl(self.uffd, UFFDIO_COPY, &mut [at, room.as_ptr() as u64, size, mode, 0]),
+            Some(_) => ioctl(self.uffd, UFFDIO_CONTINUE, &mut [at, size, mode, 0]),
         }
+    }
+
+    /// Puts pages in place whose contents lie elsewhere, and wakes who waits.
+    ///
+    /// # Errors
+    /// As [`Self::install`].
+    pub fn put(&self, at: u64, contents: &[u8]) -> io::Result<()> {
+        if let Some(second) = self.second {
+            let room = (second + (at - self.hva)) as *mut u8;
+            // SAFETY: as in `room`; the contents are of another mapping.
+            unsafe { std::ptr::copy_nonoverlapping(contents.as_ptr(), room, contents.len()) };
+        }
+        self.install(at, contents, true)
     }
 
     /// Lets the thread that waits for the page at `at` go on.
@@ -144,7 +172,6 @@ mod tests {
             let mut buffer = vec![0; PAGE as usize];
             let room = installer.room(at, &mut buffer);
             room[..8].copy_from_slice(&42u64.to_le_bytes());
-            let room = room.as_ptr();
             installer.install(at, room, false).unwrap();
             installer.wake(at).unwrap();
             assert_eq!(reader.join().unwrap(), 42);

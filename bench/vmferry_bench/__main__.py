@@ -15,7 +15,7 @@ import grpc
 
 from vmferry.demo.admin import AdminError
 from vmferry.errors import VmferryError
-from vmferry_bench import qemu
+from vmferry_bench import bound, qemu
 from vmferry_bench.alone import measure_alone
 from vmferry_bench.figures import figures
 from vmferry_bench.goals import Judge, summary
@@ -25,7 +25,7 @@ from vmferry_bench.network import enter_own_network
 from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
 from vmferry_bench.plot import plot_all
-from vmferry_bench.shape import OURS, SIDES, Alone, Round, alone_of, round_of
+from vmferry_bench.shape import BOUND, OURS, SIDES, Alone, Round, alone_of, round_of
 from vmferry_bench.table import table, write_page
 
 ALONE_ROUNDS = 3
@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
 async def _turn(ours: OurSide, turn: Turn, number: int) -> Round:
     if turn.side == OURS:
         return await ours.move(turn.shape, number)
+    if turn.side == BOUND:
+        return await bound.serve(turn.shape, number)
     return await qemu.move(turn.side, turn.shape, number)
 
 
@@ -63,7 +65,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
     end = time.monotonic() + (options.time_limit or (QUICK_LIMIT_S if options.quick else LIMIT_S))
     async with our_side() as ours:
         for number, turn in enumerate(wanted):
-            if turn.side != OURS and not qemu.usable():
+            if turn.side not in (OURS, BOUND) and not qemu.usable():
                 continue
             if time.monotonic() > end:
                 failures.append(f"{len(wanted) - number} of {len(wanted)} turns are left out: the time is over")

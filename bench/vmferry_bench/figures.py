@@ -78,11 +78,16 @@ def merged(parts: Iterable[Sequence[Bucket]]) -> list[Bucket]:
 GIB = 1 << 30
 
 
+def _known(seconds: float | None) -> float:
+    return math.nan if seconds is None else seconds
+
+
 def figures(one: Round) -> dict[str, float]:
     """What is compared, of one round."""
     slow = waited(one.buckets)
     handler = one.handler_us or {}
     moved_gib = one.shape.memory_mib / 1024
+    by_guest, by_vmm = _known(one.blackout_guest_s), _known(one.blackout_vmm_s)
     return {
         "first_touch_p50_us": quantile(slow, 0.50),
         "first_touch_p90_us": quantile(slow, 0.90),
@@ -91,15 +96,15 @@ def figures(one: Round) -> dict[str, float]:
         "waits": count(slow),
         "blocked_s": total_s(slow),
         "throughput_gib_s": one.postcopy_bytes / GIB / one.postcopy_s if one.postcopy_s > 0 else math.nan,
-        "whole_gib_s": moved_gib / one.total_s,
+        "whole_gib_s": moved_gib / _known(one.total_s),
         # The guest sees less where its counter stands still with it.
-        "blackout_ms": max(one.blackout_guest_s, one.blackout_vmm_s) * 1e3,
-        "blackout_guest_ms": one.blackout_guest_s * 1e3,
-        "blackout_vmm_ms": one.blackout_vmm_s * 1e3,
+        "blackout_ms": max(by_guest, by_vmm) * 1e3,
+        "blackout_guest_ms": by_guest * 1e3,
+        "blackout_vmm_ms": by_vmm * 1e3,
         "cpu_s_per_gib": one.machinery_cpu_s / moved_gib,
         "vcpu_cpu_s_per_gib": one.vcpu_cpu_s / moved_gib,
         **{f"handler_{q}_us": handler.get(q, math.nan) for q in ("p50", "p90", "p99", "max")},
-        "vmm_blocked_s": math.nan if one.vmm_blocked_s is None else one.vmm_blocked_s,
+        "vmm_blocked_s": _known(one.vmm_blocked_s),
     }
 
 

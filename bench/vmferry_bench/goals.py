@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 
 from vmferry_bench.figures import figures, merged, middle, pairs, quantile, ratios, spread, waited
 from vmferry_bench.plan import LIMIT_MIB_S, MANY_PAUSE_US, guest, idle, limited
-from vmferry_bench.shape import APART, BACKINGS, OURS, PREEMPT, Alone, Many, Round, Shape, Singles
+from vmferry_bench.shape import APART, BACKINGS, BOUND, OURS, PREEMPT, Alone, Many, Round, Shape, Singles
 
 NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`value` None: not measured in this run; `met` is None then too. `low`, `high`: least and most over the rounds."""
+    """`value` None: not measured in this run; `met` is None then too. `low`, `high`: least and most over the rounds.
+    `bound`: the value that the bound has in its place."""
 
     measure: str
     goal: str
@@ -24,6 +25,7 @@ class Goal:
     low: float | None = None
     high: float | None = None
     words: str = ""
+    bound: float | None = None
 
 
 def select(rounds: Iterable[Round], side: str, shape: Shape) -> list[Round]:
@@ -94,9 +96,12 @@ class Judge:
     def _ratio(self, measure: str, shape: Shape, key: str, limit: float, sign: str = "≤") -> Goal:
         """Of the medians of all rounds; the spread is that of the rounds that ran one after the other."""
         below = middle(self._values(PREEMPT, shape, key))
-        value = middle(self._values(OURS, shape, key)) / below if below > 0 else math.nan
+
+        def value(side: str) -> float:
+            return middle(self._values(side, shape, key)) / below if below > 0 else math.nan
+
         each = ((figures(a)[key], figures(b)[key]) for a, b in self._pairs(shape))
-        return _within(measure, limit, ratios(each), value, sign)
+        return replace(_within(measure, limit, ratios(each), value(OURS), sign), bound=_known(value(BOUND)))
 
     def _pairs(self, shape: Shape) -> list[tuple[Round, Round]]:
         return pairs(select(self._rounds, OURS, shape), select(self._rounds, PREEMPT, shape))
@@ -106,18 +111,25 @@ class Judge:
 
     def _pooled(self, measure: str, shape: Shape, q: float, limit: float) -> Goal:
         each = [quantile(waited(one.buckets), q) for one in select(self._rounds, OURS, shape)]
-        return _within(measure, limit, each, self._pool(OURS, shape, q))
+        bound = _known(self._pool(BOUND, shape, q))
+        return replace(_within(measure, limit, each, self._pool(OURS, shape, q)), bound=bound)
 
     def _pooled_ratio(self, measure: str, shape: Shape, q: float, limit: float) -> Goal:
         """Of the waits of all rounds together."""
         theirs = self._pool(PREEMPT, shape, q)
-        value = self._pool(OURS, shape, q) / theirs if theirs > 0 else math.nan
+
+        def value(side: str) -> float:
+            return self._pool(side, shape, q) / theirs if theirs > 0 else math.nan
+
         each = ((quantile(waited(a.buckets), q), quantile(waited(b.buckets), q)) for a, b in self._pairs(shape))
-        return _within(measure, limit, ratios(each), value)
+        return replace(_within(measure, limit, ratios(each), value(OURS)), bound=_known(value(BOUND)))
 
     def _worst(self, measure: str, shape: Shape, limit: float) -> Goal:
-        values = [us / 1e3 for us in self._values(OURS, shape, "first_touch_max_us")]
-        return _within(measure, limit, values, max(values, default=math.nan))
+        def values(side: str) -> list[float]:
+            return [us / 1e3 for us in self._values(side, shape, "first_touch_max_us")]
+
+        value, bound = (max(values(side), default=math.nan) for side in (OURS, BOUND))
+        return replace(_within(measure, limit, values(OURS), value), bound=_known(bound))
 
     def _many(self) -> list[Goal]:
         def rows(vms: int, pauses: bool) -> list[Many]:

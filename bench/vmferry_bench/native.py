@@ -41,14 +41,13 @@ async def native(*arguments: str) -> dict[str, Any]:
     return answer
 
 
+def guest_arguments(shape: Shape) -> list[str]:
+    """The guest, but for what its memory is made of."""
+    names = ("memory_mib", "vcpus", "workload", "write_percent", "seed")
+    return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(shape, name)))]
+
+
 async def write_image(directory: Path, shape: Shape) -> tuple[list[str], int]:
     """The guest as files for QEMU: its options, and how many bytes of memory hold the guest's report."""
-    answer = await native(
-        *("image", str(directory)),
-        *("--memory-mib", str(shape.memory_mib)),
-        *("--vcpus", str(shape.vcpus)),
-        *("--workload", shape.workload),
-        *("--write-percent", str(shape.write_percent)),
-        *("--seed", str(shape.seed)),
-    )
+    answer = await native("image", str(directory), *guest_arguments(shape))
     return answer["options"], answer["dump_bytes"]

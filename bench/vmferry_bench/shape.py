@@ -13,6 +13,8 @@ SIDES = (OURS, PREEMPT, PLAIN)
 """What is compared."""
 TRACED = "qemu-preempt, traced"
 """A round beside them in which QEMU writes down its faults: for what it alone can tell, since writing costs time."""
+BOUND = "bound"
+"""Beside them too: a guest whose memory is here already, and a bare stream of as much."""
 BACKINGS = ("memfd", "anonymous")
 
 
@@ -54,11 +56,11 @@ class Round:
     buckets: list[Bucket]
     """First touches on the destination until shortly after the last page came, all of them, by the guest's counter."""
     longest_us: float
-    blackout_guest_s: float
+    blackout_guest_s: float | None
     """From the guest's last turn on the source to its first on the destination, by the guest's counter."""
-    blackout_vmm_s: float
+    blackout_vmm_s: float | None
     """vCPUs stopped to vCPUs told to run, as the VMMs tell it."""
-    total_s: float
+    total_s: float | None
     """Command to last page."""
     postcopy_s: float
     """vCPUs told to run to last page."""

@@ -51,13 +51,13 @@ def _exact(value: float | None) -> str:
 
 
 def _goals(found: dict[str, Any]) -> list[str]:
-    lines = ["| measure | goal | value | spread over rounds | met |", "|---|---|---|---|---|"]
+    lines = ["| measure | goal | value | spread over rounds | met | the bound |", "|---|---|---|---|---|---|"]
     for goal in found["goals"]:
         met = {True: "yes", False: "**no**", None: "not measured"}[goal["met"]]
         words = [] if goal["low"] is None else [f"{_exact(goal['low'])} to {_exact(goal['high'])}"]
         words += [goal["words"]] if goal["words"] and goal["met"] is not None else []
-        spread = "; ".join(words)
-        lines.append(f"| {goal['measure']} | {goal['goal']} | {_exact(goal['value'])} | {spread} | {met} |")
+        spread, bound = "; ".join(words), "" if goal["bound"] is None else _exact(goal["bound"])
+        lines.append(f"| {goal['measure']} | {goal['goal']} | {_exact(goal['value'])} | {spread} | {met} | {bound} |")
     return lines
 
 

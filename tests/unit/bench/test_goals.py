@@ -9,7 +9,20 @@ import pytest
 from rounds import GUEST, IDLE, a_round
 from vmferry_bench.goals import Goal, Judge, summary
 from vmferry_bench.plan import guest
-from vmferry_bench.shape import APART, OURS, PLAIN, PREEMPT, TRACED, Alone, Many, Round, Singles, alone_of, round_of
+from vmferry_bench.shape import (
+    APART,
+    BOUND,
+    OURS,
+    PLAIN,
+    PREEMPT,
+    TRACED,
+    Alone,
+    Many,
+    Round,
+    Singles,
+    alone_of,
+    round_of,
+)
 
 SINGLES = Singles(floor_us={"p50": 90.0}, idle_us={"p50": 99.0}, poison_us={"p50": 80.0}, data_us={"p50": 100.0})
 
@@ -78,6 +91,22 @@ def test_a_push_that_is_limited_is_judged_by_itself() -> None:
     assert goals["memfd: first touch → resumed, p50, to QEMU"].value == pytest.approx(0.5)
     limited = goals["memfd: first touch → resumed, p50, to QEMU, push limited to 256 MiB/s"]
     assert (limited.value, limited.met) == (pytest.approx(0.09), True)
+
+
+def test_the_bound_is_beside_what_it_has_and_judges_nothing() -> None:
+    none = {"blackout_guest_s": None, "blackout_vmm_s": None, "total_s": None}
+    served = a_round(BOUND, wait_us=100.0, postcopy_s=0.1, machinery_cpu_s=0.1, number=6, **none)
+    goals, before = judged([*both(wait_us=500.0), served]), judged(both(wait_us=500.0))
+    for measure, bound in (
+        ("memfd: first touch → resumed, p50, to QEMU", 0.1),
+        ("memfd: first touch → resumed, p99, µs", 100.0),
+        ("memfd: worst first touch, ms", 0.1),
+        ("memfd: throughput to the last page, guest random, to QEMU", 5.0),
+        ("memfd: CPU seconds a GiB, both ends, guest random, to QEMU", 0.4),
+        ("memfd: stop → first instruction, to QEMU", None),
+    ):
+        assert goals[measure].bound == (bound if bound is None else pytest.approx(bound, rel=0.01))
+    assert {measure: replace(goal, bound=None) for measure, goal in goals.items()} == before
 
 
 def test_void_rounds_do_not_count() -> None:

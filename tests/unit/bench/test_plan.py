@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from vmferry_bench.plan import ROUNDS, guest, idle, shapes, turns
-from vmferry_bench.shape import BACKINGS, OURS, SIDES, TRACED
+from vmferry_bench.shape import BACKINGS, BOUND, OURS, SIDES, TRACED
 
 SHAPES = shapes(quick=False)
 
 
 def test_ours_runs_before_each_turn_of_qemu() -> None:
     for quick in (True, False):
-        sides = [turn.side for turn in turns(shapes(quick), ROUNDS, quick) if turn.side != TRACED]
+        sides = [turn.side for turn in turns(shapes(quick), ROUNDS, quick) if turn.side not in (TRACED, BOUND)]
         assert all(side == OURS for side in sides[::2])
         assert all(side != OURS for side in sides[1::2])
         assert set(sides) == set(SIDES[:2] if quick else SIDES)
@@ -23,6 +23,15 @@ def test_every_guest_has_all_rounds_and_one_traced_turn() -> None:
             sides = [turn.side for turn in planned if turn.shape == shape]
             assert sides.count("qemu-preempt") == ROUNDS >= 5
             assert sides.count(TRACED) == (shape.workload != "idle")
+
+
+def test_guests_of_most_goals_and_idle_ones_are_served_by_the_bound_behind_all_others() -> None:
+    planned = [turn for turn in turns(shapes(quick=False), ROUNDS, quick=False) if turn.side != TRACED]
+    served = [turn.shape for turn in planned if turn.side == BOUND]
+    assert served == [*map(guest, BACKINGS), *map(idle, BACKINGS)] * ROUNDS
+    behind = [a for a, b in zip(planned[1:], planned, strict=False) if b.side == BOUND]
+    assert all(turn.side == OURS for turn in behind)
+    assert BOUND not in {turn.side for turn in turns(shapes(quick=True), ROUNDS, quick=True)}
 
 
 def test_a_run_that_ends_early_has_as_many_rounds_of_one_guest_as_of_another() -> None:
