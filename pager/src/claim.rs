@@ -1,5 +1,12 @@
 //! Pages that a lane has claimed, on their way to where the VMM finds them: INSTALLING, so that until the claim is settled
 //! nobody else asks for them, installs them or changes their state, and the lock need not be held.
+//!
+//! ```text
+//!  of a file:  received or written ──▶ PRESENT ──▶ CONTINUE       who touches one in between finds it in the file
+//!  any other:  COPY ──▶ PRESENT
+//! ```
+//! Bytes in a file are written over once more where a page is still INSTALLING when a pager dies, so it is PRESENT before
+//! the guest can see it, and write to it. COPY does both at once, and harms no page that is there.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -19,7 +26,7 @@ const FEW: u64 = 16;
 /// How contents come to where the VMM finds them.
 #[derive(Debug, Clone)]
 pub enum Way {
-    /// They are received there, in a mapping that stays meanwhile.
+    /// They are received into their file, by a mapping that stays meanwhile.
     Received(Arc<Landing>),
     /// They are written to a file, in which the first page has this offset.
     Written(Arc<AttachedFile>, u64),
@@ -32,10 +39,10 @@ pub enum Way {
 pub struct Claim {
     first: PageIndex,
     count: u64,
-    /// Bit `n`: the `n`-th page is claimed, and not installed yet.
+    /// Bit `n`: the `n`-th page is claimed, and nothing has come of it.
     wanted: u64,
-    /// It is installed.
-    installed: u64,
+    /// It is in its file, or copied.
+    here: u64,
     arrival: Arrival,
     uffd: Arc<Userfaultfd>,
     /// Of the first page.
@@ -55,7 +62,7 @@ impl Claim {
         mut take: impl FnMut(PageIndex) -> bool,
     ) -> Self {
         let wanted = (0..count).fold(0, |wanted, n| wanted | u64::from(take(PageIndex(first.0 + n))) << n);
-        Self { first, count, wanted, installed: 0, arrival, uffd, hva, way, began: Instant::now() }
+        Self { first, count, wanted, here: 0, arrival, uffd, hva, way, began: Instant::now() }
     }
 
     /// Where the pages' bytes are to be received: those that are claimed from `at` on, each other one at its place in
@@ -63,48 +70,87 @@ impl Claim {
     pub fn places(&self, at: *mut u8, elsewhere: &mut [u8], places: &mut Places) {
         places.clear();
         for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE as usize).take(self.count as usize).enumerate() {
-            let place =
-                if self.wanted >> n & 1 == 1 { at.wrapping_add(n * PAGE as usize) } else { elsewhere.as_mut_ptr() };
+            let claimed = self.wanted >> n & 1 == 1;
+            let place = if claimed { at.wrapping_add(n * PAGE as usize) } else { elsewhere.as_mut_ptr() };
             places.then(place, PAGE as usize);
         }
     }
 
-    /// Installs what is claimed, and wakes who waits on it; `contents` of all the pages, where they are not received in
-    /// place. After a stop the first [`Self::dealt`] are installed, or not wanted.
+    /// Whether its pages are in their file before they are mapped.
+    pub fn is_by_file(&self) -> bool {
+        !matches!(self.way, Way::Copied)
+    }
+
+    /// What is to be in a file is there: received, or written now out of the `contents` of all the pages. After a stop the
+    /// first [`Self::dealt`] are, or are not wanted.
+    pub fn write(&mut self, contents: &[u8]) -> Option<Stop> {
+        let (file, offset) = match &self.way {
+            Way::Copied => return None,
+            Way::Received(_) => {
+                self.here = std::mem::take(&mut self.wanted);
+                return None;
+            }
+            Way::Written(file, offset) => (file.clone(), *offset),
+        };
+        while let Some((n, count)) = first_run(self.wanted) {
+            if let Err(stop) = write(&file, offset + n * PAGE, part(contents, n, count)) {
+                return Some(stop);
+            }
+            self.note_here(n, count);
+        }
+        None
+    }
+
+    /// Maps what is in its file, or copies the `contents`, and wakes who waits. After a stop the first [`Self::dealt`] need
+    /// nothing more: of a file, what cannot be mapped now is when it is touched.
     pub fn install(&mut self, contents: &[u8]) -> Option<Stop> {
         self.began = Instant::now();
-        while let Some((n, count)) = first_run(self.wanted) {
-            let count = count.min(FEW);
-            let (reached, stop) = self.install_run(n, count, contents);
-            for n in n..n + reached {
-                self.wanted &= !(1 << n);
-                self.installed |= 1 << n;
+        if self.is_by_file() { self.map() } else { self.copy(contents) }
+    }
+
+    fn map(&self) -> Option<Stop> {
+        let (mut left, mut first_stop) = (self.here, None);
+        while let Some((n, count)) = few(left) {
+            let progress = self.uffd.map(self.address(n), count * PAGE);
+            let mut reached = progress.done / PAGE;
+            if let Some(stop) = progress.stop {
+                // Whoever waits for it tries again. EEXIST wakes nobody.
+                let _ = self.uffd.wake(self.address(n + reached), PAGE);
+                reached += 1;
+                first_stop = first_stop.or(Some(stop).filter(|stop| !stop.passes()));
             }
-            if stop.is_some() {
-                return stop;
+            (n..n + reached).for_each(|n| left &= !(1 << n));
+        }
+        first_stop
+    }
+
+    fn copy(&mut self, contents: &[u8]) -> Option<Stop> {
+        while let Some((n, count)) = few(self.wanted) {
+            let progress = self.uffd.copy(self.address(n), part(contents, n, count));
+            let reached = progress.done / PAGE;
+            self.note_here(n, reached);
+            match progress.stop {
+                None => {}
+                Some(Stop::AlreadyPresent) => {
+                    // By a pager that died before it could say so. EEXIST wakes nobody.
+                    let _ = self.uffd.wake(self.address(n + reached), PAGE);
+                    self.note_here(n + reached, 1);
+                }
+                stop => return stop,
             }
         }
         None
     }
 
-    fn install_run(&self, n: u64, count: u64, contents: &[u8]) -> (u64, Option<Stop>) {
-        let (hva, size) = (Hva(self.hva.0 + n * PAGE), count * PAGE);
-        let bytes = || &contents[(n * PAGE) as usize..][..size as usize];
-        let progress = match &self.way {
-            Way::Received(_) => self.uffd.map(hva, size),
-            Way::Copied => self.uffd.copy(hva, bytes()),
-            Way::Written(file, offset) => match write(file, offset + n * PAGE, bytes()) {
-                Ok(()) => self.uffd.map(hva, size),
-                Err(stop) => return (0, Some(stop)),
-            },
-        };
-        let reached = progress.done / PAGE;
-        if progress.stop == Some(Stop::AlreadyPresent) {
-            // Installed by a pager that died before it could say so. EEXIST wakes nobody.
-            let _ = self.uffd.wake(Hva(hva.0 + progress.done), PAGE);
-            return (reached + 1, None);
+    fn note_here(&mut self, n: u64, count: u64) {
+        for n in n..n + count {
+            self.wanted &= !(1 << n);
+            self.here |= 1 << n;
         }
-        (reached, progress.stop)
+    }
+
+    fn address(&self, n: u64) -> Hva {
+        Hva(self.hva.0 + n * PAGE)
     }
 
     /// So many of the first pages need nothing more.
@@ -112,9 +158,9 @@ impl Claim {
         u64::from(self.wanted.trailing_zeros()).min(self.count)
     }
 
-    /// What is installed, as half-open runs.
-    pub fn installed(&self) -> impl Iterator<Item = (PageIndex, PageIndex)> + '_ {
-        let mut left = self.installed;
+    /// What is in its file, or copied, as half-open runs.
+    pub fn here(&self) -> impl Iterator<Item = (PageIndex, PageIndex)> + '_ {
+        let mut left = self.here;
         std::iter::from_fn(move || {
             let (n, count) = first_run(left)?;
             (n..n + count).for_each(|n| left &= !(1 << n));
@@ -132,10 +178,20 @@ impl Claim {
         self.arrival
     }
 
-    /// Whoever faulted on an installed page and was read before then was woken.
+    /// Whoever faulted on a page that is installed now, and was read before then, was woken.
     pub fn began(&self) -> Instant {
         self.began
     }
+}
+
+/// The bytes of `count` pages from the `n`-th on.
+fn part(contents: &[u8], n: u64, count: u64) -> &[u8] {
+    &contents[(n * PAGE) as usize..][..(count * PAGE) as usize]
+}
+
+/// The begin of the first run, at most [`FEW`].
+fn few(bits: u64) -> Option<(u64, u64)> {
+    first_run(bits).map(|(n, count)| (n, count.min(FEW)))
 }
 
 /// Number and length of the first run of ones.
@@ -145,7 +201,7 @@ fn first_run(bits: u64) -> Option<(u64, u64)> {
     Some((skipped.into(), run.into()))
 }
 
-/// Writes pages to their file. Nobody sees them before they are mapped.
+/// Nobody sees what is written before it is mapped.
 fn write(file: &AttachedFile, mut at: u64, mut bytes: &[u8]) -> Result<(), Stop> {
     while !bytes.is_empty() {
         // SAFETY: the kernel reads at most `bytes`.

@@ -350,7 +350,7 @@ impl FaultLoop {
         let regions = installer.placement().ranges().zip(installer.placement().numbering().regions());
         let ranges = regions.filter(|(_, region)| small(region)).map(|(range, _)| range).collect();
         self.to_collapse = memory.collapse.then_some((memory.vmm_pid, ranges));
-        self.shared.lock().attach(memory.vmm_pid, started, installer, teller)?;
+        self.shared.while_nothing_lands(|pages| pages.attach(memory.vmm_pid, started, installer, teller))?;
         self.uffds = uffds;
         Ok(())
     }
@@ -465,10 +465,6 @@ impl FaultLoop {
             Step::Some => lane.has_more(),
             _ => true,
         };
-        if matches!(step, Step::Stopped(_)) && lane.is_in_place() {
-            // It is absent again: asked for anew as soon as events are read, not when it is next looked for.
-            self.check = Instant::now();
-        }
         match step {
             Step::Nothing => false,
             Step::Some => true,

@@ -4,7 +4,7 @@
 //! frame has come; otherwise into a buffer, always the same, which stays in the processor's cache, an answer on the urgent lane
 //! with its own header as well. In the buffer are also pages of a frame that are not wanted, and a frame that cannot be
 //! installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. What was received in
-//! place and cannot be installed is absent again, and comes again. Nothing of a frame is claimed before all of it is here: a
+//! place and cannot be mapped now is when it is touched. Nothing of a frame is claimed before all of it is here: a
 //! lane that breaks in the middle leaves nothing behind.
 
 use std::io;
@@ -225,9 +225,8 @@ impl Inflow {
         let _on_its_way = shared.on_its_way();
         let claim = shared.lock().claim(rest, self.lane);
         if let Some(mut claim) = claim {
-            let stop = claim.install(bytes);
+            let stop = shared.install(&mut claim, bytes);
             *dealt += claim.dealt();
-            shared.lock().settle(&claim);
             return stop;
         }
         let few = Pages { count: rest.count.min(FEW), ..rest };
@@ -253,18 +252,18 @@ impl Inflow {
         let _on_its_way = shared.on_its_way();
         let (mut claim, at) = shared.lock().claim_in_place(pages, self.lane)?;
         claim.places(at, &mut self.contents, &mut self.places);
-        let step = match self.receive() {
-            Ok(n) if n >= bytes => {
-                self.have = n - bytes;
-                self.in_place = true;
-                claim.install(&[]).map_or(Step::Some, Step::Stopped)
-            }
-            Err(step @ Step::Broken { .. }) => step,
-            // All of it was there.
-            _ => Step::Broken { reason: "a frame cannot be received where its pages belong".into(), nonsense: false },
-        };
+        let received = self.receive();
+        if let Ok(n) = received
+            && n >= bytes
+        {
+            self.have = n - bytes;
+            self.in_place = true;
+            return Some(shared.install(&mut claim, &[]).map_or(Step::Some, Step::Stopped));
+        }
         shared.lock().settle(&claim);
-        Some(step)
+        // All of it was there.
+        let reason = "a frame cannot be received where its pages belong".into();
+        Some(received.err().filter(|step| *step != Step::Nothing).unwrap_or(Step::Broken { reason, nonsense: false }))
     }
 
     /// A frame in the buffer stays there, unless the VMM gave its range up or something is wrong: then its pages stay absent

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Half a byte a page; one thread at a time has the table. A state is written before the ioctl that makes it so. After a crash
-//! INSTALLING means "ask again and install again" (COPY or CONTINUE on a present page is `EEXIST` and harms nothing),
-//! REQUESTED means "ask again", POISONED "POISON again". COPY and CONTINUE of arriving pages are issued for INSTALLING pages
+//! INSTALLING means "ask again and install again" (COPY on a present page is `EEXIST` and harms nothing; one of a file is
+//! PRESENT before it is mapped, since its bytes are written over again), REQUESTED means "ask again", POISONED "POISON again". COPY and CONTINUE of arriving pages are issued for INSTALLING pages
 //! only; a page that is DISCARDED, or PRESENT as zeros, is given zeros when it is touched.
 
 use std::path::Path;

@@ -140,17 +140,26 @@ impl Resolver {
         self.memory.as_ref()?.claim_in_place(&mut self.table, pages, lane)
     }
 
-    /// What is installed of a claim is present, the rest absent again.
+    /// What has come of a claim is present.
+    pub fn came(&mut self, claim: &Claim) {
+        for (from, to) in claim.here() {
+            let marked = (from.0..to.0).filter(|page| self.table.mark_installed(PageIndex(*page), claim.arrival()));
+            let bytes = marked.count() as u64 * PAGE;
+            self.table.add(Word::BytesReceived, bytes);
+        }
+    }
+
+    /// Nothing more comes of a claim: the rest is absent again.
     pub fn settle(&mut self, claim: &Claim) {
-        for (from, to) in claim.installed() {
+        self.came(claim);
+        for (from, to) in claim.here() {
             for page in (from.0..to.0).map(PageIndex) {
-                self.table.mark_installed(page, claim.arrival());
-                // It may have been there for a moment and gone again (reclaimed), to be faulted on anew: then nobody was woken.
+                // It may have been copied and gone again (reclaimed), to be faulted on anew: then nobody was woken.
                 if self.waiting.get(&page).is_some_and(|waiting| waiting.since >= claim.began()) {
                     self.memory.iter().for_each(|memory| memory.wake(page));
                 }
             }
-            self.arrived(from, to);
+            self.touched(from, to);
         }
         for page in claim.left() {
             self.table.release_install(page);
@@ -286,15 +295,12 @@ impl Resolver {
     pub fn pieces(&mut self, pages: Pages, lane: Lane, bytes: &[u8], dealt: &mut u64) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
         let installed = memory.pieces(&mut self.table, pages, lane, bytes, dealt);
-        installed.runs.iter().for_each(|(from, to)| self.arrived(*from, *to));
+        for (from, to) in installed.runs {
+            let size = self.numbering.region_of(from).map_or(0, |r| r.region.page_size);
+            self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
+            self.touched(from, to);
+        }
         installed.stop
-    }
-
-    /// These pages are there, with their bytes.
-    fn arrived(&mut self, from: PageIndex, to: PageIndex) {
-        let size = self.numbering.region_of(from).map_or(0, |r| r.region.page_size);
-        self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
-        self.touched(from, to);
     }
 
     /// Zeros came. After a stop, to be called again.

@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use crate::arriving::{Pages, PoisonNote};
+use crate::claim::Claim;
 use crate::resolver::Resolver;
 use crate::userfaultfd::Stop;
 
@@ -58,6 +59,18 @@ impl Shared {
     pub fn while_nothing_lands<T>(&self, what: impl FnOnce(&mut Resolver) -> T) -> T {
         let _nothing = self.landing.write().unwrap_or_else(PoisonError::into_inner);
         what(&mut self.lock())
+    }
+
+    /// Installs what has come of a claim, with the `contents` of all its pages where they were not received in place; nothing
+    /// more comes of it. Nobody may hold the lock.
+    pub fn install(&self, claim: &mut Claim, contents: &[u8]) -> Option<Stop> {
+        let written = claim.write(contents);
+        if claim.is_by_file() {
+            self.lock().came(claim);
+        }
+        let installed = claim.install(contents);
+        self.lock().settle(claim);
+        written.or(installed)
     }
 
     /// Bad pages came. After a stop, to be called again.
@@ -119,7 +132,6 @@ mod tests {
     use super::*;
     use crate::arriving::Lane;
     use crate::attached::AttachedFile;
-    use crate::claim::Claim;
     use crate::events::EventLog;
     use crate::inflow::{Inflow, Step};
     use crate::install::{Footing, Installer};
@@ -151,6 +163,15 @@ mod tests {
     impl Guest {
         /// Skipped, with the reason printed, where the kernel does not permit it.
         fn new() -> Option<Self> {
+            Self::of(true)
+        }
+
+        /// The same, but what comes is copied, as where the file is not known.
+        fn copied() -> Option<Self> {
+            Self::of(false)
+        }
+
+        fn of(is_known: bool) -> Option<Self> {
             let features = feature::POISON | feature::MISSING_SHMEM | feature::MINOR_SHMEM;
             if let Err(reason) = probe(features) {
                 eprintln!("skipped: {reason}");
@@ -168,18 +189,21 @@ mod tests {
             let layout = Layout::new(vec![region]).unwrap();
             let numbering = Numbering::new(&layout);
             let placement = Placement::new(numbering.clone(), vec![Hva(at)]).unwrap();
-            let attached = AttachedFile { fd, offset: 0 };
-            let mut landing = Landing::new(&attached, PAGES * PAGE).unwrap();
-            landing.prepare(0, PAGES).unwrap();
+            let attached = is_known.then_some(AttachedFile { fd, offset: 0 });
+            let landing = attached.as_ref().map(|attached| {
+                let mut landing = Landing::new(attached, PAGES * PAGE).unwrap();
+                landing.prepare(0, PAGES).unwrap();
+                landing
+            });
             let uffd = Arc::new(uffd);
-            let footing = Footing { uffd: uffd.clone(), file: Some(attached) };
+            let footing = Footing { uffd: uffd.clone(), file: attached };
             let installer = Installer::new(placement, vec![footing], true).unwrap();
             let directory = tempfile::tempdir().unwrap();
             let (table, _) = PageTable::open(&directory.path().join("pages"), &layout).unwrap();
             let mut resolver = Resolver::new(numbering, table, EventLog::default());
             let pid = std::process::id();
             resolver.attach(pid, process_started(pid), installer, None).unwrap();
-            resolver.land(vec![Some(landing)]);
+            resolver.land(vec![landing]);
             let (elsewhere, places) = (vec![0; BYTES], Places::default());
             Some(Self { shared: Shared::new(resolver), at, file, elsewhere, places, uffd, _directory: directory })
         }
@@ -200,8 +224,7 @@ mod tests {
         }
 
         fn install(&self, mut claim: Claim) {
-            assert_eq!(claim.install(&[]), None);
-            self.shared.lock().settle(&claim);
+            assert_eq!(self.shared.install(&mut claim, &[]), None);
         }
 
         fn give_back(&self, page: u64) {
@@ -211,6 +234,13 @@ mod tests {
         fn states(&self) -> Vec<PageState> {
             let resolver = self.shared.lock();
             (0..PAGES).map(|page| resolver.table().state(PageIndex(page)).unwrap()).collect()
+        }
+
+        /// The page is not in the file any more.
+        fn punch(&self, page: u64) {
+            let (how, fd) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, self.file.as_raw_fd());
+            // SAFETY: no memory is passed.
+            assert_eq!(unsafe { libc::fallocate(fd, how, (page * PAGE) as i64, PAGE as i64) }, 0);
         }
 
         /// Address, thread, and whether the file holds the page.
@@ -326,40 +356,80 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_installed_of_a_claim_is_absent_again() {
+    fn a_page_of_which_nothing_came_is_absent_again() {
         let Some(mut guest) = Guest::new() else { return };
-        let mut claim = guest.claim(0, PAGES);
+        let claim = guest.claim(0, PAGES);
         guest.receive(9);
-        let (how, fd) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, guest.file.as_raw_fd());
-        // SAFETY: no memory is passed.
-        assert_eq!(unsafe { libc::fallocate(fd, how, 3 * PAGE as i64, PAGE as i64) }, 0);
-        assert_eq!((claim.install(&[]), claim.dealt()), (Some(Stop::Refused(libc::EFAULT)), 3));
         guest.shared.lock().settle(&claim);
-        assert_eq!(guest.states(), [[PageState::PresentPush; 3].as_slice(), &[PageState::Absent; 5]].concat());
+        assert_eq!(guest.states(), [Absent; PAGES as usize]);
         let claim = guest.claim(0, PAGES);
         guest.receive(8);
         guest.install(claim);
-        assert_eq!((guest.byte(2), guest.byte(3), guest.byte(7)), (Some(9), Some(8), Some(8)));
+        assert_eq!((guest.byte(2), guest.byte(7)), (Some(8), Some(8)));
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_mapped_keeps_no_other_from_it_and_is_told_of() {
+        let Some(mut guest) = Guest::new() else { return };
+        let mut claim = guest.claim(0, PAGES);
+        guest.receive(9);
+        guest.punch(3);
+        assert_eq!(guest.shared.install(&mut claim, &[]), Some(Stop::Refused(libc::EFAULT)));
+        assert_eq!((claim.dealt(), guest.states()), (PAGES, vec![PageState::PresentPush; PAGES as usize]));
+        assert_eq!((guest.byte(2), guest.byte(4), guest.byte(7)), (Some(9), Some(9), Some(9)));
+    }
+
+    /// Starts the installation of page 0, full of 9s, while the lock is held, and a reader of it, and returns whether that one
+    /// had it before the lock was let go, for which it had so long.
+    fn seen_while_locked(guest: &Guest, mut claim: Claim, time: Duration) -> bool {
+        let (shared, at) = (&guest.shared, guest.at);
+        let reader = std::thread::spawn(move || byte_at(at));
+        let seen = std::thread::scope(|scope| {
+            let held = shared.lock();
+            scope.spawn(move || assert_eq!(shared.install(&mut claim, &[9; PAGE as usize]), None));
+            let until = Instant::now() + time;
+            while !reader.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(held);
+            reader.is_finished()
+        });
+        assert_eq!(reader.join().unwrap(), Some(9));
+        seen
+    }
+
+    #[test]
+    fn a_page_of_a_file_is_present_before_the_guest_can_see_it() {
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(0, 1);
+        guest.receive(9);
+        assert!(!seen_while_locked(&guest, claim, Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn a_page_is_copied_whoever_holds_the_lock() {
+        let Some(guest) = Guest::copied() else { return };
+        let claim = guest.shared.lock().claim(Pages { region: 0, page: 0, count: 1 }, Lane::Push).unwrap();
+        assert!(seen_while_locked(&guest, claim, Duration::from_secs(10)));
     }
 
     #[test]
     fn who_faults_again_on_a_page_that_was_there_before_its_claim_is_settled_is_woken() {
-        let Some(mut guest) = Guest::new() else { return };
-        let mut claim = guest.claim(2, 1);
-        guest.receive(9);
-        assert_eq!(claim.install(&[]), None);
+        let Some(guest) = Guest::copied() else { return };
+        let page = PageIndex(2);
+        let mut claim = guest.shared.lock().claim(Pages { region: 0, page: 2, count: 1 }, Lane::Push).unwrap();
+        assert_eq!(claim.install(&[9; PAGE as usize]), None);
+        assert_eq!(guest.byte(2), Some(9));
+        guest.punch(2);
         let at = guest.at + 2 * PAGE;
-        // SAFETY: the mapping is of a file, which keeps the page: as if the kernel had reclaimed it.
-        assert_eq!(unsafe { libc::madvise(at as *mut libc::c_void, PAGE as usize, libc::MADV_DONTNEED) }, 0);
         let reader = std::thread::spawn(move || byte_at(at));
         let (hva, thread, minor) = guest.next_fault();
-        let page = PageIndex(2);
         assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Ask(page));
         assert_eq!(guest.shared.lock().ask(page), None);
         guest.shared.lock().settle(&claim);
         let (hva, thread, minor) = guest.next_fault();
         assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Resolved);
-        assert_eq!(reader.join().unwrap(), Some(9));
+        assert_eq!(reader.join().unwrap(), Some(0));
     }
 
     /// The two ends of a lane.
