@@ -73,7 +73,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
                 break
             try:
                 one = await _turn(ours, turn, number)
-            except (BenchError, VmferryError, AdminError, TimeoutError, OSError) as error:
+            except (BenchError, VmferryError, AdminError, TimeoutError, OSError, grpc.RpcError) as error:
                 failures.append(f"{turn.side}, {turn.shape.name}: {error or type(error).__name__}")
                 print(f"FAILED  {failures[-1]}", file=sys.stderr)
                 continue

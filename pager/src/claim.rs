@@ -173,6 +173,11 @@ impl Claim {
         (0..self.count).filter(|n| self.wanted >> n & 1 == 1).map(|n| PageIndex(self.first.0 + n))
     }
 
+    /// Of all its pages, wanted or not: half-open.
+    pub fn range(&self) -> (PageIndex, PageIndex) {
+        (self.first, PageIndex(self.first.0 + self.count))
+    }
+
     /// How it comes.
     pub fn arrival(&self) -> Arrival {
         self.arrival

@@ -60,6 +60,8 @@ pub struct Resolver {
     teller: Option<Teller>,
     events: EventLog,
     waiting: HashMap<PageIndex, Waiting>,
+    /// First page of each claim that is not settled, and one past its last.
+    open: Vec<(PageIndex, PageIndex)>,
     notes: HashMap<PageIndex, PoisonNote>,
     first_touch: FirstTouch,
     unregistered: bool,
@@ -75,6 +77,7 @@ impl Resolver {
             teller: None,
             events,
             waiting: HashMap::new(),
+            open: Vec::new(),
             notes: HashMap::new(),
             first_touch: FirstTouch::default(),
             unregistered: false,
@@ -132,12 +135,16 @@ impl Resolver {
 
     /// Claims those of a frame's pages that are wanted. `None`: see [`Installer::claim`].
     pub fn claim(&mut self, pages: Pages, lane: Lane) -> Option<Claim> {
-        self.memory.as_ref()?.claim(&mut self.table, pages, lane)
+        let claim = self.memory.as_ref()?.claim(&mut self.table, pages, lane)?;
+        self.open.push(claim.range());
+        Some(claim)
     }
 
     /// The same, to be received in place: see [`Installer::claim_in_place`].
     pub fn claim_in_place(&mut self, pages: Pages, lane: Lane) -> Option<(Claim, *mut u8)> {
-        self.memory.as_ref()?.claim_in_place(&mut self.table, pages, lane)
+        let (claim, at) = self.memory.as_ref()?.claim_in_place(&mut self.table, pages, lane)?;
+        self.open.push(claim.range());
+        Some((claim, at))
     }
 
     /// What has come of a claim is present.
@@ -164,13 +171,16 @@ impl Resolver {
         for page in claim.left() {
             self.table.release_install(page);
         }
+        if let Some(at) = self.open.iter().position(|range| *range == claim.range()) {
+            self.open.swap_remove(at);
+        }
     }
 
-    /// Whether a claim may be open for one of these pages.
+    /// Whether one of these pages is in a claim that is not settled.
     pub fn is_claimed(&self, pages: Pages) -> bool {
         let Some(region) = self.numbering.regions().get(pages.region as usize) else { return false };
         let (first, last) = (region.page_of_piece(pages.page).0, region.page_of_piece(pages.page + pages.count - 1).0);
-        (first.0..=last.0).any(|page| self.table.state(PageIndex(page)) == Some(PageState::Installing))
+        self.open.iter().any(|(from, end)| *from <= last && first < *end)
     }
 
     /// Pages are received in place from now on, where there is a landing; in the order of the layout.

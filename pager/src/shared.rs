@@ -344,6 +344,20 @@ mod tests {
     }
 
     #[test]
+    fn a_page_is_not_found_bad_between_its_coming_and_its_mapping() {
+        let Some(mut guest) = Guest::new() else { return };
+        let mut claim = guest.claim(0, 1);
+        guest.receive(9);
+        let pages = Pages { region: 0, page: 0, count: 1 };
+        assert_eq!(claim.write(&[]), None);
+        guest.shared.lock().came(&claim);
+        assert_eq!((guest.states()[0], guest.shared.lock().is_claimed(pages)), (PageState::PresentPush, true));
+        assert_eq!(claim.install(&[]), None);
+        guest.shared.lock().settle(&claim);
+        assert!(!guest.shared.lock().is_claimed(pages));
+    }
+
+    #[test]
     fn a_bad_page_does_not_wait_for_a_frame_of_others() {
         let Some(mut guest) = Guest::new() else { return };
         let claim = guest.claim(0, 4);
