@@ -154,27 +154,28 @@ impl Installer {
     /// Claims those of at most [`MOST_PAGES`](crate::lane::MOST_PAGES) pages that are wanted. `None`: they are pieces of huge
     /// pages.
     pub fn claim(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
-        let (region, ground) = (self.region(pages.region)?, self.grounds.get(pages.region as usize)?);
-        let first = region.page_of_piece(pages.page).0;
-        let (hva, _) = self.placement.address_of(first).filter(|_| region.pieces() == 1)?;
+        let region = self.region(pages.region).filter(|region| region.pieces() == 1)?;
         let way = match self.file_of(&region) {
             Some(file) => Way::Written(file.clone(), file.offset + pages.page * PAGE),
             None => Way::Copied,
         };
-        let take = |page| table.claim_for_install(page);
-        Some(Claim::new((first, pages.count, hva), (ground.uffd.clone(), way), lane.arrival(), take))
+        self.claim_by(way, table, pages, lane)
     }
 
     /// The same, where they are received in place from the address on that comes with it. `None`: they cannot be, and nothing
     /// is claimed.
     pub fn claim_in_place(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<(Claim, *mut u8)> {
-        let ground = self.grounds.get(pages.region as usize)?;
-        let landing = ground.landing.as_ref()?;
+        let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
         let at = landing.at(pages.page, pages.count)?;
+        Some((self.claim_by(Way::Received(landing.clone()), table, pages, lane)?, at))
+    }
+
+    fn claim_by(&self, way: Way, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
         let first = self.region(pages.region)?.page_of_piece(pages.page).0;
         let (hva, _) = self.placement.address_of(first)?;
-        let (way, take) = (Way::Received(landing.clone()), |page| table.claim_for_install(page));
-        Some((Claim::new((first, pages.count, hva), (ground.uffd.clone(), way), lane.arrival(), take), at))
+        let uffd = self.grounds.get(pages.region as usize)?.uffd.clone();
+        let take = |page| table.claim_for_install(page);
+        Some(Claim::new((first, pages.count, hva), (uffd, way), lane.arrival(), take))
     }
 
     /// Takes pieces of huge pages with their bytes, from the `dealt`-th on; advances it over those that are taken, or not

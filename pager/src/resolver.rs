@@ -160,7 +160,7 @@ impl Resolver {
     pub fn settle(&mut self, claim: &Claim) {
         self.came(claim);
         for (from, to) in claim.here() {
-            for page in (from.0..to.0).map(PageIndex) {
+            for page in self.waiting_in(from, to) {
                 // It may have been copied and gone again (reclaimed), to be faulted on anew: then nobody was woken.
                 if self.waiting.get(&page).is_some_and(|waiting| waiting.since >= claim.began()) {
                     self.memory.iter().for_each(|memory| memory.wake(page));
@@ -318,12 +318,13 @@ impl Resolver {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
         let installed = memory.zeros(&mut self.table, pages, lane);
         for (from, to) in &installed.runs {
-            if !self.waiting.is_empty() {
-                for page in (from.0..to.0).map(PageIndex).filter(|page| self.waiting.contains_key(page)) {
-                    // Where it cannot be made now, whoever waits faults anew.
-                    if self.table.state(page) == Some(PageState::PresentZero) && memory.refill(page, false).is_some() {
-                        memory.wake(page);
-                    }
+            for page in self.waiting_in(*from, *to) {
+                // Where it cannot be made now, whoever waits faults anew.
+                if self.table.state(page) == Some(PageState::PresentZero)
+                    && let Some(memory) = &self.memory
+                    && memory.refill(page, false).is_some()
+                {
+                    memory.wake(page);
                 }
             }
         }
@@ -386,14 +387,16 @@ impl Resolver {
 
     /// Who waited on these pages goes on: they are counted as first touches.
     fn touched(&mut self, from: PageIndex, to: PageIndex) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        for page in (from.0..to.0).map(PageIndex) {
+        for page in self.waiting_in(from, to) {
             if let Some(waiting) = self.waiting.remove(&page) {
                 self.first_touch.record(waiting.since.elapsed());
             }
         }
+    }
+
+    /// Those of these pages on which somebody waits: there are never more than threads of the VMM.
+    fn waiting_in(&self, from: PageIndex, to: PageIndex) -> Vec<PageIndex> {
+        self.waiting.keys().filter(|page| (from..to).contains(*page)).copied().collect()
     }
 
     /// Reports a poisoned page to the VMM, once; what the daemon is to be told of it. `waits`: the thread that waits on it, if
