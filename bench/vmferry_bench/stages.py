@@ -25,7 +25,7 @@ WHOLES = (
 )
 _CALLS = {
     "anonymous": {"read": "`process_vm_readv` into a buffer", "install": "`UFFDIO_COPY`"},
-    "memfd": {"read": "`mincore`, a look by a mapping of its own", "install": "`UFFDIO_CONTINUE`"},
+    "memfd": {"read": "a look by a mapping of its own", "install": "`UFFDIO_CONTINUE`"},
 }
 
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::pagemap::Pagemap;
+use super::whole::Whole;
 use super::window::Window;
 use super::{FEW, Found, Place, ReadError, Runs, fill_buffer, pages_of, split_zeros};
 use crate::lane::PAGE;
@@ -20,6 +21,7 @@ pub(super) struct FileReader {
     pagemap: Option<Pagemap>,
     /// Of the region's pages; none of huge ones, whose holes and poison it could not tell.
     window: Option<Window>,
+    whole: Whole,
 }
 
 impl FileReader {
@@ -28,7 +30,8 @@ impl FileReader {
         let again = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let fd = again.map_or(fd, OwnedFd::from);
         let window = (region.page_size == PAGE).then(|| Window::new(&fd, offset, region.size)).and_then(Result::ok);
-        Self { fd, offset, pages: region.size / PAGE, pagemap, window }
+        let pages = region.size / PAGE;
+        Self { fd, offset, pages, pagemap, window, whole: Whole::new(pages) }
     }
 
     /// See [`super::GuestMemory::map_ahead`].
@@ -38,9 +41,18 @@ impl FileReader {
         }
     }
 
+    /// See [`super::GuestMemory::stopped`].
+    pub fn stopped(&self) {
+        self.whole.forget();
+    }
+
     /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
     /// `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<Place, ReadError> {
+        if let Some(at) = self.show_whole(page, count, runs) {
+            return Ok(Place::Window(at));
+        }
+        runs.0.clear();
         let markers = match &self.pagemap {
             Some(pagemap) => pagemap.markers(page, count)?,
             None => vec![false; count as usize],
@@ -57,6 +69,17 @@ impl FileReader {
         self.read_unmarked(page, page + unseen, buffer, runs)?;
         split_zeros(runs, buffer);
         Ok(Place::Buffer)
+    }
+
+    /// Shows pages of whole blocks that have contents. One of zeros is looked at in full: it may have been given back since.
+    fn show_whole(&self, page: u64, count: u64, runs: &mut Runs) -> Option<*const u8> {
+        let window = self.window.as_ref()?;
+        let is_whole = |first, pages| {
+            window.has_all(first, pages)
+                && self.pagemap.as_ref().is_none_or(|pagemap| !pagemap.may_have_markers(first, pages))
+        };
+        let at = self.whole.has(page, count, is_whole).then(|| window.look(page, count, runs))?;
+        matches!(runs.0[..], [Found::Data(_)]).then_some(at)
     }
 
     /// Pages `[first, end)`, a hole before the first of them that has data as zeros. Holes behind it are read: to look for

@@ -17,6 +17,7 @@ mod file;
 mod guarded;
 mod pagemap;
 mod process;
+mod whole;
 mod window;
 
 use std::io;
@@ -165,6 +166,15 @@ impl GuestMemory {
         for region in &self.regions {
             if let Origin::File(file) = region {
                 file.map_ahead(&go_on);
+            }
+        }
+    }
+
+    /// The VM was stopped, and may have run before: what was found of its memory does not count any more.
+    pub fn stopped(&self) {
+        for region in &self.regions {
+            if let Origin::File(file) = region {
+                file.stopped();
             }
         }
     }

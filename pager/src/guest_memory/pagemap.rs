@@ -121,27 +121,16 @@ impl Pagemap {
         let (mut from, end) = (address(page) / self.page_size * self.page_size, address(page + count));
         while from < end {
             let mut ranges = [Range::default(); RANGES_A_SCAN];
-            let mut scan = Scan {
-                size: size_of::<Scan>() as u64,
-                start: from,
-                end: end.next_multiple_of(self.page_size),
-                vec: ranges.as_mut_ptr() as u64,
-                vec_len: RANGES_A_SCAN as u64,
-                category_mask: PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_SWAPPED,
-                ..Scan::default()
+            let (found, walked) = match self.scan(from, end.next_multiple_of(self.page_size), &mut ranges) {
+                Ok(scanned) => scanned,
+                // An older kernel: it has no poison on hugetlb either, or nobody can tell.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => return Ok(markers),
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    return Err(ReadError::VmmGone { pid: self.pid });
+                }
+                Err(source) => return Err(ReadError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source }),
             };
-            // SAFETY: a struct of the size that it says, which names room for as many ranges as it says.
-            let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
-            let Ok(found) = usize::try_from(found) else {
-                return match io::Error::last_os_error() {
-                    // An older kernel: it has no poison on hugetlb either, or nobody can tell.
-                    error if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(markers),
-                    error if error.raw_os_error() == Some(libc::ESRCH) => Err(ReadError::VmmGone { pid: self.pid }),
-                    source => Err(ReadError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source }),
-                };
-            };
-            for range in &ranges[..found.min(RANGES_A_SCAN)] {
+            for range in found {
                 let huge = (range.start..range.end).step_by(self.page_size as usize);
                 for start in huge.filter(|start| cannot_be_read(self.pid, *start)) {
                     let first = (start.max(address(page)) - address(page)) / PAGE;
@@ -149,9 +138,34 @@ impl Pagemap {
                     markers[first as usize..last as usize].fill(true);
                 }
             }
-            from = scan.walk_end.max(from + self.page_size);
+            from = walked.max(from + self.page_size);
         }
         Ok(markers)
+    }
+
+    /// Whether a poison marker may be on one of `count` pages from `page` on. Sooner told than which it is.
+    pub(super) fn may_have_markers(&self, page: u64, count: u64) -> bool {
+        let (from, to) = (self.hva.0 + page * PAGE, self.hva.0 + (page + count) * PAGE);
+        !matches!(self.scan(from, to, &mut [Range::default()]), Ok(([], _)))
+    }
+
+    /// Ranges of `[from, to)` whose entries are neither present nor empty, as many as there is room for, and how far was
+    /// looked.
+    fn scan<'a>(&self, from: u64, to: u64, room: &'a mut [Range]) -> io::Result<(&'a [Range], u64)> {
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            start: from,
+            end: to,
+            vec: room.as_mut_ptr() as u64,
+            vec_len: room.len() as u64,
+            category_mask: PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_SWAPPED,
+            ..Scan::default()
+        };
+        // SAFETY: a struct of the size that it says, which names room for as many ranges as it says.
+        let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+        let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
+        Ok((&room[..found.min(room.len())], scan.walk_end))
     }
 
     /// The entries of `count` pages of 4 KiB from `page` on.

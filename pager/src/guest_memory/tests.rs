@@ -355,6 +355,41 @@ fn a_poison_marker_is_found_under_a_memfd_that_does_not_know() {
     assert_eq!(read(&memory, 4, 3), (kinds, vec![9, 9]));
 }
 
+/// A VM of which all pages are 9s, looked at once.
+fn looked_at() -> (File, Mapping, GuestMemory) {
+    let file = memfd();
+    file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
+    let mapping = Mapping::new(Some(&file));
+    let memory = memory(mapping.at, Some(file.try_clone().unwrap())).unwrap();
+    assert_eq!(read_one_place(&memory, 4, 3), (vec![Data(3)], vec![9; 3], true));
+    (file, mapping, memory)
+}
+
+#[test]
+fn a_poison_marker_that_came_while_the_vm_ran_is_found_when_it_was_stopped_again() {
+    let (_file, mapping, memory) = looked_at();
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    memory.stopped();
+    assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
+}
+
+#[test]
+fn a_page_that_goes_bad_while_the_vm_stands_still_and_loses_its_contents_does_not_read_as_zeros() {
+    let (file, mapping, memory) = looked_at();
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::fallocate(file.as_raw_fd(), how, 5 * PAGE as i64, PAGE as i64) }, 0);
+    assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
+    assert_eq!(read(&memory, 5, 1), (vec![Poison(1)], vec![]));
+}
+
 /// `/proc/PID/mem` answers a read of a poison marker with `EIO`, as a file with a poisoned page does.
 #[test]
 fn a_file_tells_poison_by_eio() {

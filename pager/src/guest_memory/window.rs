@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::guarded::{self, Look};
+use super::whole::BLOCK;
 use super::{FEW, Found, Runs};
 use crate::lane::{MOST_PAGES, PAGE};
 
@@ -98,22 +99,37 @@ impl Window {
             return Err(absent as u64);
         }
         let there = resident.iter().take_while(|page| **page & 1 == 1).count();
+        let at = self.look(page, there as u64, runs);
+        if runs.0.is_empty() { Err(1) } else { Ok(at) }
+    }
+
+    /// Whether all of at most a block of pages are in the file.
+    pub fn has_all(&self, page: u64, count: u64) -> bool {
+        let mut resident = [0u8; BLOCK as usize];
+        let resident = &mut resident[..count as usize];
+        self.look_up((page * PAGE) as usize, resident);
+        resident.iter().all(|page| page & 1 == 1)
+    }
+
+    /// Tells in `runs` what pages of the region that are in the file hold, up to one that cannot be shown, and returns where
+    /// they are, as [`Self::show`] does.
+    pub fn look(&self, page: u64, count: u64, runs: &mut Runs) -> *const u8 {
+        let offset = (page * PAGE) as usize;
         // Few are mapped one by one, by the look at each, as soon.
-        if there as u64 > FEW && page + there as u64 > self.ahead.load(Ordering::Relaxed) {
-            self.map(offset, there);
+        if count > FEW && page + count > self.ahead.load(Ordering::Relaxed) {
+            self.map(offset, count as usize);
         }
         // SAFETY: in the mapping.
         let at = unsafe { self.at.add(offset) };
-        for shown in 0..there {
+        for number in 0..count as usize {
             // SAFETY: a page of the mapping; `prepare` was called when it was made.
-            runs.push(match unsafe { guarded::look(at.add(shown * PAGE as usize)) } {
+            runs.push(match unsafe { guarded::look(at.add(number * PAGE as usize)) } {
                 Look::Zeros => Found::Zero(1),
                 Look::Contents => Found::Data(1),
-                Look::Unreadable if shown == 0 => return Err(1),
                 Look::Unreadable => break,
             });
         }
-        Ok(at)
+        at
     }
 }
 

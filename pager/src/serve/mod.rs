@@ -162,7 +162,7 @@ impl SourceServer {
     /// # Errors
     /// [`SourceError::NotAttached`].
     pub fn freeze(&self) -> Result<(), SourceError> {
-        self.0.memory()?;
+        self.0.memory()?.stopped();
         *lock(&self.0.frozen) = true;
         self.0.froze.notify_all();
         Ok(())
