@@ -28,8 +28,8 @@ const FEW: u64 = 16;
 pub enum Way {
     /// They are received into their file, by a mapping that stays meanwhile.
     Received(Arc<Landing>),
-    /// They are written to a file, in which the first page has this offset.
-    Written(Arc<AttachedFile>, u64),
+    /// They are written to a file, in which the first page has this offset; where there is a landing, by its mapping.
+    Written(Arc<AttachedFile>, u64, Option<Arc<Landing>>),
     /// They are copied.
     Copied,
 }
@@ -84,16 +84,18 @@ impl Claim {
     /// What is to be in a file is there: received, or written now out of the `contents` of all the pages. After a stop the
     /// first [`Self::dealt`] are, or are not wanted.
     pub fn write(&mut self, contents: &[u8]) -> Option<Stop> {
-        let (file, offset) = match &self.way {
+        let (file, offset, landing) = match &self.way {
             Way::Copied => return None,
             Way::Received(_) => {
                 self.here = std::mem::take(&mut self.wanted);
                 return None;
             }
-            Way::Written(file, offset) => (file.clone(), *offset),
+            Way::Written(file, offset, landing) => (file.clone(), *offset, landing.clone()),
         };
         while let Some((n, count)) = first_run(self.wanted) {
-            if let Err(stop) = write(&file, offset + n * PAGE, part(contents, n, count)) {
+            let (at, bytes) = (offset + n * PAGE, part(contents, n, count));
+            let landed = landing.as_ref().is_some_and(|landing| landing.write((at - file.offset) / PAGE, bytes));
+            if !landed && let Err(stop) = write(&file, at, bytes) {
                 return Some(stop);
             }
             self.note_here(n, count);

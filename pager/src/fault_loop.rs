@@ -224,28 +224,29 @@ impl FaultLoop {
     /// Until something comes, or it is time to look at the clock.
     fn sleep(&mut self) {
         let timeout = match self.stopped {
-            true => STOPPED_PAUSE,
+            true => Some(STOPPED_PAUSE),
             false => {
                 let deadline = self.awaits_answer().then_some(DEADLINE_CHECK);
-                self.bulk.due_in(Instant::now()).into_iter().chain(deadline).min().unwrap_or(Duration::MAX)
+                self.bulk.due_in(Instant::now()).into_iter().chain(deadline).min()
             }
         };
         self.wait(timeout);
     }
 
-    /// Until the VMM, a command or the urgent lane has something, or the time is over.
-    fn wait(&mut self, timeout: Duration) {
+    /// Until the VMM, a command or the urgent lane has something, or the time is over, if there is one.
+    fn wait(&mut self, timeout: Option<Duration>) {
         let listens = !self.stopped && !self.uffds.is_empty();
         let wait = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut all = vec![wait(self.doorbell.as_raw_fd())];
         all.extend(self.uffds.iter().map(|uffd| wait(uffd.as_raw_fd())));
         all.extend(self.urgent.iter().filter(|_| listens).map(|lane| wait(lane.as_raw_fd())));
-        let spec = libc::timespec {
-            tv_sec: timeout.as_secs().min(3600) as libc::time_t,
+        let spec = timeout.map(|timeout| libc::timespec {
+            tv_sec: timeout.as_secs() as libc::time_t,
             tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),
-        };
-        // SAFETY: as many pollfds as said; no signal mask.
-        unsafe { libc::ppoll(all.as_mut_ptr(), all.len() as libc::nfds_t, &spec, std::ptr::null()) };
+        });
+        let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: as many pollfds as said; a time, or none; no signal mask.
+        unsafe { libc::ppoll(all.as_mut_ptr(), all.len() as libc::nfds_t, spec, std::ptr::null()) };
         if all[0].revents != 0 {
             self.doorbell.answer();
         }

@@ -1,8 +1,8 @@
 //! What comes on a lane, taken in small steps: a frame's header, its bytes, its installation. None of them waits for the lane.
 //!
-//! The bytes of a frame and the header of the next are received by one call: in place, where that can be done and all of the
-//! frame has come; otherwise into a buffer, always the same, which stays in the processor's cache, an answer on the urgent lane
-//! with its own header as well. In the buffer are also pages of a frame that are not wanted, and a frame that cannot be
+//! The bytes of a frame and the header of the next are received by one call: pushed ones in place, where that can be done and
+//! all of the frame has come; otherwise into a buffer, always the same, which stays in the processor's cache, an answer on the
+//! urgent lane with its own header as well. In the buffer are also pages of a frame that are not wanted, and a frame that cannot be
 //! installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. What was received in
 //! place and cannot be mapped now is when it is touched. Nothing of a frame is claimed before all of it is here: a
 //! lane that breaks in the middle leaves nothing behind.
@@ -82,9 +82,7 @@ pub struct Inflow {
     places: Places,
     /// When a frame to be received in place was first found to be there in part.
     part_since: Option<Instant>,
-    /// The last frame with bytes could be received in place, as far as its pages go.
-    lands: bool,
-    /// It was.
+    /// The last frame with bytes was received where its pages belong.
     in_place: bool,
 }
 
@@ -108,7 +106,6 @@ impl Inflow {
             contents,
             places: Places::default(),
             part_since: None,
-            lands: true,
             in_place: false,
         }
     }
@@ -181,14 +178,12 @@ impl Inflow {
     }
 
     fn take_data(&mut self, shared: &Shared, pages: Pages, received: usize, mut dealt: u64) -> Step {
-        if received == 0 {
-            self.lands = shared.lock().lands(pages);
-            if self.lands
-                && self.ahead == 0
-                && let Some(step) = self.take_in_place(shared, pages)
-            {
-                return step;
-            }
+        if received == 0
+            && self.lane == Lane::Push
+            && shared.lock().lands(pages)
+            && let Some(step) = self.take_in_place(shared, pages)
+        {
+            return step;
         }
         let bytes = (pages.count * PAGE) as usize;
         let mut received = received + std::mem::take(&mut self.ahead);
@@ -240,8 +235,7 @@ impl Inflow {
     fn take_in_place(&mut self, shared: &Shared, pages: Pages) -> Option<Step> {
         let bytes = (pages.count * PAGE) as usize;
         if self.queued() < bytes {
-            // Of an answer the bytes are taken as they come: somebody waits for it.
-            if self.lane == Lane::Push && self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE {
+            if self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE {
                 self.frame = Frame::Data(pages, 0, 0);
                 return Some(Step::Nothing);
             }
@@ -283,8 +277,7 @@ impl Inflow {
         usize::try_from(bytes).ok().filter(|_| told == 0).unwrap_or(0)
     }
 
-    /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it where that is to be
-    /// copied.
+    /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it.
     fn receive_header(&mut self) -> Result<(), Step> {
         let kept = self.ahead.min(HEADER_BYTES - self.have);
         self.header[self.have..][..kept].copy_from_slice(&self.contents[..kept]);
@@ -294,7 +287,7 @@ impl Inflow {
         let missing = HEADER_BYTES - self.have;
         if missing > 0 {
             self.places.only(&mut self.header[self.have..]);
-            if self.lane == Lane::Demand && !self.lands {
+            if self.lane == Lane::Demand {
                 self.places.then(self.contents.as_mut_ptr(), PAGE as usize);
             }
             let received = self.receive_all()?;

@@ -156,7 +156,10 @@ impl Installer {
     pub fn claim(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
         let region = self.region(pages.region).filter(|region| region.pieces() == 1)?;
         let way = match self.file_of(&region) {
-            Some(file) => Way::Written(file.clone(), file.offset + pages.page * PAGE),
+            Some(file) => {
+                let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.clone());
+                Way::Written(file.clone(), file.offset + pages.page * PAGE, landing)
+            }
             None => Way::Copied,
         };
         self.claim_by(way, table, pages, lane)

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use crate::attached::AttachedFile;
+use crate::guarded;
 use crate::lane::PAGE;
 
 /// A transparent huge page on x86-64.
@@ -23,7 +24,7 @@ pub struct Landing {
     ready: Vec<(u64, u64)>,
 }
 
-// SAFETY: the mapping belongs to the whole process; it is written by system calls only.
+// SAFETY: the mapping belongs to the whole process; it is written by system calls and `guarded::copy` only.
 unsafe impl Send for Landing {}
 // SAFETY: as above; whoever writes a page has claimed it.
 unsafe impl Sync for Landing {}
@@ -34,6 +35,7 @@ impl Landing {
     /// # Errors
     /// mmap(2).
     pub fn new(file: &AttachedFile, bytes: u64) -> io::Result<Self> {
+        guarded::prepare();
         let (bytes, offset) = (bytes as usize, file.offset as libc::off_t);
         // Huge pages must lie in the mapping as they do in the file: room for one more is left, to be moved by.
         let (null, nobody) = (std::ptr::null_mut(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
@@ -96,6 +98,17 @@ impl Landing {
             }
         }
         Ok(())
+    }
+
+    /// Writes whole pages from `page` on, which are claimed; `false`: not all of them, since they are not ready or cannot be
+    /// written.
+    #[must_use]
+    pub fn write(&self, page: u64, contents: &[u8]) -> bool {
+        let Some(at) = self.at(page, contents.len() as u64 / PAGE) else { return false };
+        contents.chunks_exact(PAGE as usize).enumerate().all(|(n, contents)| {
+            // SAFETY: a page of the mapping, of which nobody has a reference; `prepare` was called when it was made.
+            unsafe { guarded::copy(at.wrapping_add(n * PAGE as usize), contents.as_ptr()) }
+        })
     }
 
     /// Where `count` pages from `page` on are, if all of them are ready: to be written by system calls only.
@@ -195,6 +208,25 @@ mod tests {
         let (whole, mut page) = (File::from(file.fd), [0; PAGE as usize]);
         whole.read_exact_at(&mut page, PAGE + 2 * PAGE).unwrap();
         assert_eq!(page, [0xab; PAGE as usize]);
+    }
+
+    #[test]
+    fn pages_are_written_where_they_can_be() {
+        let attached = file(4);
+        let whole = File::from(attached.fd.try_clone().unwrap());
+        let mut landing = Landing::new(&attached, 4 * PAGE).unwrap();
+        landing.prepare(1, 3).unwrap();
+        let contents: Vec<u8> = (0..2 * PAGE).map(|n| (n / PAGE) as u8 + 7).collect();
+        assert!(landing.write(1, &contents));
+        let mut written = vec![0; 2 * PAGE as usize];
+        whole.read_exact_at(&mut written, PAGE + PAGE).unwrap();
+        assert_eq!(written, contents);
+        assert!(!landing.write(0, &contents), "not ready");
+        assert!(!landing.write(3, &contents), "outside");
+        // Without the end of the file there is no page to write to: SIGBUS.
+        whole.set_len(PAGE + 3 * PAGE).unwrap();
+        assert!(!landing.write(2, &contents));
+        assert!(landing.write(1, &contents));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod destination;
 pub mod doorbell;
 pub mod events;
 pub mod fault_loop;
+mod guarded;
 pub mod guest_memory;
 pub mod histogram;
 pub mod inflow;

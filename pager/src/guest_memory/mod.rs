@@ -14,7 +14,6 @@
 //! the backing: a huge page that is bad in part is told of in part, where the kernel does so.
 
 mod file;
-mod guarded;
 mod pagemap;
 mod process;
 mod whole;

@@ -3,10 +3,10 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use super::guarded::Look;
 use super::window::Window;
 use super::*;
 use crate::attached::AttachedFile;
+use crate::guarded::{self, Look};
 use crate::region_map::{Gpa, Layout, Region};
 
 const PAGE: usize = 4096;

@@ -11,9 +11,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::guarded::{self, Look};
 use super::whole::BLOCK;
 use super::{FEW, Found, Runs};
+use crate::guarded::{self, Look};
 use crate::lane::{MOST_PAGES, PAGE};
 
 /// Pages that are mapped ahead at once: what has to wait for a mapping to change waits for no more.

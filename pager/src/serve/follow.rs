@@ -9,7 +9,9 @@ use crate::clock::{host_idle, process_time, thread_time, thread_waited};
 use crate::tuning::CpuList;
 use crate::weight::Weight;
 
-/// It moves once so many asks in a row have come by way of another CPU.
+/// One ask of so many is looked at: what comes behind an answer may hold up who waits for it.
+const STEP: u32 = 4;
+/// It moves once so many of those in a row have come by way of another CPU.
 const ASKS: u32 = 8;
 /// How often it is looked whether it is worth it.
 const LOOK: Duration = Duration::from_millis(200);
@@ -25,7 +27,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Follow {
     allowed: CpuList,
     at: Option<usize>,
-    /// By which CPU the last asks came, and how many of them.
+    /// Asks since one was looked at.
+    passed: u32,
+    /// By which CPU the last of those came, and how many of them.
     latest: (usize, u32),
     /// Work of the other threads of this process.
     push: Weight,
@@ -44,11 +48,27 @@ impl Follow {
 
     fn begin(now: Instant, waited: Duration, worked: Duration, idle: Duration) -> Self {
         let push = Weight::new(now, worked);
-        Self { allowed: CpuList::allowed(), at: None, latest: (0, 0), push, looked: now, waited, idle, may: None }
+        Self {
+            allowed: CpuList::allowed(),
+            at: None,
+            passed: 0,
+            latest: (0, 0),
+            push,
+            looked: now,
+            waited,
+            idle,
+            may: None,
+        }
     }
 
     /// An ask that came on this lane is answered.
-    pub fn step(&mut self, now: Instant, lane: &TcpStream) {
+    pub fn step(&mut self, lane: &TcpStream) {
+        self.passed += 1;
+        if self.passed < STEP {
+            return;
+        }
+        self.passed = 0;
+        let now = Instant::now();
         if now.saturating_duration_since(self.looked) >= LOOK {
             self.look(now, thread_waited(), others_worked(), host_idle());
         }

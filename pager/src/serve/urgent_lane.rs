@@ -26,7 +26,7 @@ pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), Broken
                 if let Err(error) = answer(server, &mut outlet, ask) {
                     break error;
                 }
-                follow.step(Instant::now(), &asks.stream);
+                follow.step(&asks.stream);
             }
         }
     };

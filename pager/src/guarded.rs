@@ -1,7 +1,7 @@
-//! Reads memory that may be bad: where a page cannot be read, the look at it ends, and not the process.
+//! Reads and writes pages that may be bad, or gone: what cannot be done ends there, and not the process.
 //!
-//! The kernel answers such a read with SIGBUS, whose handler lets the one routine that may cause it return
-//! ([`Look::Unreadable`]); any other SIGBUS goes to whoever handled it before. Only x86-64, as vmferry is.
+//! The kernel answers such an access with SIGBUS, whose handler lets the two routines that may cause it return
+//! ([`Look::Unreadable`], `false`); any other SIGBUS goes to whoever handled it before. Only x86-64, as vmferry is.
 
 use std::arch::global_asm;
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ use crate::lane::PAGE;
 
 /// What a page holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
+pub(crate) enum Look {
     Zeros,
     Contents,
     Unreadable,
@@ -48,16 +48,37 @@ global_asm!(
     rounds = const PAGE / 64,
 );
 
+global_asm!(
+    ".pushsection .text.vmferry_copy, \"ax\", @progbits",
+    ".hidden vmferry_copy",
+    ".globl vmferry_copy",
+    ".hidden vmferry_copy_end",
+    ".globl vmferry_copy_end",
+    ".p2align 4",
+    "vmferry_copy:",
+    "    mov ecx, {page}",
+    "    rep movsb",
+    "    xor eax, eax",
+    "    ret",
+    "vmferry_copy_end:",
+    "    mov eax, 1",
+    "    ret",
+    ".popsection",
+    page = const PAGE,
+);
+
 unsafe extern "C" {
     fn vmferry_look(page: *const u8) -> u32;
     fn vmferry_look_end();
+    fn vmferry_copy(to: *mut u8, from: *const u8) -> u32;
+    fn vmferry_copy_end();
 }
 
 /// Who handled SIGBUS before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Makes [`look`] safe for this process; more than once is as good as once.
-pub(super) fn prepare() {
+/// Makes [`look`] and [`copy`] safe for this process; more than once is as good as once.
+pub(crate) fn prepare() {
     BEFORE.get_or_init(|| {
         // SAFETY: zeroed sigactions are valid; the handler is of the kind that SA_SIGINFO says. The call cannot fail: SIGBUS
         // can be caught, and both structures are ours.
@@ -74,10 +95,13 @@ pub(super) fn prepare() {
 extern "C" fn on_sigbus(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the third argument is a ucontext_t (sigaction(2)), ours until we return.
     let rip = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
-    let (start, end) = (vmferry_look as *const () as i64, vmferry_look_end as *const () as i64);
-    if (start..end).contains(rip) {
-        *rip = end;
-        return;
+    let look = (vmferry_look as *const () as i64, vmferry_look_end as *const () as i64);
+    let copy = (vmferry_copy as *const () as i64, vmferry_copy_end as *const () as i64);
+    for (start, end) in [look, copy] {
+        if (start..end).contains(rip) {
+            *rip = end;
+            return;
+        }
     }
     // Not ours: it comes again at once, and goes to whoever handled it before.
     // SAFETY: a zeroed sigaction is the default action; the other is what sigaction(2) gave.
@@ -91,11 +115,22 @@ extern "C" fn on_sigbus(_signal: libc::c_int, _info: *mut libc::siginfo_t, conte
 ///
 /// # Safety
 /// `page` is aligned to 4 KiB, in a mapping that is readable or gives SIGBUS, and [`prepare`] was called.
-pub(super) unsafe fn look(page: *const u8) -> Look {
+pub(crate) unsafe fn look(page: *const u8) -> Look {
     // SAFETY: as the caller promises.
     match unsafe { vmferry_look(page) } {
         0 => Look::Zeros,
         1 => Look::Contents,
         _ => Look::Unreadable,
     }
+}
+
+/// Copies a page to where it may be impossible to write; whether all of it was.
+///
+/// # Safety
+/// `to` is a page in a mapping that is writable or gives SIGBUS, of which nobody else has a reference; `from` is a page that
+/// can be read; [`prepare`] was called.
+#[must_use]
+pub(crate) unsafe fn copy(to: *mut u8, from: *const u8) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { vmferry_copy(to, from) == 0 }
 }
