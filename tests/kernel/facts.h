@@ -34,6 +34,17 @@ struct uffdio_poison {
 #endif
 #define FEATURE_POISON (1ULL << 14)
 #define FEATURE_WP_ASYNC (1ULL << 15)
+/* Of linux/fs.h. */
+struct page_region {
+	uint64_t start, end, categories;
+};
+struct pm_scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_WRITTEN (1ULL << 1)
+#define PAGE_IS_SWAPPED (1ULL << 4)
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
@@ -143,6 +154,25 @@ static inline int continue_pages(int uffd, char *at, size_t size, long long *map
 	if (mapped)
 		*mapped = request.mapped;
 	return error;
+}
+
+/* Ranges of pages of one category; how many there are. */
+static inline int scan_pages(int pagemap, struct memory memory, uint64_t flags, uint64_t category, struct page_region *found,
+			     size_t room)
+{
+	struct pm_scan_arg request = {
+		.size = sizeof request,
+		.flags = flags,
+		.start = (uintptr_t)memory.at,
+		.end = (uintptr_t)memory.at + memory.pages * PAGE,
+		.vec = (uintptr_t)found,
+		.vec_len = room,
+		.category_mask = category,
+		.return_mask = category,
+	};
+	int count = ioctl(pagemap, PAGEMAP_SCAN, &request);
+	NEED(count >= 0);
+	return count;
 }
 
 static inline int wake(int uffd, char *at, size_t size)

@@ -252,6 +252,20 @@ static void in_pagemap(const char *backing)
 	say_hex("entry", entry);
 }
 
+/* A page on both sides of the marker is mapped. */
+static void in_scan(const char *backing)
+{
+	struct memory memory = marked(backing, MISSING);
+	NEED(!copy_pages(uffd, memory.at, page_filled_with(7), PAGE, NULL));
+	NEED(!copy_pages(uffd, memory.at + 2 * PAGE, page_filled_with(7), PAGE, NULL));
+	struct page_region found[4];
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	NEED(pagemap >= 0);
+	say_number("ranges", scan_pages(pagemap, memory, 0, PAGE_IS_SWAPPED, found, 4));
+	say_number("first", (found[0].start - (uintptr_t)memory.at) / PAGE);
+	say_number("pages", (found[0].end - found[0].start) / PAGE);
+}
+
 static void copy_over_present(const char *backing)
 {
 	struct memory memory = registered(backing, MISSING);
@@ -302,6 +316,7 @@ int main(int argc, char **argv)
 		{"after-unregister", after_unregister},
 		{"after-close", after_close},
 		{"in-pagemap", in_pagemap},
+		{"in-scan", in_scan},
 		{"copy-over-present", copy_over_present},
 		{"hardware-error-in-memfd", hardware_error_in_memfd},
 		{NULL, NULL},

@@ -142,6 +142,11 @@ def test_pagemap_shows_a_marker_as_a_swap_entry_of_its_own(ask: Any, backing: st
     assert ask("poison", "in-pagemap", backing) == {"entry": "0x400000000000005f"}
 
 
+@both
+def test_a_scan_of_the_pagemap_tells_a_marker_and_nothing_else(ask: Any, backing: str) -> None:
+    assert ask("poison", "in-scan", backing) == {"ranges": "1", "first": "1", "pages": "1"}
+
+
 def test_pagemap_does_not_show_a_huge_page_marker(ask: Any, huge_pages: None) -> None:
     assert ask("poison", "in-pagemap", "hugetlb") == {"entry": "0"}
 
