@@ -172,8 +172,9 @@ impl GuestMemory {
     /// The VM was stopped, and may have run before: what was found of its memory does not count any more.
     pub fn stopped(&self) {
         for region in &self.regions {
-            if let Origin::File(file) = region {
-                file.stopped();
+            match region {
+                Origin::File(file) => file.stopped(),
+                Origin::Process(process) => process.stopped(),
             }
         }
     }

@@ -11,6 +11,8 @@ use crate::region_map::Hva;
 
 /// `ioctl(2)` of a pagemap, Linux 6.7. It tells of hugetlb pages, of whose markers a read entry tells nothing.
 const PAGEMAP_SCAN: u64 = 0xC060_6610;
+/// Of `PAGEMAP_SCAN`: an entry that is present.
+const PAGE_IS_PRESENT: u64 = 1 << 3;
 /// Of `PAGEMAP_SCAN`: an entry that is not present and not empty.
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 /// Ranges that one scan tells at most; the next goes on behind them.
@@ -121,15 +123,20 @@ impl Pagemap {
         let (mut from, end) = (address(page) / self.page_size * self.page_size, address(page + count));
         while from < end {
             let mut ranges = [Range::default(); RANGES_A_SCAN];
-            let (found, walked) = match self.scan(from, end.next_multiple_of(self.page_size), &mut ranges) {
-                Ok(scanned) => scanned,
-                // An older kernel: it has no poison on hugetlb either, or nobody can tell.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => return Ok(markers),
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                    return Err(ReadError::VmmGone { pid: self.pid });
-                }
-                Err(source) => return Err(ReadError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source }),
-            };
+            let (found, walked) =
+                match self.scan(from, end.next_multiple_of(self.page_size), PAGE_IS_SWAPPED, &mut ranges) {
+                    Ok(scanned) => scanned,
+                    // An older kernel: it has no poison on hugetlb either, or nobody can tell.
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                        return Ok(markers);
+                    }
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                        return Err(ReadError::VmmGone { pid: self.pid });
+                    }
+                    Err(source) => {
+                        return Err(ReadError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source });
+                    }
+                };
             for range in found {
                 let huge = (range.start..range.end).step_by(self.page_size as usize);
                 for start in huge.filter(|start| cannot_be_read(self.pid, *start)) {
@@ -145,21 +152,31 @@ impl Pagemap {
 
     /// Whether a poison marker may be on one of `count` pages from `page` on. Sooner told than which it is.
     pub(super) fn may_have_markers(&self, page: u64, count: u64) -> bool {
-        let (from, to) = (self.hva.0 + page * PAGE, self.hva.0 + (page + count) * PAGE);
-        !matches!(self.scan(from, to, &mut [Range::default()]), Ok(([], _)))
+        let (from, to) = self.addresses(page, count);
+        !matches!(self.scan(from, to, PAGE_IS_SWAPPED, &mut [Range::default()]), Ok(([], _)))
     }
 
-    /// Ranges of `[from, to)` whose entries are neither present nor empty, as many as there is room for, and how far was
-    /// looked.
-    fn scan<'a>(&self, from: u64, to: u64, room: &'a mut [Range]) -> io::Result<(&'a [Range], u64)> {
+    /// Whether all of `count` pages from `page` on are present.
+    pub(super) fn are_present(&self, page: u64, count: u64) -> bool {
+        let (from, to) = self.addresses(page, count);
+        let mut room = [Range::default()];
+        matches!(self.scan(from, to, PAGE_IS_PRESENT, &mut room), Ok(([Range { start, end, .. }], _)) if (*start, *end) == (from, to))
+    }
+
+    fn addresses(&self, page: u64, count: u64) -> (u64, u64) {
+        (self.hva.0 + page * PAGE, self.hva.0 + (page + count) * PAGE)
+    }
+
+    /// Ranges of `[from, to)` with entries of a category, as many as there is room for, and how far was looked.
+    fn scan<'a>(&self, from: u64, to: u64, category: u64, room: &'a mut [Range]) -> io::Result<(&'a [Range], u64)> {
         let mut scan = Scan {
             size: size_of::<Scan>() as u64,
             start: from,
             end: to,
             vec: room.as_mut_ptr() as u64,
             vec_len: room.len() as u64,
-            category_mask: PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_SWAPPED,
+            category_mask: category,
+            return_mask: category,
             ..Scan::default()
         };
         // SAFETY: a struct of the size that it says, which names room for as many ranges as it says.

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::pagemap::{Entry, Pagemap};
+use super::whole::Whole;
 use super::{FEW, Found, ReadError, Runs, fill_buffer, pages_of};
 use crate::lane::PAGE;
 use crate::region_map::{Hva, Region};
@@ -16,11 +17,14 @@ pub(super) struct ProcessReader {
     hva: Hva,
     pages: u64,
     pagemap: Option<Pagemap>,
+    /// Of blocks whose pages are all present.
+    whole: Whole,
 }
 
 impl ProcessReader {
     pub fn new(pid: u32, hva: Hva, region: &Region, pagemap: Option<Pagemap>) -> Result<Self, ReadError> {
-        let reader = Self { pid, hva, pages: region.size / PAGE, pagemap };
+        let pages = region.size / PAGE;
+        let reader = Self { pid, hva, pages, pagemap, whole: Whole::new(pages) };
         match reader.readv_byte(hva.0) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) && reader.entry_is_empty(0)? => {
                 Err(ReadError::NotMapped { hva: hva.0, pid })
@@ -30,10 +34,18 @@ impl ProcessReader {
         }
     }
 
+    /// See [`super::GuestMemory::stopped`].
+    pub fn stopped(&self) {
+        self.whole.forget();
+    }
+
     /// Pages `[page, page + count)`; `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
-        // Whether few pages were ever there is read as fast as it is looked up.
-        let Some(pagemap) = self.pagemap.as_ref().filter(|_| count > FEW) else {
+        // Whether few pages were ever there is read as fast as it is looked up; those of most blocks all were.
+        let is_unknown = |pagemap: &&Pagemap| {
+            count > FEW && !self.whole.has(page, count, |first, pages| pagemap.are_present(first, pages))
+        };
+        let Some(pagemap) = self.pagemap.as_ref().filter(is_unknown) else {
             return self.read_data(page, page + count, buffer, runs);
         };
         let entries = pagemap.entries(page, count)?;

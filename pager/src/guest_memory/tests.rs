@@ -326,6 +326,22 @@ fn a_poison_marker_is_found_in_a_process() {
 }
 
 #[test]
+fn what_becomes_of_a_process_s_pages_that_were_all_there_is_told() {
+    let mapping = Mapping::new(None);
+    (0..PAGES).for_each(|page| mapping.write(page, 9));
+    let memory = memory(mapping.at, None).unwrap();
+    assert_eq!(read(&memory, 0, 16), (vec![Data(16)], vec![9; 16]));
+    let _uffd = match mapping.poison(5) {
+        Ok(uffd) => uffd,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    // SAFETY: a page of the mapping, to which nobody refers.
+    unsafe { libc::madvise((mapping.at as usize + 7 * PAGE) as *mut libc::c_void, PAGE, libc::MADV_DONTNEED) };
+    let kinds = vec![Data(5), Poison(1), Data(1), Zero(1), Data(8)];
+    assert_eq!(read(&memory, 0, 16), (kinds, vec![9; 14]));
+}
+
+#[test]
 fn a_process_tells_poison_by_efault_where_the_page_tables_are_not_read() {
     let mapping = Mapping::new(None);
     (0..PAGES).for_each(|page| mapping.write(page, 9));

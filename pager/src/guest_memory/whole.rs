@@ -1,5 +1,5 @@
-//! Blocks of a file of which every page is there and none has a marker: while the VM stands still they stay so, and neither
-//! holes nor markers need be looked for page by page.
+//! Blocks of which every page is there (of a file: and none has a marker): while the VM stands still they stay so, and what is
+//! not there need not be looked for page by page.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
