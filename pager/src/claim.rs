@@ -28,7 +28,7 @@ const FEW: u64 = 16;
 pub enum Way {
     /// They are received into their file, by a mapping that stays meanwhile.
     Received(Arc<Landing>),
-    /// They are written to a file, in which the first page has this offset; where there is a landing, by its mapping.
+    /// They are written to a region's file, in which the first has this number; where there is a landing, by its mapping.
     Written(Arc<AttachedFile>, u64, Option<Arc<Landing>>),
     /// They are copied.
     Copied,
@@ -84,18 +84,18 @@ impl Claim {
     /// What is to be in a file is there: received, or written now out of the `contents` of all the pages. After a stop the
     /// first [`Self::dealt`] are, or are not wanted.
     pub fn write(&mut self, contents: &[u8]) -> Option<Stop> {
-        let (file, offset, landing) = match &self.way {
+        let (file, first, landing) = match &self.way {
             Way::Copied => return None,
             Way::Received(_) => {
                 self.here = std::mem::take(&mut self.wanted);
                 return None;
             }
-            Way::Written(file, offset, landing) => (file.clone(), *offset, landing.clone()),
+            Way::Written(file, first, landing) => (file.clone(), *first, landing.clone()),
         };
         while let Some((n, count)) = first_run(self.wanted) {
-            let (at, bytes) = (offset + n * PAGE, part(contents, n, count));
-            let landed = landing.as_ref().is_some_and(|landing| landing.write((at - file.offset) / PAGE, bytes));
-            if !landed && let Err(stop) = write(&file, at, bytes) {
+            let (page, bytes) = (first + n, part(contents, n, count));
+            let landed = landing.as_ref().is_some_and(|landing| landing.write(page, bytes));
+            if !landed && let Err(stop) = write(&file, file.offset + page * PAGE, bytes) {
                 return Some(stop);
             }
             self.note_here(n, count);

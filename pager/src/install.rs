@@ -3,7 +3,7 @@
 //!
 //! | region | installed by |
 //! |---|---|
-//! | memfd of 4 KiB pages | CONTINUE, when they are in the file: received there, or written by `pwrite` |
+//! | memfd of 4 KiB pages | CONTINUE, when they are in the file: received or copied there, or written by `pwrite` |
 //! | any other | COPY; a huge page is gathered from its pieces first |
 //!
 //! A huge page is claimed at its first piece of 4 KiB and installed when it has the last. Zeros are only written down:
@@ -158,7 +158,7 @@ impl Installer {
         let way = match self.file_of(&region) {
             Some(file) => {
                 let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.clone());
-                Way::Written(file.clone(), file.offset + pages.page * PAGE, landing)
+                Way::Written(file.clone(), pages.page, landing)
             }
             None => Way::Copied,
         };

@@ -119,8 +119,7 @@ impl Pagemap {
             return Ok(self.entries(page, count)?.into_iter().map(|entry| entry == Entry::PoisonMarker).collect());
         }
         let mut markers = vec![false; count as usize];
-        let address = |page: u64| self.hva.0 + page * PAGE;
-        let (mut from, end) = (address(page) / self.page_size * self.page_size, address(page + count));
+        let (mut from, end) = (self.address(page) / self.page_size * self.page_size, self.address(page + count));
         while from < end {
             let mut ranges = [Range::default(); RANGES_A_SCAN];
             let (found, walked) =
@@ -140,8 +139,8 @@ impl Pagemap {
             for range in found {
                 let huge = (range.start..range.end).step_by(self.page_size as usize);
                 for start in huge.filter(|start| cannot_be_read(self.pid, *start)) {
-                    let first = (start.max(address(page)) - address(page)) / PAGE;
-                    let last = (start + self.page_size).min(end).saturating_sub(address(page)) / PAGE;
+                    let first = (start.max(self.address(page)) - self.address(page)) / PAGE;
+                    let last = (start + self.page_size).min(end).saturating_sub(self.address(page)) / PAGE;
                     markers[first as usize..last as usize].fill(true);
                 }
             }
@@ -152,19 +151,19 @@ impl Pagemap {
 
     /// Whether a poison marker may be on one of `count` pages from `page` on. Sooner told than which it is.
     pub(super) fn may_have_markers(&self, page: u64, count: u64) -> bool {
-        let (from, to) = self.addresses(page, count);
-        !matches!(self.scan(from, to, PAGE_IS_SWAPPED, &mut [Range::default()]), Ok(([], _)))
+        let (from, to, mut room) = (self.address(page), self.address(page + count), [Range::default()]);
+        self.scan(from, to, PAGE_IS_SWAPPED, &mut room).map_or(true, |(found, _)| !found.is_empty())
     }
 
     /// Whether all of `count` pages from `page` on are present.
     pub(super) fn are_present(&self, page: u64, count: u64) -> bool {
-        let (from, to) = self.addresses(page, count);
-        let mut room = [Range::default()];
-        matches!(self.scan(from, to, PAGE_IS_PRESENT, &mut room), Ok(([Range { start, end, .. }], _)) if (*start, *end) == (from, to))
+        let (from, to, mut room) = (self.address(page), self.address(page + count), [Range::default()]);
+        let found = self.scan(from, to, PAGE_IS_PRESENT, &mut room);
+        found.is_ok_and(|(found, _)| found.iter().any(|range| (range.start, range.end) == (from, to)))
     }
 
-    fn addresses(&self, page: u64, count: u64) -> (u64, u64) {
-        (self.hva.0 + page * PAGE, self.hva.0 + (page + count) * PAGE)
+    fn address(&self, page: u64) -> u64 {
+        self.hva.0 + page * PAGE
     }
 
     /// Ranges of `[from, to)` with entries of a category, as many as there is room for, and how far was looked.

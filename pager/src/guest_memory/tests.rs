@@ -42,14 +42,17 @@ impl Mapping {
         unsafe { std::ptr::write_bytes((self.at as usize + page * PAGE) as *mut u8, byte, PAGE) }
     }
 
-    fn poison(&self, page: usize) -> Result<OwnedFd, String> {
+    fn poison(&self, page: usize) -> Option<OwnedFd> {
         poison(self.at, page)
     }
 }
 
-/// Puts a poison marker on a page of a mapping, by a uffd that traps nothing; `Err` says why the kernel will not.
-fn poison(at: u64, page: usize) -> Result<OwnedFd, String> {
-    let failed = |what: &str| Err(format!("{what}: {}", io::Error::last_os_error()));
+/// Puts a poison marker on a page of a mapping, by a uffd that traps nothing; `None`: the kernel will not, and why is printed.
+fn poison(at: u64, page: usize) -> Option<OwnedFd> {
+    let failed = |what: &str| {
+        println!("skipped: {what}: {}", io::Error::last_os_error());
+        None
+    };
     let hva = at + (page * PAGE) as u64;
     // SAFETY: plain system calls on structures that live long enough; the page is one of ours.
     unsafe {
@@ -71,7 +74,7 @@ fn poison(at: u64, page: usize) -> Result<OwnedFd, String> {
         if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa08, &mut poison) != 0 {
             return failed("UFFDIO_POISON");
         }
-        Ok(uffd)
+        Some(uffd)
     }
 }
 
@@ -222,10 +225,7 @@ fn a_bad_page_is_not_shown_and_ends_no_process() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
     let mapping = Mapping::new(Some(&file));
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     guarded::prepare();
     let at = |page: usize| (mapping.at as usize + page * PAGE) as *const u8;
     // SAFETY: pages of a mapping; `prepare` was called.
@@ -239,10 +239,7 @@ fn what_is_around_a_bad_page_is_shown() {
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
     let window = Window::new(&file.into(), 0, (PAGES * PAGE) as u64).unwrap();
     let at = window.show(0, 1, &mut Runs::default()).unwrap();
-    let _uffd = match poison(at as u64, 5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = poison(at as u64, 5) else { return };
     let show = |page, count| {
         let mut runs = Runs::default();
         window.show(page, count, &mut runs).map(|_| runs.0)
@@ -317,10 +314,7 @@ fn reading_does_not_move_the_offset_of_the_vmm() {
 fn a_poison_marker_is_found_in_a_process() {
     let mapping = Mapping::new(None);
     (0..PAGES).for_each(|page| mapping.write(page, 9));
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     let memory = memory(mapping.at, None).unwrap();
     assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
 }
@@ -331,10 +325,7 @@ fn what_becomes_of_a_process_s_pages_that_were_all_there_is_told() {
     (0..PAGES).for_each(|page| mapping.write(page, 9));
     let memory = memory(mapping.at, None).unwrap();
     assert_eq!(read(&memory, 0, 16), (vec![Data(16)], vec![9; 16]));
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     // SAFETY: a page of the mapping, to which nobody refers.
     unsafe { libc::madvise((mapping.at as usize + 7 * PAGE) as *mut libc::c_void, PAGE, libc::MADV_DONTNEED) };
     let kinds = vec![Data(5), Poison(1), Data(1), Zero(1), Data(8)];
@@ -345,10 +336,7 @@ fn what_becomes_of_a_process_s_pages_that_were_all_there_is_told() {
 fn a_process_tells_poison_by_efault_where_the_page_tables_are_not_read() {
     let mapping = Mapping::new(None);
     (0..PAGES).for_each(|page| mapping.write(page, 9));
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     let size = (PAGES * PAGE) as u64;
     let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Anonymous };
     let reader = ProcessReader::new(std::process::id(), Hva(mapping.at), &region, None).unwrap();
@@ -362,10 +350,7 @@ fn a_poison_marker_is_found_under_a_memfd_that_does_not_know() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
     let mapping = Mapping::new(Some(&file));
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     let memory = memory(mapping.at, Some(file)).unwrap();
     let kinds = vec![Data(1), Poison(1), Data(1)];
     assert_eq!(read(&memory, 4, 3), (kinds, vec![9, 9]));
@@ -384,10 +369,7 @@ fn looked_at() -> (File, Mapping, GuestMemory) {
 #[test]
 fn a_poison_marker_that_came_while_the_vm_ran_is_found_when_it_was_stopped_again() {
     let (_file, mapping, memory) = looked_at();
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     memory.stopped();
     assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
 }
@@ -395,10 +377,7 @@ fn a_poison_marker_that_came_while_the_vm_ran_is_found_when_it_was_stopped_again
 #[test]
 fn a_page_that_goes_bad_while_the_vm_stands_still_and_loses_its_contents_does_not_read_as_zeros() {
     let (file, mapping, memory) = looked_at();
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: no memory is passed.
     assert_eq!(unsafe { libc::fallocate(file.as_raw_fd(), how, 5 * PAGE as i64, PAGE as i64) }, 0);
@@ -411,10 +390,7 @@ fn a_page_that_goes_bad_while_the_vm_stands_still_and_loses_its_contents_does_no
 fn a_file_tells_poison_by_eio() {
     let mapping = Mapping::new(None);
     (0..PAGES).for_each(|page| mapping.write(page, 9));
-    let _uffd = match mapping.poison(5) {
-        Ok(uffd) => uffd,
-        Err(why) => return println!("skipped: {why}"),
-    };
+    let Some(_uffd) = mapping.poison(5) else { return };
     let size = (PAGES * PAGE) as u64;
     let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Memfd };
     let reader = FileReader::new(File::open("/proc/self/mem").unwrap().into(), mapping.at, &region, None);

@@ -3,9 +3,9 @@
 //! An error of the memory that nobody knows of yet is met here by user space or by a copy from it, both of which the kernel
 //! survives; the copy of a `pread` it does not (docs/kernel-facts.md). So every page that can be is shown, be it one.
 //!
-//! Nothing is allocated by looking: only pages that are in the file are mapped, which mincore(2) tells. What cannot be
-//! shown for any reason is left to `pread`, which tells holes, poison and errors apart. To map a page at the first look at it
-//! costs more than all else about it, so that is done ahead.
+//! Nothing is allocated by looking, but for a page that was given back since: only pages that are in the file are mapped,
+//! which mincore(2) tells. What cannot be shown for any reason is left to `pread`, which tells holes, poison and errors apart.
+//! To map a page at the first look at it costs more than all else about it, so that is done ahead.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
