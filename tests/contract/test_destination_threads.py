@@ -30,19 +30,24 @@ def real_time_threads() -> None:
         pytest.skip(IN_VAIN)
 
 
-def page_path_is_real_time(destination: Destination) -> bool:
+def page_path(destination: Destination) -> int:
+    """To be asked while that thread starts no other, which has its name at first."""
     (thread,) = (
         int(comm.parent.name)
         for comm in Path(f"/proc/{destination.pager.pid}/task").glob("*/comm")
         if comm.read_text() == "page-path\n"
     )
+    return thread
+
+
+def is_real_time(thread: int) -> bool:
     return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR
 
 
-async def until(destination: Destination, real_time: bool) -> None:
+async def until(thread: int, real_time: bool) -> None:
     """Asks no pager: to answer would wake the thread."""
     deadline = time.monotonic() + PATIENCE_S
-    while page_path_is_real_time(destination) is not real_time:
+    while is_real_time(thread) is not real_time:
         assert time.monotonic() < deadline, real_time
         await asyncio.sleep(0.01)
 
@@ -54,14 +59,15 @@ async def test_faults_go_before_all_else_only_beside_a_push_that_works(
     source, vmm = destination.source, destination.vmm
     await destination.attach()
     await destination.connect()
-    assert not page_path_is_real_time(destination)
+    thread = page_path(destination)
+    assert not is_real_time(thread)
     source.may_push.clear()
     await destination.push(1)
-    await until(destination, True)
+    await until(thread, True)
     await asyncio.sleep(JUDGED_AFTER_S)
     assert await vmm.touch(0) == expected(0)
-    await until(destination, False)
+    await until(thread, False)
     assert await vmm.touch(1) == expected(1)
     source.may_push.set()
     await destination.event("all_present")
-    assert not page_path_is_real_time(destination)
+    assert not is_real_time(thread)
