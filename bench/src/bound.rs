@@ -9,6 +9,7 @@
 //! that was made ready before; a page that is there already is dropped. Each page belongs to whoever claims it first, of
 //! which a byte is kept. Whoever moves a guest by userfaultfd and TCP has to do all of that at least.
 
+use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::RawFd;
@@ -29,7 +30,7 @@ use vmferry_refvm::report_reader;
 
 use crate::other::Other;
 use crate::touch::{PAGE, say};
-use crate::uffd::{Installer, next_fault, watch};
+use crate::uffd::{Installer, answer, next_fault, watch};
 
 /// Pages that are received, and put in place, at a time.
 const CHUNK: usize = 64;
@@ -138,8 +139,8 @@ impl Destination {
         self.hva + page as u64 * PAGE
     }
 
-    /// Answers faults out of the mirror, until the process ends.
-    fn handle(&self, uffd: RawFd) -> io::Result<()> {
+    /// Answers faults out of the mirror.
+    fn handle(&self, uffd: RawFd) -> io::Result<Infallible> {
         // As the page path of a pager, as far as it may.
         let _ = priority::at_once() || priority::urgent();
         loop {
@@ -199,8 +200,8 @@ pub fn run(moved: &Moved, bytes_per_s: u64) -> Result<Served, Box<dyn std::error
     let claimed = (0..moved.memory / PAGE).map(|_| AtomicBool::new(false)).collect();
     let here = Destination { hva: region.hva, installer, claimed, mirror, handler_ns: AtomicU64::new(0) };
     let here = Arc::new(here);
-    let (handler, fd) = (Arc::clone(&here), uffd.as_raw_fd());
-    thread::Builder::new().name("handler".into()).spawn(move || handler.handle(fd))?;
+    let handler = Arc::clone(&here);
+    answer(uffd, move |uffd| handler.handle(uffd))?;
     machine.load(&state)?;
     let (spent_before, handler_before) = (clock::process_time(), here.handler_ns.load(Ordering::Relaxed));
     let begun = Instant::now();

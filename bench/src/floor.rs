@@ -7,6 +7,7 @@
 //! One thread each, blocking, nothing else done. A page of a memfd is received where it will be, and mapped. No migration
 //! can be faster with these means, but by spinning.
 
+use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::RawFd;
@@ -16,7 +17,7 @@ use vmferry_refvm::memory::GuestMemory;
 
 use crate::other::Other;
 use crate::touch::{PAGE, Touched, Wanted, say, touch, word};
-use crate::uffd::{Installer, next_fault, watch};
+use crate::uffd::{Installer, answer, next_fault, watch};
 
 /// The other process: answers each page number with the page.
 ///
@@ -55,9 +56,7 @@ pub fn run(
     let (uffd, installer) = watch(region)?;
     let source = Other::start(&["--cpus", source_cpus, "floor-source"])?;
     let stream = source.connect()?;
-    let fd = uffd.as_raw_fd();
-    // Ends with the process: it waits for faults that do not come any more.
-    std::thread::Builder::new().name("handler".into()).spawn(move || handle(fd, hva, &installer, stream))?;
+    answer(uffd, move |uffd| handle(uffd, hva, &installer, stream))?;
     Ok(touch(hva, &Wanted { pages: scattered(touches, pages), pause_us }))
 }
 
@@ -67,7 +66,7 @@ pub fn scattered(touches: u64, pages: u64) -> Vec<u64> {
     (0..touches).map(|n| n.wrapping_mul(0x9e37_79b1) % pages).collect()
 }
 
-fn handle(uffd: RawFd, hva: u64, installer: &Installer, mut stream: TcpStream) -> io::Result<()> {
+fn handle(uffd: RawFd, hva: u64, installer: &Installer, mut stream: TcpStream) -> io::Result<Infallible> {
     let mut buffer = vec![0; PAGE as usize];
     loop {
         let at = next_fault(uffd)?;

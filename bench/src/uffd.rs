@@ -1,5 +1,6 @@
 //! The calls of linux/userfaultfd.h that answer a fault, for what is measured without the pager.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -140,6 +141,24 @@ pub fn next_fault(uffd: RawFd) -> io::Result<u64> {
             return Err(error);
         }
     }
+}
+
+/// Has faults be answered by a thread for as long as this process runs. Where `handle` cannot go on the process ends with the
+/// reason, since who waits for a page would do so for ever.
+///
+/// # Errors
+/// No thread can be had.
+pub fn answer(
+    uffd: Userfaultfd,
+    handle: impl FnOnce(RawFd) -> io::Result<Infallible> + Send + 'static,
+) -> io::Result<()> {
+    let answer = move || {
+        let Err(error) = handle(uffd.as_raw_fd());
+        eprintln!("faults are answered no more: {error}");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("handler".into()).spawn(answer)?;
+    Ok(())
 }
 
 /// All structures of these calls are of 64-bit words.
