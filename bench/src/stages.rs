@@ -112,15 +112,16 @@ fn installs(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>
     Ok(found)
 }
 
-/// One page of the guest read as the source's pager does, of this process's own memory.
+/// One page of the guest read as the source's pager does, of this process's own memory, which is all there.
 fn reads(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>, Failure> {
     let memory = memory(order, backing)?;
     let region = &memory.regions()[0];
-    for page in order {
+    for page in 0..region.spec.size / PAGE {
         // SAFETY: a word of the mapping.
         unsafe { ((region.hva + page * PAGE) as *mut u64).write_volatile(1) };
     }
     let source = source(region)?;
+    source.map_ahead(|| true);
     let (mut buffer, mut runs) = (vec![0; PAGE as usize], Runs::default());
     let mut found = Vec::with_capacity(order.len());
     for page in order {
