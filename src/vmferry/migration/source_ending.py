@@ -134,6 +134,8 @@ class SourceEnding:
                 await work()
             except VmferryError as error:
                 self._log.warning(STEP_FAILED, step=type(command).__name__, error=str(error))
+            except Exception:  # noqa: BLE001 whatever it is, the job must end
+                self._log.exception(STEP_FAILED, step=type(command).__name__)
             else:
                 return
             await backoff.pause()

@@ -76,7 +76,7 @@ class PagerProcesses:
         role = "source" if source else "destination"
         command = [program, "--runtime-dir", str(directory), "--vm", vm, "--role", role]
         command += self._settings.tuning.options()
-        child = await asyncio.to_thread(_spawn, command, directory / "pager.log")
+        child = await _spawned(command, directory / "pager.log")
         self._children[key] = child
         self._reap_when_it_ends(key, child)
         pager = GrpcPager(directory, vm, self._settings)
@@ -231,6 +231,19 @@ def locate(program: str) -> str:
             "Install the vmferry wheel, or set [pager] program to its path.",
         )
     return found
+
+
+async def _spawned(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Who is cancelled meanwhile leaves no pager behind: the thread starts it all the same."""
+    spawning = asyncio.create_task(asyncio.to_thread(_spawn, command, log_path))
+    try:
+        return await asyncio.shield(spawning)
+    except asyncio.CancelledError:
+        with suppress(VmferryError):
+            child = await spawning
+            child.kill()
+            await asyncio.to_thread(child.wait)
+        raise
 
 
 def _spawn(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -94,6 +97,29 @@ async def test_a_pager_that_ends_at_once_is_told_with_its_last_words(pagers: Pag
     with pytest.raises(VmferryError, match="no such luck") as caught:
         await pagers.start("m3", "dies", source=True)
     assert caught.value.reason is Reason.PAGER_FAILED
+
+
+async def test_who_is_cancelled_while_a_pager_is_spawned_leaves_none(
+    pagers: PagerProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn, children, begun = process._spawn, [], threading.Event()
+
+    def slow(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
+        begun.set()
+        time.sleep(0.2)
+        children.append(spawn(command, log_path))
+        return children[0]
+
+    monkeypatch.setattr(process, "_spawn", slow)
+    starting = asyncio.create_task(pagers.start("m1-source", "web-1", source=True))
+    assert await asyncio.to_thread(begun.wait, 60)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    (child,) = children
+    assert child.returncode is not None
+    await pagers.remove("m1-source")
+    assert pagers.keys() == []
 
 
 async def test_statuses_become_reasons(pagers: PagerProcesses) -> None:
