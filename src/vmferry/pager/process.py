@@ -84,8 +84,7 @@ class PagerProcesses:
             await self._until_it_answers(child, pager, directory)
         except BaseException:
             await pager.close()
-            child.kill()
-            await asyncio.to_thread(child.wait)
+            await _kill(child)
             raise
         self._pagers[key] = pager
         log.info(STARTED, key=key, vm=vm, pid=child.pid)
@@ -240,10 +239,13 @@ async def _spawned(command: list[str], log_path: Path) -> subprocess.Popen[bytes
         return await asyncio.shield(spawning)
     except asyncio.CancelledError:
         with suppress(VmferryError):
-            child = await spawning
-            child.kill()
-            await asyncio.to_thread(child.wait)
+            await _kill(await spawning)
         raise
+
+
+async def _kill(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    await asyncio.to_thread(child.wait)
 
 
 def _spawn(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:

@@ -130,6 +130,19 @@ async def test_cancel_while_a_step_hangs(pair: Pair, step: str, after: bool) -> 
     assert await pair.service.cancel("m1") == job
 
 
+async def test_an_error_that_nobody_expects_on_the_way_back_leaves_no_job_behind(pair: Pair) -> None:
+    pair.a.script.hang_at("pager.serve_source")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    pair.a.script.fail_at("pagers.remove", OSError("Directory not empty"))
+    cancelling = asyncio.create_task(pair.service.cancel("m1"))
+    await asyncio.sleep(0.01)
+    pair.a.script.release()
+    assert (await cancelling).phase == Phase.CANCELLED
+    assert pair.source.runs
+    assert pair.nothing_left()
+
+
 @pytest.mark.parametrize(
     "step",
     [
