@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vmferry_pager::{clock, priority};
+use vmferry_pager::sched::{cpu_time as clock, priority};
 use vmferry_refvm::guest::report::Report;
 use vmferry_refvm::kvm;
 use vmferry_refvm::layout::{Backing, split};

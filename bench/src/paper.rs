@@ -7,10 +7,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
-use vmferry_pager::page_table::{Arrival, PageTable};
-use vmferry_pager::placement::PageIndex;
-use vmferry_pager::region_map::{Backing, Gpa, Layout, Region};
-use vmferry_pager::serve::push_order::PushOrder;
+use vmferry_pager::destination::page_table::{Arrival, PageTable};
+use vmferry_pager::layout::address_map::PageIndex;
+use vmferry_pager::layout::{Backing, Gpa, Layout, Region};
+use vmferry_pager::source::push_order::PushOrder;
 
 const PAGE: u64 = 4096;
 

@@ -10,9 +10,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use vmferry_pager::attached::{AttachedFile, AttachedMemory, AttachedRegion};
-use vmferry_pager::guest_memory::{Found, Runs};
-use vmferry_pager::region_map::{self, Gpa, Hva, Layout};
+use vmferry_pager::layout::{self, Gpa, Hva, Layout};
+use vmferry_pager::source::memory::{Found, Runs};
+use vmferry_pager::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
 use vmferry_refvm::layout::{Backing, RegionSpec, split};
 use vmferry_refvm::memory::{GuestMemory, Region};
 
@@ -137,14 +137,14 @@ fn reads(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>, F
 }
 
 /// A region of this process as a source's pager has it.
-fn source(region: &Region) -> Result<vmferry_pager::guest_memory::GuestMemory, Failure> {
+fn source(region: &Region) -> Result<vmferry_pager::source::memory::GuestMemory, Failure> {
     let (backing, file) = match &region.file {
-        Some(file) => (region_map::Backing::Memfd, Some(AttachedFile { fd: file.try_clone()?.into(), offset: 0 })),
-        None => (region_map::Backing::Anonymous, None),
+        Some(file) => (layout::Backing::Memfd, Some(AttachedFile { fd: file.try_clone()?.into(), offset: 0 })),
+        None => (layout::Backing::Anonymous, None),
     };
     let RegionSpec { gpa, size, page_size, .. } = region.spec;
-    let layout = Layout::new(vec![region_map::Region { gpa: Gpa(gpa), size, page_size, backing }])?;
-    Ok(vmferry_pager::guest_memory::GuestMemory::new(AttachedMemory {
+    let layout = Layout::new(vec![layout::Region { gpa: Gpa(gpa), size, page_size, backing }])?;
+    Ok(vmferry_pager::source::memory::GuestMemory::new(AttachedMemory {
         vmm_pid: std::process::id(),
         layout,
         regions: vec![AttachedRegion { hva: Hva(region.hva), file, uffd: None }],

@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex as Short, MutexGuard, PoisonError};
 use tokio::sync::{Mutex, oneshot, watch};
 use tonic::Status;
 
-use crate::attached::AttachedMemory;
-use crate::commands::{Command, Snapshot};
+use crate::destination::command::{Command, Snapshot};
 use crate::destination::{Destination, feature_names, needed_features};
-use crate::events::EventLog;
-use crate::memory_message::Expected;
+use crate::event_log::EventLog;
+use crate::layout::Layout;
 use crate::proto::pager_event::Event;
 use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEvent, PagerRole, PagerStatus};
-use crate::region_map::Layout;
-use crate::serve::SourceServer;
-use crate::teller::Teller;
+use crate::source::SourceServer;
+use crate::sys::userfaultfd::probe;
 use crate::tuning::Tuning;
-use crate::userfaultfd::probe;
+use crate::vmm::attached_memory::AttachedMemory;
+use crate::vmm::handshake::Expected;
+use crate::vmm::notifier::Teller;
 
 /// A source that serves lanes.
 #[derive(Debug)]

@@ -12,11 +12,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::control::Control;
-use crate::memory_socket::{bind_private, serve};
 use crate::pager::Pager;
 use crate::proto::PagerRole;
 use crate::proto::pager_server::PagerServer;
+use crate::server::control::Control;
+use crate::server::memory_socket::{bind_private, serve};
 use crate::tuning::{CpuList, Tuning};
 
 const DEFAULT_SPIN_US: u64 = 50;

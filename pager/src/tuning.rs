@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::priority;
+use crate::sched::priority;
 
 /// How a pager is tuned.
 #[derive(Debug, Clone, Default)]

@@ -8,8 +8,8 @@ mod rig;
 use std::time::Duration;
 
 use rig::{Answer, PAGE, Rig, Vmm, eventually};
+use vmferry_pager::layout::Backing;
 use vmferry_pager::proto::{self, ErrorOrigin, LinkState, MemoryError, Severity, pager_event::Event};
-use vmferry_pager::region_map::Backing;
 use vmferry_pager::tuning::Tuning;
 
 /// What the source of these tests holds at a page.

@@ -13,19 +13,19 @@ use std::time::Duration;
 
 use rig::{PAGE, PATIENCE, Vmm, eventually, layout};
 use serde_json::{Value, json};
-use vmferry_pager::descriptors;
-use vmferry_pager::memory_socket::{bind_private, serve_within};
+use vmferry_pager::layout::Backing;
 use vmferry_pager::pager::Pager;
 use vmferry_pager::proto::{self, PagerRole};
-use vmferry_pager::region_map::Backing;
+use vmferry_pager::server::memory_socket::{bind_private, serve_within};
+use vmferry_pager::sys::fd_passing;
+use vmferry_pager::sys::userfaultfd::{Userfaultfd, memfd};
 use vmferry_pager::tuning::Tuning;
-use vmferry_pager::userfaultfd::{Userfaultfd, memfd};
 
 /// Sends a message as a VMM and reads the answer until the pager closes.
 fn refused(socket: &Path, message: &[u8], fds: &[i32]) -> Value {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    descriptors::send(&stream, message, fds).unwrap();
+    fd_passing::send(&stream, message, fds).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();

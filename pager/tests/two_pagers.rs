@@ -11,11 +11,11 @@ use std::os::unix::net::UnixStream;
 
 use rig::{Answer, PAGE, Rig, byte_of, layout};
 use serde_json::json;
-use vmferry_pager::descriptors;
+use vmferry_pager::layout::Backing;
 use vmferry_pager::proto::{self, LinkState, MemoryError, PagerRole, pager_event::Event};
-use vmferry_pager::region_map::Backing;
+use vmferry_pager::sys::fd_passing;
+use vmferry_pager::sys::userfaultfd::memfd;
 use vmferry_pager::tuning::Tuning;
-use vmferry_pager::userfaultfd::memfd;
 
 const PAGES: u64 = 600;
 
@@ -50,7 +50,7 @@ async fn memory_moves_from_pager_to_pager() {
     let message =
         json!({"version": 1, "vm": "web-1", "role": "source", "pid": std::process::id(), "regions": [region]});
     let mut vmm = UnixStream::connect(directory.path().join("memory.sock")).unwrap();
-    descriptors::send(&vmm, message.to_string().as_bytes(), &[guest.as_raw_fd()]).unwrap();
+    fd_passing::send(&vmm, message.to_string().as_bytes(), &[guest.as_raw_fd()]).unwrap();
     let mut answer = [0; 4];
     vmm.read_exact(&mut answer).unwrap();
     let bad = MemoryError { gpa: 100 * PAGE, lsb: 12, guest_visible: true, ..MemoryError::default() };

@@ -1,7 +1,7 @@
 //! The framing of lanes: fixed little-endian records, no allocation. Pure.
 
 use super::MOST_PAGES;
-use crate::arriving::PoisonNote;
+use crate::layout::page_run::PoisonNote;
 use crate::proto::ErrorOrigin;
 
 /// What a lane begins with.

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use vmferry_pager::destination::needed_features;
+use vmferry_pager::layout::{Backing, Layout};
 use vmferry_pager::program::serve_vm;
 use vmferry_pager::proto::{self, PagerRole, pager_client::PagerClient, pager_event::Event};
-use vmferry_pager::region_map::{Backing, Layout};
+use vmferry_pager::sys::userfaultfd::probe;
 use vmferry_pager::tuning::Tuning;
-use vmferry_pager::userfaultfd::probe;
 
 pub use source::{Answer, StandIn};
 pub use vmm::Vmm;

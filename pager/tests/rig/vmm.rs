@@ -9,11 +9,11 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use vmferry_pager::descriptors;
 use vmferry_pager::destination::needed_features;
-use vmferry_pager::doorbell::Doorbell;
-use vmferry_pager::region_map::{Backing, Hva, Layout};
-use vmferry_pager::userfaultfd::{Userfaultfd, memfd};
+use vmferry_pager::layout::{Backing, Hva, Layout};
+use vmferry_pager::sys::doorbell::Doorbell;
+use vmferry_pager::sys::fd_passing;
+use vmferry_pager::sys::userfaultfd::{Userfaultfd, memfd};
 
 use super::{PAGE, PATIENCE, eventually, layout};
 
@@ -87,7 +87,7 @@ impl Vmm {
         let message = json!({"version": 1, "vm": "web-1", "role": "destination", "pid": pid, "uffd": 0, "doorbell": 1,
                              "regions": [region]});
         let socket = UnixStream::connect(socket).unwrap();
-        descriptors::send(&socket, message.to_string().as_bytes(), &fds).unwrap();
+        fd_passing::send(&socket, message.to_string().as_bytes(), &fds).unwrap();
         assert_eq!(frame(&socket).unwrap(), json!({"type": "attached", "version": 1}));
         socket.set_nonblocking(true).unwrap();
         Self { base, pages, backing, told: Mutex::default(), doorbell, _uffd: uffd, _memfd: file, socket }

@@ -1,0 +1,5 @@
+//! The lanes of a destination.
+
+pub mod bulk_lane;
+pub mod bulk_lanes;
+pub mod receiver;

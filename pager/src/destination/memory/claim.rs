@@ -1,0 +1,247 @@
+//! Pages that a lane has claimed, on their way to where the VMM finds them: INSTALLING, so that until the claim is settled
+//! nobody else asks for them, installs them or changes their state, and the lock need not be held.
+//!
+//! ```text
+//!  of a file:  received or written ──▶ PRESENT ──▶ CONTINUE       who touches one in between finds it in the file
+//!  any other:  COPY ──▶ PRESENT
+//! ```
+//! Bytes in a file are written over once more where a page is still INSTALLING when a pager dies, so it is PRESENT before
+//! the guest can see it, and write to it. COPY does both at once, and harms no page that is there.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::destination::memory::receive_mapping::{Landing, Places};
+use crate::destination::page_table::Arrival;
+use crate::lane::{MOST_PAGES, PAGE};
+use crate::layout::Hva;
+use crate::layout::address_map::PageIndex;
+use crate::sys::userfaultfd::{Stop, Userfaultfd};
+use crate::vmm::attached_memory::AttachedFile;
+
+/// Pages that are installed by one call: who waits for one of them is woken behind it.
+const FEW: u64 = 16;
+
+/// How contents come to where the VMM finds them.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// They are received into their file, by a mapping that stays meanwhile.
+    Received(Arc<Landing>),
+    /// They are written to a region's file, in which the first has this number; where there is a landing, by its mapping.
+    Written(Arc<AttachedFile>, u64, Option<Arc<Landing>>),
+    /// They are copied.
+    Copied,
+}
+
+/// At most [`MOST_PAGES`] pages of 4 KiB, of which those are claimed that were wanted.
+#[derive(Debug)]
+pub struct Claim {
+    first: PageIndex,
+    count: u64,
+    /// Bit `n`: the `n`-th page is claimed, and nothing has come of it.
+    wanted: u64,
+    /// It is in its file, or copied.
+    here: u64,
+    arrival: Arrival,
+    uffd: Arc<Userfaultfd>,
+    /// Of the first page.
+    hva: Hva,
+    way: Way,
+    began: Instant,
+}
+
+const _: () = assert!(MOST_PAGES <= u64::BITS as u64);
+
+impl Claim {
+    /// Of `count` pages from `first` on, which is at `hva`; `take` claims each, or says that it is not wanted.
+    pub fn new(
+        (first, count, hva): (PageIndex, u64, Hva),
+        (uffd, way): (Arc<Userfaultfd>, Way),
+        arrival: Arrival,
+        mut take: impl FnMut(PageIndex) -> bool,
+    ) -> Self {
+        let wanted = (0..count).fold(0, |wanted, n| wanted | u64::from(take(PageIndex(first.0 + n))) << n);
+        Self { first, count, wanted, here: 0, arrival, uffd, hva, way, began: Instant::now() }
+    }
+
+    /// Where the pages' bytes are to be received: those that are claimed from `at` on, each other one at its place in
+    /// `elsewhere`, which has room for all.
+    pub fn places(&self, at: *mut u8, elsewhere: &mut [u8], places: &mut Places) {
+        places.clear();
+        for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE as usize).take(self.count as usize).enumerate() {
+            let claimed = self.wanted >> n & 1 == 1;
+            let place = if claimed { at.wrapping_add(n * PAGE as usize) } else { elsewhere.as_mut_ptr() };
+            places.then(place, PAGE as usize);
+        }
+    }
+
+    /// Whether its pages are in their file before they are mapped.
+    pub fn is_by_file(&self) -> bool {
+        !matches!(self.way, Way::Copied)
+    }
+
+    /// What is to be in a file is there: received, or written now out of the `contents` of all the pages. After a stop the
+    /// first [`Self::dealt`] are, or are not wanted.
+    pub fn write(&mut self, contents: &[u8]) -> Option<Stop> {
+        let (file, first, landing) = match &self.way {
+            Way::Copied => return None,
+            Way::Received(_) => {
+                self.here = std::mem::take(&mut self.wanted);
+                return None;
+            }
+            Way::Written(file, first, landing) => (file.clone(), *first, landing.clone()),
+        };
+        while let Some((n, count)) = first_run(self.wanted) {
+            let (page, bytes) = (first + n, part(contents, n, count));
+            let landed = landing.as_ref().is_some_and(|landing| landing.write(page, bytes));
+            if !landed && let Err(stop) = write(&file, file.offset + page * PAGE, bytes) {
+                return Some(stop);
+            }
+            self.note_here(n, count);
+        }
+        None
+    }
+
+    /// Maps what is in its file, or copies the `contents`, and wakes who waits. After a stop the first [`Self::dealt`] need
+    /// nothing more: of a file, what cannot be mapped now is when it is touched.
+    pub fn install(&mut self, contents: &[u8]) -> Option<Stop> {
+        self.began = Instant::now();
+        if self.is_by_file() { self.map() } else { self.copy(contents) }
+    }
+
+    fn map(&self) -> Option<Stop> {
+        let (mut left, mut first_stop) = (self.here, None);
+        while let Some((n, count)) = few(left) {
+            let progress = self.uffd.map(self.address(n), count * PAGE);
+            let mut reached = progress.done / PAGE;
+            if let Some(stop) = progress.stop {
+                // Whoever waits for it tries again. EEXIST wakes nobody.
+                let _ = self.uffd.wake(self.address(n + reached), PAGE);
+                reached += 1;
+                first_stop = first_stop.or(Some(stop).filter(|stop| !stop.passes()));
+            }
+            (n..n + reached).for_each(|n| left &= !(1 << n));
+        }
+        first_stop
+    }
+
+    fn copy(&mut self, contents: &[u8]) -> Option<Stop> {
+        while let Some((n, count)) = few(self.wanted) {
+            let progress = self.uffd.copy(self.address(n), part(contents, n, count));
+            let reached = progress.done / PAGE;
+            self.note_here(n, reached);
+            match progress.stop {
+                None => {}
+                Some(Stop::AlreadyPresent) => {
+                    // By a pager that died before it could say so. EEXIST wakes nobody.
+                    let _ = self.uffd.wake(self.address(n + reached), PAGE);
+                    self.note_here(n + reached, 1);
+                }
+                stop => return stop,
+            }
+        }
+        None
+    }
+
+    fn note_here(&mut self, n: u64, count: u64) {
+        for n in n..n + count {
+            self.wanted &= !(1 << n);
+            self.here |= 1 << n;
+        }
+    }
+
+    fn address(&self, n: u64) -> Hva {
+        Hva(self.hva.0 + n * PAGE)
+    }
+
+    /// So many of the first pages need nothing more.
+    pub fn dealt(&self) -> u64 {
+        u64::from(self.wanted.trailing_zeros()).min(self.count)
+    }
+
+    /// What is in its file, or copied, as half-open runs.
+    pub fn here(&self) -> impl Iterator<Item = (PageIndex, PageIndex)> + '_ {
+        let mut left = self.here;
+        std::iter::from_fn(move || {
+            let (n, count) = first_run(left)?;
+            (n..n + count).for_each(|n| left &= !(1 << n));
+            Some((PageIndex(self.first.0 + n), PageIndex(self.first.0 + n + count)))
+        })
+    }
+
+    /// What is not.
+    pub fn left(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        (0..self.count).filter(|n| self.wanted >> n & 1 == 1).map(|n| PageIndex(self.first.0 + n))
+    }
+
+    /// Of all its pages, wanted or not: half-open.
+    pub fn range(&self) -> (PageIndex, PageIndex) {
+        (self.first, PageIndex(self.first.0 + self.count))
+    }
+
+    /// How it comes.
+    pub fn arrival(&self) -> Arrival {
+        self.arrival
+    }
+
+    /// Whoever faulted on a page that is installed now, and was read before then, was woken.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+}
+
+/// The bytes of `count` pages from the `n`-th on.
+fn part(contents: &[u8], n: u64, count: u64) -> &[u8] {
+    &contents[(n * PAGE) as usize..][..(count * PAGE) as usize]
+}
+
+/// The begin of the first run, at most [`FEW`].
+fn few(bits: u64) -> Option<(u64, u64)> {
+    first_run(bits).map(|(n, count)| (n, count.min(FEW)))
+}
+
+/// Number and length of the first run of ones.
+fn first_run(bits: u64) -> Option<(u64, u64)> {
+    let skipped = bits.trailing_zeros();
+    let run = bits.checked_shr(skipped)?.trailing_ones();
+    Some((skipped.into(), run.into()))
+}
+
+/// Nobody sees what is written before it is mapped.
+fn write(file: &AttachedFile, mut at: u64, mut bytes: &[u8]) -> Result<(), Stop> {
+    while !bytes.is_empty() {
+        // SAFETY: the kernel reads at most `bytes`.
+        let n = unsafe { libc::pwrite(file.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as libc::off_t) };
+        match usize::try_from(n) {
+            Ok(n) => (bytes, at) = (&bytes[n..], at + n as u64),
+            Err(_) => match std::io::Error::last_os_error().raw_os_error().unwrap_or(0) {
+                libc::EINTR => {}
+                libc::ENOMEM | libc::ENOSPC => return Err(Stop::NoMemory),
+                errno => return Err(Stop::Refused(errno)),
+            },
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_first_run_of_ones_is_found(bits: u64) {
+            let ones: Vec<u64> = (0..64).filter(|n| bits >> n & 1 == 1).collect();
+            let found = first_run(bits);
+            prop_assert_eq!(found.is_none(), ones.is_empty());
+            if let Some((n, count)) = found {
+                prop_assert_eq!(n, ones[0]);
+                prop_assert!((n..n + count).all(|n| bits >> n & 1 == 1));
+                prop_assert!(n + count == 64 || bits >> (n + count) & 1 == 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Puts arriving pages where the VMM finds them. A page's state is written before the ioctl; each ioctl wakes who waits on
+//! what it installed; a range is split at every page that was not claimed.
+//!
+//! | region | installed by |
+//! |---|---|
+//! | memfd of 4 KiB pages | CONTINUE, when they are in the file: received or copied there, or written by `pwrite` |
+//! | any other | COPY; a huge page is gathered from its pieces first |
+//!
+//! A huge page is claimed at its first piece of 4 KiB and installed when it has the last. Zeros are only written down:
+//! the page is made when somebody touches it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::destination::memory::claim::{Claim, Way};
+use crate::destination::memory::huge_page_staging::Assembly;
+use crate::destination::memory::preallocate::Plot;
+use crate::destination::memory::receive_mapping::Landing;
+use crate::destination::page_table::{Arrival, PageTable};
+use crate::lane::PAGE;
+use crate::layout::Hva;
+use crate::layout::address_map::{NumberedRegion, PageIndex, Placement};
+use crate::layout::page_run::{Lane, Pages};
+use crate::sys::fd_passing;
+use crate::sys::userfaultfd::{Stop, Userfaultfd};
+use crate::vmm::attached_memory::AttachedFile;
+
+/// How far an install came.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Pages that are there now and were not before, as half-open runs.
+    pub runs: Vec<(PageIndex, PageIndex)>,
+    /// Why not further.
+    pub stop: Option<Stop>,
+}
+
+/// What a region is on.
+#[derive(Debug)]
+pub struct Footing {
+    /// With what it is registered.
+    pub uffd: Arc<Userfaultfd>,
+    /// What is behind it, where the backing is a file.
+    pub file: Option<AttachedFile>,
+}
+
+/// What is under a region.
+#[derive(Debug)]
+struct Ground {
+    uffd: Arc<Userfaultfd>,
+    file: Option<Arc<AttachedFile>>,
+    /// Pages are written to the file, and faults on what it holds are told of.
+    by_file: bool,
+    /// Where some of them can be received in place.
+    landing: Option<Arc<Landing>>,
+}
+
+/// The VMM's memory, as ioctls reach it.
+#[derive(Debug)]
+pub struct Installer {
+    placement: Placement,
+    grounds: Vec<Ground>,
+    /// Huge pages that have come in part.
+    assemblies: HashMap<PageIndex, Assembly>,
+}
+
+impl Installer {
+    /// The userfaultfds act on the address space in which `placement` holds; `footings` in the order of the layout. `fresh`:
+    /// no page has come yet.
+    ///
+    /// # Errors
+    /// Faults on what a region's file holds cannot be told of, though an earlier pager wrote pages to it: a page of which it
+    /// holds a part would pass for the page.
+    pub fn new(placement: Placement, footings: Vec<Footing>, fresh: bool) -> io::Result<Self> {
+        let mut grounds = Vec::new();
+        for (Footing { uffd, file }, ((hva, size), region)) in
+            footings.into_iter().zip(placement.ranges().zip(placement.numbering().regions()))
+        {
+            let wanted = region.pieces() == 1 && file.as_ref().is_some_and(|file| is_writable(&file.fd));
+            let by_file = match wanted.then(|| uffd.register_minor(hva, size)) {
+                None => false,
+                Some(Ok(())) => true,
+                Some(Err(error)) if fresh => {
+                    tracing::info!(%error, hva = hva.0, "pager.no_minor_faults");
+                    false
+                }
+                Some(Err(error)) => return Err(error),
+            };
+            grounds.push(Ground { uffd, file: file.map(Arc::new), by_file, landing: None });
+        }
+        Ok(Self { placement, grounds, assemblies: HashMap::new() })
+    }
+
+    /// Where the pages are.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// With what a page is registered, its address and its size.
+    fn place_of(&self, page: PageIndex) -> Option<(&Userfaultfd, Hva, u64)> {
+        let region = self.placement.numbering().region_of(page)?;
+        let (hva, size) = self.placement.address_of(page)?;
+        Some((&self.grounds.get(region.number as usize)?.uffd, hva, size))
+    }
+
+    /// Where memory can be allocated ahead, in the order of the layout. The mappings are those of process `vmm_pid`.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn plots(&self, vmm_pid: u32) -> io::Result<Vec<Option<Plot>>> {
+        let plot = |(ground, (hva, size)): (&Ground, (Hva, u64))| {
+            let file = ground.file.as_ref().filter(|_| ground.by_file)?;
+            let parts = file.try_clone().and_then(|file| Ok((file, ground.uffd.try_clone()?)));
+            Some(parts.map(|(file, uffd)| Plot { file, uffd, vmm_pid, hva, size }))
+        };
+        self.grounds.iter().zip(self.placement.ranges()).map(|ground| plot(ground).transpose()).collect()
+    }
+
+    fn region(&self, number: u32) -> Option<NumberedRegion> {
+        self.placement.numbering().regions().get(number as usize).copied()
+    }
+
+    /// The file to which pages of a region are written, if they are.
+    fn file_of(&self, region: &NumberedRegion) -> Option<&Arc<AttachedFile>> {
+        self.grounds.get(region.number as usize).filter(|ground| ground.by_file)?.file.as_ref()
+    }
+
+    /// Whether a page is written to its file.
+    pub fn is_by_file(&self, page: PageIndex) -> bool {
+        self.placement.numbering().region_of(page).is_some_and(|region| self.file_of(region).is_some())
+    }
+
+    // ---- data ----
+
+    /// Pages are received in place from now on, where there is a landing; in the order of the layout.
+    pub fn land(&mut self, landings: Vec<Option<Landing>>) {
+        for (ground, landing) in self.grounds.iter_mut().zip(landings) {
+            ground.landing = landing.map(Arc::new);
+        }
+    }
+
+    /// Nothing is received in place any more.
+    pub fn take_landings(&mut self) -> Vec<Arc<Landing>> {
+        self.grounds.iter_mut().filter_map(|ground| ground.landing.take()).collect()
+    }
+
+    /// Whether pages can be received in place.
+    pub fn lands(&self, pages: Pages) -> bool {
+        let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.as_ref());
+        landing.is_some_and(|landing| landing.at(pages.page, pages.count).is_some())
+    }
+
+    /// Claims those of at most [`MOST_PAGES`](crate::lane::MOST_PAGES) pages that are wanted. `None`: they are pieces of huge
+    /// pages.
+    pub fn claim(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
+        let region = self.region(pages.region).filter(|region| region.pieces() == 1)?;
+        let way = match self.file_of(&region) {
+            Some(file) => {
+                let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.clone());
+                Way::Written(file.clone(), pages.page, landing)
+            }
+            None => Way::Copied,
+        };
+        self.claim_by(way, table, pages, lane)
+    }
+
+    /// The same, where they are received in place from the address on that comes with it. `None`: they cannot be, and nothing
+    /// is claimed.
+    pub fn claim_in_place(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<(Claim, *mut u8)> {
+        let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
+        let at = landing.at(pages.page, pages.count)?;
+        Some((self.claim_by(Way::Received(landing.clone()), table, pages, lane)?, at))
+    }
+
+    fn claim_by(&self, way: Way, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
+        let first = self.region(pages.region)?.page_of_piece(pages.page).0;
+        let (hva, _) = self.placement.address_of(first)?;
+        let uffd = self.grounds.get(pages.region as usize)?.uffd.clone();
+        let take = |page| table.claim_for_install(page);
+        Some(Claim::new((first, pages.count, hva), (uffd, way), lane.arrival(), take))
+    }
+
+    /// Takes pieces of huge pages with their bytes, from the `dealt`-th on; advances it over those that are taken, or not
+    /// wanted (any more). A page is installed with its last piece.
+    pub fn pieces(
+        &mut self,
+        table: &mut PageTable,
+        pages: Pages,
+        lane: Lane,
+        bytes: &[u8],
+        dealt: &mut u64,
+    ) -> Installed {
+        let mut installed = Installed::default();
+        let Some(region) = self.region(pages.region) else { return installed };
+        while *dealt < pages.count && installed.stop.is_none() {
+            let rest = pages.after(*dealt);
+            let (page, piece) = region.page_of_piece(rest.page);
+            let count = (region.pieces() - piece).min(rest.count);
+            let bytes = &bytes[(*dealt * PAGE) as usize..][..(count * PAGE) as usize];
+            self.piece(table, &region, page, (piece, count, Some(bytes)), lane.arrival(), &mut installed);
+            *dealt += if installed.stop.is_none() { count } else { 0 };
+        }
+        installed
+    }
+
+    /// Pieces of a huge page are here; with the last of them the page is installed.
+    fn piece(
+        &mut self,
+        table: &mut PageTable,
+        region: &NumberedRegion,
+        page: PageIndex,
+        (piece, count, bytes): (u64, u64, Option<&[u8]>),
+        arrival: Arrival,
+        installed: &mut Installed,
+    ) {
+        if table.claim_for_install(page) {
+            self.assemblies.insert(page, Assembly::new(region.pieces()));
+        }
+        // Else it is there already, or not wanted.
+        let Some(assembly) = self.assemblies.get_mut(&page) else { return };
+        assembly.add(piece, count, bytes);
+        installed.stop = self.install_if_whole(table, page, arrival, installed);
+    }
+
+    fn install_if_whole(
+        &mut self,
+        table: &mut PageTable,
+        page: PageIndex,
+        arrival: Arrival,
+        installed: &mut Installed,
+    ) -> Option<Stop> {
+        let bytes = self.assemblies.get(&page)?.whole()?;
+        let Some((uffd, hva, size)) = self.place_of(page) else { return Some(Stop::NotRegistered) };
+        let stop = match uffd.copy(hva, bytes).stop {
+            // Installed by a pager that died before it could say so. EEXIST wakes nobody.
+            Some(Stop::AlreadyPresent) => {
+                let _ = uffd.wake(hva, size);
+                None
+            }
+            stop => stop,
+        };
+        if stop.is_none() {
+            table.mark_installed(page, arrival);
+            self.assemblies.remove(&page);
+            installed.runs.push((page, PageIndex(page.0 + 1)));
+        }
+        stop
+    }
+
+    /// All lanes broke: huge pages that came in part are absent again.
+    pub fn abandon(&mut self, table: &mut PageTable) {
+        for page in std::mem::take(&mut self.assemblies).into_keys() {
+            table.release_install(page);
+        }
+    }
+
+    /// Huge pages that have come in part.
+    pub fn in_part(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        self.assemblies.keys().copied()
+    }
+
+    /// A huge page is not wanted any more.
+    pub fn forget(&mut self, page: PageIndex) {
+        self.assemblies.remove(&page);
+    }
+
+    // ---- zeros ----
+
+    /// Zeros came. Pages that are whole with it and were not there before are in `runs`: those of them that are PRESENT as
+    /// zeros are only written down, and made when touched.
+    pub fn zeros(&mut self, table: &mut PageTable, pages: Pages, lane: Lane) -> Installed {
+        let mut installed = Installed::default();
+        let Some(region) = self.region(pages.region) else { return installed };
+        let (mut at, end) = (pages.page, pages.page + pages.count);
+        while at < end && installed.stop.is_none() {
+            let (page, piece) = region.page_of_piece(at);
+            let count = (region.pieces() - piece).min(end - at);
+            if count < region.pieces() || self.assemblies.contains_key(&page) {
+                self.piece(table, &region, page, (piece, count, None), lane.arrival(), &mut installed);
+            } else if table.claim_for_install(page) && table.mark_installed(page, Arrival::Zero) {
+                match installed.runs.last_mut() {
+                    Some(last) if last.1 == page => last.1.0 += 1,
+                    _ => installed.runs.push((page, PageIndex(page.0 + 1))),
+                }
+            }
+            at += count;
+        }
+        installed
+    }
+
+    /// A page that is neither missing nor poison was touched where it is not mapped: its file holds it (`minor`), or it
+    /// reads as zeros.
+    pub fn refill(&self, page: PageIndex, minor: bool) -> Option<Stop> {
+        let (uffd, hva, size) = self.place_of(page)?;
+        let mut stop = match (minor, size) {
+            (true, _) => uffd.map(hva, size).stop,
+            (false, PAGE) => uffd.zeropage(hva, size).stop,
+            // hugetlb has no ZEROPAGE.
+            (false, _) => uffd.copy(hva, &vec![0; size as usize]).stop,
+        };
+        if !minor && stop == Some(Stop::AlreadyPresent) && self.is_by_file(page) {
+            // The file holds zeros that were allocated ahead.
+            stop = uffd.map(hva, size).stop;
+        }
+        self.or_wake(page, stop)
+    }
+
+    // ---- poison, and the end ----
+
+    /// Installs the marker of a page that the table holds as poison, and wakes who waits on it. Where the range was
+    /// unregistered (the migration is over), it is registered again: from now on the page is guarded.
+    pub fn poison(&self, page: PageIndex) -> Option<Stop> {
+        let (uffd, hva, size) = self.place_of(page)?;
+        let mut stop = uffd.poison(hva, size).stop;
+        if stop == Some(Stop::NotRegistered) {
+            let again = if self.is_by_file(page) { uffd.register_minor(hva, size) } else { uffd.register(hva, size) };
+            if again.is_ok() {
+                stop = uffd.poison(hva, size).stop;
+            }
+        }
+        self.or_wake(page, stop)
+    }
+
+    /// Drops what a region's file holds of pages: those that were good and are poison now, since where only the mapping is
+    /// dropped later (`MADV_DONTNEED`) they would be read again without a fault; and those of which part may have come and
+    /// nothing is wanted. Memory without a file has none to drop.
+    pub fn drop_contents(&self, from: PageIndex, to: PageIndex) {
+        let Some(region) = self.placement.numbering().region_of(from) else { return };
+        let Some(Ground { file: Some(file), .. }) = self.grounds.get(region.number as usize) else { return };
+        let page_size = region.region.page_size;
+        let offset = file.offset + (from.0 - region.first.0) * page_size;
+        let size = (to.0 - from.0) * page_size;
+        let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: no memory is passed.
+        let done = unsafe { libc::fallocate(file.fd.as_raw_fd(), how, offset as i64, size as i64) };
+        if done != 0 {
+            tracing::warn!(error = %io::Error::last_os_error(), page = from.0, "pager.contents_kept");
+        }
+    }
+
+    /// `EEXIST` is success, but wakes nobody.
+    fn or_wake(&self, page: PageIndex, stop: Option<Stop>) -> Option<Stop> {
+        if stop != Some(Stop::AlreadyPresent) {
+            return stop;
+        }
+        self.wake(page);
+        None
+    }
+
+    /// Whoever waits on the page tries again.
+    pub fn wake(&self, page: PageIndex) {
+        if let Some((uffd, hva, size)) = self.place_of(page) {
+            let _ = uffd.wake(hva, size);
+        }
+    }
+
+    /// Whoever waits anywhere tries again: faults that an earlier pager read are not delivered twice.
+    pub fn wake_all(&self) {
+        for (ground, (hva, size)) in self.grounds.iter().zip(self.placement.ranges()) {
+            let _ = ground.uffd.wake(hva, size);
+        }
+    }
+
+    /// Unregisters a run of pages, none of which is missing or poison.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn unregister(&self, from: PageIndex, to: PageIndex) -> io::Result<()> {
+        match self.place_of(from) {
+            Some((uffd, hva, size)) => uffd.unregister(hva, (to.0 - from.0) * size),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a descriptor was opened for writing.
+fn is_writable(fd: &OwnedFd) -> bool {
+    fd_passing::flags(fd).is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDWR)
+}

@@ -1,0 +1,5 @@
+//! The state of the pages behind one lock.
+
+pub mod first_touch;
+pub mod resolver;
+pub mod shared_pages;

@@ -1,0 +1,513 @@
+//! The pages of a destination, shared by the page path and the lanes of the push.
+//!
+//! ```text
+//!  page path, lanes ──▶ lock: claim ──▶ receive, install ──▶ lock: settle
+//!  page path        ──▶ lock: fault, command
+//! ```
+//!
+//! Nobody holds the lock while bytes are received or pages installed: a vCPU may wait for whoever wants it. The pages of the
+//! frame are claimed meanwhile (INSTALLING), so nobody else asks for them or installs them. Only the guest can give them
+//! back, and only a memory error can make them bad; both wait until no frame is on its way, or a page given back would be
+//! filled after all, and a marker be copied over.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use crate::destination::memory::claim::Claim;
+use crate::destination::pages::resolver::Resolver;
+use crate::layout::page_run::{Pages, PoisonNote};
+use crate::sys::userfaultfd::Stop;
+
+/// The pages. Whoever needs both takes [`Shared::on_its_way`] first.
+#[derive(Debug)]
+pub struct Shared {
+    resolver: Mutex<Resolver>,
+    landing: RwLock<()>,
+    faults: AtomicU64,
+    /// That faulted last.
+    thread: AtomicU32,
+    /// Nanoseconds.
+    worked: AtomicU64,
+    heavy: AtomicBool,
+}
+
+impl Shared {
+    /// Of this resolver.
+    pub fn new(resolver: Resolver) -> Self {
+        Self {
+            resolver: Mutex::new(resolver),
+            landing: RwLock::new(()),
+            faults: AtomicU64::new(0),
+            thread: AtomicU32::new(0),
+            worked: AtomicU64::new(0),
+            heavy: AtomicBool::new(false),
+        }
+    }
+
+    /// To be held for a moment only: a vCPU may wait for it.
+    pub fn lock(&self) -> MutexGuard<'_, Resolver> {
+        self.resolver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held from the claim of a frame's pages until it is settled.
+    pub fn on_its_way(&self) -> RwLockReadGuard<'_, ()> {
+        self.landing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something while no frame is on its way into memory.
+    pub fn while_nothing_lands<T>(&self, what: impl FnOnce(&mut Resolver) -> T) -> T {
+        let _nothing = self.landing.write().unwrap_or_else(PoisonError::into_inner);
+        what(&mut self.lock())
+    }
+
+    /// Installs what has come of a claim, with the `contents` of all its pages where they were not received in place; nothing
+    /// more comes of it. Nobody may hold the lock.
+    pub fn install(&self, claim: &mut Claim, contents: &[u8]) -> Option<Stop> {
+        let written = claim.write(contents);
+        if claim.is_by_file() {
+            self.lock().came(claim);
+        }
+        let installed = claim.install(contents);
+        self.lock().settle(claim);
+        written.or(installed)
+    }
+
+    /// Bad pages came. After a stop, to be called again.
+    pub fn poison(&self, pages: Pages, note: PoisonNote) -> Option<Stop> {
+        let mut resolver = self.lock();
+        if resolver.is_claimed(pages) {
+            drop(resolver);
+            return self.while_nothing_lands(|resolver| resolver.poison(pages, note));
+        }
+        resolver.poison(pages, note)
+    }
+
+    /// The guest has faulted, by this thread of the VMM; 0: not known.
+    pub fn note_fault(&self, thread: u32) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        self.thread.store(thread, Ordering::Relaxed);
+    }
+
+    /// The thread of the VMM that faulted last; 0: not known.
+    pub fn faulting_thread(&self) -> u32 {
+        self.thread.load(Ordering::Relaxed)
+    }
+
+    /// A number that changes with each fault.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// A lane of the push has worked for so long.
+    pub fn note_work(&self, time: Duration) {
+        self.worked.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// How long lanes of the push have worked, all together.
+    pub fn worked(&self) -> Duration {
+        Duration::from_nanos(self.worked.load(Ordering::Relaxed))
+    }
+
+    /// What the page path thinks of the push ([`crate::sched::push_load`]).
+    pub fn set_heavy(&self, heavy: bool) {
+        self.heavy.store(heavy, Ordering::Relaxed);
+    }
+
+    /// Whether there is a push, and it is heavy.
+    pub fn is_heavy(&self) -> bool {
+        self.heavy.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::destination::lanes::receiver::{Inflow, Step};
+    use crate::destination::memory::installer::{Footing, Installer};
+    use crate::destination::memory::receive_mapping::{Landing, Places};
+    use crate::destination::page_table::PageState::{Absent, PresentDemand};
+    use crate::destination::page_table::{PageState, PageTable};
+    use crate::destination::pages::resolver::FaultOutcome;
+    use crate::event_log::EventLog;
+    use crate::lane::PAGE;
+    use crate::lane::frame::{Header, Kind};
+    use crate::layout::address_map::{Numbering, PageIndex, Placement};
+    use crate::layout::page_run::Lane;
+    use crate::layout::{Backing, Gpa, Hva, Layout, Region};
+    use crate::proto::{ErrorOrigin, MemoryError};
+    use crate::sys::userfaultfd::{Event, Userfaultfd, feature, memfd, probe, process_started};
+    use crate::vmm::attached_memory::AttachedFile;
+
+    const PAGES: u64 = 8;
+    const BYTES: usize = (PAGES * PAGE) as usize;
+
+    /// Memory of this process, a file that is ready to be landed in; dropped before its page table.
+    struct Guest {
+        shared: Shared,
+        at: u64,
+        file: std::fs::File,
+        elsewhere: Vec<u8>,
+        places: Places,
+        uffd: Arc<Userfaultfd>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Guest {
+        /// Skipped, with the reason printed, where the kernel does not permit it.
+        fn new() -> Option<Self> {
+            Self::of(true)
+        }
+
+        /// The same, but what comes is copied, as where the file is not known.
+        fn copied() -> Option<Self> {
+            Self::of(false)
+        }
+
+        fn of(is_known: bool) -> Option<Self> {
+            let features = feature::POISON | feature::MISSING_SHMEM | feature::MINOR_SHMEM;
+            if let Err(reason) = probe(features) {
+                eprintln!("skipped: {reason}");
+                return None;
+            }
+            let fd = memfd("guest", PAGES * PAGE).unwrap();
+            let file = std::fs::File::from(fd.try_clone().unwrap());
+            let (both, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+            // SAFETY: a new mapping.
+            let at = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, both, shared, fd.as_raw_fd(), 0) } as u64;
+            let uffd = Userfaultfd::create().unwrap();
+            uffd.enable(features).unwrap();
+            uffd.register(Hva(at), PAGES * PAGE).unwrap();
+            let region = Region { gpa: Gpa(0), size: PAGES * PAGE, page_size: PAGE, backing: Backing::Memfd };
+            let layout = Layout::new(vec![region]).unwrap();
+            let numbering = Numbering::new(&layout);
+            let placement = Placement::new(numbering.clone(), vec![Hva(at)]).unwrap();
+            let attached = is_known.then_some(AttachedFile { fd, offset: 0 });
+            let landing = attached.as_ref().map(|attached| {
+                let mut landing = Landing::new(attached, PAGES * PAGE).unwrap();
+                landing.prepare(0, PAGES).unwrap();
+                landing
+            });
+            let uffd = Arc::new(uffd);
+            let footing = Footing { uffd: uffd.clone(), file: attached };
+            let installer = Installer::new(placement, vec![footing], true).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            let (table, _) = PageTable::open(&directory.path().join("pages"), &layout).unwrap();
+            let mut resolver = Resolver::new(numbering, table, EventLog::default());
+            let pid = std::process::id();
+            resolver.attach(pid, process_started(pid), installer, None).unwrap();
+            resolver.land(vec![landing]);
+            let (elsewhere, places) = (vec![0; BYTES], Places::default());
+            Some(Self { shared: Shared::new(resolver), at, file, elsewhere, places, uffd, _directory: directory })
+        }
+
+        fn claim(&mut self, page: u64, count: u64) -> Claim {
+            let pages = Pages { region: 0, page, count };
+            let (claim, at) = self.shared.lock().claim_in_place(pages, Lane::Push).unwrap();
+            claim.places(at, &mut self.elsewhere, &mut self.places);
+            claim
+        }
+
+        /// As if so many pages had been received, full of these bytes.
+        fn receive(&mut self, byte: u8) {
+            for place in self.places.vectors() {
+                // SAFETY: of the landing, or of `elsewhere`.
+                unsafe { place.iov_base.cast::<u8>().write_bytes(byte, place.iov_len) };
+            }
+        }
+
+        fn install(&self, mut claim: Claim) {
+            assert_eq!(self.shared.install(&mut claim, &[]), None);
+        }
+
+        fn give_back(&self, page: u64) {
+            give_back(&self.shared, self.at + page * PAGE);
+        }
+
+        fn states(&self) -> Vec<PageState> {
+            let resolver = self.shared.lock();
+            (0..PAGES).map(|page| resolver.table().state(PageIndex(page)).unwrap()).collect()
+        }
+
+        /// The page is not in the file any more.
+        fn punch(&self, page: u64) {
+            let (how, fd) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, self.file.as_raw_fd());
+            // SAFETY: no memory is passed.
+            assert_eq!(unsafe { libc::fallocate(fd, how, (page * PAGE) as i64, PAGE as i64) }, 0);
+        }
+
+        /// Address, thread, and whether the file holds the page.
+        fn next_fault(&self) -> (Hva, u32, bool) {
+            let until = Instant::now() + Duration::from_secs(10);
+            loop {
+                if let Some(Event::Fault { at, thread, minor }) = self.uffd.read_events().unwrap().pop() {
+                    return (at, thread, minor);
+                }
+                assert!(Instant::now() < until, "nobody faults");
+            }
+        }
+
+        /// The first byte of a page that is installed; `None`: it is poison.
+        fn byte(&self, page: u64) -> Option<u8> {
+            byte_at(self.at + page * PAGE)
+        }
+    }
+
+    fn byte_at(at: u64) -> Option<u8> {
+        let mut byte = 0u8;
+        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };
+        let pid = std::process::id() as libc::pid_t;
+        // SAFETY: a byte; the kernel checks the other address.
+        let count = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
+        (count == 1).then_some(byte)
+    }
+
+    fn give_back(shared: &Shared, at: u64) {
+        shared.while_nothing_lands(|resolver| resolver.discard(Hva(at), Hva(at + PAGE)));
+    }
+
+    impl Drop for Guest {
+        fn drop(&mut self) {
+            // SAFETY: mapped by `new`, and nobody refers to it.
+            unsafe { libc::munmap(self.at as *mut libc::c_void, BYTES) };
+        }
+    }
+
+    #[test]
+    fn what_is_not_wanted_of_a_frame_changes_nothing() {
+        use PageState::{Absent, Discarded, Installing, PresentPush};
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(3, 1);
+        guest.receive(7);
+        guest.install(claim);
+        guest.give_back(5);
+        let claim = guest.claim(2, 5);
+        let claimed = [Absent, Absent, Installing, PresentPush, Installing, Discarded, Installing, Absent];
+        assert_eq!(guest.states(), claimed);
+        guest.receive(9);
+        guest.install(claim);
+        assert_eq!([2, 3, 4, 6].map(|page| guest.byte(page)), [Some(9), Some(7), Some(9), Some(9)]);
+        let mut gone = [1; 16];
+        guest.file.read_exact_at(&mut gone, 5 * PAGE).unwrap();
+        assert_eq!(gone, [0; 16]);
+        assert_eq!(guest.states()[2..7], [PresentPush, PresentPush, PresentPush, Discarded, PresentPush]);
+    }
+
+    /// Starts `what` while a frame of pages 0 to 3 is on its way, which comes with 9s. It must not have happened before then.
+    fn behind_a_frame<T: Send>(guest: &mut Guest, what: impl FnOnce(&Shared) -> T + Send) -> T {
+        let claim = guest.claim(0, 4);
+        guest.receive(9);
+        let (shared, happened) = (&guest.shared, &AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let on_its_way = shared.on_its_way();
+            let thread = scope.spawn(move || {
+                let done = what(shared);
+                happened.store(true, Ordering::SeqCst);
+                done
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!happened.load(Ordering::SeqCst));
+            guest.install(claim);
+            drop(on_its_way);
+            thread.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_page_that_is_found_bad_at_the_source_while_it_is_received_has_come() {
+        let Some(mut guest) = Guest::new() else { return };
+        let error = MemoryError { gpa: PAGE, lsb: 12, ..MemoryError::default() };
+        let reply = behind_a_frame(&mut guest, |shared| {
+            shared.while_nothing_lands(|resolver| resolver.mark_poisoned(&[error]))
+        });
+        assert_eq!((reply.healed, guest.byte(1)), (1, Some(9)));
+    }
+
+    #[test]
+    fn a_page_that_the_guest_knows_to_be_bad_is_poison_behind_the_frame_that_brings_it_and_its_bytes_are_gone() {
+        let Some(mut guest) = Guest::new() else { return };
+        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: true, hop: 0 };
+        let stop = behind_a_frame(&mut guest, |shared| shared.poison(Pages { region: 0, page: 1, count: 1 }, note));
+        assert_eq!((stop, guest.states()[1]), (None, PageState::PoisonedTold));
+        let mut gone = [1; 16];
+        guest.file.read_exact_at(&mut gone, PAGE).unwrap();
+        assert_eq!(gone, [0; 16]);
+        assert_eq!([0, 1, 2, 3].map(|page| guest.byte(page)), [Some(9), None, Some(9), Some(9)]);
+    }
+
+    #[test]
+    fn a_page_is_not_found_bad_between_its_coming_and_its_mapping() {
+        let Some(mut guest) = Guest::new() else { return };
+        let mut claim = guest.claim(0, 1);
+        guest.receive(9);
+        let pages = Pages { region: 0, page: 0, count: 1 };
+        assert_eq!(claim.write(&[]), None);
+        guest.shared.lock().came(&claim);
+        assert_eq!((guest.states()[0], guest.shared.lock().is_claimed(pages)), (PageState::PresentPush, true));
+        assert_eq!(claim.install(&[]), None);
+        guest.shared.lock().settle(&claim);
+        assert!(!guest.shared.lock().is_claimed(pages));
+    }
+
+    #[test]
+    fn a_bad_page_does_not_wait_for_a_frame_of_others() {
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(0, 4);
+        guest.receive(9);
+        let _on_its_way = guest.shared.on_its_way();
+        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
+        assert_eq!(guest.shared.poison(Pages { region: 0, page: 4, count: 2 }, note), None);
+        assert!(guest.states()[4..6].iter().all(|state| state.is_poisoned()));
+        guest.install(claim);
+    }
+
+    #[test]
+    fn a_page_of_which_nothing_came_is_absent_again() {
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(0, PAGES);
+        guest.receive(9);
+        guest.shared.lock().settle(&claim);
+        assert_eq!(guest.states(), [Absent; PAGES as usize]);
+        let claim = guest.claim(0, PAGES);
+        guest.receive(8);
+        guest.install(claim);
+        assert_eq!((guest.byte(2), guest.byte(7)), (Some(8), Some(8)));
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_mapped_keeps_no_other_from_it_and_is_told_of() {
+        let Some(mut guest) = Guest::new() else { return };
+        let mut claim = guest.claim(0, PAGES);
+        guest.receive(9);
+        guest.punch(3);
+        assert_eq!(guest.shared.install(&mut claim, &[]), Some(Stop::Refused(libc::EFAULT)));
+        assert_eq!((claim.dealt(), guest.states()), (PAGES, vec![PageState::PresentPush; PAGES as usize]));
+        assert_eq!((guest.byte(2), guest.byte(4), guest.byte(7)), (Some(9), Some(9), Some(9)));
+    }
+
+    /// Starts the installation of page 0, full of 9s, while the lock is held, and a reader of it, and returns whether that one
+    /// had it before the lock was let go, for which it had so long.
+    fn seen_while_locked(guest: &Guest, mut claim: Claim, time: Duration) -> bool {
+        let (shared, at) = (&guest.shared, guest.at);
+        let reader = std::thread::spawn(move || byte_at(at));
+        let seen = std::thread::scope(|scope| {
+            let held = shared.lock();
+            scope.spawn(move || assert_eq!(shared.install(&mut claim, &[9; PAGE as usize]), None));
+            let until = Instant::now() + time;
+            while !reader.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(held);
+            reader.is_finished()
+        });
+        assert_eq!(reader.join().unwrap(), Some(9));
+        seen
+    }
+
+    #[test]
+    fn a_page_of_a_file_is_present_before_the_guest_can_see_it() {
+        let Some(mut guest) = Guest::new() else { return };
+        let claim = guest.claim(0, 1);
+        guest.receive(9);
+        assert!(!seen_while_locked(&guest, claim, Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn a_page_is_copied_whoever_holds_the_lock() {
+        let Some(guest) = Guest::copied() else { return };
+        let claim = guest.shared.lock().claim(Pages { region: 0, page: 0, count: 1 }, Lane::Push).unwrap();
+        assert!(seen_while_locked(&guest, claim, Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn who_faults_again_on_a_page_that_was_there_before_its_claim_is_settled_is_woken() {
+        let Some(guest) = Guest::copied() else { return };
+        let page = PageIndex(2);
+        let mut claim = guest.shared.lock().claim(Pages { region: 0, page: 2, count: 1 }, Lane::Push).unwrap();
+        assert_eq!(claim.install(&[9; PAGE as usize]), None);
+        assert_eq!(guest.byte(2), Some(9));
+        guest.punch(2);
+        let at = guest.at + 2 * PAGE;
+        let reader = std::thread::spawn(move || byte_at(at));
+        let (hva, thread, minor) = guest.next_fault();
+        assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Ask(page));
+        assert_eq!(guest.shared.lock().ask(page), None);
+        guest.shared.lock().settle(&claim);
+        let (hva, thread, minor) = guest.next_fault();
+        assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Resolved);
+        assert_eq!(reader.join().unwrap(), Some(0));
+    }
+
+    /// The two ends of a lane.
+    fn lane(lane: Lane) -> (TcpStream, Inflow) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let source = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        source.set_nodelay(true).unwrap();
+        (source, Inflow::new(listener.accept().unwrap().0, lane))
+    }
+
+    /// A frame of one page, full of its number.
+    fn frame(page: u64) -> Vec<u8> {
+        let header = Header { kind: Kind::Data, region: 0, page, count: 1 };
+        [header.encode().as_slice(), &[page as u8; PAGE as usize]].concat()
+    }
+
+    /// Takes what comes until there is something.
+    fn take(inflow: &mut Inflow, shared: &Shared) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while inflow.step(shared) == Step::Nothing {
+            assert!(Instant::now() < until, "nothing comes");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_received_with_its_header_and_put_where_its_page_belongs() {
+        let Some(guest) = Guest::new() else { return };
+        let (mut source, mut inflow) = lane(Lane::Demand);
+        for page in [5, 2] {
+            source.write_all(&frame(page)).unwrap();
+            take(&mut inflow, &guest.shared);
+            let mut written = [0; PAGE as usize];
+            guest.file.read_exact_at(&mut written, page * PAGE).unwrap();
+            assert_eq!((guest.byte(page), inflow.has_more()), (Some(page as u8), false));
+            assert_eq!(written, [page as u8; PAGE as usize]);
+        }
+        assert_eq!(guest.states()[2..6], [PresentDemand, Absent, Absent, PresentDemand]);
+    }
+
+    #[test]
+    fn an_answer_that_comes_in_parts_is_installed_when_it_is_whole() {
+        let Some(guest) = Guest::new() else { return };
+        let (mut source, mut inflow) = lane(Lane::Demand);
+        let whole = frame(3);
+        for part in [&whole[..10], &whole[10..24], &whole[24..2000]] {
+            source.write_all(part).unwrap();
+            while inflow.step(&guest.shared) != Step::Nothing {}
+            assert_eq!(guest.states(), [Absent; PAGES as usize]);
+        }
+        source.write_all(&whole[2000..]).unwrap();
+        while guest.states()[3] == Absent {
+            take(&mut inflow, &guest.shared);
+        }
+        assert_eq!(guest.byte(3), Some(3));
+        source.write_all(&frame(4)).unwrap();
+        take(&mut inflow, &guest.shared);
+        assert_eq!(guest.byte(4), Some(4));
+    }
+
+    #[test]
+    fn the_guest_gives_nothing_back_while_a_frame_is_on_its_way() {
+        let Some(mut guest) = Guest::new() else { return };
+        let at = guest.at + PAGE;
+        behind_a_frame(&mut guest, |shared| give_back(shared, at));
+        assert_eq!(guest.states()[..3], [PageState::PresentPush, PageState::Discarded, PageState::PresentPush]);
+    }
+}

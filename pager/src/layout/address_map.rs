@@ -1,0 +1,200 @@
+//! Where each page of a layout is in the VMM's address space, and its number in the page table.
+
+use crate::lane::PAGE;
+use crate::layout::{Gpa, Hva, Layout, PageId, Region};
+
+/// Number of a page in the page table: the pages of all regions, counted in the order of the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageIndex(pub u64);
+
+/// The pages of a layout, numbered.
+#[derive(Debug, Clone)]
+pub struct Numbering {
+    layout: Layout,
+    regions: Vec<NumberedRegion>,
+    total: u64,
+}
+
+/// One region and the number of its first page.
+#[derive(Debug, Clone, Copy)]
+pub struct NumberedRegion {
+    /// As in the layout.
+    pub region: Region,
+    /// Number of the region in the layout.
+    pub number: u32,
+    /// Number of its first page.
+    pub first: PageIndex,
+}
+
+impl NumberedRegion {
+    /// One past the number of its last page.
+    pub fn end(&self) -> PageIndex {
+        PageIndex(self.first.0 + self.region.pages())
+    }
+
+    /// GPA of a page of this region.
+    pub fn gpa_of(&self, page: PageIndex) -> Gpa {
+        Gpa(self.region.gpa.0 + (page.0 - self.first.0) * self.region.page_size)
+    }
+
+    /// Pieces of 4 KiB that a page has.
+    pub fn pieces(&self) -> u64 {
+        self.region.page_size / PAGE
+    }
+
+    /// The page that holds piece `piece` of the region, and which of the page's pieces it is.
+    pub fn page_of_piece(&self, piece: u64) -> (PageIndex, u64) {
+        (PageIndex(self.first.0 + piece / self.pieces()), piece % self.pieces())
+    }
+
+    /// log2 of the page size: the `lsb` of a machine check for it.
+    pub fn lsb(&self) -> u32 {
+        self.region.page_size.trailing_zeros()
+    }
+}
+
+impl Numbering {
+    /// Numbers the pages of a layout.
+    pub fn new(layout: &Layout) -> Self {
+        let mut total = 0;
+        let regions = layout
+            .regions()
+            .iter()
+            .zip(0u32..)
+            .map(|(region, number)| {
+                let first = PageIndex(total);
+                total += region.pages();
+                NumberedRegion { region: *region, number, first }
+            })
+            .collect();
+        Self { layout: layout.clone(), regions, total }
+    }
+
+    /// Pages of all regions.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The regions in the order of the layout.
+    pub fn regions(&self) -> &[NumberedRegion] {
+        &self.regions
+    }
+
+    /// The region that holds a page; `None` beyond the last.
+    pub fn region_of(&self, page: PageIndex) -> Option<&NumberedRegion> {
+        let after = self.regions.partition_point(|r| r.first <= page);
+        self.regions.get(after.checked_sub(1)?).filter(|r| page < r.end())
+    }
+
+    /// The number of a page; `None` outside the layout.
+    pub fn index_of(&self, id: PageId) -> Option<PageIndex> {
+        let region = self.regions.get(id.region as usize)?;
+        (id.page < region.region.pages()).then(|| PageIndex(region.first.0 + id.page))
+    }
+
+    /// Region and page of a number; `None` beyond the last.
+    pub fn id_of(&self, page: PageIndex) -> Option<PageId> {
+        self.region_of(page).map(|r| PageId { region: r.number, page: page.0 - r.first.0 })
+    }
+
+    /// The pages that a memory error covers, see [`Layout::pages_of_block`].
+    pub fn pages_of_block(&self, gpa: Gpa, lsb: u32) -> Vec<PageIndex> {
+        self.layout.pages_of_block(gpa, lsb).into_iter().filter_map(|id| self.index_of(id)).collect()
+    }
+}
+
+/// The numbered pages and their addresses in the VMM.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    numbering: Numbering,
+    hvas: Vec<Hva>,
+}
+
+impl Placement {
+    /// `hvas` are those of the regions, in the order of the layout; `None` if their number differs.
+    pub fn new(numbering: Numbering, hvas: Vec<Hva>) -> Option<Self> {
+        (hvas.len() == numbering.regions().len()).then_some(Self { numbering, hvas })
+    }
+
+    /// The numbering.
+    pub fn numbering(&self) -> &Numbering {
+        &self.numbering
+    }
+
+    /// Address of a page's first byte, and the page's size.
+    pub fn address_of(&self, page: PageIndex) -> Option<(Hva, u64)> {
+        let region = self.numbering.region_of(page)?;
+        let hva = self.hvas.get(region.number as usize)?;
+        let size = region.region.page_size;
+        Some((Hva(hva.0 + (page.0 - region.first.0) * size), size))
+    }
+
+    /// The page at an address.
+    pub fn page_at(&self, hva: Hva) -> Option<PageIndex> {
+        self.hvas.iter().zip(self.numbering.regions()).find_map(|(base, r)| {
+            let offset = hva.0.checked_sub(base.0)?;
+            (offset < r.region.size).then(|| PageIndex(r.first.0 + offset / r.region.page_size))
+        })
+    }
+
+    /// The pages that lie wholly or in part in the half-open range of addresses: half-open runs of page numbers.
+    pub fn pages_in(&self, start: Hva, end: Hva) -> Vec<(PageIndex, PageIndex)> {
+        let overlap = |(base, r): (&Hva, &NumberedRegion)| {
+            let (from, to) = (start.0.max(base.0), end.0.min(base.0 + r.region.size));
+            (from < to).then(|| {
+                let size = r.region.page_size;
+                let first = r.first.0 + (from - base.0) / size;
+                (PageIndex(first), PageIndex(r.first.0 + (to - base.0).div_ceil(size)))
+            })
+        };
+        self.hvas.iter().zip(self.numbering.regions()).filter_map(overlap).collect()
+    }
+
+    /// First address and size in bytes of each region.
+    pub fn ranges(&self) -> impl Iterator<Item = (Hva, u64)> + '_ {
+        self.hvas.iter().zip(self.numbering.regions()).map(|(base, r)| (*base, r.region.size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Backing;
+
+    fn placement() -> Placement {
+        let region =
+            |gpa, pages: u64| Region { gpa: Gpa(gpa), size: pages << 12, page_size: 4096, backing: Backing::Memfd };
+        let layout = Layout::new(vec![region(0, 4), region(0x10_0000, 2)]).unwrap();
+        Placement::new(Numbering::new(&layout), vec![Hva(0x7000_0000), Hva(0x6000_0000)]).unwrap()
+    }
+
+    #[test]
+    fn numbers_go_on_over_the_regions() {
+        let p = placement();
+        assert_eq!(p.numbering().total(), 6);
+        assert_eq!(p.numbering().index_of(PageId { region: 1, page: 1 }), Some(PageIndex(5)));
+        assert_eq!(p.numbering().id_of(PageIndex(4)), Some(PageId { region: 1, page: 0 }));
+        assert_eq!(p.numbering().id_of(PageIndex(6)), None);
+        assert_eq!(p.numbering().pages_of_block(Gpa(0x10_1fff), 12), [PageIndex(5)]);
+        assert_eq!(p.numbering().pages_of_block(Gpa(0x4000), 12), []);
+    }
+
+    #[test]
+    fn addresses_and_pages_are_inverse() {
+        let p = placement();
+        for page in (0..6).map(PageIndex) {
+            let (hva, size) = p.address_of(page).unwrap();
+            assert_eq!(p.page_at(Hva(hva.0 + size - 1)), Some(page));
+        }
+        assert_eq!(p.address_of(PageIndex(6)), None);
+        assert_eq!(p.page_at(Hva(0x7000_4000)), None);
+    }
+
+    #[test]
+    fn a_range_covers_the_pages_that_it_touches() {
+        let p = placement();
+        assert_eq!(p.pages_in(Hva(0x7000_0fff), Hva(0x7000_1001)), vec![(PageIndex(0), PageIndex(2))]);
+        assert_eq!(p.pages_in(Hva(0x6000_1000), Hva(0x6fff_0000)), vec![(PageIndex(5), PageIndex(6))]);
+        assert!(p.pages_in(Hva(0), Hva(0x1000)).is_empty());
+    }
+}

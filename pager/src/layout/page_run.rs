@@ -1,0 +1,52 @@
+//! Pages on their way in.
+
+use crate::destination::page_table::Arrival;
+use crate::proto::ErrorOrigin;
+
+/// On which lane pages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The urgent lane.
+    Demand,
+    /// A bulk lane.
+    Push,
+}
+
+impl Lane {
+    /// How a page with data that came on it counts.
+    pub fn arrival(self) -> Arrival {
+        match self {
+            Self::Demand => Arrival::Demand,
+            Self::Push => Arrival::Push,
+        }
+    }
+}
+
+/// What the source knows of a bad page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoisonNote {
+    /// How it was found.
+    pub origin: ErrorOrigin,
+    /// The guest was given a machine check for it.
+    pub guest_visible: bool,
+    /// Migrations that the error has travelled through.
+    pub hop: u32,
+}
+
+/// Consecutive pages of 4 KiB of one region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pages {
+    /// Number of the region in the layout.
+    pub region: u32,
+    /// First page.
+    pub page: u64,
+    /// Number of pages.
+    pub count: u64,
+}
+
+impl Pages {
+    /// What is left behind the first `done`.
+    pub fn after(self, done: u64) -> Self {
+        Self { page: self.page + done, count: self.count - done, ..self }
+    }
+}

@@ -1,0 +1,110 @@
+//! Keeps a thread that goes before all others off the CPU of a vCPU that asks for pages: it would put that aside again and
+//! again, and a page that has come would be of no use to it.
+
+use std::time::{Duration, Instant};
+
+use crate::sys::userfaultfd::stat_field;
+use crate::tuning::CpuList;
+
+/// How often it is looked where the vCPU is.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Where the calling thread runs, if it is not where it may.
+#[derive(Debug)]
+pub struct Aside {
+    vmm: u32,
+    allowed: CpuList,
+    avoided: Option<usize>,
+    looked: Option<Instant>,
+}
+
+impl Aside {
+    /// Of the calling thread, beside the vCPUs of this process.
+    pub fn new(vmm: u32) -> Self {
+        Self { vmm, allowed: CpuList::allowed(), avoided: None, looked: None }
+    }
+
+    /// This thread of the VMM has asked for a page. Where there is only one CPU, or it is not known which one that thread runs
+    /// on, nothing changes.
+    pub fn step(&mut self, now: Instant, vcpu: u32) {
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < LOOK) {
+            return;
+        }
+        self.looked = Some(now);
+        let cpu = cpu_of(self.vmm, vcpu);
+        if cpu == self.avoided {
+            return;
+        }
+        self.avoided = cpu;
+        cpu.map_or_else(|| self.allowed.clone(), |cpu| self.allowed.without(cpu)).pin();
+    }
+
+    /// The thread goes before nobody any more.
+    pub fn end(&mut self) {
+        if self.avoided.take().is_some() {
+            self.allowed.pin();
+        }
+    }
+}
+
+/// The CPU on which a thread of a process ran last (proc_pid_stat(5), `processor`).
+fn cpu_of(process: u32, thread: u32) -> Option<usize> {
+    usize::try_from(stat_field(&format!("/proc/{process}/task/{thread}"), 39)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_known_where_a_thread_runs() {
+        let allowed = CpuList::allowed();
+        std::thread::spawn(move || {
+            for only in CpuList::each_allowed() {
+                only.pin();
+                // SAFETY: takes and gives plain numbers.
+                let (thread, cpu) = unsafe { (libc::gettid() as u32, libc::sched_getcpu() as usize) };
+                assert_eq!(cpu_of(std::process::id(), thread), Some(cpu));
+                assert_ne!(allowed.without(cpu), allowed);
+            }
+            assert_eq!(cpu_of(std::process::id(), u32::MAX), None);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_cpu_of_a_vcpu_is_left_to_it() {
+        std::thread::spawn(|| {
+            let each = CpuList::each_allowed();
+            if each.len() < 2 {
+                return eprintln!("skipped: only one CPU");
+            }
+            let (start, mut aside) = (Instant::now(), Aside::new(std::process::id()));
+            for (n, cpu) in [0, 1, 1, 0].into_iter().enumerate() {
+                let (vcpu, end) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+                let at = each[cpu].clone();
+                let other = std::thread::spawn(move || {
+                    at.pin();
+                    // SAFETY: gives a number.
+                    vcpu.0.send(unsafe { libc::gettid() } as u32).unwrap();
+                    let _ = end.1.recv();
+                });
+                aside.step(start + LOOK * n as u32, vcpu.1.recv().unwrap());
+                let rest = CpuList::each_allowed();
+                assert!(!rest.contains(&each[cpu]) && rest.len() == each.len() - 1, "{rest:?}");
+                drop(end.0);
+                other.join().unwrap();
+            }
+            aside.step(start + LOOK * 9, u32::MAX);
+            assert_eq!(CpuList::each_allowed(), each, "it may be anywhere again");
+            // SAFETY: gives a number.
+            aside.step(start + LOOK * 20, unsafe { libc::gettid() } as u32);
+            assert_eq!(CpuList::each_allowed().len(), each.len() - 1);
+            aside.end();
+            assert_eq!(CpuList::each_allowed(), each);
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,0 +1,224 @@
+//! The memory socket: takes a VMM's one message with its descriptors, answers, and watches for its end.
+//!
+//! One VMM is attached at a time. A refused one is told why, its descriptors are closed, nobody else is harmed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::pager::Pager;
+use crate::sys::doorbell::Doorbell;
+use crate::sys::fd_passing;
+use crate::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
+use crate::vmm::handshake::{Expected, Handover, LONGEST, MOST_DESCRIPTORS, Refusal, complete, fit};
+use crate::vmm::notifier::Teller;
+
+/// For the whole message. A VMM sends it at once: who takes this long hangs.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Binds a unix socket that only this user may use; a stale one of that name is replaced.
+///
+/// # Errors
+/// `AddrInUse` if somebody still listens there, else what the kernel said.
+pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{} is served already", path.display())));
+    }
+    // Made under another name and renamed, so that nobody can connect before the mode is set.
+    let beside = path.with_extension("new");
+    for old in [&beside, path] {
+        match std::fs::remove_file(old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(&beside)?;
+    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&beside, path)?;
+    Ok(listener)
+}
+
+/// Serves VMMs until the listener fails.
+///
+/// # Errors
+/// What accept said.
+pub async fn serve(listener: UnixListener, pager: Arc<Pager>) -> io::Result<()> {
+    serve_within(listener, pager, MESSAGE_WITHIN).await
+}
+
+/// The same, with another limit for the whole message of each VMM.
+///
+/// # Errors
+/// What accept said.
+pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_within: Duration) -> io::Result<()> {
+    // Only one at a time: the second waits for the lock at most as long as the first may take for its message.
+    let turn = Arc::new(tokio::sync::Mutex::new(()));
+    loop {
+        let (stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                tracing::error!(%error, "pager.accept_failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let (pager, turn) = (pager.clone(), turn.clone());
+        tokio::spawn(async move {
+            let attached = {
+                let received = tokio::time::timeout(message_within, receive(&stream)).await;
+                let _turn = turn.lock().await;
+                attach(&stream, received.unwrap_or_else(|_| Err(late(message_within))), &pager).await
+            };
+            match attached {
+                Ok(()) => {
+                    let reason = match hung_up(stream).await {
+                        Ok(()) => "the VMM closed its memory connection".into(),
+                        Err(error) => format!("the VMM's memory connection: {error}"),
+                    };
+                    pager.detached(reason).await;
+                }
+                Err(refusal) => {
+                    pager.refused(refusal.to_string());
+                    if let Ok(teller) = teller(&stream, None) {
+                        let _ = teller.refused(&refusal.field, &refusal.message);
+                    }
+                }
+            }
+        });
+    }
+}
+
+fn late(message_within: Duration) -> Refusal {
+    Refusal::new("message", format!("is not complete after {} s", message_within.as_secs_f64()))
+}
+
+struct Message {
+    value: serde_json::Value,
+    descriptors: Vec<OwnedFd>,
+}
+
+async fn receive(stream: &UnixStream) -> Result<Message, Refusal> {
+    let mut bytes = Vec::new();
+    let mut all = Vec::new();
+    let mut buffer = vec![0; LONGEST + 1];
+    loop {
+        let received = stream.async_io(Interest::READABLE, || fd_passing::receive(stream, &mut buffer)).await;
+        let received = received.map_err(|e| Refusal::new("message", format!("cannot be read: {e}")))?;
+        all.extend(received.descriptors);
+        bytes.extend_from_slice(&buffer[..received.bytes]);
+        if received.truncated {
+            return Err(Refusal::new("descriptors", "were lost: the pager may open no more files"));
+        }
+        if all.len() > MOST_DESCRIPTORS {
+            let message = format!("{} are more than {MOST_DESCRIPTORS}", all.len());
+            return Err(Refusal::new("descriptors", message));
+        }
+        if bytes.len() > LONGEST {
+            return Err(Refusal::new("message", format!("is longer than {LONGEST} bytes")));
+        }
+        if let Some(value) = complete(&bytes)? {
+            return Ok(Message { value, descriptors: all });
+        }
+        if received.bytes == 0 {
+            return Err(Refusal::new("message", format!("ends after {} bytes, in the middle", bytes.len())));
+        }
+    }
+}
+
+async fn attach(stream: &UnixStream, message: Result<Message, Refusal>, pager: &Pager) -> Result<(), Refusal> {
+    let message = message?;
+    let Some(expected) = pager.expected().await else {
+        return Err(Refusal::new("message", "comes too early: the daemon has not told the pager what to expect"));
+    };
+    if pager.is_attached() {
+        return Err(Refusal::new("message", "another VMM is attached already"));
+    }
+    let handover = fit(&message.value, message.descriptors.len(), &expected)?;
+    let peer = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
+    let peer = peer.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+    let doorbell = handover.doorbell.map(|index| {
+        let fd = take(&message.descriptors, "doorbell", index)?;
+        Doorbell::adopt(fd).map_err(|why| Refusal::new("doorbell", why))
+    });
+    let doorbell = doorbell.transpose()?;
+    let teller = match handover.silent {
+        true => None,
+        false => {
+            Some(teller(stream, doorbell).map_err(|e| Refusal::new("message", format!("cannot be answered: {e}")))?)
+        }
+    };
+    let memory = gather(handover, &message.descriptors, &expected, peer)?;
+    pager.attach(memory, teller).await.map_err(|why| match why.split_once(": ") {
+        Some((field @ ("uffd" | "regions"), rest)) => Refusal::new(field, rest),
+        _ => Refusal::new("message", why),
+    })
+}
+
+/// Another descriptor of what the field names.
+fn take(descriptors: &[OwnedFd], field: &str, index: usize) -> Result<OwnedFd, Refusal> {
+    let fd = descriptors.get(index).ok_or_else(|| Refusal::new(field, "names a missing descriptor"))?;
+    fd.try_clone().map_err(|e| Refusal::new(field, format!("cannot be kept: {e}")))
+}
+
+/// The parts where the message says they are. A descriptor may hold several regions.
+fn gather(
+    handover: Handover,
+    descriptors: &[OwnedFd],
+    expected: &Expected,
+    peer: u32,
+) -> Result<AttachedMemory, Refusal> {
+    let mut indices: Vec<usize> = handover.regions.iter().filter_map(|place| place.uffd).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    let uffds = indices.iter().map(|index| take(descriptors, "uffd", *index)).collect::<Result<_, _>>()?;
+    let mut regions = Vec::new();
+    for ((place, region), number) in handover.regions.iter().zip(expected.layout.regions()).zip(0..) {
+        let mut file = None;
+        if let Some((index, offset)) = place.file {
+            let field = format!("regions[{number}].fd");
+            let fd = take(descriptors, &field, index)?;
+            let size = size_of(&fd).map_err(|e| Refusal::new(field.as_str(), e.to_string()))?;
+            if offset.checked_add(region.size).is_none_or(|end| end > size) {
+                let message = format!("has {size:#x} bytes: too short for {:#x} from {offset:#x}", region.size);
+                return Err(Refusal::new(field, message));
+            }
+            file = Some(AttachedFile { fd, offset });
+        }
+        let uffd = place.uffd.and_then(|index| indices.binary_search(&index).ok());
+        regions.push(AttachedRegion { hva: place.hva, file, uffd });
+    }
+    let vmm_pid = handover.pid.unwrap_or(peer);
+    Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffds, collapse: handover.collapse })
+}
+
+fn size_of(fd: &OwnedFd) -> io::Result<u64> {
+    let metadata = File::from(fd.try_clone()?).metadata()?;
+    match metadata.is_file() {
+        true => Ok(metadata.len()),
+        false => Err(io::Error::other("is no file")),
+    }
+}
+
+fn teller(stream: &UnixStream, doorbell: Option<Doorbell>) -> io::Result<Teller> {
+    let own = stream.as_fd().try_clone_to_owned()?;
+    Ok(Teller::new(own.into(), doorbell))
+}
+
+/// Reads and drops whatever still comes, until the end of the connection. It wakes for nothing else: when a frame to the VMM
+/// is read there is room to write, which nobody here waits for, and a vCPU may wait for the core.
+async fn hung_up(stream: UnixStream) -> io::Result<()> {
+    // SAFETY: the socket is open and the same as long as the value that owns it.
+    let stream = unsafe { AsyncFd::register_with_interest(stream.into_std()?, Interest::READABLE) }?;
+    let mut buffer = [0; 4096];
+    while stream.async_io(Interest::READABLE, |stream| fd_passing::receive(stream, &mut buffer)).await?.bytes > 0 {}
+    Ok(())
+}

@@ -1,0 +1,4 @@
+//! The two sockets that others connect to.
+
+pub mod control;
+pub mod memory_socket;

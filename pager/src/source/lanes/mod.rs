@@ -1,0 +1,6 @@
+//! The lanes of a source: the port, the urgent lane, the bulk lanes, and the sender that both use.
+
+mod bulk_lane;
+pub(super) mod listener;
+mod sender;
+mod urgent_lane;

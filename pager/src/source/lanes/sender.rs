@@ -1,0 +1,152 @@
+//! Sends pages on a lane as frames: from where they lie, or through one buffer that is used again for every frame, so that
+//! it stays in the processor's cache.
+
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+
+use crate::lane::frame::{Header, Kind};
+use crate::lane::{MOST_PAGES, PAGE};
+use crate::layout::page_run::Pages;
+use crate::source::memory::{Found, GuestMemory, Place, Runs};
+use crate::source::{Shared, SourceError};
+
+/// Why a lane cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::source) enum Broken {
+    /// The destination is told.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Nobody can be told.
+    #[error("connection: {0}")]
+    Connection(#[from] io::Error),
+}
+
+/// The sending end of a lane.
+#[derive(Debug)]
+pub(in crate::source) struct Outlet {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    runs: Runs,
+}
+
+impl Outlet {
+    /// Of a connected lane.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, buffer: vec![0; (MOST_PAGES * PAGE) as usize], runs: Runs::default() }
+    }
+
+    /// Sends pages that lie in the layout, each exactly once, known poison first.
+    pub fn send(&mut self, shared: &Shared, asked: Pages) -> Result<(), Broken> {
+        let (mut page, end) = (asked.page, asked.page + asked.count);
+        while page < end {
+            // Looked at for every frame: when the VM may run again, no page of it is sent any more.
+            let memory = shared.frozen_memory()?;
+            let run = Pages { page, count: (end - page).min(MOST_PAGES), ..asked };
+            let known = shared.known_poison(run);
+            let good = Pages { count: known.map_or(run.count, |(bad, _)| bad - page), ..run };
+            if good.count > 0 {
+                page += self.send_good(shared, &memory, good)?;
+            }
+            if let Some((bad, note)) = known.filter(|(bad, _)| *bad == page) {
+                self.told(shared, Pages { page: bad, count: 1, ..run }, Kind::Poison(note))?;
+                page = bad + 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends pages that nothing bad is known of, at least the first, and returns how many; what turns out poisoned is known
+    /// from now on.
+    fn send_good(&mut self, shared: &Shared, memory: &GuestMemory, run: Pages) -> Result<u64, Broken> {
+        let Pages { region, page, count } = run;
+        let place = memory.read(region, page, count, &mut self.buffer, &mut self.runs).map_err(SourceError::from)?;
+        let bytes = match place {
+            Place::Buffer => self.buffer.as_ptr(),
+            Place::Window(at) => at,
+        };
+        let runs = std::mem::take(&mut self.runs);
+        let mut at = page;
+        for found in runs.iter() {
+            let part = Pages { region, page: at, count: found.count() };
+            match found {
+                Found::Data(_) => {
+                    let contents = bytes.wrapping_add(((at - page) * PAGE) as usize);
+                    shared.note_data(part);
+                    self.write(&header(part, Kind::Data), contents, (part.count * PAGE) as usize)?;
+                }
+                Found::Zero(_) => self.told(shared, part, Kind::Zero)?,
+                Found::Poison(_) => {
+                    let note = shared.found_poison(part);
+                    self.told(shared, part, Kind::Poison(note))?;
+                }
+            }
+            at += part.count;
+        }
+        self.runs = runs;
+        Ok(at - page)
+    }
+
+    /// Pages that need no bytes.
+    fn told(&mut self, shared: &Shared, run: Pages, kind: Kind) -> Result<(), Broken> {
+        if kind == Kind::Zero {
+            shared.note_sent(run);
+        }
+        shared.pages_served.fetch_add(run.count, Ordering::Relaxed);
+        self.stream.write_all(&header(run, kind))?;
+        Ok(())
+    }
+
+    /// All that was lacking has been sent.
+    pub fn end(&mut self) -> io::Result<()> {
+        self.stream.write_all(&Header { kind: Kind::End, region: 0, page: 0, count: 0 }.encode())
+    }
+
+    /// Says why the lane ends.
+    pub fn failed(&mut self, reason: &str) -> io::Result<()> {
+        let text = &reason.as_bytes()[..reason.len().min(crate::lane::frame::LONGEST_REASON as usize)];
+        let header = Header { kind: Kind::Failed, region: 0, page: 0, count: text.len() as u32 };
+        self.write(&header.encode(), text.as_ptr(), text.len())
+    }
+
+    /// Sends a header and the `length` bytes at `contents`, by one call where the socket has room. If the contents go bad
+    /// meanwhile (`EFAULT`), the frame is never whole, so nothing of it is ever installed.
+    fn write(&mut self, header: &[u8], contents: *const u8, length: usize) -> io::Result<()> {
+        let (all, mut sent) = (header.len() + length, 0);
+        while sent < all {
+            let of_header = sent.min(header.len());
+            let of_contents = sent - of_header;
+            let rest = |base: *const u8, done: usize, length: usize| libc::iovec {
+                iov_base: base.wrapping_add(done).cast_mut().cast(),
+                iov_len: length - done,
+            };
+            let rests = [rest(header.as_ptr(), of_header, header.len()), rest(contents, of_contents, length)];
+            // SAFETY: two vectors, which the kernel only reads, and where it cannot it says so.
+            let n = unsafe { libc::writev(self.stream.as_raw_fd(), rests.as_ptr(), 2) };
+            match usize::try_from(n) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => sent += n,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Noted before it is sent: who has a page finds it counted.
+    fn note_data(&self, run: Pages) {
+        self.note_sent(run);
+        self.pages_served.fetch_add(run.count, Ordering::Relaxed);
+        self.bytes_served.fetch_add(run.count * PAGE, Ordering::Relaxed);
+    }
+}
+
+fn header(run: Pages, kind: Kind) -> [u8; crate::lane::frame::HEADER_BYTES] {
+    // A frame is never longer than what one ask or one chunk names: far below 2^32 pages.
+    Header { kind, region: run.region, page: run.page, count: run.count as u32 }.encode()
+}

@@ -1,0 +1,73 @@
+//! The urgent lane of a source: reads asks, answers each at once.
+
+use std::io::{self, Read};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use super::sender::{Broken, Outlet};
+use crate::lane::frame::{ASK_BYTES, Ask};
+use crate::layout::page_run::Pages;
+use crate::sched::cpu_latency::Awake;
+use crate::sched::incoming_cpu::Follow;
+use crate::sched::priority;
+use crate::source::SourceServer;
+
+/// Until the destination closes the lane.
+pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), Broken> {
+    priority::urgent();
+    let mut outlet = Outlet::new(stream.try_clone()?);
+    let (awake, mut follow) = (Awake::new(server.0.tuning.keep_awake), Follow::new(Instant::now()));
+    let mut asks = Asks { stream, bytes: [0; ROOM], have: 0 };
+    let outcome = loop {
+        match asks.next()? {
+            None => return Ok(()),
+            Some(ask) => {
+                awake.asked();
+                if let Err(error) = answer(server, &mut outlet, ask) {
+                    break error;
+                }
+                follow.step(&asks.stream);
+            }
+        }
+    };
+    if let Broken::Source(reason) = &outcome {
+        outlet.failed(&reason.to_string())?;
+    }
+    Err(outcome)
+}
+
+fn answer(server: &SourceServer, outlet: &mut Outlet, ask: Ask) -> Result<(), Broken> {
+    let asked = server.checked(Pages { region: ask.region, page: ask.page, count: ask.count.into() })?;
+    server.note_demand(asked);
+    server.await_frozen();
+    outlet.send(&server.0, asked)
+}
+
+/// Asks that are read at once, at most.
+const ROOM: usize = 64 * ASK_BYTES;
+
+struct Asks {
+    stream: TcpStream,
+    bytes: [u8; ROOM],
+    have: usize,
+}
+
+impl Asks {
+    /// The next ask; `None` at the end of the connection.
+    fn next(&mut self) -> io::Result<Option<Ask>> {
+        loop {
+            if let Some((first, _)) = self.bytes[..self.have].split_first_chunk::<ASK_BYTES>() {
+                let ask = Ask::decode(first);
+                self.bytes.copy_within(ASK_BYTES..self.have, 0);
+                self.have -= ASK_BYTES;
+                return Ok(Some(ask));
+            }
+            match self.stream.read(&mut self.bytes[self.have..]) {
+                Ok(0) => return Ok(None),
+                Ok(n) => self.have += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

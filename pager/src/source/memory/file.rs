@@ -1,0 +1,164 @@
+//! A memfd, or a snapshot's memory file. Pages are shown where they lie, if they can be ([`Window`]). Otherwise
+//! `SEEK_DATA` finds holes, `pread` the rest and `EIO` the poison.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::full_blocks::Whole;
+use super::read_mapping::Window;
+use super::{FEW, Found, Place, ReadError, Runs, fill_buffer, pages_of, split_zeros};
+use crate::lane::PAGE;
+use crate::layout::Region;
+use crate::sys::pagemap::Pagemap;
+
+#[derive(Debug)]
+pub(super) struct FileReader {
+    fd: OwnedFd,
+    /// Of the region's first byte in the file.
+    offset: u64,
+    pages: u64,
+    /// Of the VMM's mapping of the file, if it has one.
+    pagemap: Option<Pagemap>,
+    /// Of the region's pages; none of huge ones, whose holes and poison it could not tell.
+    window: Option<Window>,
+    whole: Whole,
+}
+
+impl FileReader {
+    /// The file is opened again: `lseek` must not move the VMM's own offset.
+    pub fn new(fd: OwnedFd, offset: u64, region: &Region, pagemap: Option<Pagemap>) -> Self {
+        let again = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let fd = again.map_or(fd, OwnedFd::from);
+        let window = (region.page_size == PAGE).then(|| Window::new(&fd, offset, region.size)).and_then(Result::ok);
+        let pages = region.size / PAGE;
+        Self { fd, offset, pages, pagemap, window, whole: Whole::new(pages) }
+    }
+
+    /// See [`super::GuestMemory::map_ahead`].
+    pub fn map_ahead(&self, go_on: &impl Fn() -> bool) {
+        if let Some(window) = &self.window {
+            window.map_ahead(go_on);
+        }
+    }
+
+    /// See [`super::GuestMemory::stopped`].
+    pub fn stopped(&self) {
+        self.whole.forget();
+    }
+
+    /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
+    /// `buffer` begins with the first.
+    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<Place, ReadError> {
+        if let Some(at) = self.show_whole(page, count, runs) {
+            return Ok(Place::Window(at));
+        }
+        runs.0.clear();
+        let markers = match &self.pagemap {
+            Some(pagemap) => pagemap.markers(page, count)?,
+            None => vec![false; count as usize],
+        };
+        let alike = markers.iter().take_while(|marker| **marker == markers[0]).count() as u64;
+        if markers[0] {
+            runs.push(Found::Poison(alike));
+            return Ok(Place::Buffer);
+        }
+        let unseen = match self.window.as_ref().map_or(Err(alike), |window| window.show(page, alike, runs)) {
+            Ok(at) => return Ok(Place::Window(at)),
+            Err(unseen) => unseen,
+        };
+        self.read_unmarked(page, page + unseen, buffer, runs)?;
+        split_zeros(runs, buffer);
+        Ok(Place::Buffer)
+    }
+
+    /// Shows pages of whole blocks that have contents. One of zeros is looked at in full: it may have been given back since.
+    fn show_whole(&self, page: u64, count: u64, runs: &mut Runs) -> Option<*const u8> {
+        let window = self.window.as_ref()?;
+        let is_whole = |first, pages| {
+            window.has_all(first, pages)
+                && self.pagemap.as_ref().is_none_or(|pagemap| !pagemap.may_have_markers(first, pages))
+        };
+        let at = self.whole.has(page, count, is_whole).then(|| window.look(page, count, runs))?;
+        matches!(runs.0[..], [Found::Data(_)]).then_some(at)
+    }
+
+    /// Pages `[first, end)`, a hole before the first of them that has data as zeros. Holes behind it are read: to look for
+    /// one the kernel walks through the whole rest of the file.
+    fn read_unmarked(&self, first: u64, end: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
+        // A hole among so few pages is read as fast as it is found.
+        let data = if end - first <= FEW { first } else { self.seek(first, end, libc::SEEK_DATA)? };
+        runs.push(Found::Zero(data - first));
+        self.read_data(data, end, pages_of(buffer, first, data, end), runs)
+    }
+
+    /// The first page of `[page, end)` that has data in it (`SEEK_DATA`) or is wholly in a hole (`SEEK_HOLE`), or `end`.
+    fn seek(&self, page: u64, end: u64, what: libc::c_int) -> Result<u64, ReadError> {
+        let from = self.offset + page * PAGE;
+        // SAFETY: no memory is passed.
+        let at = unsafe { libc::lseek(self.fd.as_raw_fd(), from as libc::off_t, what) };
+        if at >= 0 {
+            let bytes = (at as u64).saturating_sub(self.offset);
+            let page = if what == libc::SEEK_DATA { bytes / PAGE } else { bytes.div_ceil(PAGE) };
+            return Ok(page.min(end));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // Nothing from here to the end of the file.
+            Some(libc::ENXIO) => Ok(end),
+            // A file system that does not know holes.
+            Some(libc::EINVAL) => Ok(if what == libc::SEEK_DATA { page } else { end }),
+            _ => Err(self.failed("lseek", from, error)),
+        }
+    }
+
+    /// Reads pages `[first, end)`; those that give `EIO` are poison.
+    fn read_data(&self, first: u64, end: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
+        let mut page = first;
+        while page < end {
+            let from = self.offset + page * PAGE;
+            let rest = pages_of(buffer, first, page, end);
+            let (filled, outcome) = fill_buffer(rest, |rest, done| self.pread(from + done, rest));
+            match outcome {
+                // Short of the end: the file ends here, and what lies beyond reads as zeros.
+                Ok(()) => {
+                    rest[filled..].fill(0);
+                    runs.push(Found::Data(end - page));
+                    page = end;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                    let whole = filled as u64 / PAGE;
+                    runs.push(Found::Data(whole));
+                    runs.push(Found::Poison(1));
+                    page += whole + 1;
+                }
+                Err(error) => return Err(self.failed("pread", from, error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn pread(&self, from: u64, into: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the kernel writes at most `into`.
+        let n = unsafe { libc::pread(self.fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), from as libc::off_t) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Half-open runs of pages that are no holes.
+    pub fn held(&self) -> Result<Vec<(u64, u64)>, ReadError> {
+        let mut runs = Vec::new();
+        let mut page = 0;
+        while page < self.pages {
+            let from = self.seek(page, self.pages, libc::SEEK_DATA)?;
+            if from == self.pages {
+                break;
+            }
+            page = self.seek(from, self.pages, libc::SEEK_HOLE)?.max(from + 1);
+            runs.push((from, page));
+        }
+        Ok(runs)
+    }
+
+    fn failed(&self, call: &str, offset: u64, source: io::Error) -> ReadError {
+        ReadError::Io { what: format!("{call} of guest memory at file offset {offset:#x}"), source }
+    }
+}

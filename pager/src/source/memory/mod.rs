@@ -1,0 +1,260 @@
+//! Reading a source's memory, which may be bad anywhere: no SIGBUS ends this process.
+//!
+//! ```text
+//!  memfd, file ── FileReader ─── Window: pages where they lie ──────────────┐
+//!                             ╰─ SEEK_DATA (holes) · pread (EIO = poison) ──┤
+//!                                                                           ├─▶ Found: data, zero, poison
+//!  process ───── ProcessReader ─ pagemap (empty = zero, ─ process_vm_readv ─┘
+//!                                not for few pages)       (EFAULT = poison)
+//!       both ─── Pagemap: poison markers in the VMM's page tables
+//! ```
+//!
+//! A poison marker lives in one mapping only, so a `pread` of the memfd under it reads as if nothing had happened; the
+//! page tables of the VMM are asked as well (docs/kernel-facts.md). All page numbers are of 4 KiB, as on lanes, whatever
+//! the backing: a huge page that is bad in part is told of in part, where the kernel does so.
+
+mod file;
+mod full_blocks;
+mod process;
+mod read_mapping;
+
+use std::io;
+
+use crate::lane::PAGE;
+use crate::layout::{Backing, Hva, Region};
+use crate::vmm::attached_memory::{AttachedMemory, AttachedRegion};
+
+pub use crate::sys::pagemap::Pagemap;
+use file::FileReader;
+use process::ProcessReader;
+
+/// Pages that are looked at without more ado: whether they were ever there costs as much, and so does mapping them ahead.
+const FEW: u64 = 4;
+
+/// What a run of consecutive pages holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// This many pages with contents.
+    Data(u64),
+    /// This many pages of zeros, holes included.
+    Zero(u64),
+    /// This many pages that cannot be read because they are poisoned.
+    Poison(u64),
+}
+
+impl Found {
+    /// Number of pages.
+    pub fn count(self) -> u64 {
+        match self {
+            Self::Data(count) | Self::Zero(count) | Self::Poison(count) => count,
+        }
+    }
+
+    fn with_count(self, count: u64) -> Self {
+        match self {
+            Self::Data(_) => Self::Data(count),
+            Self::Zero(_) => Self::Zero(count),
+            Self::Poison(_) => Self::Poison(count),
+        }
+    }
+}
+
+/// Consecutive runs, neighbours of one kind joined.
+#[derive(Debug, Default)]
+pub struct Runs(Vec<Found>);
+
+impl Runs {
+    fn push(&mut self, run: Found) {
+        match self.0.last_mut() {
+            _ if run.count() == 0 => {}
+            Some(last) if std::mem::discriminant(last) == std::mem::discriminant(&run) => {
+                *last = last.with_count(last.count() + run.count());
+            }
+            _ => self.0.push(run),
+        }
+    }
+
+    /// The runs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Found> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+/// Finds the zero pages among the data: page `n` of the runs is at `n * PAGE` in `buffer`.
+fn split_zeros(runs: &mut Runs, buffer: &[u8]) {
+    let mut page = 0;
+    for run in std::mem::take(&mut runs.0) {
+        match run {
+            Found::Data(count) => {
+                let bytes = &buffer[(page * PAGE) as usize..((page + count) * PAGE) as usize];
+                for page in bytes.chunks_exact(PAGE as usize) {
+                    runs.push(if is_zero(page) { Found::Zero(1) } else { Found::Data(1) });
+                }
+            }
+            other => runs.push(other),
+        }
+        page += run.count();
+    }
+}
+
+/// Where the bytes of pages are: page `n` of what was read is at `n * PAGE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the buffer that was given.
+    Buffer,
+    /// In memory that may still go bad: system calls may read it, which answer `EFAULT` then. It is there as long as the
+    /// [`GuestMemory`].
+    Window(*const u8),
+}
+
+/// Why memory cannot be read. None of them means poison.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The VMM's process is gone, so its memory is.
+    #[error("the VMM (pid {pid}) is gone, and its memory with it")]
+    VmmGone {
+        /// Its process id.
+        pid: u32,
+    },
+    /// The VMM unmapped what it had attached.
+    #[error("no memory is mapped at {hva:#x} in the VMM (pid {pid})")]
+    NotMapped {
+        /// First byte that is not.
+        hva: u64,
+        /// The process.
+        pid: u32,
+    },
+    /// A call failed in a way that is not documented to mean poison.
+    #[error("{what}: {source}")]
+    Io {
+        /// The call and its place.
+        what: String,
+        /// Its error.
+        source: io::Error,
+    },
+}
+
+/// The memory of one VM that stands still.
+#[derive(Debug)]
+pub struct GuestMemory {
+    regions: Vec<Origin>,
+}
+
+/// Where the bytes of a region come from.
+#[derive(Debug)]
+enum Origin {
+    File(FileReader),
+    Process(ProcessReader),
+}
+
+impl GuestMemory {
+    /// Takes over what a VMM attached, and reads one byte of each region to see that it may.
+    ///
+    /// # Errors
+    /// [`ReadError`] if a region cannot be read: no permission (`CAP_SYS_PTRACE`), no such process, not mapped.
+    pub fn new(memory: AttachedMemory) -> Result<Self, ReadError> {
+        let AttachedMemory { vmm_pid, layout, regions, .. } = memory;
+        let readers = layout.regions().iter().zip(regions).map(|(region, at)| origin(vmm_pid, region, at));
+        Ok(Self { regions: readers.collect::<Result<_, _>>()? })
+    }
+
+    /// Makes ready what later reads would have to do one by one, as long as it is told to go on. The VM may run meanwhile;
+    /// reads may go on beside it.
+    pub fn map_ahead(&self, go_on: impl Fn() -> bool) {
+        for region in &self.regions {
+            if let Origin::File(file) = region {
+                file.map_ahead(&go_on);
+            }
+        }
+    }
+
+    /// The VM was stopped, and may have run before: what was found of its memory does not count any more.
+    pub fn stopped(&self) {
+        for region in &self.regions {
+            match region {
+                Origin::File(file) => file.stopped(),
+                Origin::Process(process) => process.stopped(),
+            }
+        }
+    }
+
+    /// Reads pages of a region from `page` on, as many as have their bytes in one place: at least one, at most `count`, for
+    /// which `buffer` has room. `runs` tells what each page is; the bytes of those that have any are where the answer says.
+    /// The caller has checked the range against the layout.
+    ///
+    /// # Errors
+    /// [`ReadError`]; never for poison.
+    pub fn read(
+        &self,
+        region: u32,
+        page: u64,
+        count: u64,
+        buffer: &mut [u8],
+        runs: &mut Runs,
+    ) -> Result<Place, ReadError> {
+        runs.0.clear();
+        let buffer = &mut buffer[..(count * PAGE) as usize];
+        match &self.regions[region as usize] {
+            Origin::File(file) => file.read(page, count, buffer, runs),
+            Origin::Process(process) => {
+                process.read(page, count, buffer, runs)?;
+                split_zeros(runs, buffer);
+                Ok(Place::Buffer)
+            }
+        }
+    }
+
+    /// Half-open runs of pages of a region that hold memory, as far as that is known cheaply.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn held(&self, region: u32) -> Result<Vec<(u64, u64)>, ReadError> {
+        match &self.regions[region as usize] {
+            Origin::File(file) => file.held(),
+            Origin::Process(process) => process.held(),
+        }
+    }
+}
+
+fn origin(pid: u32, region: &Region, at: AttachedRegion) -> Result<Origin, ReadError> {
+    // A snapshot's memory file is mapped nowhere.
+    let pagemap = (at.hva != Hva(0)).then(|| Pagemap::open(pid, at.hva, region.page_size)).transpose()?;
+    Ok(match (region.backing, at.file) {
+        (Backing::Memfd, Some(file)) => Origin::File(FileReader::new(file.fd, file.offset, region, pagemap)),
+        _ => {
+            let pagemap = pagemap.filter(Pagemap::has_entries);
+            Origin::Process(ProcessReader::new(pid, at.hva, region, pagemap)?)
+        }
+    })
+}
+
+/// Whether a page is all zeros; most pages that are not say so in their first 64 bytes.
+fn is_zero(page: &[u8]) -> bool {
+    page.chunks(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Fills a buffer by `fill(rest)` in as many calls as it takes; returns how much was filled, and the error that ended it
+/// if one did.
+fn fill_buffer(
+    buffer: &mut [u8],
+    mut fill: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> (usize, io::Result<()>) {
+    let mut done = 0;
+    while done < buffer.len() {
+        match fill(&mut buffer[done..], done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (done, Err(error)),
+        }
+    }
+    (done, Ok(()))
+}
+
+/// The bytes of pages `[from, to)`, where the buffer begins with page `first`.
+fn pages_of(buffer: &mut [u8], first: u64, from: u64, to: u64) -> &mut [u8] {
+    &mut buffer[((from - first) * PAGE) as usize..((to - first) * PAGE) as usize]
+}
+
+#[cfg(test)]
+mod tests;

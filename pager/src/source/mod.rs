@@ -1,0 +1,327 @@
+//! The source's side of `Pages`: answers what a destination asks, from memory that stands still.
+//!
+//! ```text
+//!  control ──▶ SourceServer ◀── urgent lane's thread     one thread and one connection a lane, so that
+//!              (shared state) ◀── bulk lane's thread …     the push never stands before a demand
+//! ```
+//!
+//! A page is answered as poison when it is known to be (ledger) or cannot be read (`EIO`, `EFAULT`, marker), and from
+//! then on for ever. Nothing is read unless the VM is frozen: a running VM's memory would be torn.
+
+mod lane_tokens;
+mod lanes;
+pub mod memory;
+mod poison_map;
+pub mod push_order;
+pub mod rate_limit;
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+
+use crate::lane::PAGE;
+use crate::layout::page_run::{Pages, PoisonNote};
+use crate::layout::{Gpa, Layout, PageId};
+use crate::proto::{self, ErrorOrigin};
+use crate::sched::priority;
+use crate::source::memory::{GuestMemory, ReadError};
+use crate::tuning::Tuning;
+use crate::vmm::attached_memory::AttachedMemory;
+
+use lane_tokens::Tickets;
+use poison_map::PoisonMap;
+use rate_limit::TokenBucket;
+
+/// How long an ask waits for the freeze: device state is loaded while it is under way, which may touch memory.
+const FREEZE_WITHIN: Duration = Duration::from_secs(1);
+/// Ranges that [`SourceServer::held`] tells at most.
+const MOST_HELD: usize = 1 << 16;
+
+/// Why the source cannot do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The VMM has attached no memory yet.
+    #[error("the VMM has not attached its memory")]
+    NotAttached,
+    /// The vCPUs may run.
+    #[error("the source is not frozen: its vCPUs may run")]
+    NotFrozen,
+    /// A range that is not in the layout.
+    #[error("range: region {}, pages {} + {} of 4 KiB are not in the layout of {regions} regions", .asked.region, .asked.page, .asked.count)]
+    Outside {
+        /// What was asked for.
+        asked: Pages,
+        /// Number of regions.
+        regions: usize,
+    },
+    /// The attached memory cannot be read.
+    #[error("cannot read guest memory: {0}")]
+    Memory(#[from] ReadError),
+}
+
+/// What became of errors that were told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MarkOutcome {
+    /// Newly known pages.
+    pub marked: u64,
+    /// Known before.
+    pub already: u64,
+    /// Of those newly known: the good copy was sent before, so the destination may have it.
+    pub healed: u64,
+}
+
+/// A VM's memory, served to its destination. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct SourceServer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    layout: Layout,
+    /// The same in pages of 4 KiB, as on lanes.
+    pages: Layout,
+    tuning: Tuning,
+    token: String,
+    tickets: Mutex<Tickets>,
+    memory: Mutex<Option<Arc<GuestMemory>>>,
+    frozen: Mutex<bool>,
+    /// Rung when it is frozen.
+    froze: Condvar,
+    poison: Mutex<PoisonMap>,
+    /// A bit a page, by region: its contents were sent.
+    sent: Vec<Vec<AtomicU64>>,
+    latest_demand: Mutex<Option<PageId>>,
+    pace: Mutex<TokenBucket>,
+    pages_served: AtomicU64,
+    bytes_served: AtomicU64,
+}
+
+impl SourceServer {
+    /// Serves nothing until memory is attached and the VM frozen. `push_bytes_per_s` 0: no limit.
+    pub fn new(layout: Layout, token: String, push_bytes_per_s: u64, tuning: Tuning) -> Self {
+        let pages = layout.in_pages_of(PAGE);
+        let bits = |pages: u64| (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let sent = pages.regions().iter().map(|region| bits(region.pages())).collect();
+        Self(Arc::new(Shared {
+            layout,
+            pages,
+            tuning,
+            token,
+            tickets: Mutex::default(),
+            memory: Mutex::default(),
+            frozen: Mutex::default(),
+            froze: Condvar::new(),
+            poison: Mutex::default(),
+            sent,
+            latest_demand: Mutex::default(),
+            pace: Mutex::new(TokenBucket::new(push_bytes_per_s, Instant::now())),
+            pages_served: AtomicU64::new(0),
+            bytes_served: AtomicU64::new(0),
+        }))
+    }
+
+    /// The layout that is served.
+    pub fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    /// The token that `OpenLane` must carry.
+    pub fn token(&self) -> &str {
+        &self.0.token
+    }
+
+    /// Takes the VMM's memory; replaces what was attached before. It is mapped ahead from now on, by a thread of its own.
+    ///
+    /// # Errors
+    /// [`SourceError::Memory`] if it cannot be read.
+    pub fn attach(&self, memory: AttachedMemory) -> Result<(), SourceError> {
+        let memory = Arc::new(GuestMemory::new(memory)?);
+        let (ahead, lane_cpus) = (Arc::downgrade(&memory), self.0.tuning.lane_cpus.clone());
+        *lock(&self.0.memory) = Some(memory);
+        let map_ahead = move || {
+            priority::bulk();
+            lane_cpus.pin();
+            if let Some(memory) = ahead.upgrade() {
+                // Until nobody else has it.
+                memory.map_ahead(|| Arc::strong_count(&memory) > 1);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("map-ahead".into()).spawn(map_ahead) {
+            tracing::info!(%error, "pager.not_mapped_ahead");
+        }
+        Ok(())
+    }
+
+    /// The vCPUs stand still: pages are served from now on.
+    ///
+    /// # Errors
+    /// [`SourceError::NotAttached`].
+    pub fn freeze(&self) -> Result<(), SourceError> {
+        self.0.memory()?.stopped();
+        *lock(&self.0.frozen) = true;
+        self.0.froze.notify_all();
+        Ok(())
+    }
+
+    /// The vCPUs may run again: every lane ends at its next page.
+    pub fn thaw(&self) {
+        *lock(&self.0.frozen) = false;
+    }
+
+    /// Whether pages are served.
+    pub fn is_frozen(&self) -> bool {
+        *lock(&self.0.frozen)
+    }
+
+    /// Returns when pages are served, after [`FREEZE_WITHIN`] at the latest.
+    fn await_frozen(&self) {
+        drop(self.0.froze.wait_timeout_while(lock(&self.0.frozen), FREEZE_WITHIN, |frozen| !*frozen));
+    }
+
+    /// The rate of the push from now on, bytes a second; 0: no limit. Demand is never held back.
+    pub fn limit_push(&self, bytes_per_s: u64) {
+        lock(&self.0.pace).set_rate(bytes_per_s, Instant::now());
+    }
+
+    /// The rate of the push, bytes a second; 0: no limit.
+    pub fn push_limit(&self) -> u64 {
+        lock(&self.0.pace).rate()
+    }
+
+    /// How long a bulk lane has to wait before it sends so many bytes more, which are counted as sent.
+    fn pace(&self, bytes: u64) -> Duration {
+        lock(&self.0.pace).take(bytes, Instant::now())
+    }
+
+    /// Runs of pages of 4 KiB that hold memory, at most 65536: short gaps are left out where there were more. While the
+    /// VM runs it is a hint.
+    ///
+    /// # Errors
+    /// [`SourceError::NotAttached`], [`SourceError::Memory`].
+    pub fn held(&self) -> Result<Vec<proto::PageRange>, SourceError> {
+        let memory = self.0.memory()?;
+        let mut held = Vec::new();
+        for number in 0..self.0.pages.regions().len() as u32 {
+            held.extend(memory.held(number)?.into_iter().map(|(from, to)| (number, from, to)));
+        }
+        let held = without_short_gaps(held, MOST_HELD);
+        let range = |(region, from, to): (u32, u64, u64)| proto::PageRange { region, page: from, count: to - from };
+        Ok(held.into_iter().map(range).collect())
+    }
+
+    /// Pages that are known to be bad, answered as poison from now on. Errors outside the layout do not count.
+    pub fn mark_poisoned(&self, errors: &[proto::MemoryError]) -> MarkOutcome {
+        let mut outcome = MarkOutcome::default();
+        for error in errors {
+            let note = PoisonNote { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
+            for id in self.0.pages.pages_of_block(Gpa(error.gpa), error.lsb) {
+                if !lock(&self.0.poison).add(id, note) {
+                    outcome.already += 1;
+                    continue;
+                }
+                outcome.marked += 1;
+                outcome.healed += u64::from(self.0.was_sent(id));
+            }
+        }
+        outcome
+    }
+
+    /// Pages of 4 KiB and bytes of contents served so far.
+    pub fn served(&self) -> (u64, u64) {
+        (self.0.pages_served.load(Ordering::Relaxed), self.0.bytes_served.load(Ordering::Relaxed))
+    }
+
+    /// Accepts lanes until `stop`; each gets a thread of its own.
+    ///
+    /// # Errors
+    /// When the listener fails for good.
+    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> std::io::Result<()> {
+        lanes::listener::accept(self, listener, stop).await
+    }
+
+    fn checked(&self, asked: Pages) -> Result<Pages, SourceError> {
+        match self.0.pages.contains(asked.region, asked.page, asked.count) {
+            true => Ok(asked),
+            false => Err(SourceError::Outside { asked, regions: self.0.pages.regions().len() }),
+        }
+    }
+
+    fn latest_demand(&self) -> Option<PageId> {
+        *lock(&self.0.latest_demand)
+    }
+
+    fn note_demand(&self, asked: Pages) {
+        *lock(&self.0.latest_demand) = Some(PageId { region: asked.region, page: asked.page });
+    }
+}
+
+impl Shared {
+    fn memory(&self) -> Result<Arc<GuestMemory>, SourceError> {
+        lock(&self.memory).clone().ok_or(SourceError::NotAttached)
+    }
+
+    fn frozen_memory(&self) -> Result<Arc<GuestMemory>, SourceError> {
+        if !*lock(&self.frozen) {
+            return Err(SourceError::NotFrozen);
+        }
+        self.memory()
+    }
+
+    /// The first page of a run that is known to be bad.
+    fn known_poison(&self, run: Pages) -> Option<(u64, PoisonNote)> {
+        lock(&self.poison).first_in(run.region, run.page..run.page + run.count)
+    }
+
+    /// Pages that turned out poisoned when they were read.
+    fn found_poison(&self, run: Pages) -> PoisonNote {
+        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
+        let mut known = lock(&self.poison);
+        for page in run.page..run.page + run.count {
+            known.add(PageId { region: run.region, page }, note);
+        }
+        note
+    }
+
+    fn note_sent(&self, run: Pages) {
+        let bits = &self.sent[run.region as usize];
+        let (mut page, end) = (run.page, run.page + run.count);
+        while page < end {
+            let (word, bit) = (page / 64, page % 64);
+            let count = (64 - bit).min(end - page);
+            bits[word as usize].fetch_or((u64::MAX >> (64 - count)) << bit, Ordering::Relaxed);
+            page += count;
+        }
+    }
+
+    fn was_sent(&self, id: PageId) -> bool {
+        let word = &self.sent[id.region as usize][(id.page / 64) as usize];
+        word.load(Ordering::Relaxed) >> (id.page % 64) & 1 == 1
+    }
+}
+
+/// Joins runs over ever longer gaps until there are at most `most` (or one a region).
+fn without_short_gaps(mut runs: Vec<(u32, u64, u64)>, most: usize) -> Vec<(u32, u64, u64)> {
+    let mut gap = 1;
+    while runs.len() > most && gap < u64::MAX / 2 {
+        let mut joined: Vec<(u32, u64, u64)> = Vec::new();
+        for (region, from, to) in runs {
+            match joined.last_mut() {
+                Some(last) if last.0 == region && from - last.2 <= gap => last.2 = to,
+                _ => joined.push((region, from, to)),
+            }
+        }
+        runs = joined;
+        gap *= 2;
+    }
+    runs
+}
+
+/// These locks guard plain values that no panic can leave half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

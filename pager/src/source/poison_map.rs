@@ -1,0 +1,50 @@
+//! The pages that this source knows to be poisoned: told of, or found by reading. Nothing is ever taken out.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::layout::PageId;
+use crate::layout::page_run::PoisonNote;
+
+/// Known poison by page.
+#[derive(Debug, Default)]
+pub(super) struct PoisonMap {
+    pages: BTreeMap<PageId, PoisonNote>,
+}
+
+impl PoisonMap {
+    /// Adds a page; what is known of it already stays, but that the guest has seen it is never forgotten.
+    /// Returns whether it is new.
+    pub fn add(&mut self, id: PageId, poison: PoisonNote) -> bool {
+        let known = self.pages.contains_key(&id);
+        let entry = self.pages.entry(id).or_insert(poison);
+        entry.guest_visible |= poison.guest_visible;
+        !known
+    }
+
+    /// The first known page of a run, with what is known.
+    pub fn first_in(&self, region: u32, pages: Range<u64>) -> Option<(u64, PoisonNote)> {
+        let at = |page| PageId { region, page };
+        self.pages.range(at(pages.start)..at(pages.end)).next().map(|(id, poison)| (id.page, *poison))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn poison(guest_visible: bool) -> PoisonNote {
+        PoisonNote { origin: crate::proto::ErrorOrigin::Vmm, guest_visible, hop: 0 }
+    }
+
+    #[test]
+    fn what_the_guest_has_seen_is_never_forgotten() {
+        let mut map = PoisonMap::default();
+        let id = PageId { region: 0, page: 7 };
+        assert!(map.add(id, poison(true)));
+        assert!(!map.add(id, poison(false)));
+        assert_eq!(map.first_in(0, 0..100), Some((7, poison(true))));
+        assert_eq!(map.first_in(0, 8..100), None);
+        assert_eq!(map.first_in(1, 0..100), None);
+    }
+}

@@ -1,0 +1,255 @@
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
+
+use tonic::Code;
+
+use super::*;
+use crate::lane::connect::Source;
+use crate::lane::frame::{Ask, HEADER_BYTES, Header, Kind};
+use crate::layout::{Backing, Gpa, Hva, Region};
+use crate::proto::PageRange;
+use crate::sys::userfaultfd::memfd;
+use crate::vmm::attached_memory::{AttachedFile, AttachedRegion};
+
+const PAGES: u64 = 200;
+
+fn layout_of(page_size: u64) -> Layout {
+    let size = (PAGES * PAGE).next_multiple_of(page_size);
+    Layout::new(vec![Region { gpa: Gpa(0), size, page_size, backing: Backing::Memfd }]).unwrap()
+}
+
+/// A server over a memfd in which page `n` is filled with the byte `n`, so that page 0 is zeros.
+fn server() -> SourceServer {
+    let file = File::from(memfd("guest", PAGES * PAGE).unwrap());
+    (0..PAGES).for_each(|page| file.write_all_at(&[page as u8; PAGE as usize], page * PAGE).unwrap());
+    let layout = layout_of(PAGE);
+    let server = SourceServer::new(layout.clone(), "right".into(), 0, Tuning::default());
+    let file = Some(AttachedFile { fd: file.into(), offset: 0 });
+    let regions = vec![AttachedRegion { hva: Hva(0), file, uffd: None }];
+    let memory = AttachedMemory { vmm_pid: std::process::id(), layout, regions, uffds: Vec::new(), collapse: false };
+    server.attach(memory).unwrap();
+    server
+}
+
+/// The server on a port of its own, from another thread.
+fn serve(server: &SourceServer) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = server.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).unwrap();
+            server.serve(listener, std::future::pending()).await.unwrap();
+        });
+    });
+    address
+}
+
+fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Result<TcpStream, tonic::Status> {
+    let source = Source { address: serve(server), token: token.into(), timeout: Duration::from_secs(20) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stream = runtime.block_on(async {
+        let tuning = Tuning { congestion_control: "reno".into(), ..Tuning::default() };
+        let reached = source.reach(Arc::new(tuning)).await?;
+        match lacking {
+            None => reached.urgent().await,
+            Some((page, count)) => reached.bulk(vec![PageRange { region: 0, page, count }]).await,
+        }
+    })?;
+    assert_eq!(crate::tuning::tests::paced_by(&stream), "reno");
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    Ok(stream)
+}
+
+type Frame = (Header, Vec<u8>);
+
+fn frame(stream: &mut TcpStream) -> Frame {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).unwrap();
+    let header = Header::decode(&header).unwrap();
+    let mut contents = vec![0; header.contents_bytes()];
+    stream.read_exact(&mut contents).unwrap();
+    (header, contents)
+}
+
+/// Asks on a lane of its own, and reads until all pages are there or the source gives up.
+fn ask(server: &SourceServer, asks: &[(u64, u32)]) -> Vec<Frame> {
+    let mut stream = open(server, "right", None).unwrap();
+    for (page, count) in asks {
+        stream.write_all(&Ask { region: 0, page: *page, count: *count }.encode()).unwrap();
+    }
+    let wanted: u64 = asks.iter().map(|(_, count)| u64::from(*count).max(1)).sum();
+    let mut frames = Vec::new();
+    let mut got = 0;
+    while got < wanted {
+        let next = frame(&mut stream);
+        let failed = next.0.kind == Kind::Failed;
+        got += u64::from(next.0.count);
+        frames.push(next);
+        if failed {
+            break;
+        }
+    }
+    frames
+}
+
+fn refusal(server: &SourceServer, ask_for: (u64, u32)) -> String {
+    let (header, text) = ask(server, &[ask_for]).pop().unwrap();
+    assert_eq!(header.kind, Kind::Failed);
+    String::from_utf8(text).unwrap()
+}
+
+fn error(page: u64, guest_visible: bool) -> proto::MemoryError {
+    let origin = ErrorOrigin::Vmm.into();
+    proto::MemoryError { gpa: page * PAGE, lsb: 12, origin, guest_visible, hop: 1, ..Default::default() }
+}
+
+fn told(frames: &[Frame]) -> Vec<(u64, u32, Kind)> {
+    frames.iter().map(|(header, _)| (header.page, header.count, header.kind)).collect()
+}
+
+#[test]
+fn a_demand_is_answered_with_zeros_data_and_poison() {
+    let server = server();
+    server.freeze().unwrap();
+    server.mark_poisoned(&[error(3, true)]);
+    let frames = ask(&server, &[(0, 5), (7, 1)]);
+    let poison = Kind::Poison(PoisonNote { origin: ErrorOrigin::Vmm, guest_visible: true, hop: 1 });
+    let data = Kind::Data;
+    assert_eq!(told(&frames), [(0, 1, Kind::Zero), (1, 2, data), (3, 1, poison), (4, 1, data), (7, 1, data)]);
+    assert_eq!((frames[1].1[0], frames[1].1[PAGE as usize]), (1, 2));
+    assert_eq!(server.served(), (6, 4 * PAGE));
+}
+
+#[test]
+fn a_push_sends_every_lacking_page_once_and_ends() {
+    let server = server();
+    server.freeze().unwrap();
+    server.mark_poisoned(&[error(50, false)]);
+    let mut stream = open(&server, "right", Some((0, 160))).unwrap();
+    let mut seen = BTreeMap::new();
+    loop {
+        let (header, contents) = frame(&mut stream);
+        let mut bytes = contents.chunks_exact(PAGE as usize);
+        if header.kind == Kind::End {
+            break;
+        }
+        for page in header.page..header.page + u64::from(header.count) {
+            let contents = bytes.next().map(|page| {
+                assert!(page.iter().all(|byte| *byte == page[0]));
+                page[0]
+            });
+            assert_eq!(seen.insert(page, contents), None);
+        }
+    }
+    let data = |page: u64| (page != 50 && page != 0).then_some(page as u8);
+    assert_eq!(seen, (0..160).map(|page| (page, data(page))).collect());
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the lane is closed");
+}
+
+#[test]
+fn nothing_is_read_from_a_vm_that_may_run() {
+    let server = server();
+    assert!(refusal(&server, (1, 1)).contains("frozen"));
+    assert_eq!(open(&server, "right", Some((1, 1))).unwrap_err().code(), Code::FailedPrecondition);
+    server.freeze().unwrap();
+    assert_eq!(told(&ask(&server, &[(1, 1)])), [(1, 1, Kind::Data)]);
+    server.thaw();
+    assert!(refusal(&server, (1, 1)).contains("frozen"));
+    let nothing = SourceServer::new(layout_of(PAGE), String::new(), 0, Tuning::default());
+    assert!(matches!(nothing.freeze(), Err(SourceError::NotAttached)));
+}
+
+#[test]
+fn an_ask_that_comes_shortly_before_the_freeze_waits_for_it() {
+    let server = server();
+    let asked = std::thread::spawn({
+        let server = server.clone();
+        move || told(&ask(&server, &[(1, 1)]))
+    });
+    while server.latest_demand().is_none() {
+        std::thread::yield_now();
+    }
+    server.freeze().unwrap();
+    assert_eq!(asked.join().unwrap(), [(1, 1, Kind::Data)]);
+}
+
+#[test]
+fn lanes_without_the_token_are_refused() {
+    let server = server();
+    server.freeze().unwrap();
+    for token in ["", "wrong", "righ", "right1"] {
+        let refused = open(&server, token, Some((0, 1))).unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{token}");
+    }
+}
+
+#[test]
+fn a_connection_without_an_agreed_lane_is_closed_without_a_byte() {
+    let server = server();
+    server.freeze().unwrap();
+    let mut stream = TcpStream::connect(serve(&server)).unwrap();
+    stream.write_all(&crate::lane::frame::hello(&[7; 32])).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn asks_outside_the_layout_are_named() {
+    let server = server();
+    server.freeze().unwrap();
+    for outside in [(PAGES - 1, 2), (u64::MAX, 2), (0, 0)] {
+        let refused = refusal(&server, outside);
+        assert!(refused.starts_with("range: ") && refused.contains(&outside.0.to_string()), "{refused}");
+    }
+    assert_eq!(open(&server, "right", Some((PAGES, 1))).unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[test]
+fn an_error_after_the_good_copy_was_sent_is_counted_as_healed() {
+    let server = server();
+    server.freeze().unwrap();
+    ask(&server, &[(1, 2)]);
+    let outcome = server.mark_poisoned(&[error(1, false), error(9, false), error(9, false)]);
+    assert_eq!(outcome, MarkOutcome { marked: 2, already: 1, healed: 1 });
+    // Asked for again, it is not read again: what was good once may be bad now.
+    assert!(matches!(told(&ask(&server, &[(1, 1)]))[..], [(1, 1, Kind::Poison(_))]));
+}
+
+#[test]
+fn one_bad_piece_of_a_huge_page_is_told_alone() {
+    let server = SourceServer::new(layout_of(2 << 20), "right".into(), 0, Tuning::default());
+    assert_eq!(server.mark_poisoned(&[error(3, false)]).marked, 1);
+    assert_eq!(server.mark_poisoned(&[proto::MemoryError { lsb: 21, ..error(3, false) }]).marked, 511);
+}
+
+#[test]
+fn a_limited_push_waits_and_a_demand_does_not() {
+    let server = server();
+    server.freeze().unwrap();
+    server.limit_push(1);
+    let mut bulk = open(&server, "right", Some((1, 150))).unwrap();
+    assert_eq!(told(&[frame(&mut bulk)])[0].0, 1, "the first chunk is free");
+    // The second chunk would take three days.
+    assert_eq!(told(&ask(&server, &[(190, 1)])), [(190, 1, Kind::Data)]);
+    server.limit_push(0);
+    let mut pages = 63;
+    while pages < 150 {
+        pages += u64::from(frame(&mut bulk).0.count);
+    }
+    assert_eq!(frame(&mut bulk).0.kind, Kind::End);
+}
+
+#[test]
+fn short_gaps_are_left_out_where_there_are_too_many_runs() {
+    let runs = vec![(0, 0, 1), (0, 2, 3), (0, 8, 9), (1, 0, 1)];
+    assert_eq!(without_short_gaps(runs.clone(), 4), runs);
+    assert_eq!(without_short_gaps(runs.clone(), 3), [(0, 0, 3), (0, 8, 9), (1, 0, 1)]);
+    assert_eq!(without_short_gaps(runs, 1), [(0, 0, 9), (1, 0, 1)]);
+}

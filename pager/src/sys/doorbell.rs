@@ -1,0 +1,94 @@
+//! Wakes a thread that waits in poll(2): eventfd(2).
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::sys::fd_passing;
+
+/// Rings until it is answered.
+#[derive(Debug)]
+pub struct Doorbell(OwnedFd);
+
+impl AsRawFd for Doorbell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Doorbell {
+    /// Silent.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: takes numbers only; returns a descriptor or -1.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// One that somebody else made, and waits for.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people: it must be an eventfd, and never block who rings (`EFD_NONBLOCK`).
+    pub fn adopt(fd: OwnedFd) -> Result<Self, &'static str> {
+        if !fd_passing::opened_on(&fd).is_ok_and(|what| what.as_os_str() == "anon_inode:[eventfd]") {
+            return Err("is no eventfd");
+        }
+        if !fd_passing::flags(&fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0) {
+            return Err("may block: it must be made with EFD_NONBLOCK");
+        }
+        Ok(Self(fd))
+    }
+
+    /// Rings.
+    pub fn ring(&self) {
+        let one = 1u64;
+        // SAFETY: eight bytes, as an eventfd wants. It fails only where it rings 2^64 times already.
+        unsafe { libc::write(self.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Silent again, until the next ring. Whether it rang.
+    pub fn answer(&self) -> bool {
+        let mut rings = 0u64;
+        // SAFETY: room for eight bytes. `EAGAIN` where it did not ring.
+        unsafe { libc::read(self.as_raw_fd(), (&raw mut rings).cast(), 8) == 8 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(fd: RawFd) -> OwnedFd {
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: a new descriptor that nobody else owns.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
+
+    #[test]
+    fn an_adopted_one_rings_and_never_blocks() {
+        // SAFETY: take numbers or a literal name.
+        let (good, blocking, file) = unsafe {
+            (
+                owned(libc::eventfd(0, libc::EFD_NONBLOCK)),
+                owned(libc::eventfd(0, 0)),
+                owned(libc::memfd_create(c"no doorbell".as_ptr(), 0)),
+            )
+        };
+        assert!(Doorbell::adopt(blocking).unwrap_err().contains("EFD_NONBLOCK"));
+        assert_eq!(Doorbell::adopt(file).unwrap_err(), "is no eventfd");
+        let doorbell = Doorbell::adopt(good).unwrap();
+        let full = u64::MAX - 1;
+        // SAFETY: eight bytes.
+        assert_eq!(unsafe { libc::write(doorbell.as_raw_fd(), (&raw const full).cast(), 8) }, 8);
+        doorbell.ring();
+        let mut rings = 0u64;
+        // SAFETY: room for eight bytes.
+        assert_eq!(unsafe { libc::read(doorbell.as_raw_fd(), (&raw mut rings).cast(), 8) }, 8);
+        assert_eq!(rings, full);
+    }
+}

@@ -1,0 +1,234 @@
+//! `/proc/PID/pagemap`: what the VMM's page tables hold for a page (Documentation/admin-guide/mm/pagemap.rst).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use crate::lane::PAGE;
+use crate::layout::Hva;
+use crate::source::memory::ReadError;
+
+/// `ioctl(2)` of a pagemap, Linux 6.7. It tells of hugetlb pages, of whose markers a read entry tells nothing.
+const PAGEMAP_SCAN: u64 = 0xC060_6610;
+/// Of `PAGEMAP_SCAN`: an entry that is present.
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// Of `PAGEMAP_SCAN`: an entry that is not present and not empty.
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// Ranges that one scan tells at most; the next goes on behind them.
+const RANGES_A_SCAN: usize = 16;
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+struct Range {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+/// Bits 0–4 of a swapped entry: its type. The highest is `SWP_PTE_MARKER` (include/linux/swapops.h).
+const TYPE_MASK: u64 = 0x1f;
+const TYPE_PTE_MARKER: u64 = 0x1f;
+/// Bits 5–54 of a swapped entry: the offset, here the marker's kinds.
+const OFFSET_SHIFT: u32 = 5;
+/// `PTE_MARKER_POISONED`.
+const MARKER_POISONED: u64 = 1 << 1;
+
+/// What one entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// Nothing was ever put there, or nothing is mapped there.
+    Empty,
+    /// A poison marker.
+    PoisonMarker,
+    /// Anything else: read it.
+    Something,
+}
+
+impl From<u64> for Entry {
+    fn from(raw: u64) -> Self {
+        if raw & (PRESENT | SWAPPED) == 0 {
+            return Self::Empty;
+        }
+        let marker = raw & PRESENT == 0 && raw & TYPE_MASK == TYPE_PTE_MARKER;
+        let poisoned = (raw >> OFFSET_SHIFT) & MARKER_POISONED != 0;
+        if marker && poisoned { Self::PoisonMarker } else { Self::Something }
+    }
+}
+
+/// The page tables of one region of one process.
+#[derive(Debug)]
+pub struct Pagemap {
+    file: File,
+    pid: u32,
+    hva: Hva,
+    page_size: u64,
+}
+
+impl Pagemap {
+    /// Of a region that begins at `hva`.
+    ///
+    /// # Errors
+    /// The process is gone, or its page tables are not to be seen (proc_pid_pagemap(5): `PTRACE_MODE_READ`).
+    pub fn open(pid: u32, hva: Hva, page_size: u64) -> Result<Self, ReadError> {
+        match File::open(format!("/proc/{pid}/pagemap")) {
+            Ok(file) => Ok(Self { file, pid, hva, page_size }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ReadError::VmmGone { pid }),
+            Err(source) => Err(ReadError::Io { what: format!("open /proc/{pid}/pagemap"), source }),
+        }
+    }
+
+    /// The first of `count` pages from `page` on that is mapped, or has a marker or swap there.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn first_mapped(&self, page: u64, count: u64) -> Result<Option<u64>, ReadError> {
+        let entries = self.entries(page, count)?;
+        Ok((page..).zip(entries).find(|(_, entry)| *entry != Entry::Empty).map(|(page, _)| page))
+    }
+
+    /// Whether entries can be read: not those of huge pages.
+    pub(crate) fn has_entries(&self) -> bool {
+        self.page_size == PAGE
+    }
+
+    /// For each of `count` pages from `page` on, whether a poison marker is there.
+    pub(crate) fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, ReadError> {
+        if self.has_entries() {
+            return Ok(self.entries(page, count)?.into_iter().map(|entry| entry == Entry::PoisonMarker).collect());
+        }
+        let mut markers = vec![false; count as usize];
+        let (mut from, end) = (self.address(page) / self.page_size * self.page_size, self.address(page + count));
+        while from < end {
+            let mut ranges = [Range::default(); RANGES_A_SCAN];
+            let (found, walked) =
+                match self.scan(from, end.next_multiple_of(self.page_size), PAGE_IS_SWAPPED, &mut ranges) {
+                    Ok(scanned) => scanned,
+                    // An older kernel: it has no poison on hugetlb either, or nobody can tell.
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                        return Ok(markers);
+                    }
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                        return Err(ReadError::VmmGone { pid: self.pid });
+                    }
+                    Err(source) => {
+                        return Err(ReadError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source });
+                    }
+                };
+            for range in found {
+                let huge = (range.start..range.end).step_by(self.page_size as usize);
+                for start in huge.filter(|start| cannot_be_read(self.pid, *start)) {
+                    let first = (start.max(self.address(page)) - self.address(page)) / PAGE;
+                    let last = (start + self.page_size).min(end).saturating_sub(self.address(page)) / PAGE;
+                    markers[first as usize..last as usize].fill(true);
+                }
+            }
+            from = walked.max(from + self.page_size);
+        }
+        Ok(markers)
+    }
+
+    /// Whether a poison marker may be on one of `count` pages from `page` on. Sooner told than which it is.
+    pub(crate) fn may_have_markers(&self, page: u64, count: u64) -> bool {
+        let (from, to, mut room) = (self.address(page), self.address(page + count), [Range::default()]);
+        self.scan(from, to, PAGE_IS_SWAPPED, &mut room).map_or(true, |(found, _)| !found.is_empty())
+    }
+
+    /// Whether all of `count` pages from `page` on are present.
+    pub(crate) fn are_present(&self, page: u64, count: u64) -> bool {
+        let (from, to, mut room) = (self.address(page), self.address(page + count), [Range::default()]);
+        let found = self.scan(from, to, PAGE_IS_PRESENT, &mut room);
+        found.is_ok_and(|(found, _)| found.iter().any(|range| (range.start, range.end) == (from, to)))
+    }
+
+    fn address(&self, page: u64) -> u64 {
+        self.hva.0 + page * PAGE
+    }
+
+    /// Ranges of `[from, to)` with entries of a category, as many as there is room for, and how far was looked.
+    fn scan<'a>(&self, from: u64, to: u64, category: u64, room: &'a mut [Range]) -> io::Result<(&'a [Range], u64)> {
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            start: from,
+            end: to,
+            vec: room.as_mut_ptr() as u64,
+            vec_len: room.len() as u64,
+            category_mask: category,
+            return_mask: category,
+            ..Scan::default()
+        };
+        // SAFETY: a struct of the size that it says, which names room for as many ranges as it says.
+        let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+        let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
+        Ok((&room[..found.min(room.len())], scan.walk_end))
+    }
+
+    /// The entries of `count` pages of 4 KiB from `page` on.
+    pub(crate) fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, ReadError> {
+        let mut raw = vec![0u8; (count * 8) as usize];
+        let offset = (self.hva.0 / PAGE + page) * 8;
+        match self.file.read_exact_at(&mut raw, offset) {
+            Ok(()) => {}
+            // The address space is gone: the file ends at once.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(ReadError::VmmGone { pid: self.pid });
+            }
+            Err(source) => return Err(ReadError::Io { what: format!("read /proc/{}/pagemap", self.pid), source }),
+        }
+        let entry = |bytes: &[u8; 8]| Entry::from(u64::from_le_bytes(*bytes));
+        Ok(raw.as_chunks::<8>().0.iter().map(entry).collect())
+    }
+}
+
+/// Whether a byte of a process gives `EFAULT`: a marker does, a page that is being migrated is waited for.
+fn cannot_be_read(pid: u32, at: u64) -> bool {
+    let mut byte = 0u8;
+    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };
+    // SAFETY: room for one byte; `remote` is an address in another process.
+    let n = unsafe { libc::process_vm_readv(pid as libc::pid_t, &local, 1, &remote, 1, 0) };
+    n < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_told_apart() {
+        assert_eq!(Entry::from(0), Entry::Empty);
+        assert_eq!(Entry::from(0x4000_0000_0000_005f), Entry::PoisonMarker);
+        // A uffd-wp marker, a swapped page, a present page, a soft-dirty bit alone.
+        assert_eq!(Entry::from(0x4000_0000_0000_003f), Entry::Something);
+        assert_eq!(Entry::from(0x4000_0000_0000_0040), Entry::Something);
+        assert_eq!(Entry::from(0x8000_0000_0012_3456), Entry::Something);
+        assert_eq!(Entry::from(1 << 55), Entry::Empty);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_not_empty_memory() {
+        let gone = Pagemap::open(u32::MAX >> 2, Hva(0), PAGE);
+        assert!(matches!(gone, Err(ReadError::VmmGone { .. })), "{gone:?}");
+    }
+}

@@ -1,0 +1,50 @@
+//! What a VMM handed over on the memory socket.
+
+use std::os::fd::OwnedFd;
+
+use crate::layout::{Hva, Layout};
+
+/// The memory of one VM, as its VMM attached it; `regions` are those of `layout`, in its order.
+#[derive(Debug)]
+pub struct AttachedMemory {
+    /// The process whose address space holds the regions.
+    pub vmm_pid: u32,
+    /// What was attached.
+    pub layout: Layout,
+    /// Where each region of the layout is.
+    pub regions: Vec<AttachedRegion>,
+    /// The VMM's userfaultfds; a source has none.
+    pub uffds: Vec<OwnedFd>,
+    /// After the end its regions of 4 KiB pages are to be made of huge ones.
+    pub collapse: bool,
+}
+
+/// Where one region is.
+#[derive(Debug)]
+pub struct AttachedRegion {
+    /// First byte in the VMM's address space.
+    pub hva: Hva,
+    /// The file behind it, where the backing is one.
+    pub file: Option<AttachedFile>,
+    /// With which of the userfaultfds it is registered, on a destination.
+    pub uffd: Option<usize>,
+}
+
+/// A file that holds a region's bytes.
+#[derive(Debug)]
+pub struct AttachedFile {
+    /// The memfd, or a snapshot's memory file.
+    pub fd: OwnedFd,
+    /// Offset of the region's first byte in it.
+    pub offset: u64,
+}
+
+impl AttachedFile {
+    /// Another descriptor of the same.
+    ///
+    /// # Errors
+    /// None is free.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, offset: self.offset })
+    }
+}
