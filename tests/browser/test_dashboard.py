@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from chromium import Findings, watch_dashboard
 
-from vmferry.migration.model import LedgerEntry, Origin, Phase, Severity
+from vmferry.model.migration import LedgerEntry, Origin, Phase, Severity
 from vmferry.ops.server import OpsServer
 from vmferry.units import Gpa
 

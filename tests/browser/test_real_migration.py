@@ -15,7 +15,7 @@ from harness import cast, pages_of, shape, told, two_hosts, unique
 
 from vmferry.demo.course import Course
 from vmferry.demo.stage import until
-from vmferry.migration.model import Phase
+from vmferry.model.migration import Phase
 from vmferry.units import MIB
 
 BAD = 4

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import (
+from vmferry.model.migration import (
     Backing,
     Latency,
     LedgerEntry,
@@ -19,6 +18,7 @@ from vmferry.migration.model import (
     PageRange,
     Severity,
 )
+from vmferry.rpc import convert as wire
 from vmferry.units import GIB, MIB, Gpa
 from vmferry.v1 import common_pb2 as pb
 

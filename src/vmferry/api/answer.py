@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 
 from vmferry.api.validation import InvalidRequest, Violation
 from vmferry.errors import VmferryError
-from vmferry.peer import status
+from vmferry.rpc import status
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Answer = TypeVar("Answer")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from vmferry.migration.machines import Machine
-from vmferry.migration.model import Job, LedgerEntry
+from vmferry.migration.inventory import Machine
+from vmferry.model.migration import Job, LedgerEntry
 
 
 class MigrationControl(Protocol):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vmferry.migration.model import TERMINAL, Job, Phase
+from vmferry.model.migration import TERMINAL, Job, Phase
 
 _TOKEN = re.compile(r'\s*(?:(?P<word>[^\s="]+)|(?P<equals>=)|"(?P<quoted>(?:[^"\\]|\\["\\])*)")')
 FIELDS = ("vm", "phase", "destination", "active")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from vmferry import wire
 from vmferry.api.answer import Context, answered, invalid, streamed
 from vmferry.api.control import MachineControl
 from vmferry.api.messages import machine_to_pb
 from vmferry.api.page_token import DEFAULT_SIZE, MAX_SIZE, PageTokenError, paginate
 from vmferry.api.validation import Checks
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.machines import Machine, MachineState
-from vmferry.migration.model import LedgerEntry
+from vmferry.migration.inventory import Machine, MachineState
+from vmferry.model.migration import LedgerEntry
+from vmferry.rpc import convert as wire
 from vmferry.v1 import common_pb2
 from vmferry.v1 import machines_pb2 as pb
 from vmferry.v1.machines_pb2_grpc import MachinesServicer as GeneratedServicer

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vmferry import wire
-from vmferry.migration.machines import Machine, MachineState
-from vmferry.migration.model import Job, Phase
+from vmferry.migration.inventory import Machine, MachineState
+from vmferry.model.migration import Job, Phase
+from vmferry.rpc import convert as wire
 from vmferry.v1 import machines_pb2, migrations_pb2
 
 PHASES: dict[Phase, migrations_pb2.Phase.ValueType] = {

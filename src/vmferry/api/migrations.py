@@ -11,7 +11,7 @@ from vmferry.api.control import MigrationControl
 from vmferry.api.messages import job_to_pb
 from vmferry.api.page_token import DEFAULT_SIZE, MAX_SIZE, PageTokenError, paginate
 from vmferry.api.validation import Checks
-from vmferry.migration.model import Job
+from vmferry.model.migration import Job
 from vmferry.v1 import migrations_pb2 as pb
 from vmferry.v1.migrations_pb2_grpc import MigrationsServicer as GeneratedServicer
 

@@ -10,14 +10,14 @@ from vmferry.daemon import deadlines
 from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL, DEFAULT_SPIN_US, Config
 from vmferry.daemon.host_state import HostState
 from vmferry.daemon.processors import HostProcessors
-from vmferry.migration.arrivals import Arrivals
-from vmferry.migration.model import LedgerEntry
-from vmferry.migration.ports import Store
+from vmferry.migration.destination.incoming_service import Arrivals
+from vmferry.migration.environment import SystemClock, UncheckedProcessors, World
 from vmferry.migration.service import MigrationService
-from vmferry.migration.world import SystemClock, UncheckedProcessors, World
+from vmferry.model.migration import LedgerEntry
 from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
 from vmferry.peer.client import GrpcPeers
+from vmferry.ports import Store
 from vmferry.store.sqlite import open_store
 from vmferry.vmm.server import VmmCallbacks, VmmServer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmferry.daemon.config import Timeouts
-from vmferry.migration import world
+from vmferry.migration import environment as world
 from vmferry.pager.client import PagerDeadlines
 from vmferry.peer.client import PeerDeadlines
 from vmferry.vmm.session import VmmDeadlines

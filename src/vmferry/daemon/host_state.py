@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable, Sequence
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.machines import Machine
-from vmferry.migration.model import Incoming, Job, LedgerEntry
-from vmferry.migration.ports import JournalEntry
+from vmferry.migration.inventory import Machine
 from vmferry.migration.service import MigrationService
+from vmferry.model.migration import Incoming, Job, LedgerEntry
 from vmferry.ops.state import EventView, MachineView, State
+from vmferry.ports import JournalEntry
 
 EVENTS_SHOWN = 100
 JOURNALS_READ = 20

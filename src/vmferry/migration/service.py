@@ -18,18 +18,18 @@ from typing import Any
 
 import structlog
 
+from vmferry.aio.change_signal import Bell
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import machine as m
-from vmferry.migration.arrivals import Arrivals
-from vmferry.migration.changes import Bell
-from vmferry.migration.departure import Departure
-from vmferry.migration.job_record import ended
-from vmferry.migration.jobs import Jobs
-from vmferry.migration.machines import Machine, machines
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Incoming, Job, LedgerEntry, MemoryLayout, Origin, Outcome
-from vmferry.migration.ports import JournalEntry
-from vmferry.migration.world import Backoff, World
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.destination.incoming_service import Arrivals
+from vmferry.migration.environment import Backoff, World
+from vmferry.migration.inventory import Machine, machines
+from vmferry.migration.source import state_machine as m
+from vmferry.migration.source.job_feed import Jobs
+from vmferry.migration.source.job_record import ended
+from vmferry.migration.source.job_runner import Departure
+from vmferry.model.migration import TERMINAL, Incoming, Job, LedgerEntry, MemoryLayout, Origin, Outcome
+from vmferry.ports import JournalEntry
 from vmferry.units import LSB_4K, Gpa
 
 log = structlog.get_logger()

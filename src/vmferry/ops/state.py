@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmferry.migration.model import Incoming, Job, LedgerEntry, PageProgress
+from vmferry.model.migration import Incoming, Job, LedgerEntry, PageProgress
 
 
 @dataclass(frozen=True, slots=True)

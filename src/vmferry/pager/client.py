@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 import grpc
 
-from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.held import allocation_s, held_bytes, layout_bytes
-from vmferry.migration.model import LedgerEntry, MemoryLayout, PageRange
-from vmferry.migration.ports import PagerEvent, PagerStatus
+from vmferry.model.allocation import allocation_s, held_bytes, layout_bytes
+from vmferry.model.migration import LedgerEntry, MemoryLayout, PageRange
 from vmferry.pager import convert
+from vmferry.ports import PagerEvent, PagerStatus
+from vmferry.rpc import convert as wire
 from vmferry.units import MIB
 from vmferry.v1 import pager_pb2 as pb
 from vmferry.v1.pager_pb2_grpc import PagerStub

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from vmferry import wire
-from vmferry.migration.ports import (
+from vmferry.ports import (
     AllPresent,
     LinkChanged,
     MemoryAttached,
@@ -14,6 +13,7 @@ from vmferry.migration.ports import (
     PagerFailedEvent,
     PagerStatus,
 )
+from vmferry.rpc import convert as wire
 from vmferry.v1 import pager_pb2 as pb
 
 

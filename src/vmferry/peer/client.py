@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 import grpc
 
-from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.held import allocation_s, held_bytes
-from vmferry.migration.model import LedgerEntry, Outcome
-from vmferry.migration.ports import IncomingUpdate, Wanted
+from vmferry.model.allocation import allocation_s, held_bytes
+from vmferry.model.migration import LedgerEntry, Outcome
 from vmferry.peer import convert
 from vmferry.peer.contract import CHANNEL_OPTIONS, PROTOCOL_VERSION
-from vmferry.peer.status import error_of
+from vmferry.ports import IncomingUpdate, Wanted
+from vmferry.rpc import convert as wire
+from vmferry.rpc.status import error_of
 from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerStub
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vmferry import wire
-from vmferry.migration.model import Outcome
-from vmferry.migration.ports import IncomingUpdate
+from vmferry.model.migration import Outcome
+from vmferry.ports import IncomingUpdate
+from vmferry.rpc import convert as wire
 from vmferry.v1 import peer_pb2 as pb
 
 _OUTCOME_TO_PB = {

@@ -9,13 +9,13 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
-from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, Outcome
-from vmferry.migration.ports import IncomingUpdate, Wanted
+from vmferry.model.migration import LedgerEntry, Outcome
 from vmferry.peer import convert
 from vmferry.peer.contract import PROTOCOL_VERSION
-from vmferry.peer.status import answered
+from vmferry.ports import IncomingUpdate, Wanted
+from vmferry.rpc import convert as wire
+from vmferry.rpc.status import answered
 from vmferry.v1 import common_pb2
 from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerServicer as GeneratedServicer

@@ -12,9 +12,9 @@ import msgspec
 from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.dialects.sqlite import insert
 
-from vmferry.ledger.rules import merge_all
-from vmferry.migration.model import Incoming, Job, LedgerEntry
-from vmferry.migration.ports import JournalEntry
+from vmferry.ledger.merge import merge_all
+from vmferry.model.migration import Incoming, Job, LedgerEntry
+from vmferry.ports import JournalEntry
 from vmferry.store import tables as t
 from vmferry.units import Gpa
 

@@ -27,8 +27,8 @@ from sqlalchemy.pool import StaticPool
 
 import vmferry.store.schema as schema_package
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import Incoming, Job, LedgerEntry
-from vmferry.migration.ports import JournalEntry
+from vmferry.model.migration import Incoming, Job, LedgerEntry
+from vmferry.ports import JournalEntry
 from vmferry.store import queries
 from vmferry.units import MIB
 

@@ -9,9 +9,9 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from vmferry.migration.model import TERMINAL, Job
+from vmferry.migration.environment import Timeouts, World
 from vmferry.migration.service import MigrationService
-from vmferry.migration.world import Timeouts, World
+from vmferry.model.migration import TERMINAL, Job
 from vmferry.testing.clock import ManualClock
 from vmferry.testing.pager import FakePagers
 from vmferry.testing.peer import Destination, FakePeers

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vmferry.aio.change_signal import Bell
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.changes import Bell
-from vmferry.migration.held import held_bytes
-from vmferry.migration.model import LedgerEntry, MemoryLayout, PageProgress, PageRange
-from vmferry.migration.ports import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerStatus
+from vmferry.model.allocation import held_bytes
+from vmferry.model.migration import LedgerEntry, MemoryLayout, PageProgress, PageRange
+from vmferry.ports import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerStatus
 from vmferry.testing.script import Script
 
 HELD = (PageRange(0, 0, 16), PageRange(0, 32, 4))

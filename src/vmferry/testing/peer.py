@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import Any, Protocol, TypeVar
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, Outcome
-from vmferry.migration.ports import IncomingUpdate, Wanted
+from vmferry.model.migration import LedgerEntry, Outcome
+from vmferry.ports import IncomingUpdate, Wanted
 from vmferry.testing.script import Script
 
 Answer = TypeVar("Answer")

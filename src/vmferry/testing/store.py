@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vmferry.ledger.rules import merge_all
-from vmferry.migration.model import Incoming, Job, LedgerEntry
-from vmferry.migration.ports import JournalEntry
+from vmferry.ledger.merge import merge_all
+from vmferry.model.migration import Incoming, Job, LedgerEntry
+from vmferry.ports import JournalEntry
 from vmferry.testing.script import Script
 
 

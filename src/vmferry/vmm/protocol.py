@@ -12,8 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from vmferry import wire
-from vmferry.migration.model import (
+from vmferry.model.migration import (
     Backing,
     LedgerEntry,
     MemoryKind,
@@ -23,6 +22,7 @@ from vmferry.migration.model import (
     Severity,
     VmmIdentity,
 )
+from vmferry.rpc import convert as wire
 from vmferry.units import LSB_4K, MIB, Gpa
 
 VERSION = 1

@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import LedgerEntry, MemoryLayout, VmmIdentity
+from vmferry.model.migration import LedgerEntry, MemoryLayout, VmmIdentity
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FromVmm, ProtocolError, Refusal, Reply, Request, ToVmm
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.machines import Machine, MachineState
-from vmferry.migration.model import TERMINAL, Backing, Job, LedgerEntry, MemoryLayout, MemoryRegion, Origin
+from vmferry.migration.inventory import Machine, MachineState
+from vmferry.model.migration import TERMINAL, Backing, Job, LedgerEntry, MemoryLayout, MemoryRegion, Origin
 from vmferry.units import Gpa
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 1 << 29, 4096, Backing.MEMFD),))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmferry.api.filter import FIELDS, Filter, FilterError, parse
-from vmferry.migration.model import Job, Phase
+from vmferry.model.migration import Job, Phase
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from vmferry.errors import Reason
-from vmferry.peer.status import CODE_OF
+from vmferry.rpc.status import CODE_OF
 
 REFERENCE = Path(__file__).parents[3] / "docs/reference/errors.md"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vmferry.daemon.config import Config
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import Job
+from vmferry.model.migration import Job
 from vmferry.ops.state import State
 
 

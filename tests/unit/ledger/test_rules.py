@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmferry.ledger.rules import merge, merge_all, travel
-from vmferry.migration.model import LedgerEntry, Origin, Severity
+from vmferry.ledger.merge import merge, merge_all, travel
+from vmferry.model.migration import LedgerEntry, Origin, Severity
 from vmferry.units import Gpa
 
 

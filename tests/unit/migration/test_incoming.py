@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import incoming as inc
-from vmferry.migration.journal import JournalKind
-from vmferry.migration.model import Outcome
+from vmferry.migration.destination import state_machine as inc
+from vmferry.model.journal import JournalKind
+from vmferry.model.migration import Outcome
 
 REQUESTS: tuple[inc.Request, ...] = (
     inc.PrepareAsked(),

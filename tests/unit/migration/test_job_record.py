@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.job_record import JobRecord
-from vmferry.migration.jobs import Jobs
-from vmferry.migration.model import Job, PageProgress, Phase
+from vmferry.migration.source.job_feed import Jobs
+from vmferry.migration.source.job_record import JobRecord
+from vmferry.model.migration import Job, PageProgress, Phase
 from vmferry.testing.clock import ManualClock
 from vmferry.testing.script import Script
 from vmferry.testing.store import MemoryStore

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmferry.errors import Reason
-from vmferry.migration import machine as m
-from vmferry.migration.model import Outcome, Phase
+from vmferry.migration.source import state_machine as m
+from vmferry.model.migration import Outcome, Phase
 
 EVENTS: tuple[m.Event, ...] = (
     m.Begun(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import LedgerEntry, Origin
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.model.migration import LedgerEntry, Origin
 from vmferry.testing.script import Script
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa

@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import machine as m
-from vmferry.migration.held import LEAST_BYTES_PER_S
-from vmferry.migration.machines import MachineState
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Job, LedgerEntry, Origin, Outcome, Phase, Severity
-from vmferry.migration.ports import LinkChanged, MemoryDetached, MemoryErrorFound, PagerFailedEvent
-from vmferry.migration.source_steps import SourceSteps
-from vmferry.migration.world import World
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.environment import World
+from vmferry.migration.inventory import MachineState
+from vmferry.migration.source import state_machine as m
+from vmferry.migration.source.steps import SourceSteps
+from vmferry.model.allocation import LEAST_BYTES_PER_S
+from vmferry.model.migration import TERMINAL, Job, LedgerEntry, Origin, Outcome, Phase, Severity
+from vmferry.ports import LinkChanged, MemoryDetached, MemoryErrorFound, PagerFailedEvent
 from vmferry.testing.host import Pair
 from vmferry.testing.pager import HELD
 from vmferry.testing.peer import FakePeers

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import TERMINAL, PageProgress, Phase
+from vmferry.model.migration import TERMINAL, PageProgress, Phase
 from vmferry.testing.host import Pair
 from vmferry.testing.pager import FakePager
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.jobs import BATCH, Jobs
-from vmferry.migration.machines import MachineState
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Job, LedgerEntry, Origin, PageProgress, Phase
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.inventory import MachineState
+from vmferry.migration.source.job_feed import BATCH, Jobs
+from vmferry.model.migration import Job, LedgerEntry, Origin, PageProgress, Phase
 from vmferry.testing.host import Pair
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from vmferry.migration.together import all_or_none, sooner
+from vmferry.aio.concurrency import all_or_none, sooner
 
 
 async def test_a_cancellation_ends_all() -> None:

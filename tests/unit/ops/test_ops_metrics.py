@@ -9,7 +9,7 @@ from pathlib import Path
 from ops_scripted import JOB, STATE
 from prometheus_client.parser import text_string_to_metric_families
 
-from vmferry.migration.model import Phase
+from vmferry.model.migration import Phase
 from vmferry.ops.metrics import Metrics
 
 REFERENCE = Path(__file__).parents[3] / "docs/reference/metrics.md"

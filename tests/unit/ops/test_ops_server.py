@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from ops_scripted import STATE, ScriptedReadiness, ScriptedSource
 
-from vmferry.migration.model import LedgerEntry, Origin, Phase
+from vmferry.model.migration import LedgerEntry, Origin, Phase
 from vmferry.ops.server import OpsServer
 from vmferry.ops.state import Check
 from vmferry.units import Gpa

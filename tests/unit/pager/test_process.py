@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.held import HELD_MAX
-from vmferry.migration.model import Backing, MemoryLayout, MemoryRegion, PageRange
-from vmferry.migration.ports import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
+from vmferry.model.allocation import HELD_MAX
+from vmferry.model.migration import Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.pager import process
 from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
+from vmferry.ports import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.units import MIB, Gpa
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from vmferry.migration.model import LedgerEntry, Origin, Outcome, PageProgress
-from vmferry.migration.ports import IncomingUpdate
+from vmferry.model.migration import LedgerEntry, Origin, Outcome, PageProgress
 from vmferry.peer.convert import update_from_pb, update_to_pb
+from vmferry.ports import IncomingUpdate
 from vmferry.units import Gpa
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from vmferry import wire
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.held import HELD_MAX
-from vmferry.migration.model import (
+from vmferry.model.allocation import HELD_MAX
+from vmferry.model.migration import (
     Backing,
     LedgerEntry,
     MemoryLayout,
@@ -24,14 +23,15 @@ from vmferry.migration.model import (
     PageProgress,
     PageRange,
 )
-from vmferry.migration.ports import IncomingUpdate, Wanted
 from vmferry.peer import contract
 from vmferry.peer.client import GrpcPeer, GrpcPeers, PeerDeadlines
 from vmferry.peer.servicer import PeerServicer
+from vmferry.ports import IncomingUpdate, Wanted
+from vmferry.rpc import convert as wire
+from vmferry.rpc.convert import layout_to_pb
 from vmferry.units import GIB, MIB, Gpa
 from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerStub, add_PeerServicer_to_server
-from vmferry.wire import layout_to_pb
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 4 * MIB, 4096, Backing.MEMFD),))
 HELD = (PageRange(0, 0, 3), PageRange(0, 1000, 24))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.peer.status import CODE_OF, DETAILS_KEY, error_of, rich_status
+from vmferry.rpc.status import CODE_OF, DETAILS_KEY, error_of, rich_status
 
 
 def rpc_error(trailing: dict[str, bytes], details: str = "said") -> grpc.aio.AioRpcError:

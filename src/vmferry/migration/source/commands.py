@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vmferry.migration.journal import JournalKind
+from vmferry.model.journal import JournalKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from vmferry.aio.concurrency import all_or_none
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import machine as m
-from vmferry.migration.held import allocation_s, layout_bytes
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Job, Outcome
-from vmferry.migration.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
-from vmferry.migration.together import all_or_none
-from vmferry.migration.world import Backoff, World, vmm_by_pid
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.environment import Backoff, World, vmm_by_pid
+from vmferry.migration.source import state_machine as m
+from vmferry.model.allocation import allocation_s, layout_bytes
+from vmferry.model.migration import Job, Outcome
+from vmferry.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
 
 log = structlog.get_logger()
 

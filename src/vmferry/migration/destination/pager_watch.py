@@ -13,12 +13,14 @@ from typing import assert_never
 
 import structlog
 
+from vmferry.aio.concurrency import sooner
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.arrival import Arrival
-from vmferry.migration.machine import JournalKind
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Outcome
-from vmferry.migration.ports import (
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.destination.incoming_migration import Arrival
+from vmferry.migration.environment import Backoff, World
+from vmferry.model.journal import JournalKind
+from vmferry.model.migration import Outcome
+from vmferry.ports import (
     AllPresent,
     LinkChanged,
     MemoryAttached,
@@ -28,8 +30,6 @@ from vmferry.migration.ports import (
     PagerEventBody,
     PagerFailedEvent,
 )
-from vmferry.migration.together import sooner
-from vmferry.migration.world import Backoff, World
 
 log = structlog.get_logger()
 

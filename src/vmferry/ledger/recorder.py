@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
+from vmferry.aio.change_signal import Bell
 from vmferry.errors import VmferryError
-from vmferry.ledger.rules import merge_all
-from vmferry.migration.changes import Bell
-from vmferry.migration.model import LedgerEntry
-from vmferry.migration.ports import Pager, Store
+from vmferry.ledger.merge import merge_all
+from vmferry.model.migration import LedgerEntry
+from vmferry.ports import Pager, Store
 from vmferry.units import Gpa
 
 log = structlog.get_logger()

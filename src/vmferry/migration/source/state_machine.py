@@ -53,9 +53,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.journal import JournalKind
-from vmferry.migration.model import Outcome, Phase
-from vmferry.migration.source_commands import (
+from vmferry.migration.source.commands import (
     PREPARE,
     RELEASE,
     SWITCH,
@@ -80,7 +78,7 @@ from vmferry.migration.source_commands import (
     ThawPager,
     WatchDestination,
 )
-from vmferry.migration.source_events import (
+from vmferry.migration.source.events import (
     Begun,
     CancelAsked,
     DestinationCompleted,
@@ -98,6 +96,8 @@ from vmferry.migration.source_events import (
     Started,
     StartUnanswered,
 )
+from vmferry.model.journal import JournalKind
+from vmferry.model.migration import Outcome, Phase
 
 __all__ = [
     "CANCELLABLE",

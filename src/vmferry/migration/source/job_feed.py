@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from vmferry.aio.change_signal import Bell
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.changes import Bell
-from vmferry.migration.model import TERMINAL, Job, PageProgress, Phase
-from vmferry.migration.ports import Store
+from vmferry.model.migration import TERMINAL, Job, PageProgress, Phase
+from vmferry.ports import Store
 
 BATCH = 256
 TELL_LATER_S = 0.02

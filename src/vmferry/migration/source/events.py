@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from vmferry.errors import Reason
-from vmferry.migration.model import Outcome
+from vmferry.model.migration import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import machine as m
-from vmferry.migration.job_record import JobRecord
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Outcome
-from vmferry.migration.ports import IncomingUpdate
-from vmferry.migration.source_steps import SourceSteps
-from vmferry.migration.world import Backoff, World
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.environment import Backoff, World
+from vmferry.migration.source import state_machine as m
+from vmferry.migration.source.job_record import JobRecord
+from vmferry.migration.source.steps import SourceSteps
+from vmferry.model.migration import Outcome
+from vmferry.ports import IncomingUpdate
 
 
 class Watching:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.model import VmmIdentity
-from vmferry.migration.ports import Clock, Pagers, Peers, Processors, Store, Vmm, Vmms
+from vmferry.model.migration import VmmIdentity
+from vmferry.ports import Clock, Pagers, Peers, Processors, Store, Vmm, Vmms
 
 
 @dataclass(frozen=True, slots=True)

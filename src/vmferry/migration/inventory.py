@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vmferry.migration.model import TERMINAL, Incoming, Job, MemoryLayout, Outcome, PageProgress, Phase, VmmIdentity
+from vmferry.model.migration import TERMINAL, Incoming, Job, MemoryLayout, Outcome, PageProgress, Phase, VmmIdentity
 
 
 class MachineState(StrEnum):

@@ -10,9 +10,9 @@ import asyncio
 from dataclasses import replace
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.jobs import Jobs
-from vmferry.migration.model import TERMINAL, Job, PageProgress
-from vmferry.migration.ports import Clock
+from vmferry.migration.source.job_feed import Jobs
+from vmferry.model.migration import TERMINAL, Job, PageProgress
+from vmferry.ports import Clock
 
 
 class JobRecord:

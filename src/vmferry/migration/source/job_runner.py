@@ -25,16 +25,16 @@ from typing import assert_never
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import machine as m
-from vmferry.migration.job_record import JobRecord
-from vmferry.migration.jobs import Jobs
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Job
-from vmferry.migration.push_limit import PushLimit
-from vmferry.migration.source_ending import SourceEnding
-from vmferry.migration.source_steps import RETRY, STEP_FAILED, SourceSteps
-from vmferry.migration.watching import Watching
-from vmferry.migration.world import Backoff, Spawn, World
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.environment import Backoff, Spawn, World
+from vmferry.migration.source import state_machine as m
+from vmferry.migration.source.destination_watch import Watching
+from vmferry.migration.source.job_feed import Jobs
+from vmferry.migration.source.job_record import JobRecord
+from vmferry.migration.source.push_limit import PushLimit
+from vmferry.migration.source.steps import RETRY, STEP_FAILED, SourceSteps
+from vmferry.migration.source.teardown import SourceEnding
+from vmferry.model.migration import TERMINAL, Job
 
 log = structlog.get_logger()
 

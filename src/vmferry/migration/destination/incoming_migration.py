@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import structlog
 
+from vmferry.aio.change_signal import Bell
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.rules import travel
-from vmferry.migration import incoming as inc
-from vmferry.migration.changes import Bell
-from vmferry.migration.layout import destination_layout
-from vmferry.migration.machine import JournalKind
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
-from vmferry.migration.ports import JournalEntry, Pager, Vmm, Wanted
-from vmferry.migration.world import World, vmm_by_pid
+from vmferry.ledger.merge import travel
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.destination import state_machine as inc
+from vmferry.migration.destination.layout import destination_layout
+from vmferry.migration.environment import World, vmm_by_pid
+from vmferry.model.journal import JournalKind
+from vmferry.model.migration import Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
+from vmferry.ports import JournalEntry, Pager, Vmm, Wanted
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from vmferry.migration.model import (
+from vmferry.model.migration import (
     Incoming,
     Job,
     LedgerEntry,

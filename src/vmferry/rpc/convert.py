@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.held import HELD_MAX, held_problem
-from vmferry.migration.model import (
+from vmferry.model.allocation import HELD_MAX, held_problem
+from vmferry.model.migration import (
     Backing,
     Latency,
     LedgerEntry,

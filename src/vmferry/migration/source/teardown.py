@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import machine as m
-from vmferry.migration.model import Job
-from vmferry.migration.source_steps import RETRY, STEP_FAILED, SourceSteps
-from vmferry.migration.world import Backoff, Spawn, World
+from vmferry.migration.environment import Backoff, Spawn, World
+from vmferry.migration.source import state_machine as m
+from vmferry.migration.source.steps import RETRY, STEP_FAILED, SourceSteps
+from vmferry.model.migration import Job
 
 log = structlog.get_logger()
 

@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.journal import JournalKind
-from vmferry.migration.model import Outcome
+from vmferry.model.journal import JournalKind
+from vmferry.model.migration import Outcome
 
 
 @dataclass(frozen=True, slots=True)

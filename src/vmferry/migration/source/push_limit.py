@@ -10,10 +10,10 @@ import asyncio
 import structlog
 
 from vmferry.errors import VmferryError
-from vmferry.migration.job_record import JobRecord
-from vmferry.migration.model import Job
-from vmferry.migration.source_steps import RETRY, SourceSteps
-from vmferry.migration.world import Backoff, Spawn, World
+from vmferry.migration.environment import Backoff, Spawn, World
+from vmferry.migration.source.job_record import JobRecord
+from vmferry.migration.source.steps import RETRY, SourceSteps
+from vmferry.model.migration import Job
 
 log = structlog.get_logger()
 

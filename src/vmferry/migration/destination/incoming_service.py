@@ -14,17 +14,17 @@ from functools import partial
 
 import structlog
 
+from vmferry.aio.concurrency import sooner
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration import incoming as inc
-from vmferry.migration.arrival import Arrival, no_vmm
-from vmferry.migration.following import Following
-from vmferry.migration.layout import check_layout
-from vmferry.migration.machine import JournalKind
-from vmferry.migration.memory_errors import MemoryErrors
-from vmferry.migration.model import TERMINAL, Incoming, LedgerEntry, Outcome
-from vmferry.migration.ports import IncomingUpdate, Wanted
-from vmferry.migration.together import sooner
-from vmferry.migration.world import Spawn, World
+from vmferry.ledger.recorder import MemoryErrors
+from vmferry.migration.destination import state_machine as inc
+from vmferry.migration.destination.incoming_migration import Arrival, no_vmm
+from vmferry.migration.destination.layout import check_layout
+from vmferry.migration.destination.pager_watch import Following
+from vmferry.migration.environment import Spawn, World
+from vmferry.model.journal import JournalKind
+from vmferry.model.migration import TERMINAL, Incoming, LedgerEntry, Outcome
+from vmferry.ports import IncomingUpdate, Wanted
 
 log = structlog.get_logger()
 

@@ -1,0 +1,1 @@
+"""A migration on its destination: pure state machine, and what runs it."""

@@ -1,0 +1,1 @@
+"""Frozen values shared by the core and its adapters. No I/O."""

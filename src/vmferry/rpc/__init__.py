@@ -1,0 +1,1 @@
+"""What every gRPC edge shares: conversions and statuses."""
