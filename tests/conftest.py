@@ -12,13 +12,12 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.programs import Programs, installed_programs
 from vmferry.demo.options import why_not_kvm
 
 # No test depends on the speed of the machine.
@@ -31,28 +30,10 @@ UFFD_FEATURE_POISON = 1 << 14
 SYS_USERFAULTFD = 323
 
 
-@dataclass(frozen=True, slots=True)
-class Programs:
-    """The programs as installed; `VMFERRY_PROGRAMS` names another directory, e.g. a cargo target directory."""
-
-    pager: Path
-    refvm: Path
-    cli: Path
-    daemon: Path
-
-
-def _program(name: str) -> Path:
-    beside = [Path(os.environ[key]) for key in ("VMFERRY_PROGRAMS",) if key in os.environ]
-    for directory in [*beside, Path(sys.executable).parent]:
-        if (directory / name).exists():
-            return directory / name
-    pytest.fail(f"{name} is neither beside {sys.executable} nor in $VMFERRY_PROGRAMS; `make setup` installs it")
-
-
 @pytest.fixture(scope="session")
 def programs() -> Programs:
     """The installed programs."""
-    return Programs(_program("vmferry-pager"), _program("vmferry-refvm"), _program("vmferry"), _program("vmferryd"))
+    return installed_programs()
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chromium import Findings, watch_dashboard
 
+from tests.support.chromium import Findings, watch_dashboard
+from tests.support.scripted.ops import STATE, ScriptedReadiness, ScriptedSource
 from vmferry.model.migration import LedgerEntry, Origin, Phase, Severity
 from vmferry.ops.server import OpsServer
 from vmferry.units import Gpa
-
-sys.path.append(str(Path(__file__).parents[1] / "unit/ops"))
-from ops_scripted import STATE, ScriptedReadiness, ScriptedSource
 
 
 @pytest.fixture

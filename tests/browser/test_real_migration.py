@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chromium import Findings, watch_dashboard
 
-sys.path.append(str(Path(__file__).parents[1] / "scenario"))
-from harness import cast, pages_of, shape, told, two_hosts, unique
-
+from tests.support.chromium import Findings, watch_dashboard
+from tests.support.scenario.harness import cast, pages_of, shape, told, two_hosts, unique
 from vmferry.demo.course import Course
 from vmferry.demo.stage import until
 from vmferry.model.migration import Phase

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from destination_rig import Destination, destination_of
-from vmm_child import compile_child
+
+from tests.support.contract.destination_rig import Destination, destination_of
+from tests.support.contract.vmm_child import compile_child
+from tests.support.programs import Programs
 
 
 @pytest.fixture(scope="session")
-def pager_program() -> str:
-    beside = Path(sys.executable).parent / "vmferry-pager"
-    named = os.environ.get("VMFERRY_PAGER")
-    found = named or (str(beside) if beside.exists() else shutil.which("vmferry-pager"))
-    if found is None:
-        pytest.fail(f"vmferry-pager is neither {beside} nor on PATH; `make setup` installs it")
-    return found
+def pager_program(programs: Programs) -> str:
+    return str(programs.pager)
 
 
 @pytest.fixture(scope="session")

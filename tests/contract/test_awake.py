@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from destination_rig import Destination
-from page_source import PAGES
-from source_rig import PATIENCE_S, source_of, urgent
 
+from tests.support.contract.destination_rig import Destination
+from tests.support.contract.page_source import PAGES
+from tests.support.contract.source_rig import PATIENCE_S, source_of, urgent
 from vmferry.daemon.processors import LATENCY_FILE
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import pytest
-from destination_rig import Destination
-from page_source import FIRST_PAGES, PAGES, Poison, expected
-from vmm_child import PAGE, Json
 
+from tests.support.contract.destination_rig import Destination
+from tests.support.contract.page_source import FIRST_PAGES, PAGES, Poison, expected
+from tests.support.contract.vmm_child import PAGE, Json
 from vmferry.v1 import common_pb2
 
 LONGEST = 64 << 10

@@ -6,11 +6,11 @@ import asyncio
 
 import grpc
 import pytest
-from destination_rig import Destination
-from lanes import MOST_DATA_PAGES, PAGE, Frame, Kind, failed
-from page_source import FIRST_PAGES, PAGES, Poison, expected
-from vmm_child import PATIENCE_S
 
+from tests.support.contract.destination_rig import Destination
+from tests.support.contract.lanes import MOST_DATA_PAGES, PAGE, Frame, Kind, failed
+from tests.support.contract.page_source import FIRST_PAGES, PAGES, Poison, expected
+from tests.support.contract.vmm_child import PATIENCE_S
 from vmferry.v1 import common_pb2, pager_pb2
 
 UP, DOWN = pager_pb2.LINK_STATE_UP, pager_pb2.LINK_STATE_DOWN

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from destination_rig import Destination
-from page_source import PAGES, PUSH_PAGES, expected
 
+from tests.support.contract.destination_rig import Destination
+from tests.support.contract.page_source import PAGES, PUSH_PAGES, expected
 from vmferry.v1 import pager_pb2
 
 UP, DOWN = pager_pb2.LINK_STATE_UP, pager_pb2.LINK_STATE_DOWN

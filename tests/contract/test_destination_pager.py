@@ -6,11 +6,11 @@ import asyncio
 
 import grpc
 import pytest
-from destination_rig import Destination, gpa_of
-from lanes import MOST_DATA_PAGES, Frame
-from page_source import FIRST_PAGES, PAGES, Poison, expected
-from vmm_child import PAGE, PATIENCE_S, Json
 
+from tests.support.contract.destination_rig import Destination, gpa_of
+from tests.support.contract.lanes import MOST_DATA_PAGES, Frame
+from tests.support.contract.page_source import FIRST_PAGES, PAGES, Poison, expected
+from tests.support.contract.vmm_child import PAGE, PATIENCE_S, Json
 from vmferry.v1 import common_pb2, pager_pb2
 
 BAD = 5

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from destination_rig import Destination
-from page_source import expected
-from vmm_child import PATIENCE_S
+
+from tests.support.contract.destination_rig import Destination
+from tests.support.contract.page_source import expected
+from tests.support.contract.vmm_child import PATIENCE_S
 
 JUDGED_AFTER_S = 0.06
 """A push is judged when it has been watched for 50 ms."""

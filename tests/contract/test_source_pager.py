@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 import grpc
 import pytest
-from lanes import MAGIC, PAGE, TOKEN_BYTES, VERSION, Ask, Frame, Hello
-from source_rig import (
+
+from tests.support.contract.lanes import MAGIC, PAGE, TOKEN_BYTES, VERSION, Ask, Frame, Hello
+from tests.support.contract.source_rig import (
     PAGES,
     PATIENCE_S,
     FailedError,
@@ -23,7 +24,6 @@ from source_rig import (
     source_of,
     urgent,
 )
-
 from vmferry.v1 import common_pb2, pager_pb2, pages_pb2
 
 POISONED = 5

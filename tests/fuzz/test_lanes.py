@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,17 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.append(str(Path(__file__).parents[1] / "contract"))
-from destination_rig import Destination, destination_of
-from lanes import MAGIC, MOST_DATA_PAGES, PAGE, TOKEN_BYTES, Ask, Frame, Hello, Kind
-from page_source import PAGES, PUSH_PAGES
-from source_rig import Source, check, demand, source_of, urgent
-from vmm_child import PATIENCE_S, compile_child
-
+from tests.support.contract.destination_rig import Destination, destination_of
+from tests.support.contract.lanes import MAGIC, MOST_DATA_PAGES, PAGE, TOKEN_BYTES, Ask, Frame, Hello, Kind
+from tests.support.contract.page_source import PAGES, PUSH_PAGES
+from tests.support.contract.source_rig import Source, check, demand, source_of, urgent
+from tests.support.contract.vmm_child import PATIENCE_S, compile_child
 from vmferry.v1 import pager_pb2
 
 if TYPE_CHECKING:
-    from conftest import Programs
+    from tests.support.programs import Programs
 
 UP, DOWN = pager_pb2.LINK_STATE_UP, pager_pb2.LINK_STATE_DOWN
 LAST_ASK = b"\xff" * 2 * Ask.FORM.size

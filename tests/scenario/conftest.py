@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from harness import Pair, two_hosts, unique
+
+from tests.support.scenario.harness import Pair, two_hosts, unique
 
 
 @pytest_asyncio.fixture(loop_scope="module")

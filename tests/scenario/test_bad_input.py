@@ -14,9 +14,21 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fake_vmm import Attachment, IncomingVmm, frame, hello, read_frame
-from harness import SMALL, SOON_S, Pair, cast, ended, goes_on, nothing_is_left, reaches, shape, two_hosts
 
+from tests.support import SUPPORT
+from tests.support.scenario.fake_vmm import Attachment, IncomingVmm, frame, hello, read_frame
+from tests.support.scenario.harness import (
+    SMALL,
+    SOON_S,
+    Pair,
+    cast,
+    ended,
+    goes_on,
+    nothing_is_left,
+    reaches,
+    shape,
+    two_hosts,
+)
 from vmferry.client.refusal import RefusedError
 from vmferry.demo.options import WaitingShape
 from vmferry.demo.programs import find_program
@@ -339,7 +351,7 @@ async def test_no_huge_pages_at_the_destination(pair: Pair, vm):
 
 async def test_kernel_without_poison(programs, uffd_poison, tmp_path, vm):
     wrapper = tmp_path / "vmferry-pager"
-    filtered = Path(__file__).with_name("without_poison.py")
+    filtered = SUPPORT / "scenario/without_poison.py"
     line = shlex.join([sys.executable, str(filtered), str(find_program("vmferry-pager"))])
     wrapper.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
     wrapper.chmod(0o755)

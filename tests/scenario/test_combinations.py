@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from combinations import COMBINATIONS
+from tests.support.scenario.combinations import COMBINATIONS
 
 
 def test_the_combinations_meet_in_pairs():

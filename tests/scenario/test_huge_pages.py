@@ -14,9 +14,20 @@ import struct
 from pathlib import Path
 
 import pytest
-from combinations import KINDS, Kind
-from harness import SOON_S, Pair, cast, differing, ended, goes_on, pages_of, read_memory, shape, told
 
+from tests.support.scenario.combinations import KINDS, Kind
+from tests.support.scenario.harness import (
+    SOON_S,
+    Pair,
+    cast,
+    differing,
+    ended,
+    goes_on,
+    pages_of,
+    read_memory,
+    shape,
+    told,
+)
 from vmferry.demo.admin import Mapped
 from vmferry.demo.course import Cast, Course
 from vmferry.demo.options import PAYLOAD_BYTES, GuestShape, WaitingShape

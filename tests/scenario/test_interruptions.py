@@ -13,8 +13,20 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from harness import SOON_S, Pair, cast, ended, goes_on, pagers, reaches, report, shape, told, two_hosts
 
+from tests.support.scenario.harness import (
+    SOON_S,
+    Pair,
+    cast,
+    ended,
+    goes_on,
+    pagers,
+    reaches,
+    report,
+    shape,
+    told,
+    two_hosts,
+)
 from vmferry.client.refusal import RefusedError
 from vmferry.demo.course import Cast, Course, workload_pages
 from vmferry.demo.stage import until

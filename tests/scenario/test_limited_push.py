@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from harness import SOON_S, Pair, cast, ended, goes_on, reaches, report, shape, two_hosts
 
+from tests.support.scenario.harness import SOON_S, Pair, cast, ended, goes_on, reaches, report, shape, two_hosts
 from vmferry.client.refusal import RefusedError
 from vmferry.demo.course import Course
 from vmferry.demo.stage import until

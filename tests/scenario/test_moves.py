@@ -13,9 +13,20 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from combinations import ACCELS, BACKINGS, COMBINATIONS
-from harness import SOON_S, Pair, cast, differing, goes_on, pages_of, read_memory, report, shape, told
 
+from tests.support.scenario.combinations import ACCELS, BACKINGS, COMBINATIONS
+from tests.support.scenario.harness import (
+    SOON_S,
+    Pair,
+    cast,
+    differing,
+    goes_on,
+    pages_of,
+    read_memory,
+    report,
+    shape,
+    told,
+)
 from vmferry.demo.course import Cast, Course
 from vmferry.demo.stage import until
 from vmferry.demo.verdict import healed, problems

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from harness import SOON_S, Pair, cast, ended, reaches, report, shape, two_hosts
 
+from tests.support.scenario.harness import SOON_S, Pair, cast, ended, reaches, report, shape, two_hosts
 from vmferry.demo.course import Course
 from vmferry.demo.options import PAYLOAD_BYTES
 from vmferry.demo.stage import Guest, until

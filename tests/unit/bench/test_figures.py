@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from rounds import a_round
 from vmferry_bench.figures import (
     common_rates,
     count,
@@ -21,6 +20,8 @@ from vmferry_bench.figures import (
     total_s,
     waited,
 )
+
+from tests.support.bench_rounds import a_round
 
 BUCKETS = [(0.5, 1.0, 900), (100.0, 120.0, 90), (1000.0, 1200.0, 10)]
 

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from rounds import GUEST, IDLE, a_round
 from vmferry_bench.goals import Goal, Judge, summary
 from vmferry_bench.plan import guest
 from vmferry_bench.shape import (
@@ -23,6 +22,8 @@ from vmferry_bench.shape import (
     alone_of,
     round_of,
 )
+
+from tests.support.bench_rounds import GUEST, IDLE, a_round
 
 SINGLES = Singles(floor_us={"p50": 90.0}, idle_us={"p50": 99.0}, poison_us={"p50": 80.0}, data_us={"p50": 100.0})
 

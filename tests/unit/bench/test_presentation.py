@@ -6,13 +6,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from rounds import GUEST, IDLE, a_round
 from vmferry_bench.__main__ import faults_of_ours, result
 from vmferry_bench.machine import machine_words
 from vmferry_bench.native import BenchError
 from vmferry_bench.plot import plot_all
 from vmferry_bench.shape import OURS, PLAIN, PREEMPT, Alone, Many, Singles
 from vmferry_bench.table import _PAPER, BEGIN, END, put, table, write_page
+
+from tests.support.bench_rounds import GUEST, IDLE, a_round
 
 WHERE = {"cpu": "a processor", "cores": 2, "kernel": "6.18", "qemu": "QEMU 7.2", "at": "now"}
 ROUNDS = [a_round(OURS), a_round(PREEMPT, wait_us=4000.0), a_round(PLAIN), a_round(OURS, IDLE)]

@@ -1,4 +1,4 @@
-"""Pagers are started, found again, driven and ended: with a stand-in for the program (`stand_in.py`)."""
+"""Pagers are started, found again, driven and ended: with a stand-in for the program (`pager_stand_in.py`)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import pager_stand_in
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
 from vmferry.model.migration import Backing, MemoryLayout, MemoryRegion, PageRange
@@ -29,7 +30,7 @@ LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))
 @pytest.fixture
 def program(tmp_path: Path) -> str:
     script = tmp_path / "pager"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("stand_in.py")}" "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{pager_stand_in.__file__}" "$@"\n')
     script.chmod(0o755)
     return str(script)
 

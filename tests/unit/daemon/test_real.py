@@ -17,8 +17,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from test_daemon_app import free_ports
 
+from tests.support.ports import free_ports
 from vmferry.v1 import machines_pb2, migrations_pb2
 from vmferry.v1.machines_pb2_grpc import MachinesStub
 from vmferry.v1.migrations_pb2_grpc import MigrationsStub

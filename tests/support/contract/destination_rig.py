@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from page_source import FIRST_PAGES, PAGES, TOKEN, PageSource
-from vmm_child import PAGE, PATIENCE_S, Json, Vmm, feature_bits
 
+from tests.support.contract.page_source import FIRST_PAGES, PAGES, TOKEN, PageSource
+from tests.support.contract.vmm_child import PAGE, PATIENCE_S, Json, Vmm, feature_bits
 from vmferry.v1 import common_pb2, pager_pb2
 from vmferry.v1.pager_pb2_grpc import PagerStub
 

@@ -14,9 +14,9 @@ from itertools import groupby
 from typing import Any
 
 import grpc
-import lanes
-from lanes import PAGE, Ask, Frame, Hello, Kind
 
+from tests.support.contract import lanes
+from tests.support.contract.lanes import PAGE, Ask, Frame, Hello, Kind
 from vmferry.v1 import pages_pb2
 from vmferry.v1.pages_pb2_grpc import PagesServicer, add_PagesServicer_to_server
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-import lanes
-from lanes import PAGE, Ask, Frame, Hello, Kind
 
+from tests.support.contract import lanes
+from tests.support.contract.lanes import PAGE, Ask, Frame, Hello, Kind
 from vmferry.v1 import common_pb2, pager_pb2, pages_pb2
 from vmferry.v1.pager_pb2_grpc import PagerStub
 from vmferry.v1.pages_pb2_grpc import PagesStub

@@ -7,8 +7,8 @@ import re
 import socket
 
 import pytest
-from cli_scripted import Script, scripted_daemon
 
+from tests.support.scripted.cli import Script, scripted_daemon
 from vmferry.cli import main
 from vmferry.cli.exit_codes import ExitCode
 from vmferry.cli.verbs import demo

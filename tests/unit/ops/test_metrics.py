@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ops_scripted import JOB, STATE
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.scripted.ops import JOB, STATE
 from vmferry.model.migration import Phase
 from vmferry.ops.metrics import Metrics
 

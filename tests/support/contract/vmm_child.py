@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tests.support import TESTS
+
 PAGE = 4096
 PATIENCE_S = 30.0
 HERE = Path(__file__).parent
@@ -36,7 +38,7 @@ Json: TypeAlias = dict[str, Any]
 def compile_child(directory: Path) -> Path:
     """`vmm_child.c`, compiled; what it shares with the programs of the kernel tests is in their directory."""
     program = directory / "vmm_child"
-    include = ["-I", str(HERE.parent / "kernel")]
+    include = ["-I", str(TESTS / "kernel")]
     subprocess.run(["gcc", *FLAGS, *include, "-o", program, HERE / "vmm_child.c"], check=True)
     return program
 

@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from daemon_scripted import ScriptedCore
 
+from tests.support.scripted.daemon import ScriptedCore
 from vmferry.daemon.instance import InstanceLock
 from vmferry.daemon.program import Exit, run
 

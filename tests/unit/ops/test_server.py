@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import aiohttp
 import pytest
-from ops_scripted import STATE, ScriptedReadiness, ScriptedSource
 
+from tests.support.scripted.ops import STATE, ScriptedReadiness, ScriptedSource
 from vmferry.model.migration import LedgerEntry, Origin, Phase
 from vmferry.ops.server import OpsServer
 from vmferry.ops.state import Check

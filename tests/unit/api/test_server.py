@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import grpc
 import pytest
-from api_scripted import ScriptedControl
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.support.scripted.api import ScriptedControl
 from vmferry.api.server import SERVICES, ApiServer
 from vmferry.errors import VmferryError
 from vmferry.model.migration import LedgerEntry, Origin, Phase

@@ -15,9 +15,10 @@ from pathlib import Path
 import aiohttp
 import grpc
 import pytest
-from daemon_scripted import ScriptedCore
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.support.ports import free_ports
+from tests.support.scripted.daemon import ScriptedCore
 from vmferry.daemon.app import Daemon, ServiceReturned
 from vmferry.daemon.config import Config, parse
 from vmferry.daemon.instance import HostUnfit
@@ -25,18 +26,6 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.peer.contract import PROTOCOL_VERSION
 from vmferry.v1 import peer_pb2
 from vmferry.v1.peer_pb2_grpc import PeerStub
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, below the range the kernel gives out."""
-    found: list[int] = []
-    for port in range(20000 + os.getpid() % 5000, 32000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
 
 
 def make_config(directory: Path, **extra: object) -> Config:

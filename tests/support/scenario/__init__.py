@@ -1,0 +1,1 @@
+"""Real daemons, pagers and guests on this machine."""

@@ -1,0 +1,1 @@
+"""Scripted stand-ins for the parts around the module under test."""
