@@ -23,7 +23,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "reference" / "api.md"
 WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
-ORDER = ("migrations", "machines", "peer", "pager", "pages", "common")
+ORDER = ("migrations", "machines", "peer", "pager", "pages", "reach", "common")
 
 # Field numbers in descriptor.proto: a comment is found by the path of numbers and indices that leads to its element.
 FILE_MESSAGES, FILE_ENUMS, FILE_SERVICES = 4, 5, 6
@@ -46,6 +46,7 @@ half-open. Errors carry `google.rpc.ErrorInfo` with a reason of the domain `vmfe
 | [peer](#peerproto) | the source's daemon, with the destination's |
 | [pager](#pagerproto) | a daemon, with a pager on its host, over a unix socket |
 | [pages](#pagesproto) | the destination's pager, with the source's |
+| [reach](#reachproto) | a daemon, with the program that steps into a VMM on its host |
 | [common](#commonproto) | words that all of them share |
 """
 
