@@ -39,7 +39,7 @@ bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with 
 	@bench/vmferry-bench $(ARGS)
 
 # The programs are built once more, with frame pointers, so that samples have whole stacks.
-profile: profile-packages $(INSTALLED) ## Flame graphs of both pagers, and a fault stage by stage, in profile/; options in ARGS="--page FILE"
+profile: profile-packages $(INSTALLED) ## Flame graphs of both pagers, and a fault stage by stage, in profile/; options in ARGS="--docs DIRECTORY"
 	cargo build $(CARGO_FLAGS) --package vmferry-bench
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo build $(CARGO_FLAGS) --target-dir target/profile --package vmferry
 	@VMFERRY_PROGRAMS=$(abspath target/profile/release) bench/vmferry-profile $(ARGS)

@@ -78,8 +78,8 @@ def compile_protos() -> list[FileDescriptorProto]:
 
 
 def in_cell(text: str) -> str:
-    """Comments may hold `|` and line ends; a table cell may not."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Escapes text for a table cell: comments may hold `|`, line ends, and patterns that look like links."""
+    return " ".join(text.split()).replace("|", "\\|").replace("](", "]\\(")
 
 
 def type_of(field: FieldDescriptorProto) -> str:

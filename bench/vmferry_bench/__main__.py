@@ -26,7 +26,7 @@ from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
 from vmferry_bench.plot import plot_all
 from vmferry_bench.shape import BOUND, OURS, SIDES, Alone, Round, alone_of, round_of
-from vmferry_bench.table import table, write_page
+from vmferry_bench.table import table, write_docs
 
 ALONE_ROUNDS = 3
 QUICK_LIMIT_S = 125.0
@@ -42,8 +42,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin no further round after that")
     options.add_argument("--only", metavar="WORDS", default="", help="only guests whose name has these words")
     options.add_argument("--out", type=Path, metavar="FILE", help="write everything measured as JSON")
-    options.add_argument("--page", type=Path, metavar="FILE", help="renew the tables of docs/performance.md in FILE")
-    options.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write SVG plots")
+    options.add_argument("--docs", type=Path, metavar="DIRECTORY", help="renew tables and plots of docs/performance")
     options.add_argument("--from", dest="read", type=Path, metavar="FILE", help="measure nothing: read an --out FILE")
     return options
 
@@ -140,10 +139,9 @@ def main() -> int:
         found = result(rounds, failures, alone, {**machine(), "late": late})
     if options.out:
         options.out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    if options.plots:
-        plot_all([one for one in rounds if one.side in SIDES], options.plots)
-    if options.page:
-        write_page(options.page, found)
+    if options.docs:
+        plot_all([one for one in rounds if one.side in SIDES], options.docs)
+        write_docs(options.docs, found)
     print(table(found))
     faults = faults_of_ours(found)
     for fault in faults:

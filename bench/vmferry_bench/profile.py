@@ -20,7 +20,7 @@ from vmferry_bench.phases import shares
 from vmferry_bench.sampler import Sampler
 from vmferry_bench.shape import Shape
 from vmferry_bench.stages import measure_stages, stages_table
-from vmferry_bench.table import put
+from vmferry_bench.table import put, write_raw
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,9 +28,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--directory", type=Path, default=Path("profile"), help="for flame graphs and tables (profile)"
     )
-    options.add_argument(
-        "--page", type=Path, metavar="FILE", help="renew the tables of the documentation's page in FILE"
-    )
+    options.add_argument("--docs", type=Path, metavar="DIRECTORY", help="renew the tables of docs/performance")
     options.add_argument("--memory-mib", type=int, default=2048, help="of the guest that is moved (2048)")
     options.add_argument("--workload", default="random", help="of the guest that is moved (random)")
     options.add_argument("--backing", default="memfd", help="of the guest that is moved (memfd)")
@@ -53,12 +51,22 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     return found | ({"samples": {}, "without": one.faults} if one.faults else {"samples": drawn, "without": ""})
 
 
-def text(found: dict[str, Any]) -> str:
-    """All of it as Markdown."""
-    parts = [machine_words(found["machine"]), "", *stages_table(found["stages"]), ""]
+def stages_text(found: dict[str, Any]) -> str:
+    """The machine, and the stages of a fault."""
+    return "\n".join([machine_words(found["machine"]), "", *stages_table(found["stages"])])
+
+
+def samples_text(found: dict[str, Any]) -> str:
+    """The share of each phase, or why there is none."""
     if found["samples"]:
-        return "\n".join([*parts, f"Guest: {found['guest']}.", "", *shares(found["samples"])])
-    return "\n".join([*parts, f"The pagers were not sampled: {found['without']}."])
+        return "\n".join([f"Guest: {found['guest']}.", "", *shares(found["samples"])])
+    return f"The pagers were not sampled: {found['without']}."
+
+
+def write_docs(directory: Path, found: dict[str, Any]) -> None:
+    """Renews the stages in `one-fault.md`, and writes the samples to `raw/profile.md`."""
+    put(directory / "one-fault.md", stages_text(found))
+    write_raw(directory, "profile", samples_text(found))
 
 
 def main() -> int:
@@ -69,11 +77,11 @@ def main() -> int:
         print(f"The floor is paced as this host does it: {why}", file=sys.stderr)
     try:
         found = asyncio.run(measure(options))
-        words = text(found)
+        words = f"{stages_text(found)}\n\n{samples_text(found)}"
         (options.directory / "profile.json").write_text(json.dumps(found, indent=1) + "\n")
         (options.directory / "table.md").write_text(words + "\n")
-        if options.page:
-            put(options.page, words)
+        if options.docs:
+            write_docs(options.docs, found)
     except (BenchError, VmferryError, AdminError, TimeoutError, OSError) as error:
         print(f"vmferry-profile: {error or type(error).__name__}", file=sys.stderr)
         return 1

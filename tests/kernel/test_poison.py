@@ -1,4 +1,4 @@
-"""What `UFFDIO_POISON` does and what undoes it: the table of docs/kernel-facts.md, a test a line."""
+"""What `UFFDIO_POISON` does and what undoes it: the table of docs/reference/kernel-facts.md, a test a line."""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.support.scripted.api import ScriptedControl
 from vmferry.api.server import SERVICES, ApiServer
 from vmferry.errors import VmferryError
-from vmferry.model.memory_error import LedgerEntry, Origin
-from vmferry.model.migration import Phase
+from vmferry.model.migration import LedgerEntry, Origin, Phase
 from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, Gpa
 from vmferry.v1 import machines_pb2, machines_pb2_grpc, migrations_pb2, migrations_pb2_grpc
 

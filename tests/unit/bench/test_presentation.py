@@ -11,7 +11,7 @@ from vmferry_bench.machine import machine_words
 from vmferry_bench.native import BenchError
 from vmferry_bench.plot import plot_all
 from vmferry_bench.shape import OURS, PLAIN, PREEMPT, Alone, Many, Singles
-from vmferry_bench.table import _PAPER, BEGIN, END, put, table, write_page
+from vmferry_bench.table import _PAPER, BEGIN, END, put, table, write_docs
 
 from tests.support.bench_rounds import GUEST, IDLE, a_round
 
@@ -27,16 +27,29 @@ def test_the_table_says_what_is_not_measured() -> None:
 
 
 def test_the_page_keeps_what_somebody_wrote(tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
+    page = tmp_path / "results.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
-        write_page(page, result(ROUNDS, ["qemu-plain: it did not come up"], Alone(), WHERE))
+        write_docs(tmp_path, result(ROUNDS, ["qemu-plain: it did not come up"], Alone(), WHERE))
         text = page.read_text()
         assert text.startswith("before\n")
         assert text.endswith("\nafter\n")
         assert "old" not in text
         assert text.count(BEGIN) == text.count(END) == 1
         assert "qemu-plain: it did not come up" in text
+        assert "| measure | goal |" in text
+        assert "| guest | side |" not in text
+        raw = (tmp_path / "raw" / "bench.md").read_text()
+        assert raw.startswith("# Raw figures of `make bench`\n")
+        assert raw.count("| guest | side |") == 2
+
+
+@pytest.mark.parametrize("page", ["results.md", "one-fault.md"])
+def test_the_published_pages_have_the_marks(page: str, tmp_path: Path) -> None:
+    copy = tmp_path / page
+    copy.write_text((Path(__file__).parents[3] / "docs" / "performance" / page).read_text())
+    put(copy, "renewed")
+    assert f"{BEGIN}\nrenewed\n{END}" in copy.read_text()
 
 
 def test_what_was_measured_alone_is_in_the_table() -> None:

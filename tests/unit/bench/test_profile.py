@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from vmferry_bench.phases import phase, shares, times
-from vmferry_bench.profile import text
+from vmferry_bench.profile import samples_text
 from vmferry_bench.sampler import role_of
 from vmferry_bench.shape import BACKINGS
 from vmferry_bench.stages import STAGES, WHOLES, stages_table
@@ -93,6 +93,6 @@ def test_the_page_says_why_there_are_no_samples() -> None:
         "samples": {},
         "without": "perf is not installed",
     }
-    assert text(found).endswith("The pagers were not sampled: perf is not installed.")
+    assert samples_text(found).endswith("The pagers were not sampled: perf is not installed.")
     found |= {"samples": {"source": {"send": 2_000_000}}, "without": ""}
-    assert text(found).endswith("| source | send | 2.0 | 100.0% | 100.0% |")
+    assert samples_text(found).endswith("| source | send | 2.0 | 100.0% | 100.0% |")

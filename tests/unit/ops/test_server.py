@@ -11,8 +11,7 @@ import aiohttp
 import pytest
 
 from tests.support.scripted.ops import STATE, ScriptedReadiness, ScriptedSource
-from vmferry.model.memory_error import LedgerEntry, Origin
-from vmferry.model.migration import Phase
+from vmferry.model.migration import LedgerEntry, Origin, Phase
 from vmferry.ops.server import OpsServer
 from vmferry.ops.state import Check
 from vmferry.units import Gpa

@@ -17,11 +17,11 @@ import pytest
 from tests.support import pager_stand_in
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
-from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
-from vmferry.model.pager import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
+from vmferry.model.migration import Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.pager import process
 from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
+from vmferry.ports import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.units import MIB, Gpa
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion
-from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Backing, LedgerEntry, MemoryLayout, MemoryRegion
 from vmferry.units import MIB, Gpa
 from vmferry.vmm import session as session_module
 from vmferry.vmm.server import VmmCallbacks, VmmServer

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A poison marker lives in one mapping only, so a `pread` of the memfd under it reads as if nothing had happened; the
-//! page tables of the VMM are asked as well (docs/kernel-facts.md). All page numbers are of 4 KiB, as on lanes, whatever
+//! page tables of the VMM are asked as well (docs/reference/kernel-facts.md). All page numbers are of 4 KiB, as on lanes, whatever
 //! the backing: a huge page that is bad in part is told of in part, where the kernel does so.
 
 mod file;

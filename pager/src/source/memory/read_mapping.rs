@@ -1,7 +1,7 @@
 //! A mapping of a memory file, from which pages are sent without a copy of ours in between.
 //!
 //! An error of the memory that nobody knows of yet is met here by user space or by a copy from it, both of which the kernel
-//! survives; the copy of a `pread` it does not (docs/kernel-facts.md). So every page that can be is shown, be it one.
+//! survives; the copy of a `pread` it does not (docs/reference/kernel-facts.md). So every page that can be is shown, be it one.
 //!
 //! Nothing is allocated by looking, but for a page that was given back since: only pages that are in the file are mapped,
 //! which mincore(2) tells. What cannot be shown for any reason is left to `pread`, which tells holes, poison and errors apart.
