@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from vmferry.migration.inventory import Machine
-from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Job
+from vmferry.model.migration import Job, LedgerEntry
 
 
 class MigrationControl(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -18,13 +17,3 @@ class JournalKind(StrEnum):
     COMPLETED = "completed"
     REFUSED = "refused"
     LOST = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """A durable fact of a migration: `kind` is a `journal.JournalKind`, `data` is JSON-ready."""
-
-    migration: str
-    kind: str
-    at_us: int
-    data: dict[str, object]

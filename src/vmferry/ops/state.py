@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Incoming, Job, PageProgress
+from vmferry.model.migration import Incoming, Job, LedgerEntry, PageProgress
 
 
 @dataclass(frozen=True, slots=True)

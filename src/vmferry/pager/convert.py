@@ -1,8 +1,8 @@
-"""`pager.proto`'s own messages ⇄ the ports' values. What other protos share is in `rpc/convert.py`."""
+"""`pager.proto`'s own messages ⇄ the ports' values. What other protos share is in `vmferry/wire.py`."""
 
 from __future__ import annotations
 
-from vmferry.model.pager import (
+from vmferry.ports import (
     AllPresent,
     LinkChanged,
     MemoryAttached,

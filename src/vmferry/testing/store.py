@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vmferry.ledger.merge import merge_all
-from vmferry.model.journal import JournalEntry
-from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Incoming, Job
+from vmferry.model.migration import Incoming, Job, LedgerEntry
+from vmferry.ports import JournalEntry
 from vmferry.testing.script import Script
 
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.memory import Backing, MemoryKind, MemoryLayout, MemoryRegion
-from vmferry.model.vmm import VmmIdentity
+from vmferry.model.migration import Backing, MemoryKind, MemoryLayout, MemoryRegion, VmmIdentity
 from vmferry.testing.script import Script
 from vmferry.units import MIB, PAGE_4K, Gpa
 

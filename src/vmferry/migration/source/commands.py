@@ -1,4 +1,4 @@
-"""What `state_machine.py` asks to be done on the source, and in which order. Values only; `steps.py` does them."""
+"""What `machine.py` asks to be done on the source, and in which order. Values only; `source_steps.py` does them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class AttachMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class SendHello:
+class SayHello:
     """Agree on the protocol with the destination."""
 
 
 @dataclass(frozen=True, slots=True)
-class RequestPrepare:
+class AskPrepare:
     """Let the destination make layout, pager and memory, and connect the lane."""
 
 
 @dataclass(frozen=True, slots=True)
-class AppendJournal:
+class Journal:
     """Make a fact durable."""
 
     kind: JournalKind
@@ -47,7 +47,7 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestStart:
+class CallStart:
     """Ask the destination to run the VM; repeated until answered or the deadline."""
 
 
@@ -82,12 +82,12 @@ class RemovePager:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRefuse:
+class AskRefuse:
     """The destination shall refuse and keep nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class SendFinish:
+class SayFinish:
     """The destination may forget the source."""
 
 
@@ -95,35 +95,35 @@ Command: TypeAlias = (
     StartPager
     | ServePages
     | AttachMemory
-    | SendHello
-    | RequestPrepare
-    | AppendJournal
+    | SayHello
+    | AskPrepare
+    | Journal
     | HandOver
-    | RequestStart
+    | CallStart
     | AskOutcome
     | WatchDestination
     | ThawPager
     | ResumeVcpus
     | AbandonVmm
     | RemovePager
-    | RequestRefuse
-    | SendFinish
+    | AskRefuse
+    | SayFinish
 )
 
-PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SendHello(), RequestPrepare())
+PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayHello(), AskPrepare())
 SWITCH: tuple[Command, ...] = (
-    AppendJournal(JournalKind.BEGIN),
+    Journal(JournalKind.BEGIN),
     HandOver(),
 )
-UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), RequestRefuse())
+UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), AskRefuse())
 # The VM comes first: it must not wait for a destination that may be what failed. `aborted` is durable before it runs,
 # so that a commit that was written before the destination failed can never be taken up after a restart.
 UNDO_SWITCH: tuple[Command, ...] = (
-    AppendJournal(JournalKind.ABORTED),
+    Journal(JournalKind.ABORTED),
     ThawPager(),
     ResumeVcpus(),
     RemovePager(),
-    RequestRefuse(),
+    AskRefuse(),
 )
-TAKE_BACK: tuple[Command, ...] = (AppendJournal(JournalKind.SETTLED), ThawPager(), ResumeVcpus(), RemovePager())
-RELEASE: tuple[Command, ...] = (AbandonVmm(), RemovePager(), SendFinish())
+TAKE_BACK: tuple[Command, ...] = (Journal(JournalKind.SETTLED), ThawPager(), ResumeVcpus(), RemovePager())
+RELEASE: tuple[Command, ...] = (AbandonVmm(), RemovePager(), SayFinish())

@@ -1,4 +1,4 @@
-"""What can happen to a job on its source: the events of `state_machine.py`. Values only."""
+"""What can happen to a job on its source: the events of `machine.py`. Values only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmferry.model.migration import Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class JobStarted:
+class Begun:
     """The job's turn has come."""
 
 
@@ -39,7 +39,7 @@ class StartUnanswered:
 
 
 @dataclass(frozen=True, slots=True)
-class OutcomeReceived:
+class OutcomeLearned:
     """The destination's journal spoke."""
 
     outcome: Outcome
@@ -47,14 +47,14 @@ class OutcomeReceived:
 
 
 @dataclass(frozen=True, slots=True)
-class DestinationReported:
+class Heard:
     """The destination reported. `paused_reason`: why its link is down, empty while it is up."""
 
     paused_reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class DestinationSilent:
+class Silent:
     """The destination's daemon does not answer during postcopy; pagers go on without it."""
 
     reason: str
@@ -78,7 +78,7 @@ class SourceReleased:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelRequested:
+class CancelAsked:
     """The operator, or a daemon that stops, asks for the VM back. `code` says which."""
 
     code: Reason = Reason.CANCELLED
@@ -107,18 +107,18 @@ class RestoreFailed:
 
 
 Event: TypeAlias = (
-    JobStarted
+    Begun
     | DestinationPrepared
     | HandedOver
     | Started
     | StartUnanswered
-    | OutcomeReceived
-    | DestinationReported
-    | DestinationSilent
+    | OutcomeLearned
+    | Heard
+    | Silent
     | DestinationCompleted
     | DestinationDied
     | SourceReleased
-    | CancelRequested
+    | CancelAsked
     | Failed
     | Restored
     | RestoreFailed

@@ -1,0 +1,1 @@
+"""Measures of the house rules: prose, Markdown, files. Pure, but for `files`."""
