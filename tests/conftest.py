@@ -19,10 +19,20 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.programs import Programs, installed_programs
 from vmferry.demo.options import why_not_kvm
+from vmferry.demo.patience import patient
 
 # No test depends on the speed of the machine.
 settings.register_profile("vmferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vmferry")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Multiplies every test's time limit by `VMFERRY_PATIENCE`."""
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        limit_s = marker.args[0] if marker else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(patient(limit_s)), append=False)
+
 
 UFFDIO_API = 0xC018AA3F
 UFFD_API = 0xAA

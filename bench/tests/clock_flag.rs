@@ -7,6 +7,7 @@ use std::mem::offset_of;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use vmferry_patience::patient;
 use vmferry_refvm::guest::VCPU_BLOCKS_GPA;
 use vmferry_refvm::guest::report::VcpuBlock;
 use vmferry_refvm::kvm::{KvmMachine, Ring};
@@ -62,7 +63,7 @@ fn the_clock_pages_flag_begins_the_histogram_anew_and_is_taken_back() {
 }
 
 fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + patient(60.0);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain");
         std::thread::sleep(Duration::from_millis(2));

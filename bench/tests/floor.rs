@@ -8,13 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use vmferry_patience::patient;
 use vmferry_refvm::userfaultfd::Userfaultfd;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What `look` finds, sooner or later.
 fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patient(60.0);
     loop {
         if let Some(found) = look() {
             return found;

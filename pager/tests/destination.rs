@@ -117,7 +117,7 @@ async fn a_bad_page_is_told_of_while_the_push_that_brought_it_goes_on() {
     let mut events = rig.control.watch_events(proto::WatchEventsRequest { after: 0 }).await.unwrap().into_inner();
     rig.push().await.unwrap();
     loop {
-        let next = tokio::time::timeout(rig::PATIENCE, events.message()).await.expect("it is not told of");
+        let next = tokio::time::timeout(*rig::PATIENCE, events.message()).await.expect("it is not told of");
         if matches!(next.unwrap().unwrap().event, Some(Event::MemoryError(_))) {
             break;
         }

@@ -24,7 +24,7 @@ use vmferry_pager::tuning::Tuning;
 /// Sends a message as a VMM and reads the answer until the pager closes.
 fn refused(socket: &Path, message: &[u8], fds: &[i32]) -> Value {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(*PATIENCE)).unwrap();
     fd_passing::send(&stream, message, fds).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut answer = Vec::new();
@@ -112,7 +112,7 @@ async fn a_vmm_that_says_nothing_is_refused_in_time() {
     let (answer, waited) = tokio::task::spawn_blocking(move || {
         let started = std::time::Instant::now();
         let mut silent = UnixStream::connect(socket).unwrap();
-        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        silent.set_read_timeout(Some(*PATIENCE)).unwrap();
         let mut answer = Vec::new();
         silent.read_to_end(&mut answer).unwrap();
         (answer, started.elapsed())

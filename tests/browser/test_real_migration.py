@@ -11,13 +11,14 @@ import pytest
 from tests.support.chromium import Findings, watch_dashboard
 from tests.support.scenario.harness import cast, pages_of, shape, told, two_hosts, unique
 from vmferry.demo.course import Course
+from vmferry.demo.patience import patient
 from vmferry.demo.stage import until
 from vmferry.model.migration import Phase
 from vmferry.units import MIB
 
 BAD = 4
 LATE = 2
-LOOK_S = 90.0
+LOOK_S = patient(90.0)
 """For Chromium to start on a busy machine, and for the guest to move."""
 
 

@@ -14,13 +14,14 @@ from contextlib import suppress
 
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.migration import TERMINAL, Phase
 from vmferry.testing.host import FakeHost, Pair, make_pair
 
 POINTS_A = 64
 POINTS_B = 44
-DEADLINE_S = 20
+DEADLINE_S = patient(20)
 
 
 @pytest.fixture

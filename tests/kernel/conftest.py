@@ -14,8 +14,10 @@ from typing import TypeAlias
 
 import pytest
 
+from vmferry.demo.patience import patient
+
 CASES = Path(__file__).parent
-DEADLINE_S = 60
+DEADLINE_S = patient(60)
 LACKING = 77
 HUGE_PAGES_NEEDED = 4
 

@@ -11,9 +11,11 @@ import sys
 
 import pytest
 
+from vmferry.demo.patience import patient
+
 pytestmark = pytest.mark.usefixtures("uffd_poison")
 
-DEADLINE_S = 60
+DEADLINE_S = patient(60)
 UFFDIO_ZEROPAGE = 0xC020AA04
 
 CHILD = """

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from vmferry.demo.patience import patient
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "vmferry"
 BUILD_LIMIT_S = 900
@@ -23,7 +25,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
     out = tmp_path_factory.mktemp("wheel")
     maturin = Path(sys.executable).parent / "maturin"
     command = [maturin, "build", "--release", "--locked", "--out", out]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BUILD_LIMIT_S, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=patient(BUILD_LIMIT_S), check=False
+    )
     assert done.returncode == 0, done.stderr
     (path,) = out.glob("*.whl")
     with zipfile.ZipFile(path) as opened:

@@ -31,6 +31,7 @@ from tests.support.scenario.harness import (
 )
 from vmferry.client.refusal import RefusedError
 from vmferry.demo.options import WaitingShape
+from vmferry.demo.patience import patient
 from vmferry.demo.programs import find_program
 from vmferry.demo.stage import Guest, until
 from vmferry.units import GIB, KIB, MIB, PAGE_2M
@@ -199,7 +200,7 @@ async def test_destination_vmm_that_dies_after_the_point_of_no_return_does_not_b
 def said(vmm_socket: Path, sent: bytes) -> tuple[dict[str, object], bool]:
     """What the daemon answered, and whether it closed the connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-        control.settimeout(10)
+        control.settimeout(patient(10))
         control.connect(str(vmm_socket))
         control.sendall(sent)
         answer = read_frame(control)

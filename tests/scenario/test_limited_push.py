@@ -14,6 +14,7 @@ import pytest_asyncio
 from tests.support.scenario.harness import SOON_S, Pair, cast, ended, goes_on, reaches, report, shape, two_hosts
 from vmferry.client.refusal import RefusedError
 from vmferry.demo.course import Course
+from vmferry.demo.patience import patient
 from vmferry.demo.stage import until
 from vmferry.demo.verdict import problems
 from vmferry.units import MIB, PAGE_4K
@@ -110,7 +111,7 @@ async def test_demand_is_not_held_back(limited: Pair, vm, backing):
         assert seen.wrong_bytes == 0
         return seen.passes > 0 and seen.pages_touched_here * PAGE_4K >= MEMORY // 2
 
-    await until("the guest to touch its memory", everywhere, 60.0)
+    await until("the guest to touch its memory", everywhere, patient(60.0))
     now = (await limited.home_api.migration(vm)).progress
     assert now.push * PAGE_4K <= clock.allows(PAGE_4K)
     assert now.demand > now.push

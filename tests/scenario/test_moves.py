@@ -28,6 +28,7 @@ from tests.support.scenario.harness import (
     told,
 )
 from vmferry.demo.course import Cast, Course
+from vmferry.demo.patience import patient
 from vmferry.demo.stage import until
 from vmferry.demo.verdict import healed, problems
 from vmferry.units import MIB
@@ -35,7 +36,7 @@ from vmferry.v1 import common_pb2
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
-A_WHILE_S = 5.0
+A_WHILE_S = patient(5.0)
 """For the guest to touch every page again; one that takes pauses gets less far, and is judged by what it did."""
 BAD = 6
 DURING = 24

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 import websocket
 
+from vmferry.demo.patience import patient
+
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -35,8 +37,8 @@ FLAGS = (
     "--disable-quic",
     "--remote-debugging-port=0",
 )
-START_S = 60.0
-ANSWER_S = 30.0
+START_S = patient(60.0)
+ANSWER_S = patient(30.0)
 LOOK_S = 0.05
 
 SNAPSHOT = """JSON.stringify({
@@ -128,7 +130,7 @@ def open_tab(program: str, profile: Path) -> Iterator[Tab]:
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(patient(10))
             except subprocess.TimeoutExpired:
                 process.kill()
 
@@ -157,7 +159,7 @@ def watch_dashboard(
     url: str,
     until: Callable[[Findings], bool],
     *,
-    timeout_s: float = 60.0,
+    timeout_s: float = START_S,
     with_script: bool = True,
 ) -> Findings:
     """Opens `url` and looks until `until` is content, or `timeout_s` have passed: the caller judges the findings."""

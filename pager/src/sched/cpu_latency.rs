@@ -98,6 +98,8 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Instant;
 
+    use vmferry_patience::patient;
+
     use super::*;
 
     /// Descriptors of this process that show a file.
@@ -109,7 +111,7 @@ mod tests {
     fn until(what: &str, wanted: impl Fn() -> bool) {
         let began = Instant::now();
         while !wanted() {
-            assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+            assert!(began.elapsed() < patient(20.0), "{what}");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 
 use tonic::Code;
+use vmferry_patience::patient;
 
 use super::*;
 use crate::lane::connect::Source;
@@ -51,7 +52,7 @@ fn serve(server: &SourceServer) -> String {
 }
 
 fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Result<TcpStream, tonic::Status> {
-    let source = Source { address: serve(server), token: token.into(), timeout: Duration::from_secs(20) };
+    let source = Source { address: serve(server), token: token.into(), timeout: patient(20.0) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = runtime.block_on(async {
         let tuning = Tuning { congestion_control: "reno".into(), ..Tuning::default() };
@@ -63,7 +64,7 @@ fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Resu
     })?;
     assert_eq!(crate::tuning::tests::paced_by(&stream), "reno");
     stream.set_nonblocking(false).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(patient(20.0))).unwrap();
     Ok(stream)
 }
 
@@ -196,7 +197,7 @@ fn a_connection_without_an_agreed_lane_is_closed_without_a_byte() {
     server.freeze().unwrap();
     let mut stream = TcpStream::connect(serve(&server)).unwrap();
     stream.write_all(&crate::lane::frame::hello(&[7; 32])).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(patient(20.0))).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
 }
 

@@ -5,6 +5,7 @@ mod source;
 mod vmm;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
@@ -15,13 +16,14 @@ use vmferry_pager::program::serve_vm;
 use vmferry_pager::proto::{self, PagerRole, pager_client::PagerClient, pager_event::Event};
 use vmferry_pager::sys::userfaultfd::probe;
 use vmferry_pager::tuning::Tuning;
+use vmferry_patience::patient;
 
 pub use source::{Answer, StandIn};
 pub use vmm::Vmm;
 
 pub const PAGE: u64 = 4096;
 /// Long enough for any machine; a test that meets it has found a page that does not arrive.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| patient(30.0));
 
 /// What fills the page in the source.
 pub fn byte_of(page: u64) -> u8 {
@@ -38,9 +40,9 @@ pub fn layout(backing: Backing, pages: u64) -> proto::MemoryLayout {
 }
 
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + *PATIENCE;
     while !condition().await {
-        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not in {:?}: {what}", *PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -94,7 +96,7 @@ impl Rig {
         control.expect_destination(expect).await.unwrap();
         let vmm = Vmm::attach(&directory.path().join("memory.sock"), backing, pages);
         let source = StandIn::start(plan);
-        let timeout = Duration::from_secs(20);
+        let timeout = patient(20.0);
         Some(Self { control, vmm, source, timeout, pager, directory, seen: 0 })
     }
 
@@ -130,7 +132,7 @@ impl Rig {
         let mut events = self.control.watch_events(request).await.unwrap().into_inner();
         let mut last = self.seen;
         loop {
-            let next = tokio::time::timeout(PATIENCE, events.message()).await.expect("no such event");
+            let next = tokio::time::timeout(*PATIENCE, events.message()).await.expect("no such event");
             let event = next.unwrap().unwrap();
             assert_eq!(event.number, last + 1, "events are numbered without gaps");
             last = event.number;

@@ -109,7 +109,7 @@ impl Vmm {
             let _ = sender.send(read_byte(at));
         });
         let bounded = tokio::spawn(async move {
-            tokio::time::timeout(PATIENCE, outcome).await.expect("the thread waits for ever").unwrap()
+            tokio::time::timeout(*PATIENCE, outcome).await.expect("the thread waits for ever").unwrap()
         });
         (tid, bounded)
     }

@@ -1,4 +1,5 @@
 //! A guest to be tested, one at a time: the machine has few cores, and the guests use them.
+use vmferry_patience::patient;
 
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
@@ -89,7 +90,7 @@ pub fn over_ram(memory: GuestMemory, ram: Ram, config: GuestConfig, ring: Ring) 
 
 /// Waits for something that must come; the deadline is far beyond what a slow machine needs.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + patient(60.0);
     loop {
         if let Some(found) = look() {
             return found;

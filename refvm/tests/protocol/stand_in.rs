@@ -5,14 +5,16 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use vmferry_patience::patient;
 use vmferry_refvm::protocol::frame::{CONTROL_LIMIT, Decoder, encode};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Generous: only a defect lets it pass.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub static DEADLINE: LazyLock<Duration> = LazyLock::new(|| patient(60.0));
 
 /// A VMM process and the daemon's end of its control connection.
 pub struct Vmm {
@@ -36,7 +38,7 @@ impl Drop for Vmm {
 
 fn accept(listener: &UnixListener) -> (UnixStream, Decoder) {
     let (stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_read_timeout(Some(*DEADLINE)).unwrap();
     (stream, Decoder::new(CONTROL_LIMIT))
 }
 
@@ -96,7 +98,7 @@ impl Vmm {
                 Ok(0) => return None,
                 Ok(count) => self.decoder.push(&buffer[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("no message within {DEADLINE:?}: {error}"),
+                Err(error) => panic!("no message within {:?}: {error}", *DEADLINE),
             }
         }
     }
@@ -127,7 +129,7 @@ impl Vmm {
 
     pub fn admin(&self, command: &Value) -> Value {
         let mut stream = UnixStream::connect(&self.admin).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_read_timeout(Some(*DEADLINE)).unwrap();
         writeln!(stream, "{command}").unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
@@ -142,7 +144,7 @@ impl Vmm {
 
     /// Waits until the guest's report is as asked.
     pub fn report_until(&self, what: &str, reached: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + *DEADLINE;
         loop {
             let report = self.report();
             if reached(&report) {

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.units import LSB_4K, PAGE_4K
 
-ANSWER_S = 10.0
+ANSWER_S = patient(10.0)
 """A report reads guest memory, which may have to come from the source first."""
 
 

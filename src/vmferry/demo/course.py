@@ -11,6 +11,7 @@ from vmferry.client.progress import arrived, phase_word
 from vmferry.client.refusal import ApiError
 from vmferry.demo.admin import AdminError, GuestReport, Mapped
 from vmferry.demo.options import PAYLOAD_BYTES
+from vmferry.demo.patience import patient
 from vmferry.demo.stage import Guest, StageError, until
 from vmferry.demo.verdict import Evidence, LedgerPage
 from vmferry.units import PAGE_4K
@@ -19,10 +20,10 @@ from vmferry.v1.common_pb2 import MemoryError as LedgerError
 from vmferry.v1.common_pb2 import MemoryLayout
 from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY, Migration
 
-SETTLE_S = 30.0
+SETTLE_S = patient(30.0)
 """For the guest to touch every page once more; a guest without pauses needs a second or two."""
-SOURCE_ENDS_S = 10.0
-LEDGER_S = 60.0
+SOURCE_ENDS_S = patient(10.0)
+LEDGER_S = patient(60.0)
 """For the ledger to have what the pager told the guest: each error is written for itself."""
 
 Page = tuple[int, bool]

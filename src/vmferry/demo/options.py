@@ -19,6 +19,7 @@ PAYLOAD_BYTES = 16 * MIB
 SMALLEST = 32 * MIB
 KVM_GET_API_VERSION = 0xAE00
 KVM_API_VERSION = 12
+TIME_LIMIT_S = 180.0
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 
 
@@ -124,17 +125,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=shape.seed, metavar="N", help="of the guest and of the bad pages (1)"
     )
-    parser.add_argument("--time-limit", type=float, default=180.0, metavar="SECONDS", help="of the whole demo (180)")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="of the whole demo (180)")
     parser.add_argument("--keep", action="store_true", help="keep logs and databases")
 
 
 def from_arguments(args: argparse.Namespace) -> DemoOptions:
+    from vmferry.demo.patience import patient  # refuses a wrong environment, which concerns no other verb
+
     before, during = args.poison
     shape = GuestShape(
         args.memory, args.vcpus, args.backing, args.workload, args.write_percent, args.seed, args.page_size
     )
+    time_limit_s = patient(TIME_LIMIT_S) if args.time_limit is None else args.time_limit
     waiting = WaitingShape(args.destination_backing, args.destination_page_size)
-    return DemoOptions(shape, waiting, args.accel, before, during, args.time_limit, args.keep)
+    return DemoOptions(shape, waiting, args.accel, before, during, time_limit_s, args.keep)
 
 
 def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]:

@@ -10,8 +10,11 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-GRACE_S = 5.0
+from vmferry.demo.patience import patient
+
+GRACE_S = patient(5.0)
 """Between SIGTERM and SIGKILL."""
+END_S = patient(2.0)
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
@@ -112,7 +115,7 @@ def processes_of(root: Path) -> list[int]:
     return found
 
 
-async def end_processes_of(root: Path, grace_s: float = 2.0) -> list[int]:
+async def end_processes_of(root: Path, grace_s: float = END_S) -> list[int]:
     """Ends all of them, and returns those that would not go even by SIGKILL within the time."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in processes_of(root):

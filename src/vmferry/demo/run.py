@@ -16,6 +16,7 @@ from vmferry.demo.admin import AdminError
 from vmferry.demo.course import Cast, Course, Page, largest_page, pages_to_lose
 from vmferry.demo.network import NamespacePair, Place, loopback_places
 from vmferry.demo.options import DemoOptions, choose_accel
+from vmferry.demo.patience import patient
 from vmferry.demo.processes import to_the_end
 from vmferry.demo.result import DemoResult
 from vmferry.demo.stage import Stage, StageError
@@ -24,7 +25,7 @@ from vmferry.v1.common_pb2 import ErrorOrigin, MemoryLayout
 from vmferry.v1.migrations_pb2 import PHASE_COMPLETED
 
 VM = "demo"
-WARM_S = 60.0
+WARM_S = patient(60.0)
 """For the guest to have been through all of its memory once before it moves."""
 
 Say = Callable[[str], None]

@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +21,25 @@ from vmferry.client.refusal import ApiError
 from vmferry.demo.admin import Admin, AdminError
 from vmferry.demo.network import Place
 from vmferry.demo.options import GuestShape, WaitingShape
+from vmferry.demo.patience import patient
 from vmferry.demo.processes import Process, end_processes_of, to_the_end
 from vmferry.demo.programs import daemon_command, find_program
 from vmferry.errors import Reason, VmferryError
 from vmferry.units import MIB
 from vmferry.v1 import machines_pb2
 
-START_S = 30.0
+START_S = patient(30.0)
 """For a daemon or a guest to be there: migrations of the database, first contents of the guest's memory."""
+ANSWER_S = patient(10.0)
+LOOK_S = patient(2.0)
+END_S = patient(2.0)
+TIME_OUTS_S = {
+    "timeouts": {"stop_s": 60.0, "vmm_s": 10.0, "attach_s": 10.0, "pager_s": 10.0, "peer_s": 10.0},
+    "pages": {"demand_timeout_s": 10.0},
+}
+"""A daemon's time-outs by section and key: the daemon's own defaults, for machines that need no patience."""
+LONGEST_S = 600.0
+"""What the configuration permits for each of them."""
 
 
 class StageError(VmferryError):
@@ -49,6 +60,14 @@ async def until(what: str, condition: Callable[[], Awaitable[bool]], within_s: f
         if time.monotonic() > end:
             raise StageError(f"waited {within_s:g} s for {what}")
         await asyncio.sleep(0.02)
+
+
+def _with_durations(lines: str, defaults: Mapping[str, float]) -> str:
+    """The section's lines with every duration that has a default, each as patient as the configuration permits."""
+    rows = dict(line.split(" = ", 1) for line in lines.splitlines())
+    for key, seconds in defaults.items():
+        rows[key] = f"{min(patient(float(rows.get(key, seconds))), LONGEST_S):g}"
+    return "\n".join(f"{key} = {value}" for key, value in rows.items())
 
 
 class Host:
@@ -79,6 +98,8 @@ class Host:
         for section, lines in extra.items():
             kept = [line for line in sections.get(section, "").splitlines() if line.split(" =")[0] + " =" not in lines]
             sections[section] = "\n".join([*kept, lines])
+        for section, durations in TIME_OUTS_S.items():
+            sections[section] = _with_durations(sections.get(section, ""), durations)
         head = f'host = "{self.name}"\nruntime_dir = "{self.directory}/run"\nstate_dir = "{self.directory}/state"\n'
         body = "".join(f"\n[{section}]\n{lines}\n" for section, lines in sections.items())
         path = self.directory / "vmferryd.toml"
@@ -93,7 +114,7 @@ class Host:
         log = self._root / f"{self.name}.daemon.log"
         argv = [*daemon_command(), "--config", str(config)]
         self.process = await Process.start(f"{self.name} daemon", argv, log, self.place.netns)
-        async with open_api(self.place.api, 2.0) as api:
+        async with open_api(self.place.api, LOOK_S) as api:
             await until(f"the API of {self.name}", lambda: self._answers(api))
 
     async def _answers(self, api: Api) -> bool:
@@ -145,7 +166,7 @@ class Stage:
     async def _end(self, failed: bool) -> None:
         await self._connections.aclose()
         await self.dismiss_guests()
-        await asyncio.gather(*(host.process.stop(2.0) for host in self.hosts if host.process is not None))
+        await asyncio.gather(*(host.process.stop(END_S) for host in self.hosts if host.process is not None))
         await end_processes_of(self.root)
         self.kept = self.kept or failed
         if not self.kept:
@@ -159,7 +180,7 @@ class Stage:
         await host.start()
         return host
 
-    async def api(self, host: Host, timeout_s: float = 10.0) -> Api:
+    async def api(self, host: Host, timeout_s: float = ANSWER_S) -> Api:
         """A connection to a host's API that lives as long as the stage."""
         return await self._connections.enter_async_context(open_api(host.place.api, timeout_s))
 
@@ -181,7 +202,7 @@ class Stage:
         guest = Guest(vm, host, process, Admin(admin))
         self.guests.append(guest)
         wanted = {"incoming": machines_pb2.MACHINE_STATE_INCOMING, "running": machines_pb2.MACHINE_STATE_RUNNING}[role]
-        async with open_api(host.place.api, 2.0) as api:
+        async with open_api(host.place.api, LOOK_S) as api:
             await until(f"{vm} {role} on {host.name}", lambda: self._is_known(api, guest, wanted))
         return guest
 

@@ -14,6 +14,7 @@ import grpc
 
 from tests.support.contract.page_source import FIRST_PAGES, PAGES, TOKEN, PageSource
 from tests.support.contract.vmm_child import PAGE, PATIENCE_S, Json, Vmm, feature_bits
+from vmferry.demo.patience import patient
 from vmferry.v1 import common_pb2, pager_pb2
 from vmferry.v1.pager_pb2_grpc import PagerStub
 
@@ -24,7 +25,7 @@ VM = "web-1"
 GPAS = (0, 0x100000)
 """Of the two regions, which lie side by side in the VMM but not in the guest."""
 COUNTS = (FIRST_PAGES[1], PAGES - FIRST_PAGES[1])
-DEMAND_TIMEOUT_S = 20.0
+DEMAND_TIMEOUT_S = patient(20.0)
 CONTROL = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.default_authority", "localhost"),  # a unix path is no authority that HTTP/2 servers take

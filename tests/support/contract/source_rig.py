@@ -16,6 +16,7 @@ import grpc
 
 from tests.support.contract import lanes
 from tests.support.contract.lanes import PAGE, Ask, Frame, Hello, Kind
+from vmferry.demo.patience import patient
 from vmferry.v1 import common_pb2, pager_pb2, pages_pb2
 from vmferry.v1.pager_pb2_grpc import PagerStub
 from vmferry.v1.pages_pb2_grpc import PagesStub
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # names of the stubs' types only: the generated code has no s
 PAGES = 64
 TOKEN = "one-time"
 WITH_TOKEN = (("vmferry-lane-token", TOKEN),)
-PATIENCE_S = 30
+PATIENCE_S = patient(30)
 # A unix path is no authority that HTTP/2 servers take.
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),

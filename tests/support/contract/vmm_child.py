@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tests.support import TESTS
+from vmferry.demo.patience import patient
 
 PAGE = 4096
-PATIENCE_S = 30.0
+PATIENCE_S = patient(30.0)
 HERE = Path(__file__).parent
 FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.cli.probe import libc
+from vmferry.demo.patience import patient
 
 Region = dict[str, Any]
 
@@ -62,7 +63,7 @@ class Attachment:
     def attach(self, path: str) -> dict[str, Any]:
         """Sends it in one message; returns the pager's answer, {} if it only hung up."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as memory:
-            memory.settimeout(5)
+            memory.settimeout(patient(5))
             memory.connect(path)
             body = self.message if isinstance(self.message, bytes) else json.dumps(self.message).encode()
             with suppress(BrokenPipeError):

@@ -23,6 +23,7 @@ from vmferry.demo.admin import GuestReport, Mapped
 from vmferry.demo.course import Cast, Course, Page, pages_to_lose
 from vmferry.demo.network import loopback_places
 from vmferry.demo.options import PAYLOAD_BYTES, GuestShape, WaitingShape
+from vmferry.demo.patience import patient
 from vmferry.demo.processes import processes_of
 from vmferry.demo.stage import Guest, Host, Stage, until
 from vmferry.units import MIB, PAGE_4K
@@ -31,8 +32,9 @@ from vmferry.v1.migrations_pb2 import Migration
 
 SMALL = 48 * MIB
 """16 MiB of it belong to the payload."""
-SOON_S = 20.0
+SOON_S = patient(20.0)
 """For what happens in well under a second on an idle machine."""
+ENDED_S = patient(60.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ async def goes_on(guest: Guest, within_s: float = SOON_S) -> GuestReport:
     return last
 
 
-async def ended(api: Api, migration_id: str, within_s: float = 60.0) -> Migration:
+async def ended(api: Api, migration_id: str, within_s: float = ENDED_S) -> Migration:
     """The migration in its terminal phase."""
     last = Migration()
     async with asyncio.timeout(within_s):

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.support.scripted.api import ScriptedControl
 from vmferry.api.server import SERVICES, ApiServer
+from vmferry.demo.patience import patient
 from vmferry.errors import VmferryError
 from vmferry.model.migration import LedgerEntry, Origin, Phase
 from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, Gpa
@@ -187,7 +188,7 @@ async def test_a_watch_whose_client_leaves_ends_its_work(api: Api, ends: str) ->
     if ends == "cancel":
         call.cancel()
     await asyncio.gather(reading, return_exceptions=True)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while not api.control.closed:  # noqa: ASYNC110 - the scripted control has no event for it
             await asyncio.sleep(0.01)
 

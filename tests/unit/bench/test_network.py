@@ -8,6 +8,7 @@ import pytest
 from vmferry_bench.network import ALLOWED, congestion_control
 
 from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL
+from vmferry.demo.patience import patient
 
 INSIDE = """
 import socket
@@ -26,7 +27,12 @@ def test_all_connections_of_a_run_are_paced_as_lanes_are_and_those_of_the_host_a
     before = congestion_control(), ALLOWED.read_text()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
-        [sys.executable, "-c", INSIDE], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", INSIDE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(60),
     )
     if "a network namespace: Operation not permitted" in run.stderr:
         pytest.skip(f"it can only be made by root: {run.stderr.strip()}")

@@ -22,6 +22,7 @@ from tests.support.scripted.daemon import ScriptedCore
 from vmferry.daemon.app import Daemon, ServiceReturned
 from vmferry.daemon.config import Config, parse
 from vmferry.daemon.instance import HostUnfit
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.peer.contract import PROTOCOL_VERSION
 from vmferry.v1 import peer_pb2
@@ -58,7 +59,7 @@ class Running:
         return [cause for cause in found if not cause.startswith("userfaultfd")]
 
     async def until_answering(self) -> None:
-        async with grpc.aio.insecure_channel(str(self.config.api)) as channel, asyncio.timeout(30):
+        async with grpc.aio.insecure_channel(str(self.config.api)) as channel, asyncio.timeout(patient(30)):
             await channel.channel_ready()
 
     async def serving(self) -> bool:
@@ -67,7 +68,7 @@ class Running:
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def end(self) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             await self.task
 
 
@@ -84,7 +85,7 @@ async def running(directory: Path, core: ScriptedCore, **extra: object) -> Async
 
 
 async def until_ops(run: Running) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while True:
             try:
                 await run.get("/healthz")
@@ -106,7 +107,7 @@ async def test_ready_only_when_everything_is(tmp_path: Path) -> None:
             vmm.listen()
             assert await run.causes() == []
             if (await run.get("/readyz"))[0] == 200:  # this machine has userfaultfd
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(patient(30)):
                     while not await run.serving():  # noqa: ASYNC110 - asked over the network
                         await asyncio.sleep(0.05)
 
@@ -129,7 +130,7 @@ async def test_a_signal_stops_it_gracefully(tmp_path: Path) -> None:
         run.core.begin.set()
         await run.until_answering()
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while "drain 60" not in run.core.story:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not await run.serving()

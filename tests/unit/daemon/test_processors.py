@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmferry.daemon.processors import LATENCY_FILE, HostProcessors
+from vmferry.demo.patience import patient
 
 
 def holders(file: Path) -> int:
@@ -48,7 +49,7 @@ async def test_they_are_awake_while_anybody_wants_it(file: Path) -> None:
 async def test_one_who_forgets_them_keeps_them_awake_no_longer_than_that(file: Path) -> None:
     processors = HostProcessors(file, at_most_s=0.01)
     processors.keep_awake("m1-source")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while holders(file):
             await asyncio.sleep(0.001)
     processors.let_sleep("m1-source")

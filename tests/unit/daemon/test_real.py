@@ -19,11 +19,12 @@ import grpc
 import pytest
 
 from tests.support.ports import free_ports
+from vmferry.demo.patience import patient
 from vmferry.v1 import machines_pb2, migrations_pb2
 from vmferry.v1.machines_pb2_grpc import MachinesStub
 from vmferry.v1.migrations_pb2_grpc import MigrationsStub
 
-START_S = 60.0
+START_S = patient(60.0)
 
 
 @dataclass
@@ -34,14 +35,14 @@ class Program:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://{self.ops}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{self.ops}{path}", timeout=patient(10)) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
     def stop(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGTERM)
-        _, log = self.process.communicate(timeout=60)
+        _, log = self.process.communicate(timeout=patient(60))
         return self.process.returncode, log
 
 
@@ -107,11 +108,11 @@ def test_a_killed_daemon_starts_again_on_its_state(tmp_path: Path) -> None:
 def test_a_watch_does_not_hold_up_a_stop(tmp_path: Path) -> None:
     with daemon(tmp_path) as program, grpc.insecure_channel(program.api) as channel:
         watch = MigrationsStub(channel).WatchMigrations(migrations_pb2.WatchMigrationsRequest())
-        stream = urllib.request.urlopen(f"http://{program.ops}/api/events", timeout=60)
+        stream = urllib.request.urlopen(f"http://{program.ops}/api/events", timeout=patient(60))
         assert stream.readline().startswith(b"event: ")
         began = time.monotonic()
         assert program.stop()[0] == 0
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < patient(30)
         stream.close()
         with pytest.raises(grpc.RpcError):
             list(watch)

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from vmferry.demo import options
+from vmferry.daemon import config
+from vmferry.demo import options, patience
 from vmferry.demo.admin import Admin, AdminError
 from vmferry.demo.network import NamespacePair, loopback_places
+from vmferry.demo.patience import patient
 from vmferry.demo.processes import Process, end_processes_of, processes_of, to_the_end
 from vmferry.demo.stage import Host, StageError, guest_arguments, until, waiting_arguments
+from vmferry.errors import VmferryError
 from vmferry.units import MIB
 
 
@@ -113,7 +116,7 @@ async def test_processes_are_found_by_the_stage_directory_and_ended(tmp_path):
         assert processes_of(root) == [stubborn.pid]
         await asyncio.sleep(0.2)
         assert await end_processes_of(root, grace_s=0.3) == []
-        assert await stubborn.ended(5)
+        assert await stubborn.ended(patient(5))
         assert bystander.alive
     finally:
         await bystander.stop()
@@ -121,7 +124,6 @@ async def test_processes_are_found_by_the_stage_directory_and_ended(tmp_path):
 
 
 def test_a_configuration_is_one_that_the_daemon_takes(tmp_path, monkeypatch):
-    config = pytest.importorskip("vmferry.daemon.config")
     (tmp_path / "vmferry-pager").write_text("#!/bin/sh\n")
     (tmp_path / "vmferry-pager").chmod(0o755)
     monkeypatch.setenv("VMFERRY_PROGRAMS", str(tmp_path))
@@ -129,8 +131,38 @@ def test_a_configuration_is_one_that_the_daemon_takes(tmp_path, monkeypatch):
     loaded = config.load(host.write_config(pages="demand_timeout_s = 1.5"), "unnamed")
     assert str(loaded.api) == host.place.api
     assert loaded.pages.ports == host.place.page_ports
-    assert loaded.pages.demand_timeout_s == 1.5
     assert loaded.vmm_socket == host.vmm_socket
+
+
+@pytest.mark.parametrize(("factor", "expected_s"), [(1, (1.5, 10, 60)), (7, (10.5, 70, 420)), (30, (45, 300, 600))])
+def test_patience_multiplies_the_time_outs_of_a_daemon(tmp_path, monkeypatch, factor, expected_s):
+    (tmp_path / "vmferry-pager").touch(mode=0o755)
+    monkeypatch.setenv("VMFERRY_PROGRAMS", str(tmp_path))
+    monkeypatch.setattr(patience, "FACTOR", factor)
+    host = Host("a", loopback_places(1)[0], tmp_path)
+    loaded = config.load(host.write_config(pages="demand_timeout_s = 1.5"), "unnamed")
+    assert (loaded.pages.demand_timeout_s, loaded.timeouts.vmm_s, loaded.timeouts.stop_s) == expected_s
+
+
+def test_a_daemon_of_the_demo_has_the_time_outs_of_any(tmp_path, monkeypatch):
+    (tmp_path / "vmferry-pager").touch(mode=0o755)
+    monkeypatch.setenv("VMFERRY_PROGRAMS", str(tmp_path))
+    monkeypatch.setattr(patience, "FACTOR", 1)
+    loaded = config.load(Host("a", loopback_places(1)[0], tmp_path).write_config(), "unnamed")
+    plain = config.parse({}, "unnamed")
+    assert loaded.timeouts == plain.timeouts
+    assert loaded.pages.demand_timeout_s == plain.pages.demand_timeout_s
+
+
+@pytest.mark.parametrize("text", ["", "1", None])
+def test_without_a_word_patience_is_one(text):
+    assert patience.patience(text) == 1
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "long", "nan", "inf"])
+def test_patience_that_is_no_positive_number_is_refused(text):
+    with pytest.raises(VmferryError, match="VMFERRY_PATIENCE: '"):
+        patience.patience(text)
 
 
 async def _admin_server(path: Path, answers: list[bytes]) -> asyncio.Server:
@@ -196,7 +228,11 @@ asyncio.run(main())
 
 def test_two_namespaces_reach_each_other_and_nothing_is_left(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", NAMESPACES, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", NAMESPACES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
+        check=False,
     )
     if done.stdout.startswith("skip"):
         pytest.skip(f"no network namespaces here: {done.stdout}")

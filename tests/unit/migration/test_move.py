@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import MemoryErrors
 from vmferry.migration.environment import World
@@ -33,7 +34,7 @@ def before(steps: list[str], one: str, other: str) -> bool:
 
 async def come(so: Callable[[], bool]) -> None:
     """Returns once it is so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while not so():
             await asyncio.sleep(0.001)
 
@@ -261,7 +262,7 @@ async def test_a_destination_that_lost_its_journal_settles_nothing(pair: Pair) -
     await pair.b.start()
     pair.a.script.release()
     job = await pair.a.job_where("m1", phases=frozenset({"UNDECIDED"}))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while "by hand" not in job.reason:
             await asyncio.sleep(0.005)
             job = await pair.service.job("m1")
@@ -353,7 +354,7 @@ async def test_the_ledger_travels_and_grows(pair: Pair) -> None:
     assert set(pager.poisoned) == {0x5000}
     found = LedgerEntry(Gpa(0x7000), Origin.READ, severity=Severity.ACTION_REQUIRED, first_seen_us=5, last_seen_us=5)
     pager.emit(MemoryErrorFound(found, 0x7F0000007000, 42, reported=True))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while len(await pair.b.service.ledger("web")) < 2 or pager.kept_events:
             await asyncio.sleep(0.005)
     pager.all_arrive()
@@ -625,7 +626,7 @@ async def test_a_switchover_that_hangs_is_seen_by_watchers(pair: Pair) -> None:
     """They are told of it a little later than of other phases, not only when it is over."""
     pair.a.script.hang_at("vmm.stop")
     await pair.service.create("m1", "web", "b")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         async for job in pair.service.watch("m1", 0):
             if job.phase is Phase.SWITCHOVER:
                 break

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.migration import TERMINAL, PageProgress, Phase
 from vmferry.testing.host import Pair
@@ -25,7 +26,7 @@ async def in_postcopy(pair: Pair, push_bytes_per_s: int = 0) -> FakePager:
 
 
 async def told(pager: FakePager, limit: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while pager.push_bytes_per_s != limit:  # in the fake, which rings no bell  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
@@ -159,7 +160,7 @@ async def test_a_caller_that_goes_away_leaves_nothing_half_done(pair: Pair) -> N
     await told(pager, LIMIT)
     there = pair.b.pagers.running["m1-destination"]
     there.state = replace(there.state, progress=PageProgress(total=16, absent=3))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         async for job in pair.service.watch("m1", 0):  # progress still comes, under the newest revision
             if job.progress.absent == 3:
                 break

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.support.scripted.ops import STATE, ScriptedReadiness, ScriptedSource
+from vmferry.demo.patience import patient
 from vmferry.model.migration import LedgerEntry, Origin, Phase
 from vmferry.ops.server import OpsServer
 from vmferry.ops.state import Check
@@ -105,7 +106,7 @@ async def test_events_send_each_change_and_nothing_twice(ops: Ops) -> None:
     entry = LedgerEntry(gpa=Gpa(0x5000), origin=Origin.VMM)
     ops.source.value = replace(STATE, ledgers={"web-1": (*STATE.ledgers["web-1"], entry)})
     seen: dict[str, object] = {}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         async for name, parts in events:
             if name == "parts" and "errors" in parts:
                 seen = parts
@@ -113,7 +114,7 @@ async def test_events_send_each_change_and_nothing_twice(ops: Ops) -> None:
     assert "0x5000" in str(seen["errors"])
     assert "events" not in seen
     ops.source.phase(Phase.COMPLETED)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         async for name, parts in events:
             if name == "parts" and "COMPLETED" in str(parts.get("migrations")):
                 break
@@ -153,7 +154,7 @@ async def test_stop_ends_open_streams() -> None:
     port = await server.start("127.0.0.1", 0)
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/api/events") as answer:
         await answer.content.readline()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             await server.stop()
 
 

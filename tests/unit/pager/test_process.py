@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import pager_stand_in
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
 from vmferry.model.migration import Backing, MemoryLayout, MemoryRegion, PageRange
@@ -42,7 +43,7 @@ async def pagers(
     """A parameter: other settings than the defaults."""
     source_root = str(Path(process.__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", source_root)
-    monkeypatch.setattr(process, "START_S", 60.0)  # the stand-in imports grpc, on a machine that may be busy
+    monkeypatch.setattr(process, "START_S", patient(60))  # the stand-in imports grpc, on a machine that may be busy
     made = PagerProcesses(tmp_path, program, getattr(request, "param", None))
     yield made
     for key in made.keys():  # noqa: SIM118 not a mapping
@@ -89,7 +90,7 @@ async def test_a_pager_that_does_not_end_is_killed(pagers: PagerProcesses, monke
     monkeypatch.setattr(process, "STOP_S", 2.0)
     pid = (await (await pagers.start("m2", "stubborn", source=False)).status()).pid
     await pagers.remove("m2")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while alive(pid):  # until its exit status was taken too: no zombie  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
 from vmferry.model.migration import (
@@ -324,7 +325,7 @@ async def test_a_destination_that_was_restarted_before_ready_is_called_anew(loop
     add_PeerServicer_to_server(PeerServicer(loopback.core), loopback.server)
     loopback.server.add_insecure_port(loopback.address)
     await loopback.server.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while peer._switchover is not None and not peer._switchover.done():
             await asyncio.sleep(0.001)
     await peer.ready("m1", b"state", [])
@@ -335,7 +336,7 @@ async def test_a_ready_that_is_given_up_ends_on_the_destination(loopback: Loopba
     await peer.prepare("m1", WANTED)
     loopback.core.forever = True
     asking = asyncio.create_task(peer.ready("m1", b"state", []))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while loopback.core.calls[-1][0] != "ready":
             await asyncio.sleep(0.001)
         asking.cancel()

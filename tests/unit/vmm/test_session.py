@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.migration import Backing, LedgerEntry, MemoryLayout, MemoryRegion
 from vmferry.units import MIB, Gpa
@@ -41,7 +42,7 @@ REPORT = {
     "guest_visible": True,
     "thread": 7,
 }
-PATIENCE_S = 20
+PATIENCE_S = patient(20)
 
 
 class FakeVmm:

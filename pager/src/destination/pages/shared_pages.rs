@@ -129,6 +129,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
+    use vmferry_patience::patient;
+
     use super::*;
     use crate::destination::lanes::receiver::{Inflow, Step};
     use crate::destination::memory::installer::{Footing, Installer};
@@ -245,7 +247,7 @@ mod tests {
 
         /// Address, thread, and whether the file holds the page.
         fn next_fault(&self) -> (Hva, u32, bool) {
-            let until = Instant::now() + Duration::from_secs(10);
+            let until = Instant::now() + patient(10.0);
             loop {
                 if let Some(Event::Fault { at, thread, minor }) = self.uffd.read_events().unwrap().pop() {
                     return (at, thread, minor);
@@ -424,7 +426,7 @@ mod tests {
     fn a_page_is_copied_whoever_holds_the_lock() {
         let Some(guest) = Guest::copied() else { return };
         let claim = guest.shared.lock().claim(Pages { region: 0, page: 0, count: 1 }, Lane::Push).unwrap();
-        assert!(seen_while_locked(&guest, claim, Duration::from_secs(10)));
+        assert!(seen_while_locked(&guest, claim, patient(10.0)));
     }
 
     #[test]
@@ -462,7 +464,7 @@ mod tests {
 
     /// Takes what comes until there is something.
     fn take(inflow: &mut Inflow, shared: &Shared) {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + patient(10.0);
         while inflow.step(shared) == Step::Nothing {
             assert!(Instant::now() < until, "nothing comes");
         }
