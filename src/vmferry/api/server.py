@@ -57,6 +57,10 @@ class ApiServer:
         for name in ("", *SERVICES):
             await self._health.set(name, state)
 
+    async def wait(self) -> None:
+        """Until the server has ended, whether it was stopped or not."""
+        await self._server.wait_for_termination()
+
     async def stop(self, grace_s: float) -> None:
         """No new calls; those that are open have `grace_s`, then are cancelled."""
         await self._health.enter_graceful_shutdown()

@@ -114,8 +114,12 @@ class Daemon:
         self, core: Core, api: ApiServer, peer: grpc.aio.Server, ops: OpsServer, ports: dict[str, int]
     ) -> None:
         async with asyncio.TaskGroup() as group:
+            servers = {"api": api.wait(), "peer": peer.wait_for_termination()}
             services = {**core.services(), "ops": ops.run()}
-            running = [group.create_task(_service(name, work), name=name) for name, work in services.items()]
+            running = [
+                *(group.create_task(_service(name, work), name=name) for name, work in services.items()),
+                *(group.create_task(self._server(name, ended), name=name) for name, ended in servers.items()),
+            ]
             leading = group.create_task(self._lead(core, api, peer, ports), name="lead")
             await self._stop.wait()
             _log.info(events.DAEMON_STOPPING, limit_s=self._config.timeouts.stop_s)
@@ -126,6 +130,16 @@ class Daemon:
             await asyncio.gather(api.stop(GRACE_S), peer.stop(GRACE_S))
             for task in running:
                 task.cancel()
+
+    async def _server(self, name: str, ended: Coroutine[object, object, object]) -> None:
+        """A gRPC server that nobody stopped and that has ended answers no call any more: its port is closed.
+
+        Shielded: grpc's `wait_for_termination` hands a cancellation on to the future that its `stop` waits for.
+        """
+        await asyncio.shield(ended)
+        if not self._stop.is_set():
+            _log.error(events.DAEMON_TASK_RETURNED, task=name)
+            raise ServiceReturned(f"the {name} server ended")
 
     async def _lead(self, core: Core, api: ApiServer, peer: grpc.aio.Server, ports: dict[str, int]) -> NoReturn:
         """Into service, and then after readiness."""

@@ -8,13 +8,14 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmferry.daemon.config import Config, Pager
 from vmferry.daemon.cpu_list import parse_cpu_list
 from vmferry.daemon.instance import HostUnfit, make_directory
+from vmferry.daemon.toml_table import Address
 from vmferry.ops.state import Check
 
 _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
@@ -22,6 +23,10 @@ _UFFDIO_API = 0xC018AA3F
 _UFFD_API = 0xAA
 UFFD_FEATURES = {"UFFD_FEATURE_THREAD_ID": 1 << 8, "UFFD_FEATURE_POISON": 1 << 14}
 """Features that pagers ask for (linux/userfaultfd.h)."""
+
+CONNECT_S = 1.0
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a port that is bound to every address of the host answers."""
 
 
 @dataclass
@@ -40,29 +45,49 @@ class HostReadiness:
 
     async def checks(self) -> Sequence[Check]:
         host = await asyncio.to_thread(self._host_checks)
-        return [*host, await self._vmm_socket(), *self._bound()]
+        return [
+            *host,
+            *await asyncio.gather(self._port("api", self._config.api), self._port("peer", self._config.peer)),
+        ]
 
     def _host_checks(self) -> list[Check]:
+        config = self._config
         return [
-            _writable("store", self._config.state_dir),
-            _writable("runtime_dir", self._config.runtime_dir),
-            pager_check(self._config.pager.program),
-            cpus_check(self._config.pager, online_cpus()),
-            userfaultfd_check(),
+            _tried("store", lambda: _writable("store", config.state_dir)),
+            _tried("runtime_dir", lambda: _writable("runtime_dir", config.runtime_dir)),
+            _tried("pager", lambda: pager_check(config.pager.program)),
+            _tried("pager_cpus", lambda: cpus_check(config.pager, online_cpus())),
+            _tried("userfaultfd", userfaultfd_check),
+            _tried("vmm_socket", lambda: vmm_socket_check(config.vmm_socket)),
         ]
 
-    async def _vmm_socket(self) -> Check:
-        """Only looked at, not connected to: a connection would be a VMM."""
-        path = self._config.vmm_socket
-        listening = await asyncio.to_thread(_listens, path)
-        return Check("vmm_socket", listening, f"{path} {'listens' if listening else 'does not listen; see the log'}")
+    async def _port(self, key: str, address: Address) -> Check:
+        """Connects as a client would: a server that ended leaves its port closed."""
+        port = self._listeners.ports.get(key)
+        if port is None:
+            return Check(key, False, "not bound yet; see the log")
+        host = _LOOPBACK.get(address.host, address.host)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, writer = await asyncio.open_connection(host, port)
+        except OSError as error:
+            return Check(key, False, f"port {port} does not answer ({error or 'no answer in time'}); see the log")
+        writer.close()
+        return Check(key, True, f"port {port}")
 
-    def _bound(self) -> list[Check]:
-        ports = self._listeners.ports
-        return [
-            Check(key, key in ports, f"port {ports[key]}" if key in ports else "not bound yet; see the log")
-            for key in ("api", "peer")
-        ]
+
+def _tried(name: str, check: Callable[[], Check]) -> Check:
+    """A check that cannot be made is a condition that does not hold. It never ends the daemon."""
+    try:
+        return check()
+    except (OSError, ValueError) as error:
+        return Check(name, False, f"cannot be checked: {error}")
+
+
+def vmm_socket_check(path: Path) -> Check:
+    """Looks at the socket and does not connect: a connection would be a VMM."""
+    listening = _listens(path)
+    return Check("vmm_socket", listening, f"{path} {'listens' if listening else 'does not listen; see the log'}")
 
 
 def _writable(name: str, path: Path) -> Check:
@@ -74,10 +99,14 @@ def _writable(name: str, path: Path) -> Check:
 
 
 def _listens(path: Path) -> bool:
-    """Whether a socket bound to `path` accepts connections: flag 0x10000 (SO_ACCEPTCON) in /proc/net/unix."""
-    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+    """Whether a socket bound to `path` accepts connections: flag 0x10000 (SO_ACCEPTCON) in /proc/net/unix.
+
+    The file is bytes: any user may bind an abstract name that is not UTF-8, and a name may hold a newline.
+    """
+    wanted = os.fsencode(path)
+    for line in Path("/proc/net/unix").read_bytes().split(b"\n")[1:]:
         fields = line.split(maxsplit=7)
-        if len(fields) == 8 and fields[7] == str(path) and int(fields[3], 16) & 0x10000:
+        if len(fields) == 8 and fields[7] == wanted and int(fields[3], 16) & 0x10000:
             return True
     return False
 

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.support import http2
 from tests.support.ports import free_ports
 from tests.support.scripted.daemon import ScriptedCore
 from vmferry.daemon.app import Daemon, ServiceReturned
@@ -186,3 +187,38 @@ async def test_an_address_in_use_is_named(tmp_path: Path, key: str) -> None:
             with pytest.raises(HostUnfit, match=rf"{holder.getsockname()[1]}.*cannot be listened on"):
                 await run.end()
             assert run.core.story[-1] == "closed"
+
+
+@pytest.mark.parametrize("port", ["api", "peer"])
+@pytest.mark.parametrize("path", [b"/\xff", b"/vmferry.v1.Migrations/\xc3\x28", b"\x80"])
+async def test_a_request_whose_path_is_not_text_closes_no_port(tmp_path: Path, port: str, path: bytes) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.begin.set()
+        await run.until_answering()
+        address = getattr(run.config, port)
+        await http2.send(address.host, address.port, http2.request(path))
+        async with grpc.aio.insecure_channel(str(run.config.api)) as channel:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""))
+        async with grpc.aio.insecure_channel(str(run.config.peer)) as channel:
+            await PeerStub(channel).Hello(peer_pb2.HelloRequest(protocol_version=PROTOCOL_VERSION, migration="m1"))
+        assert not [cause for cause in await run.causes() if cause.startswith(("api", "peer"))]
+
+
+@pytest.mark.parametrize("name", ["api", "peer"])
+async def test_a_grpc_server_that_ends_by_itself_ends_the_daemon(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[grpc.aio.Server] = []
+    make = grpc.aio.server
+
+    def keep(*arguments: object, **options: object) -> grpc.aio.Server:
+        made.append(make(*arguments, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(grpc.aio, "server", keep)
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.begin.set()
+        await run.until_answering()
+        await made[["api", "peer"].index(name)].stop(0)
+        with pytest.raises(ServiceReturned, match=f"the {name} server ended"):
+            await run.end()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
 from pathlib import Path
+
+import pytest
 
 from vmferry.daemon.config import parse
 from vmferry.daemon.readiness import HostReadiness, Listeners, cpus_check, find_program, online_cpus
@@ -32,14 +35,47 @@ async def test_all_is_well(tmp_path: Path) -> None:
     config = parse(
         {"runtime_dir": str(tmp_path), "state_dir": str(tmp_path), "pager": {"program": sys.executable}}, "host-a"
     )
-    with socket.socket(socket.AF_UNIX) as vmm:
+    with socket.socket(socket.AF_UNIX) as vmm, socket.create_server(("127.0.0.1", 0)) as server:
         vmm.bind(str(config.vmm_socket))
-        readiness = HostReadiness(config, Listeners({"api": 1, "peer": 2}))
+        port = server.getsockname()[1]
+        readiness = HostReadiness(config, Listeners({"api": port, "peer": port}))
         before = {check.name: check.ok for check in await readiness.checks()}
         assert not before["vmm_socket"], "bound, but it does not listen yet"
         vmm.listen()
         after = {check.name: check.ok for check in await readiness.checks()}
     assert all(ok for name, ok in after.items() if name != "userfaultfd")
+
+
+async def test_a_port_whose_server_ended_is_a_cause(tmp_path: Path) -> None:
+    config = parse({"runtime_dir": str(tmp_path), "state_dir": str(tmp_path)}, "host-a")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    checks = {check.name: check for check in await HostReadiness(config, Listeners({"peer": port})).checks()}
+    assert not checks["peer"].ok
+    assert f"port {port} does not answer" in checks["peer"].detail
+
+
+async def test_an_abstract_socket_whose_name_is_not_text_is_no_cause(tmp_path: Path) -> None:
+    config = parse({"runtime_dir": str(tmp_path), "state_dir": str(tmp_path)}, "host-a")
+    with socket.socket(socket.AF_UNIX) as stranger, socket.socket(socket.AF_UNIX) as vmm:
+        stranger.bind(b"\0stranger-\xff\xfe-%d" % os.getpid())
+        vmm.bind(str(config.vmm_socket))
+        vmm.listen()
+        checks = {check.name: check for check in await HostReadiness(config, Listeners()).checks()}
+    assert checks["vmm_socket"].ok
+
+
+async def test_a_check_that_cannot_be_made_is_a_cause_and_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted() -> frozenset[int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/sys/devices/system/cpu/online")
+
+    monkeypatch.setattr("vmferry.daemon.readiness.online_cpus", exhausted)
+    config = parse({"runtime_dir": str(tmp_path), "state_dir": str(tmp_path)}, "host-a")
+    checks = {check.name: check for check in await HostReadiness(config, Listeners()).checks()}
+    assert not checks["pager_cpus"].ok
+    assert "Too many open files" in checks["pager_cpus"].detail
 
 
 def test_a_program_is_found_by_path_by_name_and_beside_python(tmp_path: Path) -> None:
