@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import (
@@ -37,8 +39,8 @@ SCALARS = {
 
 INTRODUCTION = """# API reference
 
-Generated from the comments of `proto/` by `make docs`; edit those, not this. Addresses and sizes are bytes, ranges are
-half-open. Errors carry `google.rpc.ErrorInfo` with a reason of the domain `vmferry`.
+`make docs` generates this page from the comments of `proto/`: edit those. Addresses and sizes are
+bytes, ranges are half-open. Errors carry `google.rpc.ErrorInfo` with a reason of the domain `vmferry`.
 
 | file | who speaks it |
 |---|---|
@@ -62,7 +64,16 @@ class Comments:
         if location is None:
             return ""
         text: str = location.leading_comments or location.trailing_comments
-        return "\n".join(line.strip() for line in text.strip().splitlines())
+        return _with_fences(textwrap.dedent(text).strip("\n").splitlines())
+
+
+def _with_fences(lines: list[str]) -> str:
+    """Indented lines of a comment become fenced blocks."""
+    parts: list[str] = []
+    for indented, block in groupby(lines, key=lambda line: line.startswith("  ")):
+        body = textwrap.dedent("\n".join(block))
+        parts.append(f"```text\n{body}\n```" if indented else body.strip("\n"))
+    return "\n\n".join(part for part in parts if part)
 
 
 def compile_protos() -> list[FileDescriptorProto]:
@@ -109,7 +120,7 @@ def service_lines(service: ServiceDescriptorProto, index: int, comments: Comment
 
 def message_lines(message: DescriptorProto, index: int, comments: Comments) -> Iterator[str]:
     """A message and its fields."""
-    yield f"\n#### {message.name}\n"
+    yield f"\n### {message.name}\n"
     if text := comments.of(FILE_MESSAGES, index):
         yield f"{text}\n"
     if not message.field:
@@ -125,7 +136,7 @@ def message_lines(message: DescriptorProto, index: int, comments: Comments) -> I
 
 def enum_lines(enum: EnumDescriptorProto, index: int, comments: Comments) -> Iterator[str]:
     """An enumeration and its values."""
-    yield f"\n#### {enum.name}\n"
+    yield f"\n### {enum.name}\n"
     if text := comments.of(FILE_ENUMS, index):
         yield f"{text}\n"
     yield "| value | number | |\n|---|---|---|"
