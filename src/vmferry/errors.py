@@ -1,7 +1,7 @@
 """The one exception root and the reason codes that the API, the journal and the docs share.
 
 An error names what happened, with the values that show it, and what to do (`remedy`). Each `Reason` maps to one
-gRPC status in `peer/status.py`; docs/reference/errors.md lists them.
+gRPC status in `rpc/status.py`; docs/reference/errors.md lists them.
 """
 
 from __future__ import annotations

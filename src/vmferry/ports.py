@@ -1,4 +1,4 @@
-"""What the migration core needs of the world. The adapters (`vmm`, `pager`, `peer`, `store`) implement these
+"""The ports of the migration core. The adapters (`vmm`, `pager`, `peer`, `store`) implement these
 Protocols and do not know each other; `testing/` has a fake of each, run through the same contract tests.
 
 Every method is safe to repeat. Every method may raise `VmferryError`; the reasons that callers plan for are named.
@@ -7,20 +7,16 @@ Every method is safe to repeat. Every method may raise `VmferryError`; the reaso
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from vmferry.model.migration import (
-    Incoming,
-    Job,
-    LedgerEntry,
-    MemoryLayout,
-    Outcome,
-    PageProgress,
-    PageRange,
-    VmmIdentity,
-)
+from vmferry.model.incoming import IncomingUpdate, Wanted
+from vmferry.model.journal import JournalEntry
+from vmferry.model.memory import MemoryLayout, PageRange
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Incoming, Job, Outcome
+from vmferry.model.pager import PagerEvent, PagerStatus
+from vmferry.model.vmm import VmmIdentity
 
 
 class Clock(Protocol):
@@ -79,71 +75,6 @@ class Vmms(Protocol):
     def all(self) -> Sequence[Vmm]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryErrorFound:
-    """The pager resolved a page as poison. `reported`: the VMM was told by this pager."""
-
-    error: LedgerEntry
-    hva: int
-    thread: int
-    reported: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LinkChanged:
-    """`up` False: faults wait, `reason` says why."""
-
-    up: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class AllPresent:
-    """The last absent page has arrived."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryAttached:
-    vmm_pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryDetached:
-    """The VMM's memory connection closed: the VMM died."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PagerFailedEvent:
-    reason: str
-
-
-PagerEventBody: TypeAlias = (
-    MemoryErrorFound | LinkChanged | AllPresent | MemoryAttached | MemoryDetached | PagerFailedEvent
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PagerEvent:
-    number: int
-    at_us: int
-    body: PagerEventBody
-
-
-@dataclass(frozen=True, slots=True)
-class PagerStatus:
-    """`PagerStatus` in pager.proto, as far as the daemon decides by it."""
-
-    pid: int
-    memory_attached: bool
-    memory_reason: str
-    link_up: bool
-    link_reason: str
-    all_present: bool
-    progress: PageProgress
-
-
 class Pager(Protocol):
     """One VM's pager process on this host. PAGER_FAILED: it died or cannot be reached; KERNEL_LACKS_FEATURE."""
 
@@ -199,37 +130,6 @@ class Pagers(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class IncomingUpdate:
-    """What the destination says of a postcopy under way."""
-
-    outcome: Outcome
-    progress: PageProgress
-    paused_reason: str
-    errors: tuple[LedgerEntry, ...]
-    lost_reason: str = ""
-    """Set when the VM's process died on the destination after it ran there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the destination is to make ready before the VM stands still.
-
-    `lane_address` "ip:port" and `lane_token`: where the source's pager will serve pages; `ledger`: the memory errors
-    known so far. `held`: what the source really holds; its memory is there, or the migration refused, before the
-    answer.
-    """
-
-    vm: str
-    layout: MemoryLayout
-    vcpus: int
-    platform: str
-    lane_address: str
-    lane_token: str
-    ledger: tuple[LedgerEntry, ...] = ()
-    held: tuple[PageRange, ...] = ()
-
-
 class Peer(Protocol):
     """The destination's daemon. DESTINATION_UNREACHABLE, DESTINATION_VERSION, MIGRATION_REFUSED, MIGRATION_RUNNING, or
     the destination's own reason, passed through."""
@@ -253,16 +153,6 @@ class Peer(Protocol):
 
 class Peers(Protocol):
     def connect(self, address: str) -> Peer: ...
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """A durable fact of a migration: `kind` is a `journal.JournalKind`, `data` is JSON-ready."""
-
-    migration: str
-    kind: str
-    at_us: int
-    data: dict[str, object]
 
 
 class Store(Protocol):

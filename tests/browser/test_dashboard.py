@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.chromium import Findings, watch_dashboard
 from tests.support.scripted.ops import STATE, ScriptedReadiness, ScriptedSource
-from vmferry.model.migration import LedgerEntry, Origin, Phase, Severity
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.migration import Phase
 from vmferry.ops.server import OpsServer
 from vmferry.units import Gpa
 

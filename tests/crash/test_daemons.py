@@ -183,8 +183,8 @@ async def test_a_waiting_vmm_that_dies_while_both_daemons_are_down_after_the_com
 
 
 async def test_events_are_taken_again_from_the_last_acknowledged(pair: Pair) -> None:
-    from vmferry.model.migration import LedgerEntry, Origin
-    from vmferry.ports import MemoryErrorFound
+    from vmferry.model.memory_error import LedgerEntry, Origin
+    from vmferry.model.pager import MemoryErrorFound
     from vmferry.units import Gpa
 
     pair.b.pagers.arrives = False

@@ -7,17 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import (
-    Backing,
-    Latency,
-    LedgerEntry,
-    MemoryLayout,
-    MemoryRegion,
-    Origin,
-    PageProgress,
-    PageRange,
-    Severity,
-)
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.migration import Latency, PageProgress
 from vmferry.rpc import convert as wire
 from vmferry.units import GIB, MIB, Gpa
 from vmferry.v1 import common_pb2 as pb

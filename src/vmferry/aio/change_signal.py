@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Bell:
+class ChangeSignal:
     """A counter that can be waited for. Each watcher remembers the count it has seen."""
 
     def __init__(self) -> None:
@@ -16,14 +16,14 @@ class Bell:
     def count(self) -> int:
         return self._count
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self._count += 1
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiting.clear()
 
-    async def after(self, seen: int) -> int:
+    async def wait_after(self, seen: int) -> int:
         """Returns the count once it is above `seen`."""
         while self._count <= seen:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -7,13 +7,13 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 
-async def all_or_none(*steps: Coroutine[Any, Any, object]) -> None:
+async def gather_or_cancel(*steps: Coroutine[Any, Any, object]) -> None:
     """All of them at the same time; when one fails the others are cancelled, and it raises once they have ended:
     of errors that come at once that of the first step."""
     await _until(asyncio.FIRST_EXCEPTION, steps)
 
 
-async def sooner(*steps: Coroutine[Any, Any, object]) -> None:
+async def race(*steps: Coroutine[Any, Any, object]) -> None:
     """Returns when the first of them has ended, or raises its error; the others are cancelled, and have ended too."""
     await _until(asyncio.FIRST_COMPLETED, steps)
 

@@ -1,4 +1,4 @@
-"""Ends calls: results, refusals with rich details, streams. As `peer.status`, plus the fields of a bad request."""
+"""Ends calls: results, refusals with rich details, streams. As `rpc.status`, plus the fields of a bad request."""
 
 from __future__ import annotations
 

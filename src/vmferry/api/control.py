@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from vmferry.migration.inventory import Machine
-from vmferry.model.migration import Job, LedgerEntry
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Job
 
 
 class MigrationControl(Protocol):

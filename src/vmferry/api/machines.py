@@ -11,7 +11,7 @@ from vmferry.api.page_token import DEFAULT_SIZE, MAX_SIZE, PageTokenError, pagin
 from vmferry.api.validation import Checks
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.inventory import Machine, MachineState
-from vmferry.model.migration import LedgerEntry
+from vmferry.model.memory_error import LedgerEntry
 from vmferry.rpc import convert as wire
 from vmferry.v1 import common_pb2
 from vmferry.v1 import machines_pb2 as pb

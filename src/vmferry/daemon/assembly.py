@@ -10,10 +10,10 @@ from vmferry.daemon import deadlines
 from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL, DEFAULT_SPIN_US, Config
 from vmferry.daemon.host_state import HostState
 from vmferry.daemon.processors import HostProcessors
-from vmferry.migration.destination.incoming_service import Arrivals
-from vmferry.migration.environment import SystemClock, UncheckedProcessors, World
+from vmferry.migration.destination.incoming_service import IncomingService
+from vmferry.migration.environment import Environment, SystemClock, UncheckedProcessors
 from vmferry.migration.service import MigrationService
-from vmferry.model.migration import LedgerEntry
+from vmferry.model.memory_error import LedgerEntry
 from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
 from vmferry.peer.client import GrpcPeers
@@ -30,7 +30,7 @@ class HostCore:
         self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(self._record), clock.now_us, deadlines.vmm(limits))
         self.pagers = PagerProcesses(config.runtime_dir, config.pager.program, pager_settings(config))
         self._service = MigrationService(
-            World(
+            Environment(
                 host=config.host,
                 store=store,
                 vmms=self._vmms,
@@ -54,8 +54,8 @@ class HostCore:
         return self._service
 
     @property
-    def incoming(self) -> Arrivals:
-        return self._service.arrivals
+    def incoming(self) -> IncomingService:
+        return self._service.incoming
 
     @property
     def state(self) -> HostState:
@@ -69,7 +69,7 @@ class HostCore:
         await self._running.wait()
 
     async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
-        """`limit_s` bounds the service's own stop as well (`World.timeouts`); here it bounds what could hang in it."""
+        """`limit_s` bounds the service's own stop as well (`Timeouts.stop_s`); this limit ends a stop that hangs."""
         stopping = asyncio.create_task(self._service.stop(), name="drain")
         hurried = asyncio.create_task(hurry.wait(), name="hurry")
         try:

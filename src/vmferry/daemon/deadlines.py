@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmferry.daemon.config import Timeouts
-from vmferry.migration import environment as world
+from vmferry.migration import timeouts as core
 from vmferry.pager.client import PagerDeadlines
 from vmferry.peer.client import PeerDeadlines
 from vmferry.vmm.session import VmmDeadlines
@@ -14,9 +14,9 @@ LONGEST = 6.0
 """Calls that make a guest's memory or load its state."""
 
 
-def migration(limits: Timeouts) -> world.Timeouts:
+def migration(limits: Timeouts) -> core.Timeouts:
     """Of the core itself: a VMM whose connection broke has as long to come back as for any answer."""
-    return world.Timeouts(stop_s=limits.stop_s, vmm_return_s=limits.vmm_s, start_s=limits.peer_s)
+    return core.Timeouts(stop_s=limits.stop_s, vmm_return_s=limits.vmm_s, start_s=limits.peer_s)
 
 
 def vmm(limits: Timeouts) -> VmmDeadlines:

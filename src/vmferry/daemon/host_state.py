@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.inventory import Machine
 from vmferry.migration.service import MigrationService
-from vmferry.model.migration import Incoming, Job, LedgerEntry
+from vmferry.model.journal import JournalEntry
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Incoming, Job
 from vmferry.ops.state import EventView, MachineView, State
-from vmferry.ports import JournalEntry
 
 EVENTS_SHOWN = 100
 JOURNALS_READ = 20

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from vmferry.model.migration import LedgerEntry, Severity
+from vmferry.model.memory_error import LedgerEntry, Severity
 from vmferry.units import Gpa
 
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
-from vmferry.aio.change_signal import Bell
+from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import VmferryError
 from vmferry.ledger.merge import merge_all
-from vmferry.model.migration import LedgerEntry
+from vmferry.model.memory_error import LedgerEntry
 from vmferry.ports import Pager, Store
 from vmferry.units import Gpa
 
@@ -24,12 +24,12 @@ NOT_FORWARDED = "ledger.not_forwarded"
 BATCH = 256
 
 
-class MemoryErrors:
+class LedgerRecorder:
     """Owner of the ledger's writes and of who serves which VM's pages."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._bell = Bell()
+        self._changed = ChangeSignal()
         self.writes = 0
         """That have ended, whether they came to the disk or not: between two of them no ledger has changed."""
         self._serving: dict[str, tuple[str, Pager]] = {}
@@ -59,7 +59,7 @@ class MemoryErrors:
                 self._kept[vm] = before | {entry.gpa: entry for entry in changed}
         if changed:
             log.info(RECORDED, vm=vm, pages=[hex(entry.gpa) for entry in changed[:16]], count=len(changed))
-            self._bell.ring()
+            self._changed.notify()
         return changed
 
     async def record_and_forward(self, vm: str, entries: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
@@ -88,10 +88,10 @@ class MemoryErrors:
         """(revision, vm, entry) after a revision, in order, without gaps, then live; "" for all VMs."""
         at = after_revision
         while True:
-            seen = self._bell.count
+            seen = self._changed.count
             batch = await self._store.ledger_changes(vm, at, BATCH)
             for change in batch:
                 at = change[0]
                 yield change
             if not batch:
-                await self._bell.after(seen)
+                await self._changed.wait_after(seen)

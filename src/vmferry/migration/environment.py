@@ -9,31 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import VmmIdentity
-from vmferry.ports import Clock, Pagers, Peers, Processors, Store, Vmm, Vmms
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Longest waits, seconds."""
-
-    step_s: float = 90.0
-    """One step before the commit. Above the adapters' own deadlines, which name the cause better."""
-    start_s: float = 10.0
-    """After the commit: how long Start is repeated before the job shows UNDECIDED. It goes on after that."""
-    vmm_return_s: float = 15.0
-    """For a VMM to connect again (it tries every 0.2 s) before it counts as dead."""
-    refuse_s: float = 10.0
-    """One attempt to make the destination refuse."""
-    refuse_attempts: int = 20
-    """Attempts in the background, with back-off."""
-    backoff_first_s: float = 0.05
-    backoff_max_s: float = 5.0
-    progress_s: float = 0.2
-    """Between two looks at a pager's progress."""
-    stop_s: float = 30.0
-    """Graceful stop: how long jobs past the point of no return are waited for."""
+from vmferry.aio.backoff import Backoff
+from vmferry.migration.timeouts import Timeouts
+from vmferry.ports import Clock, Pagers, Peers, Processors, Store, Vmms
 
 
 class SystemClock:
@@ -69,7 +47,7 @@ def process_lives(pid: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Environment:
     """Everything outside the core."""
 
     host: str
@@ -85,57 +63,10 @@ class World:
     """Push limit of jobs that ask for none, bytes a second; 0: no limit."""
     processors: Processors = field(default_factory=UncheckedProcessors)
 
+    def backoff(self) -> Backoff:
+        """The pauses of a new retry loop."""
+        return Backoff(self.clock.sleep, self.timeouts.backoff_first_s, self.timeouts.backoff_max_s)
+
 
 Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
 """Starts a task of the service, by name; it goes on when its starter ends."""
-
-
-class Backoff:
-    """Growing pauses between attempts."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._next_s = world.timeouts.backoff_first_s
-
-    async def pause(self) -> None:
-        await self._world.clock.sleep(self._next_s)
-        self._next_s = min(self._next_s * 2, self._world.timeouts.backoff_max_s)
-
-
-SOURCE_STATES: frozenset[str] = frozenset({"running", "stopped"})
-
-
-async def vmm_by_pid(world: World, vm: str, pid: int | None) -> Vmm:
-    """The VMM that is on this host for `vm`, waited for if its connection is away for the moment.
-
-    `pid` tells two VMMs of one VM apart (a move within the host); None: unknown, take the one that holds the VM.
-    Raises: VmferryError VMM_GONE if its process has ended, or it does not come back in time.
-    """
-    deadline = world.clock.monotonic_s() + world.timeouts.vmm_return_s
-    while True:
-        found = _connected(world, vm, pid)
-        if found is not None:
-            return found
-        if pid is not None and not world.vmm_lives(pid):
-            raise VmferryError(
-                Reason.VMM_GONE, f"the VMM of {vm} (pid {pid}) has ended.", "Look at the VMM's own log for why."
-            )
-        if world.clock.monotonic_s() >= deadline:
-            raise VmferryError(
-                Reason.VMM_GONE,
-                f"the VMM of {vm} (pid {pid or 'unknown'}) has not been connected for "
-                f"{world.timeouts.vmm_return_s:g} s.",
-                "Look at the VMM's own log for why it ended.",
-            )
-        await world.clock.sleep(0.05)
-
-
-def _connected(world: World, vm: str, pid: int | None) -> Vmm | None:
-    held = [vmm for vmm in world.vmms.all() if vmm.identity.vm == vm]
-    if pid is not None:
-        return next((vmm for vmm in held if vmm.identity.pid == pid), None)
-    return next((vmm for vmm in held if _holds_vm(vmm.identity)), None)
-
-
-def _holds_vm(identity: VmmIdentity) -> bool:
-    return identity.state in SOURCE_STATES

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vmferry.model.migration import TERMINAL, Incoming, Job, MemoryLayout, Outcome, PageProgress, Phase, VmmIdentity
+from vmferry.model.memory import MemoryLayout
+from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome, PageProgress, Phase
+from vmferry.model.vmm import VmmIdentity
 
 
 class MachineState(StrEnum):

@@ -1,8 +1,8 @@
 """The core's face to `api/`, `ops/` and the wiring. Use it as a context: it takes up what a dead daemon left, runs
 jobs, and stops gracefully.
 
-    async with MigrationService(world) as service:
-        …    # serve `service` (API), `service.arrivals` (Peer), `service.record_vmm_error` (VMMs)
+    async with MigrationService(environment) as service:
+        …    # serve `service` (API), `service.incoming` (Peer), `service.record_vmm_error` (VMMs)
 
 Every method raises `VmferryError` with the reason that the caller is told.
 """
@@ -18,18 +18,20 @@ from typing import Any
 
 import structlog
 
-from vmferry.aio.change_signal import Bell
+from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
-from vmferry.migration.destination.incoming_service import Arrivals
-from vmferry.migration.environment import Backoff, World
+from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.destination.incoming_service import IncomingService
+from vmferry.migration.environment import Environment
 from vmferry.migration.inventory import Machine, machines
 from vmferry.migration.source import state_machine as m
-from vmferry.migration.source.job_feed import Jobs
+from vmferry.migration.source.job_feed import JobFeed
 from vmferry.migration.source.job_record import ended
-from vmferry.migration.source.job_runner import Departure
-from vmferry.model.migration import TERMINAL, Incoming, Job, LedgerEntry, MemoryLayout, Origin, Outcome
-from vmferry.ports import JournalEntry
+from vmferry.migration.source.job_runner import JobRunner
+from vmferry.model.journal import JournalEntry
+from vmferry.model.memory import MemoryLayout
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome
 from vmferry.units import LSB_4K, Gpa
 
 log = structlog.get_logger()
@@ -44,23 +46,23 @@ MIGRATION_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 class MigrationService:
     """Owner of this host's jobs, arrivals and ledger, and of every task that they need."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._jobs = Jobs(world.store)
-        self._errors = MemoryErrors(world.store)
-        self._departures: dict[str, Departure] = {}
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._jobs = JobFeed(environment.store)
+        self._recorder = LedgerRecorder(environment.store)
+        self._runners: dict[str, JobRunner] = {}
         self._creating = asyncio.Lock()
         self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._ended = Bell()
-        self.arrivals = Arrivals(world, self._errors, self._spawn)
+        self._ended = ChangeSignal()
+        self.incoming = IncomingService(environment, self._recorder, self._spawn)
         """What the Peer servicer calls: hello, prepare, ready, start, refuse, outcome, watch, finish."""
 
     async def __aenter__(self) -> MigrationService:
         await self._tasks.__aenter__()
-        await self.arrivals.take_up()
-        for job in await self._world.store.jobs():
+        await self.incoming.take_up()
+        for job in await self._environment.store.jobs():
             await self._take_up(job)
         return self
 
@@ -81,17 +83,17 @@ class MigrationService:
         What is left then goes on after the next start: pagers outlive this process.
         """
         self._stopping = True
-        asked = m.CancelAsked(Reason.SHUTTING_DOWN, "the source's daemon was stopped before the commit")
-        log.info(STOPPING, jobs=sorted(self._departures))
+        asked = m.CancelRequested(Reason.SHUTTING_DOWN, "the source's daemon was stopped before the commit")
+        log.info(STOPPING, jobs=sorted(self._runners))
         try:
-            async with asyncio.timeout(self._world.timeouts.stop_s):
-                for departure in list(self._departures.values()):
-                    if departure.cancellable:
-                        await self._cancel_quietly(departure, asked)
-                while self._departures:
-                    await self._ended.after(self._ended.count)
+            async with asyncio.timeout(self._environment.timeouts.stop_s):
+                for runner in list(self._runners.values()):
+                    if runner.cancellable:
+                        await self._cancel_quietly(runner, asked)
+                while self._runners:
+                    await self._ended.wait_after(self._ended.count)
         except TimeoutError:
-            log.warning(STILL_RUNNING, jobs=sorted(self._departures))
+            log.warning(STILL_RUNNING, jobs=sorted(self._runners))
 
     # jobs
 
@@ -107,7 +109,7 @@ class MigrationService:
                 Reason.INVALID_ARGUMENT, f"migration id {migration!r}.", f"It must match {MIGRATION_ID.pattern}."
             )
         async with self._creating:
-            known = await self._world.store.job(migration)
+            known = await self._environment.store.job(migration)
             if known is not None:
                 if (known.vm, known.destination) == (vm, destination):
                     return await self._jobs.get(migration)
@@ -117,9 +119,9 @@ class MigrationService:
                     "Choose another migration id.",
                 )
             await self._check_movable(vm)
-            now = self._world.clock.now_us()
-            errors = len(await self._errors.ledger(vm))
-            limit = push_bytes_per_s or self._world.push_bytes_per_s
+            now = self._environment.clock.now_us()
+            errors = len(await self._recorder.ledger(vm))
+            limit = push_bytes_per_s or self._environment.push_bytes_per_s
             job = Job(migration, vm, destination, created_us=now, updated_us=now, memory_errors=errors)
             job = await self._jobs.save(replace(job, push_bytes_per_s=limit))
             self._depart(job, None)
@@ -134,37 +136,37 @@ class MigrationService:
         return await self._jobs.all()
 
     def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:
-        """See `Jobs.watch`; "" for all."""
+        """See `JobFeed.watch`; "" for all."""
         return self._jobs.watch(migration, after_revision)
 
     async def cancel(self, migration: str) -> Job:
         """Returns once the VM runs on the source again. Raises: VmferryError MIGRATION_UNKNOWN, PAST_NO_RETURN."""
-        departure = self._departures.get(migration)
-        if departure is not None:
-            return await departure.cancel(m.CancelAsked())
+        runner = self._runners.get(migration)
+        if runner is not None:
+            return await runner.cancel(m.CancelRequested())
         job = await self._jobs.get(migration)
         if m.State(job.phase.value) in (m.State.CANCELLED, m.State.FAILED):
             return job
-        raise m.IllegalEventError(m.State(job.phase.value), m.CancelAsked(), m.CANCELLABLE)
+        raise m.IllegalEventError(m.State(job.phase.value), m.CancelRequested(), m.CANCELLABLE)
 
     async def set_push_limit(self, migration: str, push_bytes_per_s: int) -> Job:
         """Bytes a second of the job's background push from now on; 0: no limit. Durable when it returns.
 
         Raises: VmferryError MIGRATION_UNKNOWN, MIGRATION_ENDED, PAGER_FAILED.
         """
-        departure = self._departures.get(migration)
-        if departure is not None:
-            return await departure.push_limit.change(push_bytes_per_s)
+        runner = self._runners.get(migration)
+        if runner is not None:
+            return await runner.push_limit.change(push_bytes_per_s)
         raise ended(await self._jobs.get(migration))
 
     # machines and their memory errors
 
     async def machines(self) -> Sequence[Machine]:
-        identities = [vmm.identity for vmm in self._world.vmms.all()]
+        identities = [vmm.identity for vmm in self._environment.vmms.all()]
         jobs = await self._jobs.all()
-        incomings = self.arrivals.all()
+        incomings = self.incoming.all()
         vms = {one.vm for one in identities} | {job.vm for job in jobs} | {record.vm for record in incomings}
-        counts = {vm: len(await self._errors.ledger(vm)) for vm in vms}
+        counts = {vm: len(await self._recorder.ledger(vm)) for vm in vms}
         return machines(identities, jobs, incomings, counts)
 
     async def machine(self, vm: str) -> Machine:
@@ -175,15 +177,15 @@ class MigrationService:
         raise unknown_vm(vm)
 
     async def incomings(self) -> Sequence[Incoming]:
-        return self.arrivals.all()
+        return self.incoming.all()
 
     async def events(self, migration: str) -> Sequence[JournalEntry]:
         """The journal of a migration, either side."""
-        return await self._world.store.journal(migration)
+        return await self._environment.store.journal(migration)
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
         """By GPA. Raises: VmferryError VM_UNKNOWN."""
-        found = await self._errors.ledger(vm)
+        found = await self._recorder.ledger(vm)
         if not found:
             await self._check_known(vm)
         return found
@@ -192,7 +194,7 @@ class MigrationService:
         """(revision, vm, entry) after a revision, then live; "" for all VMs. Raises: VmferryError VM_UNKNOWN."""
         if vm:
             await self.ledger(vm)
-        async for change in self._errors.watch(vm, after_revision):
+        async for change in self._recorder.watch(vm, after_revision):
             yield change
 
     async def report_error(self, vm: str, gpa: int, lsb: int) -> LedgerEntry:
@@ -209,39 +211,39 @@ class MigrationService:
                 f"{vm} has no memory at guest-physical address {gpa:#x}.",
                 "The regions that it has are in `layout` of GetMachine, or of `vmferry machines --json`.",
             )
-        now = self._world.clock.now_us()
+        now = self._environment.clock.now_us()
         entry = LedgerEntry(address, Origin.OPERATOR, lsb=lsb or LSB_4K, first_seen_us=now, last_seen_us=now)
-        changed = await self._errors.record_and_forward(vm, [entry])
+        changed = await self._recorder.record_and_forward(vm, [entry])
         return changed[0] if changed else entry
 
     async def record_vmm_error(self, vm: str, entry: LedgerEntry) -> None:
         """A VMM's `memory_error`: durable when it returns; told to the pagers that serve the VM, on either side."""
-        now = self._world.clock.now_us()
+        now = self._environment.clock.now_us()
         if not entry.last_seen_us:
             entry = replace(entry, first_seen_us=now, last_seen_us=now)
-        await self._errors.record_and_forward(vm, [entry])
+        await self._recorder.record_and_forward(vm, [entry])
 
     # tasks
 
     async def _check_movable(self, vm: str) -> None:
         if self._stopping:
             raise VmferryError(Reason.SHUTTING_DOWN, "this daemon is being stopped.", "Ask again once it is back.")
-        for job in await self._world.store.jobs():
+        for job in await self._environment.store.jobs():
             if job.vm == vm and job.phase not in TERMINAL:
                 raise VmferryError(
                     Reason.VM_ALREADY_MIGRATING,
                     f"{vm} is being moved by {job.migration} ({job.phase}).",
                     "Wait for it, or cancel it.",
                 )
-        held = self._world.vmms.running(vm)
-        if held is None and self._world.vmms.incoming(vm) is None:
+        held = self._environment.vmms.running(vm)
+        if held is None and self._environment.vmms.incoming(vm) is None:
             raise unknown_vm(vm)
         if held is None or held.identity.state != "running":
             state = held.identity.state if held else "incoming"
             raise VmferryError(
                 Reason.VM_NOT_RUNNING, f"{vm} is {state} on this host.", "Only a running VM can be moved."
             )
-        for record in self.arrivals.all():
+        for record in self.incoming.all():
             if record.vm == vm and record.outcome is Outcome.RUNNING and not record.lost_reason:
                 raise VmferryError(
                     Reason.VM_ALREADY_MIGRATING,
@@ -253,37 +255,37 @@ class MigrationService:
         await self.machine(vm)
 
     async def _take_up(self, job: Job) -> None:
-        kinds = [entry.kind for entry in await self._world.store.journal(job.migration)]
+        kinds = [entry.kind for entry in await self._environment.store.journal(job.migration)]
         step = m.recovered(job.phase, kinds)
         if step is not None:
             self._depart(job, step)
 
     def _depart(self, job: Job, recovered: m.Transition | None) -> None:
-        departure = Departure(self._world, self._jobs, self._errors, job, self._spawn)
-        self._departures[job.migration] = departure
-        self._spawn(f"migration {job.migration}", self._drive(departure, recovered))
+        runner = JobRunner(self._environment, self._jobs, self._recorder, job, self._spawn)
+        self._runners[job.migration] = runner
+        self._spawn(f"migration {job.migration}", self._drive(runner, recovered))
 
-    async def _drive(self, departure: Departure, recovered: m.Transition | None) -> None:
+    async def _drive(self, runner: JobRunner, recovered: m.Transition | None) -> None:
         """Until the job has ended. A defect in here is logged, and the job taken up as after a restart."""
-        backoff = Backoff(self._world)
-        migration = departure.job.migration
+        backoff = self._environment.backoff()
+        migration = runner.job.migration
         while True:
             try:
-                await departure.run(recovered)
+                await runner.run(recovered)
             except Exception:
                 log.exception(TASK_CRASHED, task=migration)
             else:
                 break
             await backoff.pause()
-            job = await self._world.store.job(migration)
-            kinds = [entry.kind for entry in await self._world.store.journal(migration)]
+            job = await self._environment.store.job(migration)
+            kinds = [entry.kind for entry in await self._environment.store.journal(migration)]
             recovered = m.recovered(job.phase, kinds) if job is not None else None
             if job is None or recovered is None:
                 break
-            departure = Departure(self._world, self._jobs, self._errors, job, self._spawn)
-            self._departures[migration] = departure
-        self._departures.pop(migration, None)
-        self._ended.ring()
+            runner = JobRunner(self._environment, self._jobs, self._recorder, job, self._spawn)
+            self._runners[migration] = runner
+        self._runners.pop(migration, None)
+        self._ended.notify()
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks.create_task(self._guard(name, work), name=name)
@@ -298,11 +300,11 @@ class MigrationService:
         except Exception:
             log.exception(TASK_CRASHED, task=name)
 
-    async def _cancel_quietly(self, departure: Departure, asked: m.CancelAsked) -> None:
+    async def _cancel_quietly(self, runner: JobRunner, asked: m.CancelRequested) -> None:
         try:
-            await departure.cancel(asked)
+            await runner.cancel(asked)
         except VmferryError as error:
-            log.info(STILL_RUNNING, migration=departure.job.migration, reason=error.reason.value)
+            log.info(STILL_RUNNING, migration=runner.job.migration, reason=error.reason.value)
 
 
 def unknown_vm(vm: str) -> VmferryError:

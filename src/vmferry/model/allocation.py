@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmferry.model.migration import MemoryLayout, PageRange
+from vmferry.model.memory import MemoryLayout, PageRange
 from vmferry.units import MIB, PAGE_4K
 
 HELD_MAX = 65_536

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -17,3 +18,13 @@ class JournalKind(StrEnum):
     COMPLETED = "completed"
     REFUSED = "refused"
     LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """A durable fact of a migration: `kind` is a `journal.JournalKind`, `data` is JSON-ready."""
+
+    migration: str
+    kind: str
+    at_us: int
+    data: dict[str, object]

@@ -6,83 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vmferry.errors import Reason
-from vmferry.units import LSB_4K, Gpa
-
-
-class Backing(StrEnum):
-    """What a region is made of in the VMM that owns it."""
-
-    ANONYMOUS = "anonymous"
-    MEMFD = "memfd"
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryRegion:
-    """One region of guest memory; `size` and `page_size` in bytes."""
-
-    gpa: Gpa
-    size: int
-    page_size: int
-    backing: Backing
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryKind:
-    """What a destination's VMM makes memory of; None: of what it is on the source."""
-
-    page_size: int | None = None
-    backing: Backing | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryLayout:
-    """Regions in ascending, non-overlapping GPA order: on both hosts of the same GPAs and sizes."""
-
-    regions: tuple[MemoryRegion, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PageRange:
-    """A half-open run of 4 KiB pages of one region (`PageRange` in common.proto), whatever the region's page size."""
-
-    region: int
-    page: int
-    count: int
-
-
-class Origin(StrEnum):
-    """How vmferry learned of a memory error (`ErrorOrigin` in common.proto)."""
-
-    VMM = "vmm"
-    OPERATOR = "operator"
-    READ = "read"
-    LOST = "lost"
-
-
-class Severity(StrEnum):
-    """Machine-check severity (Intel SDM vol. 3B, 17.6)."""
-
-    ACTION_OPTIONAL = "AO"
-    ACTION_REQUIRED = "AR"
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerEntry:
-    """A memory error of a VM: one entry of its ledger, keyed by `gpa`. Times are Unix microseconds."""
-
-    gpa: Gpa
-    origin: Origin
-    lsb: int = LSB_4K
-    severity: Severity | None = None
-    guest_visible: bool = False
-    hop: int = 0
-    count: int = 1
-    first_seen_us: int = 0
-    last_seen_us: int = 0
 
 
 class Phase(StrEnum):
-    """Where a migration stands, on the source. See `machine.py` for the edges."""
+    """Where a migration stands, on the source. See `source/state_machine.py` for the edges."""
 
     QUEUED = "QUEUED"
     PREPARING = "PREPARING"
@@ -97,7 +24,6 @@ class Phase(StrEnum):
 
 
 TERMINAL: frozenset[Phase] = frozenset({Phase.COMPLETED, Phase.CANCELLED, Phase.FAILED, Phase.LOST})
-BEFORE_NO_RETURN: frozenset[Phase] = frozenset({Phase.QUEUED, Phase.PREPARING, Phase.SWITCHOVER})
 
 
 class Outcome(StrEnum):
@@ -182,18 +108,3 @@ class Incoming:
     def ended(self) -> bool:
         """Nothing more comes of it."""
         return self.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or bool(self.lost_reason)
-
-
-@dataclass(frozen=True, slots=True)
-class VmmIdentity:
-    """What a VMM says of itself in `hello`; `state` as in docs/reference/vmm-protocol.md."""
-
-    vm: str
-    pid: int
-    platform: str
-    vcpus: int
-    layout: MemoryLayout
-    abilities: frozenset[str]
-    state: str
-    memory: MemoryKind = field(default_factory=MemoryKind)
-    """Counts where it is a destination."""

@@ -5,7 +5,8 @@ Addresses are hexadecimal text, sizes bytes, times Unix microseconds, so that no
 
 from __future__ import annotations
 
-from vmferry.model.migration import TERMINAL, Incoming, Job, LedgerEntry, Outcome, PageProgress
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome, PageProgress
 from vmferry.ops.rate import Rates
 from vmferry.ops.state import EventView, MachineView, State
 

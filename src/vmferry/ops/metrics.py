@@ -19,7 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from vmferry.model.migration import TERMINAL, Latency, Origin, Outcome, PageProgress, Phase, Severity
+from vmferry.model.memory_error import Origin, Severity
+from vmferry.model.migration import TERMINAL, Latency, Outcome, PageProgress, Phase
 from vmferry.ops.state import State
 
 DOWNTIME_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmferry.model.migration import Incoming, Job, LedgerEntry, PageProgress
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Incoming, Job, PageProgress
 
 
 @dataclass(frozen=True, slots=True)

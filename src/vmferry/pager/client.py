@@ -22,9 +22,10 @@ import grpc
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import allocation_s, held_bytes, layout_bytes
-from vmferry.model.migration import LedgerEntry, MemoryLayout, PageRange
+from vmferry.model.memory import MemoryLayout, PageRange
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.pager import PagerEvent, PagerStatus
 from vmferry.pager import convert
-from vmferry.ports import PagerEvent, PagerStatus
 from vmferry.rpc import convert as wire
 from vmferry.units import MIB
 from vmferry.v1 import pager_pb2 as pb

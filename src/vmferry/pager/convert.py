@@ -1,8 +1,8 @@
-"""`pager.proto`'s own messages ⇄ the ports' values. What other protos share is in `vmferry/wire.py`."""
+"""`pager.proto`'s own messages ⇄ the ports' values. What other protos share is in `rpc/convert.py`."""
 
 from __future__ import annotations
 
-from vmferry.ports import (
+from vmferry.model.pager import (
     AllPresent,
     LinkChanged,
     MemoryAttached,

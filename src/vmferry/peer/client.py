@@ -19,10 +19,11 @@ import grpc
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import allocation_s, held_bytes
-from vmferry.model.migration import LedgerEntry, Outcome
+from vmferry.model.incoming import IncomingUpdate, Wanted
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Outcome
 from vmferry.peer import convert
 from vmferry.peer.contract import CHANNEL_OPTIONS, PROTOCOL_VERSION
-from vmferry.ports import IncomingUpdate, Wanted
 from vmferry.rpc import convert as wire
 from vmferry.rpc.status import error_of
 from vmferry.v1 import peer_pb2 as pb

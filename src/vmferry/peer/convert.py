@@ -1,9 +1,9 @@
-"""`peer.proto`'s own messages ⇄ the model. What other protos share is in `vmferry/wire.py`."""
+"""`peer.proto`'s own messages ⇄ the model. What other protos share is in `rpc/convert.py`."""
 
 from __future__ import annotations
 
+from vmferry.model.incoming import IncomingUpdate
 from vmferry.model.migration import Outcome
-from vmferry.ports import IncomingUpdate
 from vmferry.rpc import convert as wire
 from vmferry.v1 import peer_pb2 as pb
 

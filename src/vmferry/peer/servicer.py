@@ -10,10 +10,11 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import LedgerEntry, Outcome
+from vmferry.model.incoming import IncomingUpdate, Wanted
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Outcome
 from vmferry.peer import convert
 from vmferry.peer.contract import PROTOCOL_VERSION
-from vmferry.ports import IncomingUpdate, Wanted
 from vmferry.rpc import convert as wire
 from vmferry.rpc.status import answered
 from vmferry.v1 import common_pb2

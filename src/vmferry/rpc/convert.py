@@ -1,4 +1,4 @@
-"""Values as they cross a wire and as the core keeps them: conversions between `common.proto` and `migration/model.py`.
+"""Values as they cross a wire and as the core keeps them: conversions between `common.proto` and `model/`.
 
 Pure. Shared by the adapters that must not know each other (`vmm`, `pager`, `peer`) and by `api`. What comes in is
 checked here once; an error names the field by its path in the message, e.g. `layout.regions[1].size`.
@@ -10,17 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX, held_problem
-from vmferry.model.migration import (
-    Backing,
-    Latency,
-    LedgerEntry,
-    MemoryLayout,
-    MemoryRegion,
-    Origin,
-    PageProgress,
-    PageRange,
-    Severity,
-)
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.migration import Latency, PageProgress
 from vmferry.units import GIB, LSB_4K, MIB, PAGE_1G, PAGE_2M, PAGE_4K, Gpa
 from vmferry.v1 import common_pb2 as pb
 

@@ -13,8 +13,9 @@ from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from vmferry.ledger.merge import merge_all
-from vmferry.model.migration import Incoming, Job, LedgerEntry
-from vmferry.ports import JournalEntry
+from vmferry.model.journal import JournalEntry
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Incoming, Job
 from vmferry.store import tables as t
 from vmferry.units import Gpa
 

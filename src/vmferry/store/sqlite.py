@@ -27,8 +27,9 @@ from sqlalchemy.pool import StaticPool
 
 import vmferry.store.schema as schema_package
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import Incoming, Job, LedgerEntry
-from vmferry.ports import JournalEntry
+from vmferry.model.journal import JournalEntry
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Incoming, Job
 from vmferry.store import queries
 from vmferry.units import MIB
 

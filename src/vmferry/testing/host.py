@@ -9,8 +9,9 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from vmferry.migration.environment import Timeouts, World
+from vmferry.migration.environment import Environment
 from vmferry.migration.service import MigrationService
+from vmferry.migration.timeouts import Timeouts
 from vmferry.model.migration import TERMINAL, Job
 from vmferry.testing.clock import ManualClock
 from vmferry.testing.pager import FakePagers
@@ -37,7 +38,7 @@ class Network:
         host = self.hosts.get(address)
         if host is None or address in self.cut or host.service is None:
             return None
-        return host.service.arrivals
+        return host.service.incoming
 
 
 class FakeProcessors:
@@ -117,7 +118,7 @@ class FakeHost:
 
     async def _run(self, started: asyncio.Event) -> None:
         net = self.network
-        world = World(
+        environment = Environment(
             self.name,
             self.store,
             self.vmms,
@@ -129,7 +130,7 @@ class FakeHost:
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,
         )
-        async with MigrationService(world) as service:
+        async with MigrationService(environment) as service:
             self.service = service
             started.set()
             await self._end.wait()

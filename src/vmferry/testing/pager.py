@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vmferry.aio.change_signal import Bell
+from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import held_bytes
-from vmferry.model.migration import LedgerEntry, MemoryLayout, PageProgress, PageRange
-from vmferry.ports import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerStatus
+from vmferry.model.memory import MemoryLayout, PageRange
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import PageProgress
+from vmferry.model.pager import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerStatus
 from vmferry.testing.script import Script
 
 HELD = (PageRange(0, 0, 16), PageRange(0, 32, 4))
@@ -38,7 +40,7 @@ class FakePager:
         self.state = PagerStatus(1, True, "", False, "", False, PageProgress(total=16, absent=16))
         self._events: list[PagerEvent] = []
         self._numbered = 0
-        self._bell = Bell()
+        self._changed = ChangeSignal()
 
     @property
     def memory_socket(self) -> Path:
@@ -47,7 +49,7 @@ class FakePager:
     def emit(self, body: PagerEventBody) -> None:
         self._numbered += 1
         self._events.append(PagerEvent(self._numbered, self._numbered, body))
-        self._bell.ring()
+        self._changed.notify()
 
     def all_arrive(self) -> None:
         progress = PageProgress(total=16, push=16 - len(self.poisoned), poison=len(self.poisoned))
@@ -116,13 +118,13 @@ class FakePager:
 
     async def events(self, after: int) -> AsyncIterator[PagerEvent]:
         while True:
-            seen = self._bell.count
+            seen = self._changed.count
             self._must_live()
             for event in list(self._events):
                 if event.number > after:
                     after = event.number
                     yield event
-            await self._bell.after(seen)
+            await self._changed.wait_after(seen)
 
     async def acknowledge(self, up_to: int) -> None:
         self._must_live()
@@ -134,7 +136,7 @@ class FakePager:
 
     def end(self) -> None:
         self.ended = True
-        self._bell.ring()
+        self._changed.notify()
 
     async def _do(self, name: str) -> None:
         self._must_live()

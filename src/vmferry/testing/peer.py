@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import Any, Protocol, TypeVar
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import LedgerEntry, Outcome
-from vmferry.ports import IncomingUpdate, Wanted
+from vmferry.model.incoming import IncomingUpdate, Wanted
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Outcome
 from vmferry.testing.script import Script
 
 Answer = TypeVar("Answer")
 
 
 class Destination(Protocol):
-    """What `Arrivals` offers to a peer."""
+    """What `IncomingService` offers to a peer."""
 
     async def hello(self, migration: str) -> str: ...
     async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None: ...

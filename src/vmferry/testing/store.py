@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vmferry.ledger.merge import merge_all
-from vmferry.model.migration import Incoming, Job, LedgerEntry
-from vmferry.ports import JournalEntry
+from vmferry.model.journal import JournalEntry
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Incoming, Job
 from vmferry.testing.script import Script
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import Backing, MemoryKind, MemoryLayout, MemoryRegion, VmmIdentity
+from vmferry.model.memory import Backing, MemoryKind, MemoryLayout, MemoryRegion
+from vmferry.model.vmm import VmmIdentity
 from vmferry.testing.script import Script
 from vmferry.units import MIB, PAGE_4K, Gpa
 

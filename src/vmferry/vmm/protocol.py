@@ -12,16 +12,9 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from vmferry.model.migration import (
-    Backing,
-    LedgerEntry,
-    MemoryKind,
-    MemoryLayout,
-    MemoryRegion,
-    Origin,
-    Severity,
-    VmmIdentity,
-)
+from vmferry.model.memory import Backing, MemoryKind, MemoryLayout, MemoryRegion
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.vmm import VmmIdentity
 from vmferry.rpc import convert as wire
 from vmferry.units import LSB_4K, MIB, Gpa
 

@@ -20,7 +20,9 @@ from pathlib import Path
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import LedgerEntry, MemoryLayout, VmmIdentity
+from vmferry.model.memory import MemoryLayout
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.vmm import VmmIdentity
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FromVmm, ProtocolError, Refusal, Reply, Request, ToVmm
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.inventory import Machine, MachineState
-from vmferry.model.migration import TERMINAL, Backing, Job, LedgerEntry, MemoryLayout, MemoryRegion, Origin
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import TERMINAL, Job
 from vmferry.units import Gpa
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 1 << 29, 4096, Backing.MEMFD),))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vmferry.model.migration import Incoming, Job, Latency, LedgerEntry, Origin, Outcome, PageProgress, Phase, Severity
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.migration import Incoming, Job, Latency, Outcome, PageProgress, Phase
 from vmferry.ops.state import Check, EventView, MachineView, State
 from vmferry.units import Gpa
 

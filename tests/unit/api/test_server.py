@@ -16,7 +16,8 @@ from tests.support.scripted.api import ScriptedControl
 from vmferry.api.server import SERVICES, ApiServer
 from vmferry.demo.patience import patient
 from vmferry.errors import VmferryError
-from vmferry.model.migration import LedgerEntry, Origin, Phase
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import Phase
 from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, Gpa
 from vmferry.v1 import machines_pb2, machines_pb2_grpc, migrations_pb2, migrations_pb2_grpc
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmferry.ledger.merge import merge, merge_all, travel
-from vmferry.model.migration import LedgerEntry, Origin, Severity
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.units import Gpa
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmferry.model.allocation import allocation_s, held_bytes, held_problem, layout_bytes
-from vmferry.model.migration import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.units import GIB, MIB, PAGE_2M, PAGE_4K, Gpa
 
 LAYOUT = MemoryLayout(

@@ -15,10 +15,10 @@ from vmferry.model.journal import JournalKind
 from vmferry.model.migration import Outcome
 
 REQUESTS: tuple[inc.Request, ...] = (
-    inc.PrepareAsked(),
-    inc.ReadyAsked(),
-    inc.StartAsked(),
-    inc.RefuseAsked(),
+    inc.PrepareRequested(),
+    inc.ReadyRequested(),
+    inc.StartRequested(),
+    inc.RefuseRequested(),
     inc.AllArrived(),
 )
 EDGE = re.compile(r"^    (\w+)\s+-> (\w+)\s+(\w+)$", re.MULTILINE)
@@ -36,14 +36,14 @@ def test_the_chart_is_the_code() -> None:
 
 
 def test_running_is_durable_before_a_vcpu_runs() -> None:
-    commands = inc.answer(Outcome.PREPARED, inc.StartAsked(), "m1").commands
-    running = commands.index(inc.Record(JournalKind.RUNNING))
+    commands = inc.answer(Outcome.PREPARED, inc.StartRequested(), "m1").commands
+    running = commands.index(inc.AppendJournal(JournalKind.RUNNING))
     assert commands.index(inc.CheckVmm()) < running < commands.index(inc.StartVcpus())
 
 
 def test_a_vmm_that_holds_the_state_is_ready() -> None:
     """It is what a Start looks at, which may come though the answer to Ready never did."""
-    *others, last = inc.answer(Outcome.PREPARED, inc.ReadyAsked(), "m1").commands
+    *others, last = inc.answer(Outcome.PREPARED, inc.ReadyRequested(), "m1").commands
     assert last == inc.LoadState()
     assert {inc.TakeLedger(), inc.CheckPager()} == set(others)
 
@@ -51,11 +51,11 @@ def test_a_vmm_that_holds_the_state_is_ready() -> None:
 @pytest.mark.parametrize("outcome", [Outcome.RUNNING, Outcome.COMPLETED])
 def test_refuse_after_running(outcome: Outcome) -> None:
     with pytest.raises(VmferryError) as caught:
-        inc.answer(outcome, inc.RefuseAsked(), "m1")
+        inc.answer(outcome, inc.RefuseRequested(), "m1")
     assert caught.value.reason is Reason.MIGRATION_RUNNING
 
 
-@pytest.mark.parametrize("request_", [inc.PrepareAsked(), inc.ReadyAsked(), inc.StartAsked()])
+@pytest.mark.parametrize("request_", [inc.PrepareRequested(), inc.ReadyRequested(), inc.StartRequested()])
 def test_nothing_after_refused(request_: inc.Request) -> None:
     with pytest.raises(VmferryError) as caught:
         inc.answer(Outcome.REFUSED, request_, "m1")
@@ -63,7 +63,7 @@ def test_nothing_after_refused(request_: inc.Request) -> None:
 
 
 def test_a_refusal_of_the_unknown_is_journalled() -> None:
-    assert inc.Record(JournalKind.REFUSED) in inc.answer(Outcome.UNKNOWN, inc.RefuseAsked(), "m1").commands
+    assert inc.AppendJournal(JournalKind.REFUSED) in inc.answer(Outcome.UNKNOWN, inc.RefuseRequested(), "m1").commands
 
 
 @given(st.lists(st.sampled_from(REQUESTS), max_size=40))
@@ -74,7 +74,7 @@ def test_never_both_running_and_refused(requests: list[inc.Request]) -> None:
             found = inc.answer(inc.outcome_of(journal), request, "m1")
         except VmferryError:
             continue
-        journal += [command.kind.value for command in found.commands if isinstance(command, inc.Record)]
+        journal += [command.kind.value for command in found.commands if isinstance(command, inc.AppendJournal)]
         assert inc.outcome_of(journal) is found.outcome
         if inc.StartVcpus() in found.commands:
             assert "running" in journal

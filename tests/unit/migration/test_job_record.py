@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.source.job_feed import Jobs
+from vmferry.migration.source.job_feed import JobFeed
 from vmferry.migration.source.job_record import JobRecord
 from vmferry.model.migration import Job, PageProgress, Phase
 from vmferry.testing.clock import ManualClock
@@ -27,7 +27,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def record(store: MemoryStore) -> JobRecord:
-    return JobRecord(Jobs(store), ManualClock(), JOB)
+    return JobRecord(JobFeed(store), ManualClock(), JOB)
 
 
 async def test_a_save_keeps_the_limit_that_was_written_before_it(store: MemoryStore, record: JobRecord) -> None:
@@ -54,7 +54,7 @@ async def test_a_limit_keeps_the_progress_that_comes_while_it_is_written(store: 
 
 
 async def test_what_is_noted_is_durable_with_the_next_save(store: MemoryStore, record: JobRecord) -> None:
-    record.note(replace(record.job, downtime_s=0.1))
+    record.stage(replace(record.job, downtime_s=0.1))
     assert await store.job("m1") is None
     await record.save_push_limit(LIMIT)
     stored = await store.job("m1")

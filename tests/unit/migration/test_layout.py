@@ -8,7 +8,8 @@ import pytest
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.destination.layout import check_layout, destination_layout
-from vmferry.model.migration import Backing, MemoryKind, MemoryLayout, MemoryRegion, Phase
+from vmferry.model.memory import Backing, MemoryKind, MemoryLayout, MemoryRegion
+from vmferry.model.migration import Phase
 from vmferry.testing.host import Pair
 from vmferry.testing.vmm import LAYOUT
 from vmferry.units import GIB, MIB, PAGE_1G, PAGE_2M, PAGE_4K, Gpa

@@ -14,19 +14,19 @@ from vmferry.migration.source import state_machine as m
 from vmferry.model.migration import Outcome, Phase
 
 EVENTS: tuple[m.Event, ...] = (
-    m.Begun(),
+    m.JobStarted(),
     m.DestinationPrepared(),
     m.HandedOver(),
     m.Started(1),
     m.StartUnanswered("no answer"),
-    *(m.OutcomeLearned(outcome, "why") for outcome in Outcome),
-    m.Heard(""),
-    m.Heard("link down"),
-    m.Silent("gone"),
+    *(m.OutcomeReceived(outcome, "why") for outcome in Outcome),
+    m.DestinationReported(""),
+    m.DestinationReported("link down"),
+    m.DestinationSilent("gone"),
     m.DestinationCompleted(),
     m.DestinationDied("oom"),
     m.SourceReleased(),
-    m.CancelAsked(),
+    m.CancelRequested(),
     m.Failed(Reason.VMM_REFUSED, "no"),
     m.Restored(),
     m.RestoreFailed(Reason.VMM_GONE, "died"),
@@ -49,7 +49,7 @@ def test_the_chart_is_the_code() -> None:
     assert m.__doc__ is not None
     chart = EDGE.findall(m.__doc__)
     assert len(chart) == len(set(chart)) > 30
-    # A silent destination does not heal a pause: the chart has Silent from each state to itself.
+    # A silent destination does not heal a pause: the chart has DestinationSilent from each state to itself.
     assert set(chart) == edges()
 
 
@@ -61,36 +61,36 @@ def test_an_illegal_event_names_what_is_and_what_was_needed() -> None:
 @pytest.mark.parametrize("state", [m.State.COMMITTED, m.State.UNDECIDED, m.State.POSTCOPY, m.State.COMPLETED])
 def test_cancel_after_the_commit_is_past_no_return(state: m.State) -> None:
     with pytest.raises(m.IllegalEventError) as caught:
-        m.transition(state, m.CancelAsked())
+        m.transition(state, m.CancelRequested())
     assert caught.value.reason is Reason.PAST_NO_RETURN
 
 
 def test_the_order_of_the_switchover() -> None:
     step = m.transition(m.State.PREPARING, m.DestinationPrepared())
     assert step.commands == (
-        m.Journal(m.JournalKind.BEGIN),
+        m.AppendJournal(m.JournalKind.BEGIN),
         m.HandOver(),
     )
-    assert m.transition(m.State.SWITCHOVER, m.HandedOver()).commands == (m.CallStart(),)
+    assert m.transition(m.State.SWITCHOVER, m.HandedOver()).commands == (m.RequestStart(),)
 
 
 def test_aborted_is_durable_before_the_vm_runs() -> None:
-    for event in (m.CancelAsked(), m.Failed(Reason.STORE_FAILED, "disk full")):
+    for event in (m.CancelRequested(), m.Failed(Reason.STORE_FAILED, "disk full")):
         commands = m.transition(m.State.SWITCHOVER, event).commands
-        assert commands.index(m.Journal(m.JournalKind.ABORTED)) < commands.index(m.ResumeVcpus())
+        assert commands.index(m.AppendJournal(m.JournalKind.ABORTED)) < commands.index(m.ResumeVcpus())
         assert commands.index(m.ThawPager()) < commands.index(m.ResumeVcpus())
 
 
 def test_a_journal_that_lost_the_migration_settles_nothing() -> None:
-    step = m.transition(m.State.UNDECIDED, m.OutcomeLearned(Outcome.UNKNOWN))
+    step = m.transition(m.State.UNDECIDED, m.OutcomeReceived(Outcome.UNKNOWN))
     assert step.state is m.State.UNDECIDED
     assert m.ResumeVcpus() not in step.commands
     assert "journal" in step.reason
 
 
 def test_a_destination_that_has_not_started_is_asked_again() -> None:
-    step = m.transition(m.State.UNDECIDED, m.OutcomeLearned(Outcome.PREPARED))
-    assert (step.state, step.commands) == (m.State.UNDECIDED, (m.CallStart(),))
+    step = m.transition(m.State.UNDECIDED, m.OutcomeReceived(Outcome.PREPARED))
+    assert (step.state, step.commands) == (m.State.UNDECIDED, (m.RequestStart(),))
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=60))
@@ -103,10 +103,10 @@ def test_no_order_of_events_resumes_after_the_commit_unless_refused(events: list
             continue
         assert not ended, f"{event} moved a job that had ended"
         committed = committed or step.state is m.State.COMMITTED
-        refused = refused or event == m.OutcomeLearned(Outcome.REFUSED, "why")
+        refused = refused or event == m.OutcomeReceived(Outcome.REFUSED, "why")
         resumes = m.ResumeVcpus() in step.commands
         assert not resumes or not committed or refused
-        assert not (m.CallStart() in step.commands and not committed)
+        assert not (m.RequestStart() in step.commands and not committed)
         assert not (m.AbandonVmm() in step.commands and not isinstance(event, m.DestinationCompleted))
         state, ended = step.state, step.state in m.ENDED
 

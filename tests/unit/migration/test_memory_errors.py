@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
-from vmferry.model.migration import LedgerEntry, Origin
+from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.testing.script import Script
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa
@@ -17,7 +17,7 @@ TWO = LedgerEntry(Gpa(0x2000), Origin.READ, first_seen_us=2, last_seen_us=2)
 
 async def test_what_is_known_is_not_written_again() -> None:
     script = Script()
-    errors = MemoryErrors(MemoryStore(script))
+    errors = LedgerRecorder(MemoryStore(script))
     assert list(await errors.ledger("web")) == []
     assert list(await errors.record("web", [TWO, ONE])) == [TWO, ONE]
     assert list(await errors.record("web", [ONE])) == []
@@ -29,7 +29,7 @@ async def test_what_is_known_is_not_written_again() -> None:
 async def test_a_write_that_failed_is_looked_up(after: bool) -> None:
     script = Script()
     store = MemoryStore(script)
-    errors = MemoryErrors(store)
+    errors = LedgerRecorder(store)
     await errors.ledger("web")
     script.fail_at("store.errors", VmferryError(Reason.STORE_FAILED, "disk full."), after=after)
     with pytest.raises(VmferryError):

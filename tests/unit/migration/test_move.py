@@ -11,14 +11,15 @@ import pytest
 
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
-from vmferry.migration.environment import World
+from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.environment import Environment
 from vmferry.migration.inventory import MachineState
 from vmferry.migration.source import state_machine as m
 from vmferry.migration.source.steps import SourceSteps
 from vmferry.model.allocation import LEAST_BYTES_PER_S
-from vmferry.model.migration import TERMINAL, Job, LedgerEntry, Origin, Outcome, Phase, Severity
-from vmferry.ports import LinkChanged, MemoryDetached, MemoryErrorFound, PagerFailedEvent
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.migration import TERMINAL, Job, Outcome, Phase
+from vmferry.model.pager import LinkChanged, MemoryDetached, MemoryErrorFound, PagerFailedEvent
 from vmferry.testing.host import Pair
 from vmferry.testing.pager import HELD
 from vmferry.testing.peer import FakePeers
@@ -194,12 +195,12 @@ async def test_a_source_that_holds_nothing_asks_for_nothing(pair: Pair, monkeypa
 async def test_large_guests_have_longer_to_prepare(pair: Pair) -> None:
     """The step's own deadline grows with the guest's memory, on which listing and allocating depend."""
     steps = SourceSteps(
-        World("a", pair.a.store, pair.a.vmms, pair.a.pagers, FakePeers(pair.a.script, pair.network.find)),
-        MemoryErrors(pair.a.store),
+        Environment("a", pair.a.store, pair.a.vmms, pair.a.pagers, FakePeers(pair.a.script, pair.network.find)),
+        LedgerRecorder(pair.a.store),
         Job("m1", "web", "b"),
     )
     await steps.prepare(m.StartPager())
-    assert steps.allowance_s(m.AskPrepare()) == 2 * 64 * MIB / LEAST_BYTES_PER_S
+    assert steps.allowance_s(m.RequestPrepare()) == 2 * 64 * MIB / LEAST_BYTES_PER_S
     assert steps.allowance_s(m.AttachMemory()) == 0
 
 
@@ -447,7 +448,7 @@ async def test_graceful_stop_waits_for_a_move_past_the_commit(pair: Pair) -> Non
 
 async def test_the_destination_answers_its_journal(pair: Pair) -> None:
     assert pair.b.service is not None
-    arrivals = pair.b.service.arrivals
+    arrivals = pair.b.service.incoming
     assert await arrivals.outcome("never") == (Outcome.UNKNOWN, "")
     await arrivals.refuse("never", "not wanted")
     assert await arrivals.outcome("never") == (Outcome.REFUSED, "not wanted")
@@ -457,7 +458,7 @@ async def test_the_destination_answers_its_journal(pair: Pair) -> None:
     await pair.b.kill()
     await pair.b.start()
     assert pair.b.service is not None
-    assert (await pair.b.service.arrivals.outcome("never"))[0] is Outcome.REFUSED
+    assert (await pair.b.service.incoming.outcome("never"))[0] is Outcome.REFUSED
 
 
 async def test_a_lane_that_is_down_fails_the_move_before_the_commit(pair: Pair) -> None:
@@ -485,7 +486,7 @@ async def test_the_pager_is_asked_for_its_lane_only_if_its_events_do_not_say(pai
     pager = pair.b.pagers.running["m1-destination"]
     await come(lambda: not pager.kept_events)
     if not listens:
-        pair.b.service.arrivals._known["m1"].link_up = False
+        pair.b.service.incoming._known["m1"].link_up = False
     looked = pager.looked
     pair.b.script.hang_at("vmm.load_state", after=True)
     pair.a.script.release()
@@ -589,11 +590,11 @@ async def test_a_start_without_a_device_state_is_refused(pair: Pair) -> None:
     pair.a.script.hang_at("peer.refuse")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
-    assert await pair.b.service.arrivals.outcome("m1") == (Outcome.PREPARED, "")
+    assert await pair.b.service.incoming.outcome("m1") == (Outcome.PREPARED, "")
     with pytest.raises(VmferryError) as caught:
-        await pair.b.service.arrivals.start("m1")
+        await pair.b.service.incoming.start("m1")
     assert caught.value.reason is Reason.MIGRATION_REFUSED
-    assert "no device state" in (await pair.b.service.arrivals.outcome("m1"))[1]
+    assert "no device state" in (await pair.b.service.incoming.outcome("m1"))[1]
     assert not pair.destination.runs
     pair.a.script.release()
     assert (await pair.a.job_where("m1")).phase is Phase.FAILED
@@ -606,7 +607,7 @@ async def test_a_repeated_ready_loads_the_state_that_is_missing(pair: Pair) -> N
     pair.a.script.hang_at("peer.refuse")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
-    await pair.b.service.arrivals.ready("m1", b"state", [])
+    await pair.b.service.incoming.ready("m1", b"state", [])
     assert pair.destination.identity.state == "loaded"
     pair.a.script.release()
     assert (await pair.a.job_where("m1")).phase is Phase.FAILED

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
+from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.inventory import MachineState
-from vmferry.migration.source.job_feed import BATCH, Jobs
-from vmferry.model.migration import Job, LedgerEntry, Origin, PageProgress, Phase
+from vmferry.migration.source.job_feed import BATCH, JobFeed
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import Job, PageProgress, Phase
 from vmferry.testing.host import Pair
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa
@@ -116,7 +117,7 @@ async def test_watch_of_an_unknown_migration(pair: Pair) -> None:
 
 
 async def test_watch_misses_nothing_under_concurrent_writes() -> None:
-    jobs = Jobs(MemoryStore())
+    jobs = JobFeed(MemoryStore())
     writers, writes = 8, 40
 
     async def write(number: int) -> None:
@@ -147,7 +148,7 @@ async def test_watchers_read_the_store_for_what_was_written_and_not_for_progress
 ) -> None:
     """Each of many watchers would else read it ten times a second for each VM under way."""
     store = MemoryStore()
-    jobs, reads = Jobs(store), 0
+    jobs, reads = JobFeed(store), 0
     look = store.job_revisions
 
     async def job_revisions(after: int, limit: int) -> Sequence[Job]:
@@ -169,7 +170,7 @@ async def test_watchers_read_the_store_for_what_was_written_and_not_for_progress
 
 
 async def test_more_revisions_than_are_read_at_once_are_all_seen() -> None:
-    jobs = Jobs(MemoryStore())
+    jobs = JobFeed(MemoryStore())
     for _ in range(2 * BATCH):
         job = await jobs.save(Job("m1", "web", "b"))
     stream = jobs.watch("m1", 0)
@@ -177,7 +178,7 @@ async def test_more_revisions_than_are_read_at_once_are_all_seen() -> None:
 
 
 async def test_progress_comes_under_an_unchanged_revision() -> None:
-    jobs = Jobs(MemoryStore())
+    jobs = JobFeed(MemoryStore())
     job = await jobs.save(Job("m1", "web", "b"))
     stream = jobs.watch("m1", 0)
     assert await anext(stream) == job
@@ -188,7 +189,7 @@ async def test_progress_comes_under_an_unchanged_revision() -> None:
 
 
 async def test_watch_errors_misses_nothing_under_concurrent_writes() -> None:
-    errors = MemoryErrors(MemoryStore())
+    errors = LedgerRecorder(MemoryStore())
 
     async def record(vm: str) -> None:
         for page in range(50):

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from vmferry.aio.concurrency import all_or_none, sooner
+from vmferry.aio.concurrency import gather_or_cancel, race
 
 
 async def test_a_cancellation_ends_all() -> None:
@@ -18,7 +18,7 @@ async def test_a_cancellation_ends_all() -> None:
         finally:
             ended.append(name)
 
-    both = asyncio.create_task(all_or_none(waits("a"), waits("b")))
+    both = asyncio.create_task(gather_or_cancel(waits("a"), waits("b")))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     both.cancel()
@@ -34,7 +34,7 @@ async def test_all_or_none_does_all() -> None:
         await asyncio.sleep(0)
         done.append(name)
 
-    await all_or_none(does("a"), does("b"))
+    await gather_or_cancel(does("a"), does("b"))
     assert done == ["a", "b"]
 
 
@@ -53,7 +53,7 @@ async def test_one_that_fails_ends_the_others_first() -> None:
             ended.append("waits")
 
     with pytest.raises(ValueError, match="no"):
-        await all_or_none(waits(), fails())
+        await gather_or_cancel(waits(), fails())
     assert ended == ["waits"]
 
 
@@ -68,7 +68,7 @@ async def test_of_errors_that_come_at_once_the_first_steps_is_raised() -> None:
         gate.clear()
         asyncio.get_running_loop().call_soon(gate.set)
         with pytest.raises(ValueError, match="first"):
-            await all_or_none(fails("first"), fails("second"), fails("third"))
+            await gather_or_cancel(fails("first"), fails("second"), fails("third"))
 
 
 async def test_the_sooner_ends_the_later() -> None:
@@ -83,8 +83,8 @@ async def test_the_sooner_ends_the_later() -> None:
     async def fails() -> None:
         raise ValueError("no")
 
-    await sooner(asyncio.sleep(0), waits())
+    await race(asyncio.sleep(0), waits())
     assert ended == ["waits"]
     with pytest.raises(ValueError, match="no"):
-        await sooner(waits(), fails())
+        await race(waits(), fails())
     assert ended == ["waits", "waits"]

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.scripted.ops import STATE, ScriptedReadiness, ScriptedSource
 from vmferry.demo.patience import patient
-from vmferry.model.migration import LedgerEntry, Origin, Phase
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import Phase
 from vmferry.ops.server import OpsServer
 from vmferry.ops.state import Check
 from vmferry.units import Gpa

@@ -18,11 +18,11 @@ from tests.support import pager_stand_in
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
-from vmferry.model.migration import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.pager import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.pager import process
 from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
-from vmferry.ports import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.units import MIB, Gpa
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from vmferry.model.migration import LedgerEntry, Origin, Outcome, PageProgress
+from vmferry.model.incoming import IncomingUpdate
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import Outcome, PageProgress
 from vmferry.peer.convert import update_from_pb, update_to_pb
-from vmferry.ports import IncomingUpdate
 from vmferry.units import Gpa
 
 

@@ -14,20 +14,13 @@ import pytest
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
-from vmferry.model.migration import (
-    Backing,
-    LedgerEntry,
-    MemoryLayout,
-    MemoryRegion,
-    Origin,
-    Outcome,
-    PageProgress,
-    PageRange,
-)
+from vmferry.model.incoming import IncomingUpdate, Wanted
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import Outcome, PageProgress
 from vmferry.peer import contract
 from vmferry.peer.client import GrpcPeer, GrpcPeers, PeerDeadlines
 from vmferry.peer.servicer import PeerServicer
-from vmferry.ports import IncomingUpdate, Wanted
 from vmferry.rpc import convert as wire
 from vmferry.rpc.convert import layout_to_pb
 from vmferry.units import GIB, MIB, Gpa

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import Incoming, Job, LedgerEntry, Origin, Outcome, PageProgress, Phase, Severity
-from vmferry.ports import JournalEntry, Store
+from vmferry.model.journal import JournalEntry
+from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.migration import Incoming, Job, Outcome, PageProgress, Phase
+from vmferry.ports import Store
 from vmferry.store.sqlite import SqliteStore, open_store
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa

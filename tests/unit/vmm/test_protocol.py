@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmferry.model.migration import Backing, MemoryKind, MemoryLayout, MemoryRegion, Origin, Severity
+from vmferry.model.memory import Backing, MemoryKind, MemoryLayout, MemoryRegion
+from vmferry.model.memory_error import Origin, Severity
 from vmferry.units import MIB, PAGE_2M, Gpa
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError, ToVmm

@@ -13,7 +13,8 @@ import pytest
 
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import Backing, LedgerEntry, MemoryLayout, MemoryRegion
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion
+from vmferry.model.memory_error import LedgerEntry
 from vmferry.units import MIB, Gpa
 from vmferry.vmm import session as session_module
 from vmferry.vmm.server import VmmCallbacks, VmmServer

@@ -1,4 +1,4 @@
-"""One migration on its destination: its journalled state, and the hands that do the commands of `incoming.py`."""
+"""One migration on its destination: its journalled state, and the hands that do the commands of `state_machine.py`."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ from dataclasses import replace
 
 import structlog
 
-from vmferry.aio.change_signal import Bell
+from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.merge import travel
-from vmferry.ledger.recorder import MemoryErrors
+from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.layout import destination_layout
-from vmferry.migration.environment import World, vmm_by_pid
-from vmferry.model.journal import JournalKind
-from vmferry.model.migration import Incoming, LedgerEntry, MemoryLayout, Outcome, PageRange
-from vmferry.ports import JournalEntry, Pager, Vmm, Wanted
+from vmferry.migration.environment import Environment
+from vmferry.migration.vmm_lookup import vmm_by_pid
+from vmferry.model.incoming import Wanted
+from vmferry.model.journal import JournalEntry, JournalKind
+from vmferry.model.memory import MemoryLayout, PageRange
+from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.migration import Incoming, Outcome
+from vmferry.ports import Pager, Vmm
 
 log = structlog.get_logger()
 
 PREALLOCATED = "incoming.preallocated"
 
 
-class Arrival:
+class IncomingMigration:
     """Owner of one incoming migration. Requests come one at a time, under `lock`."""
 
-    def __init__(self, world: World, errors: MemoryErrors, record: Incoming) -> None:
+    def __init__(self, environment: Environment, recorder: LedgerRecorder, record: Incoming) -> None:
         self.record = record
         self.lock = asyncio.Lock()
-        self.bell = Bell()
+        self.changed = ChangeSignal()
         self.scope: asyncio.Timeout | None = None
         self.key = f"{record.migration}-destination"
         self.pid: int | None = None
         self.starting = asyncio.Event()
         self.link_up = False
         """The newest of the pager's events says so, as long as they are listened to. False: not known."""
-        self._world = world
-        self._errors = errors
+        self._environment = environment
+        self._recorder = recorder
         self._vmm: Vmm | None = None
         self._pager: Pager | None = None
 
@@ -70,38 +74,38 @@ class Arrival:
     def show(self, record: Incoming) -> None:
         if record != self.record:
             self.record = record
-            self.bell.ring()
+            self.changed.notify()
 
     async def until_ended(self) -> None:
         while not self.record.ended:
-            await self.bell.after(self.bell.count)
+            await self.changed.wait_after(self.changed.count)
 
     async def save(self) -> None:
-        await self._world.store.save_incoming(self.record)
-        self.bell.ring()
+        await self._environment.store.save_incoming(self.record)
+        self.changed.notify()
 
     async def append(self, kind: JournalKind, reason: str = "") -> None:
         """Durable when it returns; then the outcome is what the journal says."""
         data: dict[str, object] = {"reason": reason} if reason else {}
         if kind is JournalKind.PREPARED:
             data["vmm_pid"] = self.pid
-        entry = JournalEntry(self.record.migration, kind.value, self._world.clock.now_us(), data)
-        await self._world.store.append_journal(entry)
+        entry = JournalEntry(self.record.migration, kind.value, self._environment.clock.now_us(), data)
+        await self._environment.store.append_journal(entry)
         if kind is not JournalKind.LOST:
             self.record = replace(self.record, outcome=inc.outcome_of([kind.value]))
         self.record = replace(self.record, reason=reason or self.record.reason)
-        self.bell.ring()
+        self.changed.notify()
 
     async def pager(self) -> Pager:
         """Raises: VmferryError PAGER_FAILED if it does not run."""
-        found = await self._world.pagers.find(self.key)
+        found = await self._environment.pagers.find(self.key)
         if found is None:
             raise VmferryError(
                 Reason.PAGER_FAILED,
                 f"the pager {self.key} does not run.",
                 "Look at pager.log in its runtime directory; faults of the VM wait meanwhile.",
             )
-        self._errors.serve(self.key, self.record.vm, found)
+        self._recorder.serve(self.key, self.record.vm, found)
         self._pager = found
         return found
 
@@ -110,13 +114,13 @@ class Arrival:
 
         Memory for what is `held` is allocated, as far as that backing allows it: a shortage shows before the blackout.
         """
-        vmm = self._world.vmms.incoming(self.record.vm)
+        vmm = self._environment.vmms.incoming(self.record.vm)
         if vmm is None:
             raise no_vmm(self.record.vm)
         layout = destination_layout(layout, vmm.identity.memory)
         self._vmm, self.pid = vmm, vmm.identity.pid
-        pager = self._pager = await self._world.pagers.start(self.key, self.record.vm, False)
-        self._errors.serve(self.key, self.record.vm, pager)
+        pager = self._pager = await self._environment.pagers.start(self.key, self.record.vm, False)
+        self._recorder.serve(self.key, self.record.vm, pager)
         features = await pager.expect_destination(layout)
         await vmm.prepare(layout, vcpus, features, pager.memory_socket)
         if held:
@@ -125,13 +129,13 @@ class Arrival:
 
     async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         """Durable; the entries that are new here."""
-        return await self._errors.record(self.record.vm, travel(ledger))
+        return await self._recorder.record(self.record.vm, travel(ledger))
 
     async def connect_lanes(self, wanted: Wanted) -> None:
         """What travelled is marked, and what this host knew of the VM before."""
         pager = await self._the_pager()
         await pager.connect_lanes(wanted.lane_address, wanted.lane_token)
-        known = await self._errors.ledger(self.record.vm)
+        known = await self._recorder.ledger(self.record.vm)
         if known:
             await pager.mark_poisoned(known)
 
@@ -164,15 +168,15 @@ class Arrival:
         if self.record.started_us and self.starting.is_set():
             return
         await (await self.vmm()).start()
-        self.record = replace(self.record, started_us=self._world.clock.now_us())
+        self.record = replace(self.record, started_us=self._environment.clock.now_us())
         self.starting.set()
-        self.bell.ring()
+        self.changed.notify()
 
     async def give_back(self, reset_vmm: bool) -> None:
         """Nothing stays. A VMM that is gone has nothing to give back."""
-        self._errors.forget(self.key)
+        self._recorder.forget(self.key)
         if reset_vmm:
-            vmm = self._world.vmms.incoming(self.record.vm)
+            vmm = self._environment.vmms.incoming(self.record.vm)
             if vmm is not None:
                 try:
                     await vmm.reset()
@@ -180,7 +184,7 @@ class Arrival:
                     if error.reason is not Reason.VMM_GONE:
                         raise
         self._pager = None
-        await self._world.pagers.remove(self.key)
+        await self._environment.pagers.remove(self.key)
 
     async def vmm_returns(self) -> bool:
         """Whether the VMM is there, or comes back in time."""
@@ -195,8 +199,8 @@ class Arrival:
 
         Raises: VmferryError VMM_GONE once it has not come back in time.
         """
-        if self._vmm is None or not any(self._vmm is vmm for vmm in self._world.vmms.all()):
-            self._vmm = await vmm_by_pid(self._world, self.record.vm, self.pid)
+        if self._vmm is None or not any(self._vmm is vmm for vmm in self._environment.vmms.all()):
+            self._vmm = await vmm_by_pid(self._environment, self.record.vm, self.pid)
         return self._vmm
 
     async def _the_pager(self) -> Pager:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.migration import MemoryKind, MemoryLayout
+from vmferry.model.memory import MemoryKind, MemoryLayout
 
 
 def check_layout(layout: MemoryLayout) -> None:

@@ -13,23 +13,23 @@ from typing import assert_never
 
 import structlog
 
-from vmferry.aio.concurrency import sooner
+from vmferry.aio.concurrency import race
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
-from vmferry.migration.destination.incoming_migration import Arrival
-from vmferry.migration.environment import Backoff, World
+from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.destination.incoming_migration import IncomingMigration
+from vmferry.migration.environment import Environment
 from vmferry.model.journal import JournalKind
 from vmferry.model.migration import Outcome
-from vmferry.ports import (
+from vmferry.model.pager import (
     AllPresent,
     LinkChanged,
     MemoryAttached,
     MemoryDetached,
     MemoryErrorFound,
-    Pager,
     PagerEventBody,
     PagerFailedEvent,
 )
+from vmferry.ports import Pager
 
 log = structlog.get_logger()
 
@@ -37,80 +37,85 @@ RETRY = "incoming.follow_retried"
 COMPLETED = "incoming.completed"
 LINK = "incoming.link"
 
-StartVcpus = Callable[[Arrival], Awaitable[None]]
-VmmDied = Callable[[Arrival, str], Awaitable[None]]
+StartVcpus = Callable[[IncomingMigration], Awaitable[None]]
+VmmDied = Callable[[IncomingMigration, str], Awaitable[None]]
 
 
-class Following:
-    """The task of one arrival's pager."""
+class PagerWatch:
+    """The task of one incoming's pager."""
 
     def __init__(
-        self, world: World, errors: MemoryErrors, arrival: Arrival, start_vcpus: StartVcpus, vmm_died: VmmDied
+        self,
+        environment: Environment,
+        recorder: LedgerRecorder,
+        incoming: IncomingMigration,
+        start_vcpus: StartVcpus,
+        vmm_died: VmmDied,
     ) -> None:
-        self._world = world
-        self._errors = errors
-        self._arrival = arrival
+        self._environment = environment
+        self._recorder = recorder
+        self._incoming = incoming
         self._start_vcpus = start_vcpus
         self._vmm_died = vmm_died
         self._pushed = False
         self._last_page = asyncio.Event()
-        self._log = log.bind(migration=arrival.record.migration, vm=arrival.record.vm)
+        self._log = log.bind(migration=incoming.record.migration, vm=incoming.record.vm)
 
     async def run(self) -> None:
         """Returns once the pager has nothing more to do; connects again until then."""
-        backoff = Backoff(self._world)
-        while not self._over():
+        backoff = self._environment.backoff()
+        while not self._finished():
             try:
-                pager = await self._arrival.pager()
+                pager = await self._incoming.pager()
                 async with asyncio.TaskGroup() as tasks:
-                    name = self._arrival.record.migration
-                    events = tasks.create_task(self._take_events(pager), name=f"events {name}")
-                    await self._look(pager)
+                    name = self._incoming.record.migration
+                    events = tasks.create_task(self._receive_events(pager), name=f"events {name}")
+                    await self._poll(pager)
                     events.cancel()
             except* VmferryError as group:
                 first = group.exceptions[0]
                 self._log.warning(RETRY, error=str(first))
-                if self._arrival.running:
+                if self._incoming.running:
                     self._pause(f"the destination's pager cannot be reached: {first}")
-            if not self._over():
+            if not self._finished():
                 await backoff.pause()
-        await self._let_go()
+        await self._remove_pager()
 
-    async def _let_go(self) -> None:
+    async def _remove_pager(self) -> None:
         """After COMPLETED with nothing, or nobody, to guard; in the other ends whoever ended it gave the pager back."""
-        if self._arrival.record.outcome is not Outcome.COMPLETED:
+        if self._incoming.record.outcome is not Outcome.COMPLETED:
             return
-        self._errors.forget(self._arrival.key)
+        self._recorder.forget(self._incoming.key)
         try:
-            pager = await self._world.pagers.find(self._arrival.key)
+            pager = await self._environment.pagers.find(self._incoming.key)
             if pager is not None:
                 await pager.shutdown(even_if_guest_dies=True)
-            await self._world.pagers.remove(self._arrival.key)
+            await self._environment.pagers.remove(self._incoming.key)
         except VmferryError as error:
             self._log.warning(RETRY, error=str(error))
 
-    def _over(self) -> bool:
-        record = self._arrival.record
+    def _finished(self) -> bool:
+        record = self._incoming.record
         unguarded = record.outcome is Outcome.COMPLETED and not record.guarded_pages
         return unguarded or record.outcome in (Outcome.REFUSED, Outcome.UNKNOWN) or bool(record.lost_reason)
 
-    async def _take_events(self, pager: Pager) -> None:
+    async def _receive_events(self, pager: Pager) -> None:
         try:
             async for event in pager.events(0):
-                await self._take(pager, event.body)
+                await self._handle(pager, event.body)
                 await pager.acknowledge(event.number)
         finally:
-            self._arrival.link_up = False
-        # A stream that ends is a pager that went; `_look` finds out.
+            self._incoming.link_up = False
+        # A stream that ends is a pager that went; `_poll` finds out.
 
-    async def _take(self, pager: Pager, body: PagerEventBody) -> None:
+    async def _handle(self, pager: Pager, body: PagerEventBody) -> None:
         # Behind another event there may be more, and one of them a link that is down.
-        self._arrival.link_up = isinstance(body, LinkChanged) and body.up
+        self._incoming.link_up = isinstance(body, LinkChanged) and body.up
         match body:
             case MemoryErrorFound():
                 entry = replace(body.error, guest_visible=body.error.guest_visible or body.reported)
-                await self._errors.record(self._arrival.record.vm, [entry])
-                self._arrival.bell.ring()
+                await self._recorder.record(self._incoming.record.vm, [entry])
+                self._incoming.changed.notify()
             case LinkChanged(up, reason):
                 self._log.info(LINK, up=up, reason=reason)
                 self._pause("" if up else reason or "the link between the pagers is down")
@@ -120,9 +125,9 @@ class Following:
                 self._pause(f"the destination's pager cannot go on: {reason}")
             case AllPresent():
                 self._last_page.set()
-                self._arrival.bell.ring()
+                self._incoming.changed.notify()
             case MemoryAttached():
-                self._arrival.bell.ring()
+                self._incoming.changed.notify()
             case _:
                 assert_never(body)
 
@@ -131,59 +136,59 @@ class Following:
         status = await pager.status()
         if status.memory_attached:
             return
-        if self._arrival.record.outcome is Outcome.COMPLETED:
-            self._arrival.record = replace(self._arrival.record, guarded_pages=0)
-            await self._arrival.save()
+        if self._incoming.record.outcome is Outcome.COMPLETED:
+            self._incoming.record = replace(self._incoming.record, guarded_pages=0)
+            await self._incoming.save()
         elif not status.all_present:
-            await self._vmm_died(self._arrival, reason)
+            await self._vmm_died(self._incoming, reason)
 
-    async def _look(self, pager: Pager) -> None:
+    async def _poll(self, pager: Pager) -> None:
         """Until it is over: progress, the push once the VM runs, and the end once the last page is there."""
-        while not self._over():
-            seen = self._arrival.bell.count
-            if self._arrival.running:
+        while not self._finished():
+            seen = self._incoming.changed.count
+            if self._incoming.running:
                 await self._push(pager)
                 status = await pager.status()
                 up = status.link_up or status.all_present
-                paused = "" if up else status.link_reason or self._arrival.record.paused_reason
-                self._arrival.show(replace(self._arrival.record, progress=status.progress, paused_reason=paused))
+                paused = "" if up else status.link_reason or self._incoming.record.paused_reason
+                self._incoming.show(replace(self._incoming.record, progress=status.progress, paused_reason=paused))
                 if status.all_present:
                     await self._complete(pager)
             else:
-                await self._arrival.bell.after(seen)
+                await self._incoming.changed.wait_after(seen)
                 continue
-            await sooner(self._world.clock.sleep(self._world.timeouts.progress_s), self._last_page.wait())
+            await race(self._environment.clock.sleep(self._environment.timeouts.progress_s), self._last_page.wait())
             self._last_page.clear()
 
     async def _push(self, pager: Pager) -> None:
         """Also after a daemon's restart between `running` and the first vCPU: the VM is started first."""
         if self._pushed:
             return
-        async with self._arrival.lock:
-            await self._start_vcpus(self._arrival)
+        async with self._incoming.lock:
+            await self._start_vcpus(self._incoming)
         await pager.start_push()
         self._pushed = True
-        await self._arrival.save()
+        await self._incoming.save()
 
     async def _complete(self, pager: Pager) -> None:
         """Poisoned pages stay guarded: then pager and uffd live as long as the VM."""
         guarded = await pager.complete()
         if not await self._tell_complete(guarded > 0):
             return
-        async with self._arrival.lock:
-            record = replace(self._arrival.record, guarded_pages=guarded, paused_reason="")
-            self._arrival.record = record
-            await self._world.store.save_incoming(replace(record, outcome=Outcome.COMPLETED))
-            await self._arrival.append(JournalKind.COMPLETED)
+        async with self._incoming.lock:
+            record = replace(self._incoming.record, guarded_pages=guarded, paused_reason="")
+            self._incoming.record = record
+            await self._environment.store.save_incoming(replace(record, outcome=Outcome.COMPLETED))
+            await self._incoming.append(JournalKind.COMPLETED)
         self._log.info(COMPLETED, guarded_pages=guarded)
 
     async def _tell_complete(self, keep_uffd: bool) -> bool:
         """False: the VMM died meanwhile. One whose connection broke is waited for, and told again."""
         while True:
             try:
-                vmm = await self._arrival.vmm()
+                vmm = await self._incoming.vmm()
             except VmferryError as error:
-                await self._vmm_died(self._arrival, error.message)
+                await self._vmm_died(self._incoming, error.message)
                 return False
             try:
                 await vmm.migration_complete(keep_uffd)
@@ -194,4 +199,4 @@ class Following:
                 return True
 
     def _pause(self, reason: str) -> None:
-        self._arrival.show(replace(self._arrival.record, paused_reason=reason))
+        self._incoming.show(replace(self._incoming.record, paused_reason=reason))

@@ -2,21 +2,21 @@
 
 Edges (a test compares them with the code):
 
-    UNKNOWN   -> PREPARED   PrepareAsked
-    UNKNOWN   -> REFUSED    RefuseAsked
-    PREPARED  -> PREPARED   PrepareAsked
-    PREPARED  -> PREPARED   ReadyAsked
-    PREPARED  -> RUNNING    StartAsked
-    PREPARED  -> REFUSED    RefuseAsked
-    RUNNING   -> RUNNING    PrepareAsked
-    RUNNING   -> RUNNING    ReadyAsked
-    RUNNING   -> RUNNING    StartAsked
+    UNKNOWN   -> PREPARED   PrepareRequested
+    UNKNOWN   -> REFUSED    RefuseRequested
+    PREPARED  -> PREPARED   PrepareRequested
+    PREPARED  -> PREPARED   ReadyRequested
+    PREPARED  -> RUNNING    StartRequested
+    PREPARED  -> REFUSED    RefuseRequested
+    RUNNING   -> RUNNING    PrepareRequested
+    RUNNING   -> RUNNING    ReadyRequested
+    RUNNING   -> RUNNING    StartRequested
     RUNNING   -> COMPLETED  AllArrived
-    COMPLETED -> COMPLETED  PrepareAsked
-    COMPLETED -> COMPLETED  ReadyAsked
-    COMPLETED -> COMPLETED  StartAsked
+    COMPLETED -> COMPLETED  PrepareRequested
+    COMPLETED -> COMPLETED  ReadyRequested
+    COMPLETED -> COMPLETED  StartRequested
     COMPLETED -> COMPLETED  AllArrived
-    REFUSED   -> REFUSED    RefuseAsked
+    REFUSED   -> REFUSED    RefuseRequested
 
 A repeated request is a lost answer and is answered as done. `running` and `refused` exclude each other: whichever is
 journalled first wins, and the other request is refused from then on, also for a migration that never came this far: a
@@ -39,22 +39,22 @@ from vmferry.model.migration import Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareAsked:
+class PrepareRequested:
     """Make pager, layout and memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyAsked:
+class ReadyRequested:
     """Take ledger and device state."""
 
 
 @dataclass(frozen=True, slots=True)
-class StartAsked:
+class StartRequested:
     """The source has committed."""
 
 
 @dataclass(frozen=True, slots=True)
-class RefuseAsked:
+class RefuseRequested:
     """The source wants the VM back, or this host cannot run it."""
 
 
@@ -63,7 +63,7 @@ class AllArrived:
     """The pager has every page, and the VMM knows."""
 
 
-Request: TypeAlias = PrepareAsked | ReadyAsked | StartAsked | RefuseAsked | AllArrived
+Request: TypeAlias = PrepareRequested | ReadyRequested | StartRequested | RefuseRequested | AllArrived
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class CheckVmm:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class AppendJournal:
     """Append to the journal."""
 
     kind: JournalKind
@@ -114,7 +114,7 @@ class GiveBack:
 
 
 Command: TypeAlias = (
-    MakeMemory | TakeLedger | ConnectLanes | CheckPager | LoadState | CheckVmm | Record | StartVcpus | GiveBack
+    MakeMemory | TakeLedger | ConnectLanes | CheckPager | LoadState | CheckVmm | AppendJournal | StartVcpus | GiveBack
 )
 
 
@@ -126,13 +126,13 @@ class Answer:
     commands: tuple[Command, ...] = ()
 
 
-PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), Record(JournalKind.PREPARED))
+PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), AppendJournal(JournalKind.PREPARED))
 # The state comes last: a VMM that holds it is ready, whoever asks for the start, and whatever was restarted meanwhile.
 # A Ready that is repeated loads it again, which a VMM that has it answers as done.
 READY: tuple[Command, ...] = (TakeLedger(), CheckPager(), LoadState())
 # `running` is durable before a vCPU runs: from then on a Refuse is refused.
-START: tuple[Command, ...] = (CheckVmm(), Record(JournalKind.RUNNING), StartVcpus())
-REFUSE: tuple[Command, ...] = (Record(JournalKind.REFUSED), GiveBack())
+START: tuple[Command, ...] = (CheckVmm(), AppendJournal(JournalKind.RUNNING), StartVcpus())
+REFUSE: tuple[Command, ...] = (AppendJournal(JournalKind.REFUSED), GiveBack())
 
 _ORDER = (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.RUNNING, Outcome.COMPLETED)
 
@@ -143,18 +143,18 @@ def answer(outcome: Outcome, request: Request, migration: str) -> Answer:
     Raises: VmferryError MIGRATION_REFUSED, MIGRATION_RUNNING, or MIGRATION_UNKNOWN for a step out of order.
     """
     match request:
-        case RefuseAsked():
+        case RefuseRequested():
             return _refuse(outcome, migration)
-        case PrepareAsked():
+        case PrepareRequested():
             return _step(outcome, Outcome.UNKNOWN, Answer(Outcome.PREPARED, PREPARE), request, migration)
-        case ReadyAsked():
+        case ReadyRequested():
             return _step(outcome, Outcome.PREPARED, Answer(Outcome.PREPARED, READY), request, migration)
-        case StartAsked():
+        case StartRequested():
             if outcome is Outcome.RUNNING:
                 return Answer(outcome, (StartVcpus(),))
             return _step(outcome, Outcome.PREPARED, Answer(Outcome.RUNNING, START), request, migration)
         case AllArrived():
-            done = Answer(Outcome.COMPLETED, (Record(JournalKind.COMPLETED),))
+            done = Answer(Outcome.COMPLETED, (AppendJournal(JournalKind.COMPLETED),))
             return _step(outcome, Outcome.RUNNING, done, request, migration)
         case _:
             assert_never(request)

@@ -1,4 +1,4 @@
-"""What `machine.py` asks to be done on the source, and in which order. Values only; `source_steps.py` does them."""
+"""What `state_machine.py` asks to be done on the source, and in which order. Values only; `steps.py` does them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class AttachMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class SayHello:
+class SendHello:
     """Agree on the protocol with the destination."""
 
 
 @dataclass(frozen=True, slots=True)
-class AskPrepare:
+class RequestPrepare:
     """Let the destination make layout, pager and memory, and connect the lane."""
 
 
 @dataclass(frozen=True, slots=True)
-class Journal:
+class AppendJournal:
     """Make a fact durable."""
 
     kind: JournalKind
@@ -47,7 +47,7 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
-class CallStart:
+class RequestStart:
     """Ask the destination to run the VM; repeated until answered or the deadline."""
 
 
@@ -82,12 +82,12 @@ class RemovePager:
 
 
 @dataclass(frozen=True, slots=True)
-class AskRefuse:
+class RequestRefuse:
     """The destination shall refuse and keep nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class SayFinish:
+class SendFinish:
     """The destination may forget the source."""
 
 
@@ -95,35 +95,35 @@ Command: TypeAlias = (
     StartPager
     | ServePages
     | AttachMemory
-    | SayHello
-    | AskPrepare
-    | Journal
+    | SendHello
+    | RequestPrepare
+    | AppendJournal
     | HandOver
-    | CallStart
+    | RequestStart
     | AskOutcome
     | WatchDestination
     | ThawPager
     | ResumeVcpus
     | AbandonVmm
     | RemovePager
-    | AskRefuse
-    | SayFinish
+    | RequestRefuse
+    | SendFinish
 )
 
-PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SayHello(), AskPrepare())
+PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SendHello(), RequestPrepare())
 SWITCH: tuple[Command, ...] = (
-    Journal(JournalKind.BEGIN),
+    AppendJournal(JournalKind.BEGIN),
     HandOver(),
 )
-UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), AskRefuse())
+UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), RequestRefuse())
 # The VM comes first: it must not wait for a destination that may be what failed. `aborted` is durable before it runs,
 # so that a commit that was written before the destination failed can never be taken up after a restart.
 UNDO_SWITCH: tuple[Command, ...] = (
-    Journal(JournalKind.ABORTED),
+    AppendJournal(JournalKind.ABORTED),
     ThawPager(),
     ResumeVcpus(),
     RemovePager(),
-    AskRefuse(),
+    RequestRefuse(),
 )
-TAKE_BACK: tuple[Command, ...] = (Journal(JournalKind.SETTLED), ThawPager(), ResumeVcpus(), RemovePager())
-RELEASE: tuple[Command, ...] = (AbandonVmm(), RemovePager(), SayFinish())
+TAKE_BACK: tuple[Command, ...] = (AppendJournal(JournalKind.SETTLED), ThawPager(), ResumeVcpus(), RemovePager())
+RELEASE: tuple[Command, ...] = (AbandonVmm(), RemovePager(), SendFinish())

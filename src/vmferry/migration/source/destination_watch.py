@@ -1,6 +1,6 @@
-"""Watches the destination's daemon from the source while the VM runs there: what it reports, as events of `machine.py`.
+"""Watches the destination's daemon during postcopy and turns its reports into events of `state_machine.py`.
 
-Memory errors of a report are durable here before anything else of it is known; progress is shown at once.
+The memory errors of a report are durable here before any other part of it is used. Progress is shown at once.
 """
 
 from __future__ import annotations
@@ -8,25 +8,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
-from vmferry.migration.environment import Backoff, World
+from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.environment import Environment
 from vmferry.migration.source import state_machine as m
 from vmferry.migration.source.job_record import JobRecord
 from vmferry.migration.source.steps import SourceSteps
+from vmferry.model.incoming import IncomingUpdate
 from vmferry.model.migration import Outcome
-from vmferry.ports import IncomingUpdate
 
 
-class Watching:
+class DestinationWatch:
     """Owner of one job's stream of reports; connects again for ever."""
 
-    def __init__(self, world: World, errors: MemoryErrors, record: JobRecord, steps: SourceSteps) -> None:
-        self._world = world
-        self._errors = errors
+    def __init__(
+        self, environment: Environment, recorder: LedgerRecorder, record: JobRecord, steps: SourceSteps
+    ) -> None:
+        self._environment = environment
+        self._recorder = recorder
         self._record = record
         self._steps = steps
         self._updates: AsyncIterator[IncomingUpdate] | None = None
-        self._backoff = Backoff(world)
+        self._backoff = environment.backoff()
 
     async def next_event(self) -> m.Event:
         """The next report that changes the job; progress alone is only shown."""
@@ -38,9 +40,9 @@ class Watching:
                 await self.close()
                 await self._backoff.pause()
                 if self._record.job.reason_code is not Reason.DESTINATION_UNREACHABLE:
-                    return m.Silent(f"no news from the destination's daemon: {error.message}")
+                    return m.DestinationSilent(f"no news from the destination's daemon: {error.message}")
                 continue
-            self._backoff = Backoff(self._world)
+            self._backoff = self._environment.backoff()
             event = self._event(update)
             if event is not None:
                 return event
@@ -64,8 +66,8 @@ class Watching:
         job = self._record.job
         known = job.memory_errors
         if update.errors:
-            await self._errors.record(job.vm, update.errors)
-            known = len(await self._errors.ledger(job.vm))
+            await self._recorder.record(job.vm, update.errors)
+            known = len(await self._recorder.ledger(job.vm))
         self._record.show_progress(update.progress, known)
 
     def _event(self, update: IncomingUpdate) -> m.Event | None:
@@ -77,5 +79,5 @@ class Watching:
         job = self._record.job
         shown = job.reason if job.reason_code is Reason.LINK_DOWN else ""
         if update.paused_reason != shown or job.reason_code is Reason.DESTINATION_UNREACHABLE:
-            return m.Heard(update.paused_reason)
+            return m.DestinationReported(update.paused_reason)
         return None

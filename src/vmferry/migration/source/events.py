@@ -1,4 +1,4 @@
-"""What can happen to a job on its source: the events of `machine.py`. Values only."""
+"""What can happen to a job on its source: the events of `state_machine.py`. Values only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmferry.model.migration import Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class JobStarted:
     """The job's turn has come."""
 
 
@@ -39,7 +39,7 @@ class StartUnanswered:
 
 
 @dataclass(frozen=True, slots=True)
-class OutcomeLearned:
+class OutcomeReceived:
     """The destination's journal spoke."""
 
     outcome: Outcome
@@ -47,14 +47,14 @@ class OutcomeLearned:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class DestinationReported:
     """The destination reported. `paused_reason`: why its link is down, empty while it is up."""
 
     paused_reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
+class DestinationSilent:
     """The destination's daemon does not answer during postcopy; pagers go on without it."""
 
     reason: str
@@ -78,7 +78,7 @@ class SourceReleased:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelAsked:
+class CancelRequested:
     """The operator, or a daemon that stops, asks for the VM back. `code` says which."""
 
     code: Reason = Reason.CANCELLED
@@ -107,18 +107,18 @@ class RestoreFailed:
 
 
 Event: TypeAlias = (
-    Begun
+    JobStarted
     | DestinationPrepared
     | HandedOver
     | Started
     | StartUnanswered
-    | OutcomeLearned
-    | Heard
-    | Silent
+    | OutcomeReceived
+    | DestinationReported
+    | DestinationSilent
     | DestinationCompleted
     | DestinationDied
     | SourceReleased
-    | CancelAsked
+    | CancelRequested
     | Failed
     | Restored
     | RestoreFailed

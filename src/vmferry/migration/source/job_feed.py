@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
-from vmferry.aio.change_signal import Bell
+from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.migration import TERMINAL, Job, PageProgress, Phase
 from vmferry.ports import Store
@@ -16,12 +16,12 @@ TELL_LATER_S = 0.02
 """Of a switchover: about the length of a blackout."""
 
 
-class Jobs:
+class JobFeed:
     """Owner of what watchers see. Writes go through here, so that none is missed."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._bell = Bell()
+        self._changed = ChangeSignal()
         self._saves = 0
         """That have ended, whether they came to the disk or not: between two of them there is nothing new on it."""
         self._progress: dict[str, Job] = {}
@@ -35,9 +35,9 @@ class Jobs:
             self._saves += 1
         self._progress.pop(saved.migration, None)
         if saved.phase is Phase.SWITCHOVER:
-            asyncio.get_running_loop().call_later(TELL_LATER_S, self._bell.ring)
+            asyncio.get_running_loop().call_later(TELL_LATER_S, self._changed.notify)
         else:
-            self._bell.ring()
+            self._changed.notify()
         return saved
 
     def show_progress(self, job: Job, progress: PageProgress, memory_errors: int) -> Job:
@@ -45,7 +45,7 @@ class Jobs:
         now = replace(job, progress=progress, memory_errors=memory_errors)
         if now != job:
             self._progress[job.migration] = now
-            self._bell.ring()
+            self._changed.notify()
         return now
 
     async def get(self, migration: str) -> Job:
@@ -73,7 +73,7 @@ class Jobs:
         at = after_revision
         read: int | None = None
         while True:
-            seen = self._bell.count
+            seen = self._changed.count
             batch: Sequence[Job] = ()
             if read != self._saves:
                 read = self._saves
@@ -93,7 +93,7 @@ class Jobs:
             for job in self._fresh_progress(migration, shown):
                 shown[job.migration] = job
                 yield job
-            await self._bell.after(seen)
+            await self._changed.wait_after(seen)
 
     def _fresh_progress(self, migration: str, shown: dict[str, Job]) -> list[Job]:
         return [

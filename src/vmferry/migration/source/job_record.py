@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import replace
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.source.job_feed import Jobs
+from vmferry.migration.source.job_feed import JobFeed
 from vmferry.model.migration import TERMINAL, Job, PageProgress
 from vmferry.ports import Clock
 
@@ -18,7 +18,7 @@ from vmferry.ports import Clock
 class JobRecord:
     """Owner of the job's values. All but `save_push_limit` belongs to the job's own task."""
 
-    def __init__(self, jobs: Jobs, clock: Clock, job: Job) -> None:
+    def __init__(self, jobs: JobFeed, clock: Clock, job: Job) -> None:
         self._jobs = jobs
         self._clock = clock
         self._job = job
@@ -28,7 +28,7 @@ class JobRecord:
     def job(self) -> Job:
         return self._job
 
-    def note(self, job: Job) -> None:
+    def stage(self, job: Job) -> None:
         """Known here from now on; durable, and seen by watchers, with the next save. `job` is made from the one that
         is known, with no wait in between."""
         self._job = job

@@ -1,12 +1,12 @@
-"""Runs one job on its source: asks `machine.py`, makes the answer durable, does it, and feeds back what came of it.
+"""Runs one job on its source: saves each state of `state_machine.py`, performs its commands, feeds back the event.
 
 | part of a job | module |
 |---|---|
 | its values, here and in the store | job_record.py |
-| what each step does to the world | source_steps.py |
+| what each step does | steps.py |
 | up to the commit, and whether the VM runs on the destination | this one |
-| reports from there in postcopy | watching.py |
-| the VM back here, or let go once it has moved | source_ending.py |
+| reports from there in postcopy | destination_watch.py |
+| the VM back here, or let go once it has moved | teardown.py |
 | a change of the push limit, beside all of them | push_limit.py |
 
 Downtime is measured on the source's monotonic clock, from the answer to `stop` to the answer to Start: it holds the
@@ -25,15 +25,15 @@ from typing import assert_never
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
-from vmferry.migration.environment import Backoff, Spawn, World
+from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.environment import Environment, Spawn
 from vmferry.migration.source import state_machine as m
-from vmferry.migration.source.destination_watch import Watching
-from vmferry.migration.source.job_feed import Jobs
+from vmferry.migration.source.destination_watch import DestinationWatch
+from vmferry.migration.source.job_feed import JobFeed
 from vmferry.migration.source.job_record import JobRecord
 from vmferry.migration.source.push_limit import PushLimit
 from vmferry.migration.source.steps import RETRY, STEP_FAILED, SourceSteps
-from vmferry.migration.source.teardown import SourceEnding
+from vmferry.migration.source.teardown import Teardown
 from vmferry.model.migration import TERMINAL, Job
 
 log = structlog.get_logger()
@@ -41,21 +41,23 @@ log = structlog.get_logger()
 STATE = "migration.state"
 
 
-class Departure:
+class JobRunner:
     """Owner of where one job stands. `run` is its own task; `cancel` and `push_limit` may be used from any other."""
 
-    def __init__(self, world: World, jobs: Jobs, errors: MemoryErrors, job: Job, spawn: Spawn) -> None:
-        self._world = world
-        self._record = JobRecord(jobs, world.clock, job)
-        self._steps = SourceSteps(world, errors, job)
-        self._watching = Watching(world, errors, self._record, self._steps)
-        self._ending = SourceEnding(world, self._steps, job, spawn)
-        self.push_limit = PushLimit(world, self._record, self._steps, spawn)
+    def __init__(
+        self, environment: Environment, jobs: JobFeed, recorder: LedgerRecorder, job: Job, spawn: Spawn
+    ) -> None:
+        self._environment = environment
+        self._record = JobRecord(jobs, environment.clock, job)
+        self._steps = SourceSteps(environment, recorder, job)
+        self._watch = DestinationWatch(environment, recorder, self._record, self._steps)
+        self._teardown = Teardown(environment, self._steps, job, spawn)
+        self.push_limit = PushLimit(environment, self._record, self._steps, spawn)
         self._state = m.State.QUEUED
-        self._cancel: m.CancelAsked | None = None
+        self._cancel: m.CancelRequested | None = None
         self._scope: asyncio.Timeout | None = None
         self._decided = asyncio.Event()
-        self._outcome_backoff = Backoff(world)
+        self._outcome_backoff = environment.backoff()
         self._log = log.bind(migration=job.migration, vm=job.vm)
 
     @property
@@ -70,7 +72,7 @@ class Departure:
         """Until the job has ended. `recovered`: where it goes on after a restart."""
         try:
             if recovered is None:
-                step = m.transition(m.State.QUEUED, self._cancel or m.Begun())
+                step = m.transition(m.State.QUEUED, self._cancel or m.JobStarted())
             else:
                 await self._steps.take_up()
                 step = recovered
@@ -84,10 +86,10 @@ class Departure:
         finally:
             self._steps.serving = False
             self._decided.set()
-            await self._watching.close()
+            await self._watch.close()
             await self._steps.peer.close()
 
-    async def cancel(self, asked: m.CancelAsked) -> Job:
+    async def cancel(self, asked: m.CancelRequested) -> Job:
         """Returns the job once the VM is back, or the commit is past.
 
         Raises: VmferryError PAST_NO_RETURN.
@@ -107,9 +109,9 @@ class Departure:
         """Makes the new state durable. An event: that failed, where failing is still allowed."""
         before, self._state = self._state, step.state
         if step.state is m.State.SWITCHOVER:
-            self._world.processors.keep_awake(self._steps.key)
+            self._environment.processors.keep_awake(self._steps.key)
         elif step.state is not m.State.COMMITTED:
-            self._world.processors.let_sleep(self._steps.key)
+            self._environment.processors.let_sleep(self._steps.key)
         phase = m.visible_phase(step.state, self.job.phase)
         same_words = not step.reason and step.state in m.ENDED and self.job.reason_code is not None
         reason = (self.job.reason_code, self.job.reason) if same_words else (step.code, step.reason)
@@ -123,14 +125,14 @@ class Departure:
         if job == self.job:
             return None
         if step.state in m.RESTORING:
-            self._record.note(job)  # durable with its end; the VM must not wait for a store that may be what failed
+            self._record.stage(job)  # durable with its end; the VM must not wait for a store that may be what failed
             return None
         return await self._save(job)
 
     async def _save(self, job: Job) -> m.Event | None:
-        now = self._world.clock.now_us()
+        now = self._environment.clock.now_us()
         job = replace(job, updated_us=now, ended_us=now if job.phase in TERMINAL else 0)
-        backoff = Backoff(self._world)
+        backoff = self._environment.backoff()
         while True:
             try:
                 await self._record.save(job)
@@ -150,7 +152,7 @@ class Departure:
         """Does the commands in order; the event that comes of them, None once the job has ended."""
         match step.state:
             case m.State.QUEUED:
-                return m.Begun()
+                return m.JobStarted()
             case m.State.PREPARING:
                 return await self._all(step.commands, self._steps.prepare) or m.DestinationPrepared()
             case m.State.SWITCHOVER:
@@ -158,14 +160,14 @@ class Departure:
             case m.State.COMMITTED | m.State.UNDECIDED:
                 return await self._find_out(step.commands)
             case m.State.POSTCOPY | m.State.POSTCOPY_PAUSED:
-                return await self._watching.next_event()
+                return await self._watch.next_event()
             case m.State.CANCELLING | m.State.FAILING:
-                return await self._ending.restore(step.commands, self.job.reason)
+                return await self._teardown.restore(step.commands, self.job.reason)
             case m.State.COMPLETING:
-                await self._ending.release(step.commands)
+                await self._teardown.release(step.commands)
                 return m.SourceReleased()
             case m.State.COMPLETED | m.State.CANCELLED | m.State.FAILED | m.State.LOST:
-                await self._ending.release(step.commands)
+                await self._teardown.release(step.commands)
                 return None
             case _:
                 assert_never(step.state)
@@ -181,7 +183,7 @@ class Departure:
         """One step before the commit: it ends at the latest with its deadline, or when the job is cancelled."""
         name = type(command).__name__
         loop = asyncio.get_running_loop()
-        limit_s = self._world.timeouts.step_s + self._steps.allowance_s(command)
+        limit_s = self._environment.timeouts.step_s + self._steps.allowance_s(command)
         try:
             deadline = loop.time() if self._cancel else loop.time() + limit_s
             async with asyncio.timeout_at(deadline) as scope:
@@ -201,8 +203,8 @@ class Departure:
         return self._cancel
 
     async def _find_out(self, commands: tuple[m.Command, ...]) -> m.Event:
-        if commands == (m.CallStart(),):
-            event = await self._steps.call_start()
+        if commands == (m.RequestStart(),):
+            event = await self._steps.request_start()
         else:
             event = await self._steps.ask_outcome(self._outcome_backoff)
         if isinstance(event, m.Started):
@@ -213,18 +215,18 @@ class Departure:
         steps = self._steps
         downtime_s = max(0.0, (started_us - steps.stopped_us) / 1e6) if steps.stopped_us else 0.0
         if steps.stopped_at_s is not None:
-            downtime_s = self._world.clock.monotonic_s() - steps.stopped_at_s
+            downtime_s = self._environment.clock.monotonic_s() - steps.stopped_at_s
         job = replace(self.job, stopped_us=steps.stopped_us, started_us=started_us, downtime_s=downtime_s)
-        self._record.note(job)
+        self._record.stage(job)
 
 
 def _late(command: m.Command) -> Reason:
     match command:
         case m.StartPager() | m.ServePages():
             return Reason.PAGER_FAILED
-        case m.SayHello() | m.AskPrepare():
+        case m.SendHello() | m.RequestPrepare():
             return Reason.DESTINATION_UNREACHABLE
-        case m.Journal():
+        case m.AppendJournal():
             return Reason.STORE_FAILED
         case _:
             return Reason.VMM_TIMEOUT

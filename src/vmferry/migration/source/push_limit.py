@@ -10,7 +10,7 @@ import asyncio
 import structlog
 
 from vmferry.errors import VmferryError
-from vmferry.migration.environment import Backoff, Spawn, World
+from vmferry.migration.environment import Environment, Spawn
 from vmferry.migration.source.job_record import JobRecord
 from vmferry.migration.source.steps import RETRY, SourceSteps
 from vmferry.model.migration import Job
@@ -21,8 +21,8 @@ log = structlog.get_logger()
 class PushLimit:
     """Tasks of their own, beside the job's."""
 
-    def __init__(self, world: World, record: JobRecord, steps: SourceSteps, spawn: Spawn) -> None:
-        self._world = world
+    def __init__(self, environment: Environment, record: JobRecord, steps: SourceSteps, spawn: Spawn) -> None:
+        self._environment = environment
         self._record = record
         self._steps = steps
         self._spawn = spawn
@@ -59,7 +59,7 @@ class PushLimit:
         self._spawn(self._task, self._tell_until_heard())
 
     async def _tell_until_heard(self) -> None:
-        backoff = Backoff(self._world)
+        backoff = self._environment.backoff()
         while self._steps.serving:
             try:
                 await self._steps.tell_push_limit()

@@ -2,40 +2,40 @@
 
 Edges (a test compares them with the code):
 
-    QUEUED          -> PREPARING        Begun
-    QUEUED          -> CANCELLED        CancelAsked
+    QUEUED          -> PREPARING        JobStarted
+    QUEUED          -> CANCELLED        CancelRequested
     QUEUED          -> FAILED           Failed
     PREPARING       -> SWITCHOVER       DestinationPrepared
-    PREPARING       -> CANCELLING       CancelAsked
+    PREPARING       -> CANCELLING       CancelRequested
     PREPARING       -> FAILING          Failed
     SWITCHOVER      -> COMMITTED        HandedOver
-    SWITCHOVER      -> CANCELLING       CancelAsked
+    SWITCHOVER      -> CANCELLING       CancelRequested
     SWITCHOVER      -> FAILING          Failed
     COMMITTED       -> POSTCOPY         Started
     COMMITTED       -> UNDECIDED        StartUnanswered
-    COMMITTED       -> POSTCOPY         OutcomeLearned
-    COMMITTED       -> UNDECIDED        OutcomeLearned
-    COMMITTED       -> FAILING          OutcomeLearned
+    COMMITTED       -> POSTCOPY         OutcomeReceived
+    COMMITTED       -> UNDECIDED        OutcomeReceived
+    COMMITTED       -> FAILING          OutcomeReceived
     UNDECIDED       -> POSTCOPY         Started
     UNDECIDED       -> UNDECIDED        StartUnanswered
-    UNDECIDED       -> POSTCOPY         OutcomeLearned
-    UNDECIDED       -> UNDECIDED        OutcomeLearned
-    UNDECIDED       -> FAILING          OutcomeLearned
-    POSTCOPY        -> POSTCOPY         Heard
-    POSTCOPY        -> POSTCOPY_PAUSED  Heard
-    POSTCOPY        -> POSTCOPY         Silent
+    UNDECIDED       -> POSTCOPY         OutcomeReceived
+    UNDECIDED       -> UNDECIDED        OutcomeReceived
+    UNDECIDED       -> FAILING          OutcomeReceived
+    POSTCOPY        -> POSTCOPY         DestinationReported
+    POSTCOPY        -> POSTCOPY_PAUSED  DestinationReported
+    POSTCOPY        -> POSTCOPY         DestinationSilent
     POSTCOPY        -> COMPLETING       DestinationCompleted
     POSTCOPY        -> LOST             DestinationDied
-    POSTCOPY_PAUSED -> POSTCOPY         Heard
-    POSTCOPY_PAUSED -> POSTCOPY_PAUSED  Heard
-    POSTCOPY_PAUSED -> POSTCOPY_PAUSED  Silent
+    POSTCOPY_PAUSED -> POSTCOPY         DestinationReported
+    POSTCOPY_PAUSED -> POSTCOPY_PAUSED  DestinationReported
+    POSTCOPY_PAUSED -> POSTCOPY_PAUSED  DestinationSilent
     POSTCOPY_PAUSED -> COMPLETING       DestinationCompleted
     POSTCOPY_PAUSED -> LOST             DestinationDied
     COMPLETING      -> COMPLETED        SourceReleased
-    CANCELLING      -> CANCELLING       CancelAsked
+    CANCELLING      -> CANCELLING       CancelRequested
     CANCELLING      -> CANCELLED        Restored
     CANCELLING      -> FAILED           RestoreFailed
-    FAILING         -> FAILING          CancelAsked
+    FAILING         -> FAILING          CancelRequested
     FAILING         -> FAILED           Restored
     FAILING         -> FAILED           RestoreFailed
 
@@ -61,37 +61,37 @@ from vmferry.migration.source.commands import (
     UNDO_PREPARE,
     UNDO_SWITCH,
     AbandonVmm,
+    AppendJournal,
     AskOutcome,
-    AskPrepare,
-    AskRefuse,
     AttachMemory,
-    CallStart,
     Command,
     HandOver,
-    Journal,
     RemovePager,
+    RequestPrepare,
+    RequestRefuse,
+    RequestStart,
     ResumeVcpus,
-    SayFinish,
-    SayHello,
+    SendFinish,
+    SendHello,
     ServePages,
     StartPager,
     ThawPager,
     WatchDestination,
 )
 from vmferry.migration.source.events import (
-    Begun,
-    CancelAsked,
+    CancelRequested,
     DestinationCompleted,
     DestinationDied,
     DestinationPrepared,
+    DestinationReported,
+    DestinationSilent,
     Event,
     Failed,
     HandedOver,
-    Heard,
-    OutcomeLearned,
+    JobStarted,
+    OutcomeReceived,
     Restored,
     RestoreFailed,
-    Silent,
     SourceReleased,
     Started,
     StartUnanswered,
@@ -104,34 +104,34 @@ __all__ = [
     "ENDED",
     "RESTORING",
     "AbandonVmm",
+    "AppendJournal",
     "AskOutcome",
-    "AskPrepare",
-    "AskRefuse",
     "AttachMemory",
-    "Begun",
-    "CallStart",
-    "CancelAsked",
+    "CancelRequested",
     "Command",
     "DestinationCompleted",
     "DestinationDied",
     "DestinationPrepared",
+    "DestinationReported",
+    "DestinationSilent",
     "Event",
     "Failed",
     "HandOver",
     "HandedOver",
-    "Heard",
     "IllegalEventError",
-    "Journal",
+    "JobStarted",
     "JournalKind",
-    "OutcomeLearned",
+    "OutcomeReceived",
     "RemovePager",
+    "RequestPrepare",
+    "RequestRefuse",
+    "RequestStart",
     "RestoreFailed",
     "Restored",
     "ResumeVcpus",
-    "SayFinish",
-    "SayHello",
+    "SendFinish",
+    "SendHello",
     "ServePages",
-    "Silent",
     "SourceReleased",
     "StartPager",
     "StartUnanswered",
@@ -197,7 +197,7 @@ class IllegalEventError(VmferryError):
 
     def __init__(self, state: State, event: Event, required: Collection[State]) -> None:
         names = ", ".join(sorted(required)) or "none"
-        if isinstance(event, CancelAsked):
+        if isinstance(event, CancelRequested):
             super().__init__(
                 Reason.PAST_NO_RETURN,
                 f"the migration is {state}; it can be cancelled only before its commit ({names})",
@@ -240,13 +240,13 @@ def _before_commit(state: State, event: Event) -> Transition | None:
     undo = {State.QUEUED: (), State.PREPARING: UNDO_PREPARE, State.SWITCHOVER: UNDO_SWITCH}[state]
     queued = state is State.QUEUED
     match event:
-        case Begun() if queued:
+        case JobStarted() if queued:
             return Transition(State.PREPARING, PREPARE)
         case DestinationPrepared() if state is State.PREPARING:
             return Transition(State.SWITCHOVER, SWITCH)
         case HandedOver() if state is State.SWITCHOVER:
-            return Transition(State.COMMITTED, (CallStart(),))
-        case CancelAsked(code, reason):
+            return Transition(State.COMMITTED, (RequestStart(),))
+        case CancelRequested(code, reason):
             return Transition(State.CANCELLED if queued else State.CANCELLING, undo, code, reason)
         case Failed(code, reason):
             return Transition(State.FAILED if queued else State.FAILING, undo, code, reason)
@@ -260,7 +260,7 @@ def _after_commit(event: Event) -> Transition | None:
             return Transition(State.POSTCOPY, (WatchDestination(),))
         case StartUnanswered(reason):
             return Transition(State.UNDECIDED, (AskOutcome(),), Reason.UNDECIDED, reason)
-        case OutcomeLearned(outcome, reason):
+        case OutcomeReceived(outcome, reason):
             return _settle(outcome, reason)
         case _:
             return None
@@ -275,7 +275,7 @@ def _settle(outcome: Outcome, reason: str) -> Transition:
             return Transition(State.FAILING, TAKE_BACK, Reason.MIGRATION_REFUSED, words)
         case Outcome.PREPARED:
             words = "the destination has not started the VM yet and is asked to start it again"
-            return Transition(State.UNDECIDED, (CallStart(),), Reason.UNDECIDED, words)
+            return Transition(State.UNDECIDED, (RequestStart(),), Reason.UNDECIDED, words)
         case Outcome.UNKNOWN:
             words = (
                 f"the destination's journal says {outcome} of a migration that it had answered ready: its journal was "
@@ -288,11 +288,11 @@ def _settle(outcome: Outcome, reason: str) -> Transition:
 
 def _postcopy(state: State, event: Event) -> Transition | None:
     match event:
-        case Heard(""):
+        case DestinationReported(""):
             return Transition(State.POSTCOPY, (WatchDestination(),))
-        case Heard(why):
+        case DestinationReported(why):
             return Transition(State.POSTCOPY_PAUSED, (WatchDestination(),), Reason.LINK_DOWN, why)
-        case Silent(why):
+        case DestinationSilent(why):
             return Transition(state, (WatchDestination(),), Reason.DESTINATION_UNREACHABLE, why)
         case DestinationCompleted():
             return Transition(State.COMPLETING, RELEASE)
@@ -304,7 +304,7 @@ def _postcopy(state: State, event: Event) -> Transition | None:
 
 def _restoring(state: State, event: Event) -> Transition | None:
     match event:
-        case CancelAsked():
+        case CancelRequested():
             return Transition(state)
         case Restored():
             return Transition(State.CANCELLED if state is State.CANCELLING else State.FAILED)
@@ -316,19 +316,19 @@ def _restoring(state: State, event: Event) -> Transition | None:
 
 def _admitting(event: Event) -> frozenset[State]:  # noqa: PLR0911 one for each event
     match event:
-        case Begun():
+        case JobStarted():
             return frozenset({State.QUEUED})
         case DestinationPrepared():
             return frozenset({State.PREPARING})
         case HandedOver():
             return frozenset({State.SWITCHOVER})
-        case Started() | StartUnanswered() | OutcomeLearned():
+        case Started() | StartUnanswered() | OutcomeReceived():
             return frozenset({State.COMMITTED, State.UNDECIDED})
-        case Heard() | Silent() | DestinationCompleted() | DestinationDied():
+        case DestinationReported() | DestinationSilent() | DestinationCompleted() | DestinationDied():
             return frozenset({State.POSTCOPY, State.POSTCOPY_PAUSED})
         case SourceReleased():
             return frozenset({State.COMPLETING})
-        case CancelAsked():
+        case CancelRequested():
             return CANCELLABLE | RESTORING
         case Failed():
             return CANCELLABLE
@@ -349,7 +349,7 @@ def recovered(phase: Phase, kinds: Collection[str]) -> Transition | None:
     if JournalKind.COMMIT in kinds and JournalKind.ABORTED not in kinds:
         if phase in (Phase.POSTCOPY, Phase.POSTCOPY_PAUSED):
             return Transition(State(phase.value), (WatchDestination(),))
-        return Transition(State.COMMITTED, (CallStart(),))
+        return Transition(State.COMMITTED, (RequestStart(),))
     if JournalKind.BEGIN in kinds:
         return undo
     return Transition(State.FAILING, UNDO_PREPARE, Reason.SHUTTING_DOWN, stopped)

@@ -1,4 +1,4 @@
-"""What the commands of `machine.py` do to the world, on the source. No decisions here; each step is safe to repeat."""
+"""What the commands of `state_machine.py` do, on the source. No decisions here; each step is safe to repeat."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from vmferry.aio.concurrency import all_or_none
+from vmferry.aio.backoff import Backoff
+from vmferry.aio.concurrency import gather_or_cancel
 from vmferry.errors import Reason, VmferryError
-from vmferry.ledger.recorder import MemoryErrors
-from vmferry.migration.environment import Backoff, World, vmm_by_pid
+from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.environment import Environment
 from vmferry.migration.source import state_machine as m
+from vmferry.migration.vmm_lookup import vmm_by_pid
 from vmferry.model.allocation import allocation_s, layout_bytes
+from vmferry.model.incoming import IncomingUpdate, Wanted
+from vmferry.model.journal import JournalEntry
 from vmferry.model.migration import Job, Outcome
-from vmferry.ports import IncomingUpdate, JournalEntry, Pager, Peer, Vmm, Wanted
+from vmferry.ports import Pager, Peer, Vmm
 
 log = structlog.get_logger()
 
@@ -26,10 +30,10 @@ RETRY = "migration.step_retried"
 class SourceSteps:
     """The hands of one job; they keep what one step leaves for the next."""
 
-    def __init__(self, world: World, errors: MemoryErrors, job: Job) -> None:
+    def __init__(self, environment: Environment, recorder: LedgerRecorder, job: Job) -> None:
         self.migration, self.vm = job.migration, job.vm
         self.key = f"{job.migration}-source"
-        self.peer: Peer = world.peers.connect(job.destination)
+        self.peer: Peer = environment.peers.connect(job.destination)
         self.stopped_us = job.stopped_us
         self.stopped_at_s: float | None = None
         self.asked_destination = False
@@ -38,8 +42,8 @@ class SourceSteps:
         self.serving = False
         """The source's pager takes a push limit: from ServePages until it is removed."""
         self._telling = asyncio.Lock()
-        self._world = world
-        self._errors = errors
+        self._environment = environment
+        self._recorder = recorder
         self._vmm: Vmm | None = None
         self._pid: int | None = None
         self._pager: Pager | None = None
@@ -50,19 +54,19 @@ class SourceSteps:
     async def take_up(self) -> None:
         """After a restart: what the journal and the host still know."""
         self.asked_destination = self.commit_tried = True
-        for entry in await self._world.store.journal(self.migration):
+        for entry in await self._environment.store.journal(self.migration):
             pid = entry.data.get("vmm_pid")
             if entry.kind == m.JournalKind.BEGIN and isinstance(pid, int):
                 self._pid, self.serving = pid, True
-        self._pager = await self._world.pagers.find(self.key)
+        self._pager = await self._environment.pagers.find(self.key)
         if self._pager is not None:
-            self._errors.serve(self.key, self.vm, self._pager)
+            self._recorder.serve(self.key, self.vm, self._pager)
         self.serving = self.serving and self._pager is not None
 
     def allowance_s(self, command: m.Command) -> float:
         """What a step may take beyond `Timeouts.step_s`, seconds: before Prepare is answered the source lists what
         it holds, and the destination allocates it."""
-        if not isinstance(command, m.AskPrepare) or self._vmm is None:
+        if not isinstance(command, m.RequestPrepare) or self._vmm is None:
             return 0.0
         return 2 * allocation_s(layout_bytes(self._vmm.identity.layout))
 
@@ -71,18 +75,18 @@ class SourceSteps:
         vmm = self._running_vmm()
         match command:
             case m.StartPager():
-                self._pager = await self._world.pagers.start(self.key, self.vm, True)
-                self._errors.serve(self.key, self.vm, self._pager)
+                self._pager = await self._environment.pagers.start(self.key, self.vm, True)
+                self._recorder.serve(self.key, self.vm, self._pager)
             case m.ServePages():
                 await self._serve_pages(vmm)
             case m.AttachMemory():
                 await vmm.attach_memory(self._the_pager().memory_socket)
-            case m.SayHello():
+            case m.SendHello():
                 await self.peer.hello(self.migration)
-            case m.AskPrepare():
+            case m.RequestPrepare():
                 self.asked_destination = True
                 what = vmm.identity
-                known = tuple(await self._errors.ledger(self.vm))
+                known = tuple(await self._recorder.ledger(self.vm))
                 held = tuple(await self._the_pager().list_held(what.layout))
                 where = (self._lane, self._token)
                 wanted = Wanted(self.vm, what.layout, what.vcpus, what.platform, *where, ledger=known, held=held)
@@ -113,8 +117,8 @@ class SourceSteps:
         match command:
             case m.HandOver():
                 # The state is asked for behind `stop`, which the VMM carries out first.
-                await all_or_none(self._stop_and_commit(), self._send_ready())
-            case m.Journal(kind):
+                await gather_or_cancel(self._stop_and_commit(), self._send_ready())
+            case m.AppendJournal(kind):
                 await self.journal(kind)
             case _:
                 raise AssertionError(f"not a step of the switchover: {command}")
@@ -125,9 +129,9 @@ class SourceSteps:
             await self._running_vmm().stop()
         finally:
             self._stop_answered.set()
-        self.stopped_us = self._world.clock.now_us()
-        self.stopped_at_s = self._world.clock.monotonic_s()
-        ledger = await self._errors.ledger(self.vm)
+        self.stopped_us = self._environment.clock.now_us()
+        self.stopped_at_s = self._environment.clock.monotonic_s()
+        ledger = await self._recorder.ledger(self.vm)
         if ledger:
             await self._the_pager().mark_poisoned(ledger)
         await self._the_pager().freeze()
@@ -139,7 +143,7 @@ class SourceSteps:
         except VmferryError:
             await self._stop_answered.wait()  # what went wrong with `stop` comes first, and nothing goes back before
             raise
-        await self.peer.ready(self.migration, state, await self._errors.ledger(self.vm))
+        await self.peer.ready(self.migration, state, await self._recorder.ledger(self.vm))
 
     async def journal(self, kind: m.JournalKind) -> None:
         data: dict[str, object] = {}
@@ -149,14 +153,14 @@ class SourceSteps:
             data = {"outcome": Outcome.REFUSED.value}
         if kind is m.JournalKind.COMMIT:
             self.commit_tried = True
-        entry = JournalEntry(self.migration, kind.value, self._world.clock.now_us(), data)
-        await self._world.store.append_journal(entry)
+        entry = JournalEntry(self.migration, kind.value, self._environment.clock.now_us(), data)
+        await self._environment.store.append_journal(entry)
 
-    async def call_start(self) -> m.Event:
+    async def request_start(self) -> m.Event:
         """Start, again and again until the destination answers or the deadline."""
-        clock, timeouts = self._world.clock, self._world.timeouts
+        clock, timeouts = self._environment.clock, self._environment.timeouts
         deadline = clock.monotonic_s() + timeouts.start_s
-        backoff = Backoff(self._world)
+        backoff = self._environment.backoff()
         while True:
             try:
                 return m.Started(await self.peer.start(self.migration))
@@ -176,7 +180,7 @@ class SourceSteps:
     async def _outcome_or_unanswered(self) -> m.Event:
         """Only the journal itself settles; the answer to a Start may be an old one."""
         try:
-            return m.OutcomeLearned(*await self.peer.outcome(self.migration))
+            return m.OutcomeReceived(*await self.peer.outcome(self.migration))
         except VmferryError as error:
             return m.StartUnanswered(f"the destination's journal could not be asked: {error.message}")
 
@@ -208,8 +212,8 @@ class SourceSteps:
 
     async def remove_pager(self) -> None:
         self.serving = False
-        self._errors.forget(self.key)
-        await self._world.pagers.remove(self.key)
+        self._recorder.forget(self.key)
+        await self._environment.pagers.remove(self.key)
         self._pager = None
 
     async def refuse(self, reason: str) -> None:
@@ -221,7 +225,7 @@ class SourceSteps:
     def _running_vmm(self) -> Vmm:
         """The one that holds the VM now; remembered, so that a move within the host never mixes up its two VMMs."""
         if self._vmm is None:
-            self._vmm = self._world.vmms.running(self.vm)
+            self._vmm = self._environment.vmms.running(self.vm)
         if self._vmm is None:
             raise VmferryError(
                 Reason.VMM_GONE, f"the VMM of {self.vm} is not connected.", "Start it, or look at its log."
@@ -230,9 +234,9 @@ class SourceSteps:
         return self._vmm
 
     async def _source_vmm(self) -> Vmm:
-        connected = self._world.vmms.all()
+        connected = self._environment.vmms.all()
         if self._vmm is None or not any(self._vmm is vmm for vmm in connected):
-            self._vmm = await vmm_by_pid(self._world, self.vm, self._pid)
+            self._vmm = await vmm_by_pid(self._environment, self.vm, self._pid)
         return self._vmm
 
     def _the_pager(self) -> Pager:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.migration.environment import Backoff, Spawn, World
+from vmferry.migration.environment import Environment, Spawn
 from vmferry.migration.source import state_machine as m
 from vmferry.migration.source.steps import RETRY, STEP_FAILED, SourceSteps
 from vmferry.model.migration import Job
@@ -29,11 +29,11 @@ ATTEMPTS = 3
 """At a step that the VM's own return does not depend on."""
 
 
-class SourceEnding:
+class Teardown:
     """The last steps of one job, and the attempts at each."""
 
-    def __init__(self, world: World, steps: SourceSteps, job: Job, spawn: Spawn) -> None:
-        self._world = world
+    def __init__(self, environment: Environment, steps: SourceSteps, job: Job, spawn: Spawn) -> None:
+        self._environment = environment
         self._steps = steps
         self._migration = job.migration
         self._destination = job.destination
@@ -45,11 +45,11 @@ class SourceEnding:
         outcome: m.Event = m.Restored()
         for command in commands:
             match command:
-                case m.Journal(kind):
+                case m.AppendJournal(kind):
                     await self._journal(kind)
                 case m.ResumeVcpus():
                     outcome = await self._resume(reason)
-                case m.AskRefuse():
+                case m.RequestRefuse():
                     await self._refuse(reason)
                 case m.ThawPager():
                     await self._best_effort(command, self._steps.thaw)
@@ -67,14 +67,14 @@ class SourceEnding:
                     await self._best_effort(command, self._steps.abandon)
                 case m.RemovePager():
                     await self._best_effort(command, self._steps.remove_pager)
-                case m.SayFinish():
+                case m.SendFinish():
                     await self._best_effort(command, self._steps.finish)
                 case _:
                     raise AssertionError(f"not a step after the move: {command}")
 
     async def _journal(self, kind: m.JournalKind) -> None:
         """Once a commit was tried the VM must not run before this is durable: the commit may be."""
-        backoff = Backoff(self._world)
+        backoff = self._environment.backoff()
         while True:
             try:
                 await self._steps.journal(kind)
@@ -87,15 +87,15 @@ class SourceEnding:
             await backoff.pause()
 
     async def _resume(self, reason: str) -> m.Event:
-        backoff = Backoff(self._world)
-        deadline = self._world.clock.monotonic_s() + self._world.timeouts.vmm_return_s
+        backoff = self._environment.backoff()
+        deadline = self._environment.clock.monotonic_s() + self._environment.timeouts.vmm_return_s
         while True:
             try:
                 await self._steps.resume()
             except VmferryError as error:
                 self._log.warning(RETRY, step="resume", error=str(error))
                 gone = error.reason is Reason.VMM_GONE
-                if gone or self._world.clock.monotonic_s() >= deadline:
+                if gone or self._environment.clock.monotonic_s() >= deadline:
                     words = f"{reason}; and the VM could not be resumed here: {error}"
                     return m.RestoreFailed(error.reason, words)
             else:
@@ -107,20 +107,20 @@ class SourceEnding:
         if not self._steps.asked_destination:
             return
         try:
-            async with asyncio.timeout(self._world.timeouts.refuse_s):
+            async with asyncio.timeout(self._environment.timeouts.refuse_s):
                 await self._steps.refuse(reason)
         except (VmferryError, TimeoutError) as error:
             self._log.warning(RETRY, step="refuse", error=str(error))
             self._spawn(f"refuse {self._migration}", self._refuse_later(reason))
 
     async def _refuse_later(self, reason: str) -> None:
-        peer = self._world.peers.connect(self._destination)
-        backoff = Backoff(self._world)
+        peer = self._environment.peers.connect(self._destination)
+        backoff = self._environment.backoff()
         try:
-            for _ in range(self._world.timeouts.refuse_attempts):
+            for _ in range(self._environment.timeouts.refuse_attempts):
                 await backoff.pause()
                 try:
-                    async with asyncio.timeout(self._world.timeouts.refuse_s):
+                    async with asyncio.timeout(self._environment.timeouts.refuse_s):
                         return await peer.refuse(self._migration, reason)
                 except (VmferryError, TimeoutError) as error:
                     self._log.warning(RETRY, step="refuse", error=str(error))
@@ -128,7 +128,7 @@ class SourceEnding:
             await peer.close()
 
     async def _best_effort(self, command: m.Command, work: Callable[[], Awaitable[None]]) -> None:
-        backoff = Backoff(self._world)
+        backoff = self._environment.backoff()
         for _ in range(ATTEMPTS):
             try:
                 await work()
