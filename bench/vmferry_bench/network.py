@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL
 from vmferry.demo.network import CLONE_NEWNET
 
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 """Only these can be chosen in another namespace than the first (`TCP_CONG_NON_RESTRICTED`, net/ipv4/tcp_cong.c)."""
+LANE_CONGESTION_CONTROL = "cubic"
+"""The pager's default, which a test compares."""
 SIOCSIFFLAGS = 0x8914
 """netdevice(7)."""
 IFF_UP = 1
@@ -34,9 +35,9 @@ def enter_own_network() -> str:
     Returns "", or why connections are paced as this host does it.
     """
     try:
-        with _allowed(DEFAULT_CONGESTION_CONTROL):
+        with _allowed(LANE_CONGESTION_CONTROL):
             _enter()
-            CONGESTION_CONTROL.write_text(DEFAULT_CONGESTION_CONTROL)
+            CONGESTION_CONTROL.write_text(LANE_CONGESTION_CONTROL)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return ""

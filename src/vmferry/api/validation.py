@@ -6,13 +6,9 @@ import re
 from dataclasses import dataclass
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.names import MIGRATION_ID, VM_NAME, parse_address
 from vmferry.units import LSB_4K, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
 
-MIGRATION_ID = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
-VM_NAME = r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"
-_ADDRESS = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):(?P<port>[0-9]{1,5})"
-)
 GPA_END = 1 << 52
 """Physical addresses of x86-64 have at most 52 bits (Intel SDM vol. 3A, 4.1.4)."""
 LSB_1G = 30
@@ -53,8 +49,7 @@ class Checks:
             self._pattern(field, value, VM_NAME)
 
     def destination(self, value: str, field: str = "destination") -> None:
-        match = _ADDRESS.fullmatch(value)
-        if match is None or not 1 <= int(match["port"]) <= 65535:
+        if parse_address(value, least_port=1) is None:
             self.violation(field, f'must be "host:port" of the destination\'s peer endpoint, is {_shown(value)}')
 
     def page_size(self, value: int, most: int, default: int) -> None:

@@ -6,6 +6,7 @@ import argparse
 import re
 from decimal import Decimal
 
+from vmferry.model.names import parse_address
 from vmferry.units import GIB, KIB, MIB, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
 
 _RATE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?([A-Za-z]*)(/s)?", re.ASCII)
@@ -23,13 +24,11 @@ RATE_UNITS = {
 }
 """Bytes of one of each."""
 NO_LIMIT = ("0", "none")
-_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\[\]\s/]+):(\d{1,5})")
 
 
 def host_port(text: str) -> str:
     """An argument of the form HOST:PORT."""
-    match = _HOST_PORT.fullmatch(text)
-    if match is None or not 0 < int(match[2]) < 65536:
+    if parse_address(text, least_port=1) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return text
 

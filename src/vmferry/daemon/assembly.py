@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 
 from vmferry.daemon import deadlines
-from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL, DEFAULT_SPIN_US, Config
+from vmferry.daemon.config import Config
 from vmferry.daemon.host_state import HostState
 from vmferry.daemon.processors import HostProcessors
 from vmferry.migration.destination.incoming_service import IncomingService
 from vmferry.migration.environment import Environment, SystemClock, UncheckedProcessors
 from vmferry.migration.service import MigrationService
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
+from vmferry.pager.settings import LaneSettings, PagerSettings
 from vmferry.peer.client import GrpcPeers
 from vmferry.ports import Store
 from vmferry.store.sqlite import open_store
@@ -92,20 +92,16 @@ class HostCore:
 
 
 def pager_settings(config: Config) -> PagerSettings:
-    """What every pager is driven with. Tuning that is the default is not handed on."""
-    pages, pager = config.pages, config.pager
+    """The configured settings of every pager."""
     return PagerSettings(
-        LaneSettings(pages.ip, pages.ports, pages.demand_timeout_s, pager.push_lanes),
-        deadlines.pager(config.timeouts),
-        PagerTuning(
-            pager.page_path_cpus or None,
-            pager.lane_cpus or None,
-            None if pager.spin_us == DEFAULT_SPIN_US else pager.spin_us,
-            None if pager.real_time else False,
-            None if config.keep_awake else False,
-            None if pager.huge_pages else False,
-            None if pager.congestion_control == DEFAULT_CONGESTION_CONTROL else pager.congestion_control,
+        lanes=LaneSettings(
+            listen_ip=config.pages.ip,
+            ports=config.pages.ports,
+            demand_timeout_s=config.pages.demand_timeout_s,
+            push_lanes=config.pager.push_lanes,
         ),
+        deadlines=deadlines.pager(config.timeouts),
+        tuning=config.pager.tuning,
     )
 
 

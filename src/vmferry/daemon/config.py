@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmferry.daemon.toml_table import Address, Problem, Table
+from vmferry.daemon.toml_table import Problem, Table
+from vmferry.model.names import HOST_NAME, Address
+from vmferry.pager.settings import PagerTuning
 
-HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_RUNTIME_DIR = Path("/run/vmferry")
 DEFAULT_STATE_DIR = Path("/var/lib/vmferry")
-DEFAULT_SPIN_US = 50
-DEFAULT_CONGESTION_CONTROL = "cubic"
 SPIN_US_MOST = 10_000
 PUSH_LANES_MOST = 64
 
@@ -36,25 +35,14 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Pager:
-    """The pager program, how it is tuned, and the background push."""
+    """The pager program, the background push, and the pagers' tuning."""
 
     program: str
     push_bytes_per_s: int
     """Limit of migrations that ask for none; 0: no limit. Demand is never held back."""
     push_lanes: int
     """Push lanes that a destination's pager opens; 0: the pager's default."""
-    page_path_cpus: str
-    """CPU list of the thread that resolves faults, and of the urgent lane; "": any."""
-    lane_cpus: str
-    """CPU list of the push lanes' threads; "": any."""
-    spin_us: int
-    """How long the page path looks for its next fault before it sleeps, microseconds; 0: not at all."""
-    real_time: bool
-    """Whether the thread that resolves faults is real-time while there is a heavy push: it runs as soon as it wakes."""
-    huge_pages: bool
-    """Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones."""
-    congestion_control: str
-    """TCP congestion control of the lanes on which pages travel; "": the host's."""
+    tuning: PagerTuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +107,18 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
     runtime_dir = root.path("runtime_dir", DEFAULT_RUNTIME_DIR)
     vmm, api, peer = root.section("vmm"), root.section("api"), root.section("peer")
     ops, log = root.section("ops"), root.section("log")
+    keep_awake = root.truth("keep_awake", None)
     config = Config(
         host=root.text("host", default_host, HOST_NAME, "1 to 63 letters, digits, '.', '_' or '-'"),
         runtime_dir=runtime_dir,
         state_dir=root.path("state_dir", DEFAULT_STATE_DIR),
-        keep_awake=root.truth("keep_awake", True),
+        keep_awake=keep_awake is not False,
         vmm_socket=vmm.socket("socket", runtime_dir / "vmm.sock"),
         api=api.address("listen", Address("127.0.0.1", 7600)),
         peer=peer.address("listen", Address("127.0.0.1", 7601)),
         ops=ops.address("listen", Address("127.0.0.1", 7680)),
         pages=_pages(root.section("pages")),
-        pager=_pager(root.section("pager")),
+        pager=_pager(root.section("pager"), keep_awake),
         timeouts=_timeouts(root.section("timeouts")),
         log=Log(log.choice("format", "json", LOG_FORMATS), log.choice("level", "info", LOG_LEVELS)),
     )
@@ -167,19 +156,22 @@ def _pages(table: Table) -> Pages:
     return pages
 
 
-def _pager(table: Table) -> Pager:
+def _pager(table: Table, keep_awake: bool | None) -> Pager:
+    """A key of the tuning that is absent stays None: the default is the pager's."""
+    tuning = PagerTuning(
+        page_path_cpus=table.cpu_list("page_path_cpus"),
+        lane_cpus=table.cpu_list("lane_cpus"),
+        spin_us=table.whole("spin_us", None, SPIN_US_MOST),
+        real_time=table.truth("real_time", None),
+        keep_awake=keep_awake,
+        huge_pages=table.truth("huge_pages", None),
+        congestion_control=table.text("congestion_control", None, r"[a-z0-9_-]{0,15}", 'a name like "cubic", or ""'),
+    )
     pager = Pager(
         program=table.text("program", "vmferry-pager", r"[^\0]+", "a program name or path"),
         push_bytes_per_s=table.push_limit("push_bytes_per_s"),
         push_lanes=table.whole("push_lanes", 0, PUSH_LANES_MOST),
-        page_path_cpus=table.cpu_list("page_path_cpus"),
-        lane_cpus=table.cpu_list("lane_cpus"),
-        spin_us=table.whole("spin_us", DEFAULT_SPIN_US, SPIN_US_MOST),
-        real_time=table.truth("real_time", True),
-        huge_pages=table.truth("huge_pages", True),
-        congestion_control=table.text(
-            "congestion_control", DEFAULT_CONGESTION_CONTROL, r"[a-z0-9_-]{0,15}", 'a name like "cubic", or ""'
-        ),
+        tuning=tuning,
     )
     table.finish()
     return pager

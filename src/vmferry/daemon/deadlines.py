@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmferry.daemon.config import Timeouts
 from vmferry.migration import timeouts as core
-from vmferry.pager.client import PagerDeadlines
+from vmferry.pager.settings import PagerDeadlines
 from vmferry.peer.client import PeerDeadlines
 from vmferry.vmm.session import VmmDeadlines
 

@@ -17,10 +17,11 @@ import structlog
 
 from vmferry.daemon import log
 from vmferry.daemon.app import Daemon
-from vmferry.daemon.config import HOST_NAME, Config, ConfigError, load
+from vmferry.daemon.config import Config, ConfigError, load
 from vmferry.daemon.core import Assemble
 from vmferry.daemon.instance import HostUnfit, InstanceLock, make_directory
 from vmferry.errors import VmferryError
+from vmferry.model.names import HOST_NAME
 
 
 class Exit(IntEnum):

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmferry.daemon.config import Config, Pager
+from vmferry.daemon.config import Config
 from vmferry.daemon.cpu_list import parse_cpu_list
 from vmferry.daemon.instance import HostUnfit, make_directory
-from vmferry.daemon.toml_table import Address
+from vmferry.model.names import Address
 from vmferry.ops.state import Check
+from vmferry.pager.settings import PagerTuning
 
 _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 _UFFDIO_API = 0xC018AA3F
@@ -56,7 +57,7 @@ class HostReadiness:
             _tried("store", lambda: _writable("store", config.state_dir)),
             _tried("runtime_dir", lambda: _writable("runtime_dir", config.runtime_dir)),
             _tried("pager", lambda: pager_check(config.pager.program)),
-            _tried("pager_cpus", lambda: cpus_check(config.pager, online_cpus())),
+            _tried("pager_cpus", lambda: cpus_check(config.pager.tuning, online_cpus())),
             _tried("userfaultfd", userfaultfd_check),
             _tried("vmm_socket", lambda: vmm_socket_check(config.vmm_socket)),
         ]
@@ -130,11 +131,11 @@ def online_cpus() -> frozenset[int]:
     return parse_cpu_list(Path("/sys/devices/system/cpu/online").read_text().strip())
 
 
-def cpus_check(pager: Pager, online: frozenset[int]) -> Check:
+def cpus_check(tuning: PagerTuning, online: frozenset[int]) -> Check:
     """A pager that is told to run on CPUs that are not there would not start."""
     causes = []
     for key in ("page_path_cpus", "lane_cpus"):
-        missing = parse_cpu_list(getattr(pager, key)) - online
+        missing = parse_cpu_list(getattr(tuning, key) or "") - online
         if missing:
             names = ", ".join(str(cpu) for cpu in sorted(missing))
             causes.append(f"pager.{key} names CPUs that are not online: {names}")

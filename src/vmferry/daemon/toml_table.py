@@ -7,19 +7,17 @@ problem, not a silent default.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vmferry.daemon.cpu_list import CpuListError, parse_cpu_list
+from vmferry.model.names import SOCKET_PATH_LIMIT, Address, is_ip, parse_address
 from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
 
-SUN_PATH_MAX = 107
-"""Longest path of a unix socket, bytes: `sun_path` of 108 with its NUL (man 7 unix)."""
-
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+Default = TypeVar("Default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,37 +30,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.key}: is {self.actual}, must be {self.required}"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where something listens. Port 0: any free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address | None:
-    """Reads `host:port`, `[v6]:port`; None if it is neither. Names are not resolved here."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        return None
-    if host.startswith("[") and host.endswith("]"):
-        return Address(host[1:-1], int(port)) if _is_ip(host[1:-1]) else None
-    if _HOST_NAME.fullmatch(host):
-        return Address(host, int(port))
-    return None
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Table:
@@ -91,7 +58,7 @@ class Table:
             value = None
         return Table(self._name(key), value or {}, self._problems)
 
-    def text(self, key: str, default: str, pattern: str, required: str) -> str:
+    def text(self, key: str, default: Default, pattern: str, required: str) -> str | Default:
         value = self._take(key)
         if value is None:
             return default
@@ -120,8 +87,10 @@ class Table:
 
     def socket(self, key: str, default: Path) -> Path:
         path = self.path(key, default)
-        if (length := len(bytes(path))) > SUN_PATH_MAX:
-            self.problem(key, str(path), f"a path of at most {SUN_PATH_MAX} bytes for a unix socket; it has {length}")
+        if (length := len(bytes(path))) > SOCKET_PATH_LIMIT:
+            self.problem(
+                key, str(path), f"a path of at most {SOCKET_PATH_LIMIT} bytes for a unix socket; it has {length}"
+            )
         return path
 
     def address(self, key: str, default: Address) -> Address:
@@ -137,7 +106,7 @@ class Table:
         value = self._take(key)
         if value is None:
             return default
-        if isinstance(value, str) and _is_ip(value):
+        if isinstance(value, str) and is_ip(value):
             return value
         self.problem(key, value, "an IPv4 or IPv6 address")
         return default
@@ -161,7 +130,7 @@ class Table:
         self.problem(key, value, f"a number of seconds from {least:g} to {most:g}")
         return default
 
-    def whole(self, key: str, default: int, most: int) -> int:
+    def whole(self, key: str, default: Default, most: int) -> int | Default:
         value = self._take(key)
         if value is None:
             return default
@@ -170,7 +139,7 @@ class Table:
         self.problem(key, value, f"a whole number from 0 to {most}")
         return default
 
-    def truth(self, key: str, default: bool) -> bool:
+    def truth(self, key: str, default: Default) -> bool | Default:
         value = self._take(key)
         if value is None:
             return default
@@ -190,11 +159,11 @@ class Table:
         self.problem(key, value, f"0 (no limit), or a whole number of bytes a second from {least} to {most}")
         return 0
 
-    def cpu_list(self, key: str) -> str:
-        """As it stands there; "" where there is none."""
+    def cpu_list(self, key: str) -> str | None:
+        """The list as it is written; None: the key is absent."""
         value = self._take(key)
         if value is None:
-            return ""
+            return None
         why = ""
         if isinstance(value, str):
             try:
@@ -204,7 +173,7 @@ class Table:
             else:
                 return value
         self.problem(key, value, f'a list of CPUs like "2-3,7", or ""{why}')
-        return ""
+        return None
 
     def finish(self) -> None:
         for key, value in self._values.items():

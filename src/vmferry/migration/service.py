@@ -10,7 +10,6 @@ Every method raises `VmferryError` with the reason that the caller is told.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -29,9 +28,9 @@ from vmferry.migration.source.job_feed import JobFeed
 from vmferry.migration.source.job_record import ended
 from vmferry.migration.source.job_runner import JobRunner
 from vmferry.model.journal import JournalEntry
-from vmferry.model.memory import MemoryLayout
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome
+from vmferry.model.names import MIGRATION_ID, is_migration_id
 from vmferry.units import LSB_4K, Gpa
 
 log = structlog.get_logger()
@@ -39,8 +38,6 @@ log = structlog.get_logger()
 TASK_CRASHED = "service.task_crashed"
 STOPPING = "service.stopping"
 STILL_RUNNING = "service.left_running"
-
-MIGRATION_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class MigrationService:
@@ -104,9 +101,9 @@ class MigrationService:
         Raises: VmferryError INVALID_ARGUMENT, MIGRATION_EXISTS, VM_UNKNOWN, VM_NOT_RUNNING, VM_ALREADY_MIGRATING,
         SHUTTING_DOWN.
         """
-        if MIGRATION_ID.fullmatch(migration) is None:
+        if not is_migration_id(migration):
             raise VmferryError(
-                Reason.INVALID_ARGUMENT, f"migration id {migration!r}.", f"It must match {MIGRATION_ID.pattern}."
+                Reason.INVALID_ARGUMENT, f"migration id {migration!r}.", f"It must match {MIGRATION_ID}."
             )
         async with self._creating:
             known = await self._environment.store.job(migration)
@@ -205,7 +202,7 @@ class MigrationService:
         layout = (await self.machine(vm)).layout
         size = 1 << (lsb or LSB_4K)
         address = Gpa(gpa - gpa % size)
-        if layout.regions and not _has_memory(layout, address):
+        if layout.regions and not layout.contains(address):
             raise VmferryError(
                 Reason.INVALID_ARGUMENT,
                 f"{vm} has no memory at guest-physical address {gpa:#x}.",
@@ -313,7 +310,3 @@ def unknown_vm(vm: str) -> VmferryError:
         f"no VMM of the name {vm!r} is connected to this daemon.",
         "List the machines; a VMM connects to the daemon's [vmm] socket.",
     )
-
-
-def _has_memory(layout: MemoryLayout, gpa: Gpa) -> bool:
-    return any(region.gpa <= gpa < region.gpa + region.size for region in layout.regions)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +25,7 @@ from vmferry.model.memory import MemoryLayout, PageRange
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.pager import PagerEvent, PagerStatus
 from vmferry.pager import convert
+from vmferry.pager.settings import PagerSettings
 from vmferry.rpc import convert as wire
 from vmferry.units import MIB
 from vmferry.v1 import pager_pb2 as pb
@@ -49,65 +49,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 _AUTHORITY = ("grpc.default_authority", "localhost")
 """gRPC would name the percent-encoded socket path as :authority, which HTTP/2 servers in Rust refuse (RST_STREAM 1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaneSettings:
-    """Where source pagers listen (half-open port range), how long a demanded page may take, seconds, and how many push
-    lanes a destination opens (0: the pager's default)."""
-
-    listen_ip: str = "127.0.0.1"
-    ports: tuple[int, int] = (7700, 7800)
-    demand_timeout_s: float = 10.0
-    push_lanes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PagerDeadlines:
-    """Seconds. `connect_s` is beyond the demand time-out, which bounds the connecting itself. Calls that go through
-    memory have the time that it takes on top of `call_s` (`migration/held.py`)."""
-
-    call_s: float = 10.0
-    connect_s: float = 30.0
-    complete_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class PagerTuning:
-    """How a pager process is tuned: where its threads run (CPU lists as in cpuset(7), "2-3,7"), how long they spin
-    before they sleep, microseconds, whether the one that resolves faults is real-time while there is a
-    heavy push, whether processors are kept awake while a guest asks for pages, whether a destination's memory may be
-    made of huge pages, and the TCP congestion control of the lanes. None: the program's own."""
-
-    page_path_cpus: str | None = None
-    lane_cpus: str | None = None
-    spin_us: int | None = None
-    real_time: bool | None = None
-    keep_awake: bool | None = None
-    huge_pages: bool | None = None
-    congestion_control: str | None = None
-
-    def options(self) -> list[str]:
-        """For the command line of `vmferry-pager`."""
-        given = (
-            ("--page-path-cpus", self.page_path_cpus),
-            ("--lane-cpus", self.lane_cpus),
-            ("--spin-us", self.spin_us),
-            ("--real-time", None if self.real_time is None else str(self.real_time).lower()),
-            ("--keep-awake", None if self.keep_awake is None else str(self.keep_awake).lower()),
-            ("--huge-pages", None if self.huge_pages is None else str(self.huge_pages).lower()),
-            ("--congestion-control", self.congestion_control),
-        )
-        return [word for option, value in given if value is not None for word in (option, str(value))]
-
-
-@dataclass(frozen=True, slots=True)
-class PagerSettings:
-    """What every pager of this host is driven with."""
-
-    lanes: LaneSettings = field(default_factory=LaneSettings)
-    deadlines: PagerDeadlines = field(default_factory=PagerDeadlines)
-    tuning: PagerTuning = field(default_factory=PagerTuning)
 
 
 class GrpcPager:

@@ -29,7 +29,9 @@ from pathlib import Path
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.pager.client import CONTROL_SOCKET, GrpcPager, PagerSettings
+from vmferry.model.names import SOCKET_PATH_LIMIT
+from vmferry.pager.client import CONTROL_SOCKET, MEMORY_SOCKET, GrpcPager
+from vmferry.pager.settings import PagerSettings
 
 log = structlog.get_logger()
 
@@ -40,8 +42,6 @@ ENDED = "pager.ended"
 REMOVED = "pager.removed"
 
 KEY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,126}")
-PATH_LIMIT = 107
-"""Bytes of a unix socket's path (unix(7): sun_path holds 108 with its NUL)."""
 START_S = 10.0
 STOP_S = 5.0
 POLL_S = 0.02
@@ -206,11 +206,11 @@ class PagerProcesses:
         if not KEY.fullmatch(key):
             raise VmferryError(Reason.INVALID_ARGUMENT, f"The key {key!r} is not {KEY.pattern}.")
         directory = self._root / key
-        longest = len(os.fsencode(directory / "memory.sock"))
-        if longest > PATH_LIMIT:
+        longest = len(os.fsencode(directory / MEMORY_SOCKET))
+        if longest > SOCKET_PATH_LIMIT:
             raise VmferryError(
                 Reason.INVALID_ARGUMENT,
-                f"{directory}/memory.sock has {longest} bytes, a unix socket's path at most {PATH_LIMIT}.",
+                f"{directory}/{MEMORY_SOCKET} has {longest} bytes, a unix socket's path at most {SOCKET_PATH_LIMIT}.",
                 "Choose a shorter runtime_dir, or a shorter migration id.",
             )
         return directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -13,6 +12,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Outcome
+from vmferry.model.names import MIGRATION_ID, VM_NAME, is_migration_id, is_vm_name
 from vmferry.peer import convert
 from vmferry.peer.contract import PROTOCOL_VERSION
 from vmferry.rpc import convert as wire
@@ -22,9 +22,6 @@ from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerServicer as GeneratedServicer
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-MIGRATION_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-VM_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 
 
 class IncomingOperations(Protocol):
@@ -97,22 +94,22 @@ class PeerServicer(GeneratedServicer):
 
     async def _prepare(self, request: pb.PrepareRequest) -> pb.PrepareReply:
         await _checked(request.migration)
-        if not VM_NAME.fullmatch(request.vm):
-            raise wire.invalid("vm", f"{request.vm!r} is not {VM_NAME.pattern}")
+        if not is_vm_name(request.vm):
+            raise wire.invalid("vm", f"{request.vm!r} is not {VM_NAME}")
         if request.vcpus == 0:
             raise wire.invalid("vcpus", "is 0, must be at least 1")
         layout = wire.layout_from_pb(request.layout)
         if not request.lane_address:
             raise wire.invalid("lane_address", "is empty")
         wanted = Wanted(
-            request.vm,
-            layout,
-            request.vcpus,
-            request.platform,
-            request.lane_address,
-            request.lane_token,
-            _ledger(request.ledger),
-            wire.held_from_pb(request.held, layout),
+            vm=request.vm,
+            layout=layout,
+            vcpus=request.vcpus,
+            platform=request.platform,
+            lane_address=request.lane_address,
+            lane_token=request.lane_token,
+            ledger=_ledger(request.ledger),
+            held=wire.held_from_pb(request.held, layout),
         )
         await self._operations.prepare(request.migration, wanted, request.source_host)
         return pb.PrepareReply()
@@ -154,8 +151,8 @@ class PeerServicer(GeneratedServicer):
 
 
 async def _checked(migration: str) -> None:
-    if not MIGRATION_ID.fullmatch(migration):
-        raise wire.invalid("migration", f"{migration!r} is not {MIGRATION_ID.pattern}")
+    if not is_migration_id(migration):
+        raise wire.invalid("migration", f"{migration!r} is not {MIGRATION_ID}")
 
 
 def _ledger(errors: Iterable[common_pb2.MemoryError]) -> tuple[LedgerEntry, ...]:

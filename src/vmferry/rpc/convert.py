@@ -10,15 +10,11 @@ from collections.abc import Iterable, Sequence
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX, held_problem
-from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange, layout_problem
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.model.migration import Latency, PageProgress
-from vmferry.units import GIB, LSB_4K, MIB, PAGE_1G, PAGE_2M, PAGE_4K, Gpa
+from vmferry.units import LSB_4K, Gpa
 from vmferry.v1 import common_pb2 as pb
-
-PAGE_SIZES = (PAGE_4K, PAGE_2M, PAGE_1G)
-ADDRESS_LIMIT = 1 << 64
-"""No region ends beyond this address."""
 
 _BACKING_TO_PB = {Backing.ANONYMOUS: pb.BACKING_ANONYMOUS, Backing.MEMFD: pb.BACKING_MEMFD}
 _BACKING_FROM_PB = {number: backing for backing, number in _BACKING_TO_PB.items()}
@@ -40,34 +36,6 @@ _SEVERITY_FROM_PB = {number: severity for severity, number in _SEVERITY_TO_PB.it
 def invalid(field: str, message: str) -> VmferryError:
     """An INVALID_ARGUMENT that names the field; to be raised by the caller."""
     return VmferryError(Reason.INVALID_ARGUMENT, f"{field}: {message}.", f"Correct {field} in the request.")
-
-
-def layout_problem(layout: MemoryLayout) -> tuple[str, str] | None:
-    """The first thing wrong with a layout as (field, what), or None. The rules are those of `region_map.rs`: at least
-    one region; ascending, not overlapping, aligned to their page size, below 2^64."""
-    if not layout.regions:
-        return "regions", "is empty"
-    free_from = 0
-    for index, region in enumerate(layout.regions):
-        problem = _region_problem(region, free_from)
-        if problem is not None:
-            return f"regions[{index}].{problem[0]}", problem[1]
-        free_from = region.gpa + region.size
-    return None
-
-
-def _region_problem(region: MemoryRegion, free_from: int) -> tuple[str, str] | None:
-    if region.page_size not in PAGE_SIZES:
-        return "page_size", f"{region.page_size} is not {PAGE_4K}, {PAGE_2M // MIB} MiB or {PAGE_1G // GIB} GiB"
-    if region.size <= 0 or region.size % region.page_size:
-        return "size", f"{region.size:#x} is not a positive multiple of page_size {region.page_size:#x}"
-    if region.gpa < 0 or region.gpa % region.page_size:
-        return "gpa", f"{region.gpa:#x} is not aligned to page_size {region.page_size:#x}"
-    if region.gpa < free_from:
-        return "gpa", f"{region.gpa:#x} lies below {free_from:#x}, the end of the region before"
-    if region.gpa + region.size > ADDRESS_LIMIT:
-        return "size", f"{region.size:#x} ends beyond 2^64"
-    return None
 
 
 def layout_to_pb(layout: MemoryLayout) -> pb.MemoryLayout:

@@ -12,16 +12,23 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from vmferry.model.memory import Backing, MemoryKind, MemoryLayout, MemoryRegion
+from vmferry.model.memory import (
+    PAGE_SIZES,
+    PAGE_SIZES_TEXT,
+    Backing,
+    MemoryKind,
+    MemoryLayout,
+    MemoryRegion,
+    layout_problem,
+)
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
+from vmferry.model.names import VM_NAME
 from vmferry.model.vmm import VmmIdentity
-from vmferry.rpc import convert as wire
 from vmferry.units import LSB_4K, MIB, Gpa
 
 VERSION = 1
 FRAME_LIMIT = 64 * MIB
 LENGTH_BYTES = 4
-VM_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"
 
 CODE_VERSION = "VERSION"
 CODE_BAD_MESSAGE = "BAD_MESSAGE"
@@ -45,7 +52,7 @@ class ProtocolError(Exception):
 # JSON integers up to 2^64-1; the bound is checked where a value becomes part of the model.
 Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 State: TypeAlias = Literal["running", "stopped", "incoming", "prepared", "loaded"]
-Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=VM_NAME)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{VM_NAME}\Z")]
 
 
 class HelloRegion(msgspec.Struct, frozen=True):
@@ -275,17 +282,26 @@ def identity_of(hello: Hello) -> VmmIdentity:
         if hello.regions:
             raise ProtocolError("regions", f"holds {len(hello.regions)} regions, must be empty in state incoming")
     else:
-        problem = wire.layout_problem(layout)
+        problem = layout_problem(layout)
         if problem is not None:
             raise ProtocolError(*problem)
         if hello.vcpus == 0:
             raise ProtocolError("vcpus", f"is 0 in state {hello.state}")
     page_size = hello.memory.page_size
-    if page_size is not None and page_size not in wire.PAGE_SIZES:
-        raise ProtocolError("memory.page_size", f"{page_size} is none of {', '.join(map(str, wire.PAGE_SIZES))}")
+    if page_size is not None and page_size not in PAGE_SIZES:
+        raise ProtocolError("memory.page_size", f"{page_size} is not {PAGE_SIZES_TEXT}")
     memory = MemoryKind(page_size, hello.memory.backing)
     abilities = frozenset(hello.abilities)
-    return VmmIdentity(hello.vm, hello.pid, hello.platform, hello.vcpus, layout, abilities, hello.state, memory)
+    return VmmIdentity(
+        vm=hello.vm,
+        pid=hello.pid,
+        platform=hello.platform,
+        vcpus=hello.vcpus,
+        layout=layout,
+        abilities=abilities,
+        state=hello.state,
+        memory=memory,
+    )
 
 
 def entry_of(report: MemoryErrorReport, layout: MemoryLayout, now_us: int) -> LedgerEntry:
@@ -294,7 +310,7 @@ def entry_of(report: MemoryErrorReport, layout: MemoryLayout, now_us: int) -> Le
 
     Raises: ProtocolError if the address is not in the layout.
     """
-    if not any(region.gpa <= report.gpa < region.gpa + region.size for region in layout.regions):
+    if not layout.contains(report.gpa):
         raise ProtocolError("gpa", f"{report.gpa:#x} lies in none of the VM's {len(layout.regions)} regions")
     lsb = max(report.lsb, LSB_4K)
     return LedgerEntry(

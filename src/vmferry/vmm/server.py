@@ -25,6 +25,7 @@ from pathlib import Path
 import structlog
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.names import SOCKET_PATH_LIMIT
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError
 from vmferry.vmm.session import RecordError, VmmDeadlines, VmmSession
@@ -43,8 +44,6 @@ ACCEPT_RETRY_S = 1.0
 CLOSE_GRACE_S = 2.0
 """For what was sent last to be read, before the connection is dropped."""
 SOCKET_MODE = 0o600
-PATH_LIMIT = 107
-"""Bytes of a unix socket's path (unix(7): sun_path holds 108 with its NUL)."""
 
 _SLOT = {
     "running": "running",
@@ -231,8 +230,8 @@ def listen(path: Path) -> socket.socket:
 
     Raises: VmferryError INVALID_ARGUMENT, saying what is wrong with the path.
     """
-    if len(os.fsencode(path)) > PATH_LIMIT:
-        raise _unusable(path, f"is longer than {PATH_LIMIT} bytes", "Choose a shorter path.")
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise _unusable(path, f"is longer than {SOCKET_PATH_LIMIT} bytes", "Choose a shorter path.")
     if not path.parent.is_dir():
         raise _unusable(path, f"lies in {path.parent}, which is no directory", "Create it, for the daemon's user only.")
     if stat.S_IMODE(path.parent.stat().st_mode) & stat.S_IWOTH and not path.parent.stat().st_mode & stat.S_ISVTX:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
-from vmferry_bench.network import ALLOWED, congestion_control
+from vmferry_bench.network import ALLOWED, LANE_CONGESTION_CONTROL, congestion_control
 
-from vmferry.daemon.config import DEFAULT_CONGESTION_CONTROL
 from vmferry.demo.patience import patient
+
+EXAMPLE = Path(__file__).parents[3] / "configs/vmferryd.toml"
 
 INSIDE = """
 import socket
@@ -36,5 +39,6 @@ def test_all_connections_of_a_run_are_paced_as_lanes_are_and_those_of_the_host_a
     )
     if "a network namespace: Operation not permitted" in run.stderr:
         pytest.skip(f"it can only be made by root: {run.stderr.strip()}")
-    assert run.stdout.split() == [DEFAULT_CONGESTION_CONTROL] * 2, run.stderr
+    assert tomllib.loads(EXAMPLE.read_text())["pager"]["congestion_control"] == LANE_CONGESTION_CONTROL
+    assert run.stdout.split() == [LANE_CONGESTION_CONTROL] * 2, run.stderr
     assert (congestion_control(), ALLOWED.read_text()) == before

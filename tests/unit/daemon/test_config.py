@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.programs import Programs
 from vmferry.daemon.assembly import pager_settings
 from vmferry.daemon.config import Config, ConfigError, load, parse
-from vmferry.daemon.toml_table import Address, parse_address
-from vmferry.pager.client import PagerTuning
+from vmferry.model.names import Address, parse_address
+from vmferry.pager.settings import PagerTuning
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "configs/vmferryd.toml"
@@ -36,8 +39,20 @@ def problems(values: dict[str, object]) -> dict[str, str]:
     return {problem.key: str(problem) for problem in caught.value.problems}
 
 
-def test_the_example_is_the_defaults() -> None:
-    assert load(EXAMPLE, "other") == parse({}, "host-a")
+def test_the_example_is_the_defaults(programs: Programs) -> None:
+    """A default of the tuning is the pager's: the daemon knows none."""
+    example, plain = load(EXAMPLE, "other"), parse({}, "host-a")
+    assert replace(example, pager=replace(example.pager, tuning=PagerTuning())) == plain
+    assert plain.pager.tuning == PagerTuning()
+    options = example.pager.tuning.options()
+    assert dict(zip(options[::2], options[1::2], strict=True)) == pager_defaults(programs)
+
+
+def pager_defaults(programs: Programs) -> dict[str, str]:
+    """By option, as `vmferry-pager --help` prints them."""
+    text = subprocess.run([programs.pager, "--help"], check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"^ +(--[\w-]+) <\w+>.*\[default: ([^\]]*)\]", text, re.MULTILINE)
+    return {option: default.strip('"') for option, default in found}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
@@ -115,7 +130,8 @@ def test_all_problems_come_together() -> None:
 def test_the_pager_section() -> None:
     pager = {"push_bytes_per_s": 5_000_000, "push_lanes": 64, "page_path_cpus": "2-3,7", "lane_cpus": "", "spin_us": 0}
     found = parse({"pager": pager}, "host-a").pager
-    assert {name: getattr(found, name) for name in pager} == pager
+    named = {"push_bytes_per_s": found.push_bytes_per_s, "push_lanes": found.push_lanes, **asdict(found.tuning)}
+    assert {name: named[name] for name in pager} == pager
 
 
 @pytest.mark.parametrize("key", ["push_bytes_per_s", "push_lanes", "spin_us"])
@@ -124,7 +140,7 @@ def test_numbers_of_the_pager_section(key: str, value: object) -> None:
     assert set(problems({"pager": {key: value}})) == {f"pager.{key}"}
 
 
-def test_what_is_default_is_not_handed_to_the_pager() -> None:
+def test_only_configured_tuning_is_handed_to_the_pager() -> None:
     assert pager_settings(parse({}, "host-a")).tuning == PagerTuning()
     settings = {
         "page_path_cpus": "2", "lane_cpus": "3", "spin_us": 0, "push_lanes": 4, "real_time": False,

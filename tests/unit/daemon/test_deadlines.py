@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from vmferry.daemon import deadlines
 from vmferry.daemon.config import parse
-from vmferry.pager.client import PagerDeadlines
+from vmferry.pager.settings import PagerDeadlines
 from vmferry.vmm.session import VmmDeadlines
 
 

@@ -86,10 +86,10 @@ def test_a_program_is_found_by_path_by_name_and_beside_python(tmp_path: Path) ->
 
 
 def test_cpus_that_are_not_online_are_named() -> None:
-    pager = parse({"pager": {"page_path_cpus": "0-2", "lane_cpus": "1,9"}}, "host-a").pager
-    check = cpus_check(pager, frozenset({0, 1, 2, 3}))
+    tuning = parse({"pager": {"page_path_cpus": "0-2", "lane_cpus": "1,9"}}, "host-a").pager.tuning
+    check = cpus_check(tuning, frozenset({0, 1, 2, 3}))
     assert (check.ok, check.detail) == (False, "pager.lane_cpus names CPUs that are not online: 9")
-    assert cpus_check(pager, frozenset(range(10))).ok
+    assert cpus_check(tuning, frozenset(range(10))).ok
     assert cpus_check(parse({}, "host-a").pager, frozenset({0})).ok
 
 

@@ -21,8 +21,8 @@ from vmferry.model.allocation import HELD_MAX
 from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.model.pager import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.pager import process
-from vmferry.pager.client import LaneSettings, PagerSettings, PagerTuning
 from vmferry.pager.process import PagerProcesses
+from vmferry.pager.settings import LaneSettings, PagerSettings, PagerTuning
 from vmferry.units import MIB, Gpa
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))
@@ -169,7 +169,11 @@ async def test_what_is_not_configured_is_not_handed_on(pagers: PagerProcesses, t
 
 @pytest.mark.parametrize(
     "pagers",
-    [PagerSettings(LaneSettings(push_lanes=6), tuning=PagerTuning("2-3,7", "4", 0))],
+    [
+        PagerSettings(
+            lanes=LaneSettings(push_lanes=6), tuning=PagerTuning(page_path_cpus="2-3,7", lane_cpus="4", spin_us=0)
+        )
+    ],
     ids=["placed"],
     indirect=True,
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
+from vmferry.model.memory import PAGE_SIZES, Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.model.migration import Latency, PageProgress
 from vmferry.rpc import convert as wire
@@ -40,7 +40,7 @@ progresses = st.builds(
 def layouts(draw: st.DrawFn) -> MemoryLayout:
     regions, free_from = [], 0
     for _ in range(draw(st.integers(1, 5))):
-        page = draw(st.sampled_from(wire.PAGE_SIZES))
+        page = draw(st.sampled_from(PAGE_SIZES))
         gpa = -(-free_from // page) * page + page * draw(st.integers(0, 100))
         size = page * draw(st.integers(1, 1000))
         regions.append(MemoryRegion(Gpa(gpa), size, page, draw(st.sampled_from(Backing))))

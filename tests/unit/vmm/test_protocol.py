@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vmferry.model.memory import Backing, MemoryKind, MemoryLayout, MemoryRegion
 from vmferry.model.memory_error import Origin, Severity
+from vmferry.model.names import VM_NAME
 from vmferry.units import MIB, PAGE_2M, Gpa
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError, ToVmm
@@ -24,7 +25,7 @@ from_vmm = st.one_of(
     st.builds(
         protocol.Hello,
         version=st.integers(0, 10),
-        vm=st.from_regex(protocol.VM_NAME.replace("$", r"\Z")),
+        vm=st.from_regex(VM_NAME, fullmatch=True),
         pid=st.integers(1, 2**31 - 1),
         platform=text,
         vcpus=st.integers(0, 65_536),

@@ -88,8 +88,16 @@ class SourceSteps:
                 what = vmm.identity
                 known = tuple(await self._recorder.ledger(self.vm))
                 held = tuple(await self._the_pager().list_held(what.layout))
-                where = (self._lane, self._token)
-                wanted = Wanted(self.vm, what.layout, what.vcpus, what.platform, *where, ledger=known, held=held)
+                wanted = Wanted(
+                    vm=self.vm,
+                    layout=what.layout,
+                    vcpus=what.vcpus,
+                    platform=what.platform,
+                    lane_address=self._lane,
+                    lane_token=self._token,
+                    ledger=known,
+                    held=held,
+                )
                 await self.peer.prepare(self.migration, wanted)
             case _:
                 raise AssertionError(f"not a step of preparing: {command}")

@@ -25,9 +25,10 @@ SOURCE = MemoryLayout(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"page_size": 3000}, "page size 3000"),
-        ({"size": 5000}, "size 5000"),
-        ({"gpa": Gpa(100)}, "GPA 0x64"),
+        ({"page_size": 3000}, r"layout\.regions\[0\]\.page_size: 3000 is not 4096, 2 MiB or 1 GiB"),
+        ({"page_size": 2 * PAGE_4K}, r"page_size: 8192 is not"),
+        ({"size": 5000}, r"layout\.regions\[0\]\.size: 0x1388"),
+        ({"gpa": Gpa(100)}, r"layout\.regions\[0\]\.gpa: 0x64"),
     ],
 )
 def test_a_layout_that_cannot_be(change: dict[str, int], words: str) -> None:
@@ -39,9 +40,9 @@ def test_a_layout_that_cannot_be(change: dict[str, int], words: str) -> None:
 
 def test_a_layout_whose_regions_overlap() -> None:
     region = MemoryRegion(Gpa(0), 8192, 4096, Backing.MEMFD)
-    with pytest.raises(VmferryError, match="region 1: GPA 0x1000 is below 0x2000"):
+    with pytest.raises(VmferryError, match=r"layout\.regions\[1\]\.gpa: 0x1000 lies below 0x2000"):
         check_layout(MemoryLayout((region, replace(region, gpa=Gpa(4096)))))
-    with pytest.raises(VmferryError, match="no memory regions"):
+    with pytest.raises(VmferryError, match=r"layout\.regions: is empty"):
         check_layout(MemoryLayout(()))
 
 
@@ -63,7 +64,7 @@ def test_regions_stay_and_are_made_of_what_the_destination_has(
 
 
 def test_regions_that_are_no_whole_pages_of_the_destination() -> None:
-    with pytest.raises(VmferryError, match=r"pages of 1073741824 bytes.*region 0: size 67108864") as caught:
+    with pytest.raises(VmferryError, match=r"pages of 1073741824 bytes.*regions\[0\]\.size: 0x4000000") as caught:
         destination_layout(SOURCE, MemoryKind(PAGE_1G))
     assert caught.value.reason is Reason.LAYOUT_MISMATCH
     assert caught.value.remedy
