@@ -90,7 +90,7 @@ def test_cpus_that_are_not_online_are_named() -> None:
     check = cpus_check(tuning, frozenset({0, 1, 2, 3}))
     assert (check.ok, check.detail) == (False, "pager.lane_cpus names CPUs that are not online: 9")
     assert cpus_check(tuning, frozenset(range(10))).ok
-    assert cpus_check(parse({}, "host-a").pager, frozenset({0})).ok
+    assert cpus_check(parse({}, "host-a").pager.tuning, frozenset({0})).ok
 
 
 def test_this_hosts_cpus_are_online() -> None:
