@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::inject::Means;
 use crate::machine::MappedRegion;
 use crate::report_reader;
 
@@ -22,6 +23,8 @@ pub enum AdminCommand {
         gpa: u64,
         /// Tell the daemon.
         tell: bool,
+        /// How.
+        means: Means,
     },
     /// Ends the VMM.
     Quit,
@@ -46,6 +49,9 @@ enum Line {
         gpa: u64,
         #[serde(default)]
         tell: bool,
+        /// Poison the frame itself: the host keeps it out of service until it boots again.
+        #[serde(default)]
+        real_frame: bool,
     },
     Quit,
 }
@@ -73,7 +79,10 @@ fn converse<E: From<AdminEvent>>(mut stream: &UnixStream, events: &Sender<E>) ->
             Err(error) => failed(&format!("not a command: {error}")),
             Ok(Line::Report) => report(events),
             Ok(Line::Status) => ask(events, AdminCommand::Status),
-            Ok(Line::Inject { gpa, tell }) => ask(events, AdminCommand::Inject { gpa, tell }),
+            Ok(Line::Inject { gpa, tell, real_frame }) => {
+                let means = if real_frame { Means::Frame } else { Means::Marker };
+                ask(events, AdminCommand::Inject { gpa, tell, means })
+            }
             Ok(Line::Quit) => ask(events, AdminCommand::Quit),
         };
         writeln!(stream, "{answer}")?;

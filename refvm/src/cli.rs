@@ -13,7 +13,7 @@ use crate::machine::GuestConfig;
 use crate::memory::{GuestMemory, Transparent};
 use crate::options::Options;
 use crate::vmm::{Event, Vmm};
-use crate::{admin, control};
+use crate::{admin, control, sigbus};
 
 /// The program: returns when the VM has moved away or was told to quit.
 pub fn main() -> ExitCode {
@@ -42,7 +42,10 @@ fn start(options: Options) -> Result<u8, String> {
     let listener = listen(&options.admin)?;
     let (events, inbox) = mpsc::channel();
     let (errors, guest_errors) = mpsc::channel();
-    let (to_loop, to_admin, to_control) = (events.clone(), events.clone(), events.clone());
+    let (to_loop, to_admin, to_control, early) = (events.clone(), events.clone(), events.clone(), events.clone());
+    // The control loop ends only with the process.
+    let reported = sigbus::report_early_errors(move |hva| drop(early.send(Event::FoundEarly { hva })));
+    reported.map_err(|error| format!("SIGBUS handler: {error}"))?;
     let daemon = options.daemon.clone();
     thread("guest-errors", move || {
         guest_errors.into_iter().try_for_each(|error| to_loop.send(Event::GuestError(error))).unwrap_or(());

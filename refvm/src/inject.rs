@@ -1,7 +1,8 @@
 //! Makes a memory error at a page of the guest, as a failing DIMM would.
 //!
-//! Where the kernel has `CONFIG_MEMORY_FAILURE` the frame itself is poisoned (`MADV_HWPOISON`); elsewhere the page is
-//! dropped and a poison marker put in its place (`UFFDIO_POISON`), which to guest and readers is the same.
+//! [`Means::Marker`] drops the page and puts a poison marker in its place (`UFFDIO_POISON`). Guest and readers cannot tell
+//! it from a bad frame, and the host loses nothing. [`Means::Frame`] poisons the frame itself (`MADV_HWPOISON`, which needs
+//! `CONFIG_MEMORY_FAILURE` and `CAP_SYS_ADMIN`): the host keeps that frame out of service until it boots again.
 //!
 //! Between drop and marker nobody may see the page as zeros. Without a migration the page is registered with a
 //! userfaultfd of the injector's own for that moment: whoever touches it (the pager of a source reads at any time) waits
@@ -10,6 +11,7 @@
 //!
 //! A huge page goes bad as a whole: `UFFDIO_POISON` and `MADV_DONTNEED` take no part of one.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -50,9 +52,25 @@ impl Page {
     }
 }
 
+/// How the error is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Means {
+    /// A poison marker in this mapping.
+    #[default]
+    Marker,
+    /// The frame itself goes bad, for every process that maps it, until the host boots again.
+    Frame,
+}
+
 /// Why there is no memory error at the page.
 #[derive(Debug, thiserror::Error)]
 pub enum InjectError {
+    /// There is no frame to poison.
+    #[error("page {gpa:#x} is not present: only the frame of a page that is can be poisoned")]
+    NotPresent {
+        /// The page.
+        gpa: u64,
+    },
     /// A destination's page that is not here yet.
     #[error("page {gpa:#x} has not arrived yet, or is bad already: make the memory error on the source, or later")]
     NotArrived {
@@ -86,7 +104,14 @@ fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> InjectError {
 ///
 /// # Errors
 /// [`InjectError`]; the page is then as before, or dropped and marked.
-pub fn memory_error(page: Page, migration: Option<&Userfaultfd>) -> Result<(), InjectError> {
+pub fn memory_error(page: Page, means: Means, migration: Option<&Userfaultfd>) -> Result<(), InjectError> {
+    match means {
+        Means::Marker => mark(page, migration),
+        Means::Frame => poison_frame(page),
+    }
+}
+
+fn mark(page: Page, migration: Option<&Userfaultfd>) -> Result<(), InjectError> {
     let minor = Userfaultfd::kernel_features().map_err(kernel("userfaultfd"))? & page.minor_feature();
     let own = Userfaultfd::new(FEATURE_POISON | minor);
     let own = own.map_err(kernel("userfaultfd with UFFD_FEATURE_POISON (Linux 6.6)"))?;
@@ -108,7 +133,7 @@ pub fn memory_error(page: Page, migration: Option<&Userfaultfd>) -> Result<(), I
 }
 
 fn drop_and_mark(uffd: &Userfaultfd, page: Page) -> Result<(), InjectError> {
-    if entry(page.hva)? == Entry::Marker || poison_frame(page)? {
+    if entry(page.hva)? == Entry::Marker {
         return Ok(());
     }
     for _ in 0..TRIES {
@@ -124,16 +149,27 @@ fn drop_and_mark(uffd: &Userfaultfd, page: Page) -> Result<(), InjectError> {
     Err(InjectError::Contended { gpa: page.block.gpa })
 }
 
-/// Poisons the frame of a page that is present; false where this kernel cannot or this process may not.
-fn poison_frame(page: Page) -> Result<bool, InjectError> {
-    if entry(page.hva)? != Entry::Present {
-        return Ok(false);
+fn poison_frame(page: Page) -> Result<(), InjectError> {
+    match entry(page.hva)? {
+        Entry::Present => {}
+        Entry::Marker => return Ok(()),
+        Entry::None | Entry::Swapped => return Err(InjectError::NotPresent { gpa: page.block.gpa }),
     }
-    match advise(page, libc::MADV_HWPOISON) {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) => Ok(false),
-        Err(error) => Err(kernel("madvise(MADV_HWPOISON)")(error)),
-    }
+    POISONING.set((page.hva, page.size()));
+    let done = advise(page, libc::MADV_HWPOISON);
+    POISONING.set((0, 0));
+    done.map_err(kernel("madvise(MADV_HWPOISON), which needs CONFIG_MEMORY_FAILURE and CAP_SYS_ADMIN"))
+}
+
+thread_local! {
+    /// HVA and bytes that this thread poisons at the moment: `MADV_HWPOISON` raises SIGBUS in its caller.
+    static POISONING: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// Whether a SIGBUS of the calling thread at that address comes from its own [`memory_error`]. Async-signal-safe.
+pub(crate) fn raised_by_us(hva: u64) -> bool {
+    let (start, size) = POISONING.get();
+    hva.wrapping_sub(start) < size
 }
 
 fn advise(page: Page, advice: libc::c_int) -> io::Result<()> {
@@ -148,6 +184,7 @@ fn advise(page: Page, advice: libc::c_int) -> io::Result<()> {
 enum Entry {
     None,
     Present,
+    /// Swapped out, or its frame is bad.
     Swapped,
     /// A marker; on guest memory of ours only poison leaves one.
     Marker,

@@ -23,5 +23,6 @@ pub mod pager_link;
 pub mod process;
 pub mod protocol;
 pub mod report_reader;
+pub mod sigbus;
 pub mod userfaultfd;
 pub mod vmm;

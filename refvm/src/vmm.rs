@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use crate::admin::{AdminCommand, AdminEvent};
 use crate::control::{ControlEvent, ControlLink};
 use crate::guest::FIRST_EPOCH;
-use crate::inject;
+use crate::guest::mapped::gpa_of;
+use crate::inject::{self, Means};
 use crate::layout::Backing;
 use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, MachineError};
 use crate::machine_thread::{Commanded, MachineThread};
@@ -43,6 +44,11 @@ pub enum Event {
     Poisoned(Poisoned),
     /// A memory error was made that the daemon is to be told of.
     Tell(Block),
+    /// The host found a bad frame that no thread has touched.
+    FoundEarly {
+        /// Where it is mapped here.
+        hva: u64,
+    },
     /// The request under way has ended.
     Done(Ended),
 }
@@ -180,6 +186,7 @@ impl Vmm {
             Event::Tell(Block { gpa, lsb }) => {
                 self.tell(json!({"gpa": gpa, "lsb": lsb, "severity": null, "guest_visible": false, "thread": 0}));
             }
+            Event::FoundEarly { hva } => self.on_found_early(hva),
             Event::Poisoned(Poisoned { block, waits }) => self.on_poisoned(block, waits),
             Event::Done(result) => return self.on_done(*result),
         }
@@ -415,9 +422,26 @@ impl Vmm {
         }
     }
 
-    fn on_poisoned(&mut self, block: Block, waits: Option<u32>) {
+    /// The daemon hears of the error at once: the guest may be stopped, and takes its machine check later, if ever.
+    fn on_found_early(&mut self, hva: u64) {
+        let ram = self.guest.as_ref().map(|guest| guest.memory.ram());
+        let block = ram.and_then(|ram| gpa_of(&ram.regions, hva).map(|gpa| ram.block_at(gpa)));
+        let Some(block) = block else {
+            return tracing::warn!(hva = format!("{hva:#x}"), "vmm.memory_error_outside_guest_memory");
+        };
+        let Block { gpa, lsb } = block;
+        self.tell(json!({"gpa": gpa, "lsb": lsb, "severity": null, "guest_visible": false, "thread": 0}));
+        self.inject_action_optional(block, None);
+    }
+
+    fn on_poisoned(&self, block: Block, waits: Option<u32>) {
         let Block { gpa, lsb } = block;
         tracing::info!(gpa = format!("{gpa:#x}"), lsb, waits, "pager.memory_error");
+        self.inject_action_optional(block, waits);
+    }
+
+    fn inject_action_optional(&self, block: Block, waits: Option<u32>) {
+        let Block { gpa, .. } = block;
         let Some(guest) = &self.guest else { return };
         guest.machine.command(move |commanded: &mut Commanded| {
             let machine = commanded.machine();
@@ -438,7 +462,7 @@ impl Vmm {
                 return Flow::Exit(0);
             }
             AdminCommand::Status => self.status(),
-            AdminCommand::Inject { gpa, tell } => match self.inject(gpa, tell, reply) {
+            AdminCommand::Inject { gpa, tell, means } => match self.inject(gpa, tell, means, reply) {
                 Ok(()) => return Flow::Continue,
                 Err(error) => json!({"ok": false, "error": error}),
             },
@@ -455,7 +479,7 @@ impl Vmm {
                "epoch": self.guest.as_ref().and_then(|guest| guest.epoch)})
     }
 
-    fn inject(&self, gpa: u64, tell: bool, reply: &Sender<Value>) -> Result<(), String> {
+    fn inject(&self, gpa: u64, tell: bool, means: Means, reply: &Sender<Value>) -> Result<(), String> {
         let guest = self.guest.as_ref().ok_or("there is no guest")?;
         let block = guest.memory.ram().block_at(gpa);
         if block.gpa < KERNEL_BYTES {
@@ -473,7 +497,7 @@ impl Vmm {
         let (events, reply) = (self.events.clone(), reply.clone());
         guest.machine.command(move |commanded: &mut Commanded| {
             let made: Result<(), String> = commanded
-                .paused(|| inject::memory_error(page, uffd.as_deref()).map_err(|error| error.to_string()))
+                .paused(|| inject::memory_error(page, means, uffd.as_deref()).map_err(|error| error.to_string()))
                 .unwrap_or_else(|error: MachineError| Err(error.to_string()));
             let answer = match made {
                 Ok(()) => json!({"ok": true}),

@@ -1,12 +1,10 @@
 //! The two signals that a vCPU thread lives with: the kick that makes it leave `KVM_RUN`, and the SIGBUS by which KVM
 //! tells that the page the vCPU touched is poison.
 //!
-//! Both handlers find their vCPU by a thread-local pointer. A SIGBUS of any other thread, outside guest memory, or outside
-//! `KVM_RUN` goes to the handler that was there before, or else ends the process as it would without us.
+//! Both handlers find their vCPU by a thread-local pointer. The handler of SIGBUS itself is [`crate::sigbus`].
 
 use std::cell::Cell;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::null;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -16,6 +14,7 @@ use std::time::Duration;
 
 use crate::guest::mapped::gpa_of;
 use crate::machine::MappedRegion;
+use crate::sigbus::set_handler;
 
 /// What the handlers of a vCPU thread may use. Lives as long as its thread.
 pub struct Slot {
@@ -31,8 +30,6 @@ pub struct Slot {
 thread_local! {
     static SLOT: Cell<*const Slot> = const { Cell::new(null()) };
 }
-
-static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
 impl Slot {
     /// For the vCPU whose `kvm_run` is mapped there.
@@ -125,17 +122,12 @@ impl Drop for Alarm {
     }
 }
 
-/// Installs the handlers, once a process.
-pub fn install_handlers() -> io::Result<()> {
+/// Installs the handler of the kick, once a process.
+pub fn install_kick() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
-    let install = || {
-        set_handler(kick_signal(), on_kick as *const () as usize).map(|_| ())?;
-        let previous = set_handler(libc::SIGBUS, on_sigbus as *const () as usize)?;
-        let _ = PREVIOUS.set(previous);
-        Ok(())
-    };
+    let install = || set_handler(kick_signal(), on_kick as *const () as usize).map(drop);
     INSTALLED
-        .get_or_init(|| install().map_err(|error: io::Error| error.raw_os_error().unwrap_or(0)))
+        .get_or_init(|| install().map_err(|error| error.raw_os_error().unwrap_or(0)))
         .map_err(io::Error::from_raw_os_error)
 }
 
@@ -149,21 +141,6 @@ fn kick_signal() -> i32 {
     libc::SIGRTMIN() + 4
 }
 
-fn set_handler(signal: i32, handler: usize) -> io::Result<libc::sigaction> {
-    let mut previous = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: all-zero is a sigaction; both pointers are to live ones of the right type; the handlers have the
-    // signature that SA_SIGINFO asks for.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        if libc::sigaction(signal, &action, previous.as_mut_ptr()) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(previous.assume_init())
-    }
-}
-
 extern "C" fn on_kick(_signal: i32, _info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the pointer is null or to the slot of this very thread, which is installed.
     if let Some(slot) = unsafe { SLOT.get().as_ref() } {
@@ -171,47 +148,13 @@ extern "C" fn on_kick(_signal: i32, _info: *mut libc::siginfo_t, _context: *mut 
     }
 }
 
-extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a valid siginfo, and SIGBUS has an address.
-    let hva = unsafe { (*info).si_addr() } as u64;
+/// Whether a SIGBUS of the calling thread is its vCPU's: in guest memory, during `KVM_RUN`. Async-signal-safe.
+pub(crate) fn takes_sigbus(hva: u64) -> bool {
     // SAFETY: as in `on_kick`.
-    if let Some(slot) = unsafe { SLOT.get().as_ref() }
-        && slot.running.load(Ordering::SeqCst)
-        && gpa_of(&slot.regions, hva).is_some()
-    {
+    let Some(slot) = (unsafe { SLOT.get().as_ref() }) else { return false };
+    let ours = slot.running.load(Ordering::SeqCst) && gpa_of(&slot.regions, hva).is_some();
+    if ours {
         slot.poisoned.store(hva, Ordering::SeqCst);
-        return;
     }
-    not_ours(signal, info, context, hva);
-}
-
-/// Says so, since whoever comes next may end the process in silence (as the standard library's handler does). Only
-/// async-signal-safe calls.
-fn not_ours(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void, hva: u64) {
-    let mut text = *b"SIGBUS outside KVM_RUN of a vCPU, at 0x0000000000000000\n";
-    let digits = text.len() - 17;
-    for (n, digit) in text[digits..digits + 16].iter_mut().enumerate() {
-        *digit = b"0123456789abcdef"[(hva >> (60 - 4 * n) & 0xf) as usize];
-    }
-    // SAFETY: write is async-signal-safe; the text outlives the call.
-    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
-    let has_handler = |p: &&libc::sigaction| ![libc::SIG_DFL, libc::SIG_IGN].contains(&p.sa_sigaction);
-    match PREVIOUS.get().filter(has_handler) {
-        Some(previous) if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: a handler installed with SA_SIGINFO has this signature.
-            let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
-                unsafe { std::mem::transmute(previous.sa_sigaction) };
-            handler(signal, info, context);
-        }
-        Some(previous) => {
-            // SAFETY: a handler installed without SA_SIGINFO has this signature.
-            let handler: extern "C" fn(i32) = unsafe { std::mem::transmute(previous.sa_sigaction) };
-            handler(signal);
-        }
-        // SAFETY: both calls are async-signal-safe.
-        None => unsafe {
-            libc::signal(signal, libc::SIG_DFL);
-            libc::raise(signal);
-        },
-    }
+    ours
 }

@@ -1,7 +1,5 @@
-//! The first load of a touch, which may raise SIGBUS: an instruction at a known address, and a handler that resumes
-//! behind it.
-
-use std::io;
+//! The first load of a touch, which may raise SIGBUS: an instruction at a known address, behind which
+//! [`crate::sigbus`] resumes.
 
 use std::arch::global_asm;
 
@@ -37,7 +35,7 @@ pub enum Probed {
 /// Loads from `address`; waits as long as a page fault there does.
 ///
 /// # Safety
-/// `address` is mapped, and [`catch_sigbus`] was called.
+/// `address` is mapped, and [`crate::sigbus::install`] was called.
 pub unsafe fn probe(address: u64) -> Probed {
     // SAFETY: the caller's promise; a SIGBUS returns 1 by way of the handler.
     match unsafe { vmferry_refvm_probe(address) } {
@@ -46,66 +44,84 @@ pub unsafe fn probe(address: u64) -> Probed {
     }
 }
 
-/// Makes [`probe`] survive memory errors. SIGBUS anywhere else still ends the process.
+/// Whether a SIGBUS is [`probe`]'s own; its thread then goes on behind the load. Async-signal-safe.
 ///
-/// # Errors
-/// As `sigaction(2)`.
-pub fn catch_sigbus() -> io::Result<()> {
-    // SAFETY: an all-zero sigaction is a value; the handler has the form that SA_SIGINFO asks for.
-    let installed = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_sigbus as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut())
-    };
-    if installed != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Only async-signal-safe calls and plain stores.
-extern "C" fn on_sigbus(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands an SA_SIGINFO handler the interrupted context.
+/// # Safety
+/// `context` is that of a handler with `SA_SIGINFO`.
+pub(crate) unsafe fn takes_sigbus(context: *mut libc::c_void) -> bool {
+    // SAFETY: the caller's promise.
     let rip = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
-    if *rip == vmferry_refvm_probe as *const () as i64 {
+    let ours = *rip == vmferry_refvm_probe as *const () as i64;
+    if ours {
         *rip = vmferry_refvm_probe_fixup as *const () as i64;
-        return;
     }
-    // SAFETY: async-signal-safe; on return the access is made again and ends the process with the right signal.
-    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+    ours
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inject;
+    use crate::inject::{self, InjectError, Means};
     use crate::layout::{Backing, split};
     use crate::machine::{Block, KERNEL_BYTES};
     use crate::memory::GuestMemory;
+    use crate::sigbus;
+
+    /// Memory with one bad page between two good ones, made twice over: the second error changes nothing.
+    fn bad_between_good(backing: Backing, means: Means) -> Result<(GuestMemory, u64), InjectError> {
+        sigbus::install().unwrap();
+        let memory = GuestMemory::new(&split(64 << 20, 1, backing).unwrap()).unwrap();
+        let page = memory.regions()[0].hva + KERNEL_BYTES;
+        for at in [page - 4096, page, page + 4096] {
+            // SAFETY: inside the region.
+            unsafe { (at as *mut u64).write_volatile(at) };
+        }
+        let bad = inject::Page { block: Block::page(KERNEL_BYTES), hva: page, shared: backing == Backing::Memfd };
+        inject::memory_error(bad, means, None)?;
+        Ok((memory, page))
+    }
+
+    fn only_the_page_is_bad(page: u64) {
+        for _ in 0..3 {
+            // SAFETY: mapped, and the handler is installed.
+            let found = unsafe { [probe(page - 4096), probe(page), probe(page + 4096)] };
+            assert_eq!(found, [Probed::Fine, Probed::Poisoned, Probed::Fine]);
+        }
+        // SAFETY: inside the region.
+        assert_eq!(unsafe { ((page + 4096) as *const u64).read_volatile() }, page + 4096);
+    }
 
     /// Also pins what `inject` stands on: the marker outlives the userfaultfd, in both backings, and neighbours are kept.
     #[test]
-    fn an_injected_error_is_caught_and_its_neighbours_are_not() {
-        catch_sigbus().unwrap();
+    fn a_marker_is_caught_and_its_neighbours_are_not() {
         for backing in [Backing::Anonymous, Backing::Memfd] {
-            let memory = GuestMemory::new(&split(64 << 20, 1, backing).unwrap()).unwrap();
-            let page = memory.regions()[0].hva + KERNEL_BYTES;
-            for at in [page - 4096, page, page + 4096] {
-                // SAFETY: inside the region.
-                unsafe { (at as *mut u64).write_volatile(at) };
+            match bad_between_good(backing, Means::Marker) {
+                Ok((_memory, page)) => only_the_page_is_bad(page),
+                Err(error) => return println!("SKIPPED: {error}"),
             }
-            let shared = backing == Backing::Memfd;
-            let bad = inject::Page { block: Block::page(KERNEL_BYTES), hva: page, shared };
-            if let Err(error) = inject::memory_error(bad, None) {
-                eprintln!("skipped: {error}");
-                return;
-            }
-            inject::memory_error(bad, None).unwrap();
-            for _ in 0..3 {
-                // SAFETY: mapped, and the handler is installed.
-                let found = unsafe { [probe(page - 4096), probe(page), probe(page + 4096)] };
-                assert_eq!(found, [Probed::Fine, Probed::Poisoned, Probed::Fine], "{backing:?}");
-            }
-            // SAFETY: inside the region.
-            assert_eq!(unsafe { ((page + 4096) as *const u64).read_volatile() }, page + 4096);
         }
+    }
+
+    /// `MADV_HWPOISON` raises SIGBUS in this thread too: that one is passed over.
+    #[test]
+    fn a_bad_frame_is_caught_and_its_neighbours_are_not() {
+        if std::env::var_os("VMFERRY_TEST_HWPOISON").is_none() {
+            return println!("SKIPPED: it takes frames of the host out of service; VMFERRY_TEST_HWPOISON=1 runs it");
+        }
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            for _ in 0..3 {
+                let (_memory, page) = bad_between_good(backing, Means::Frame).unwrap();
+                only_the_page_is_bad(page);
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_without_a_frame_is_refused() {
+        let memory = GuestMemory::new(&split(64 << 20, 1, Backing::Anonymous).unwrap()).unwrap();
+        let hva = memory.regions()[0].hva;
+        let page = inject::Page { block: Block::page(0), hva, shared: false };
+        let refused = inject::memory_error(page, Means::Frame, None);
+        assert!(matches!(refused, Err(InjectError::NotPresent { gpa: 0 })), "{refused:?}");
     }
 }

@@ -2,11 +2,14 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use vmferry_refvm::inject::Means;
 use vmferry_refvm::kvm::Ring;
+use vmferry_refvm::layout::{Backing, split};
 use vmferry_refvm::machine::{Block, Machine, Workload};
+use vmferry_refvm::memory::GuestMemory;
 use vmferry_refvm::userfaultfd::{FEATURE_POISON, MODE_MISSING, Poisoned, Userfaultfd};
 
-use crate::support::{FIRST, Guest, PAGE, booted, checks, config, has_kvm, until};
+use crate::support::{FIRST, Guest, PAGE, booted, checks, config, has_kvm, only_one, over, until};
 
 #[test]
 fn a_consumed_page_raises_one_machine_check_at_its_address() {
@@ -28,6 +31,30 @@ fn a_consumed_page_raises_one_machine_check_at_its_address() {
         let mut announced = guest.announced();
         announced.sort_unstable();
         assert_eq!(announced, bad.iter().map(|gpa| (*gpa, true)).collect::<Vec<_>>());
+    }
+}
+
+/// The kernel signals the thread that poisons a frame as well: that signal is no machine check.
+#[test]
+fn a_bad_frame_raises_one_machine_check_at_its_address() {
+    if std::env::var_os("VMFERRY_TEST_HWPOISON").is_none() {
+        return println!("SKIPPED: it takes frames of the host out of service; VMFERRY_TEST_HWPOISON=1 runs it");
+    }
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        if !has_kvm() {
+            return;
+        }
+        let _turn = only_one();
+        let memory = GuestMemory::new(&split(32 << 20, 1, backing).unwrap()).unwrap();
+        let mut guest = over(memory, config(2, Workload::Sequential, 50), Ring::User);
+        guest.boot().unwrap();
+        let bad: Vec<u64> = (0..4).map(|n| FIRST + (3 + n * 600) * PAGE).collect();
+        bad.iter().for_each(|gpa| guest.make_bad(*gpa, Means::Frame));
+        guest.run().unwrap();
+        guest.until("4 machine checks", |report| report.machine_checks.len() >= 4);
+        let report = guest.passes(1);
+        assert_eq!(checks(&report), bad.iter().map(|gpa| (*gpa, "AR")).collect::<Vec<_>>());
+        assert_eq!((report.wrong_bytes, report.poisoned_touched), (0, 4));
     }
 }
 
@@ -243,5 +270,5 @@ fn a_sigbus_of_the_host_itself_ends_the_process() {
         .output()
         .unwrap();
     assert_eq!(child.status.signal(), Some(libc::SIGBUS), "{child:?}");
-    assert!(String::from_utf8_lossy(&child.stderr).contains("SIGBUS outside KVM_RUN of a vCPU, at 0x"), "{child:?}");
+    assert!(String::from_utf8_lossy(&child.stderr).contains("SIGBUS outside the guest's accesses, at 0x"), "{child:?}");
 }

@@ -12,7 +12,7 @@ use vmferry_refvm::guest::config::ConfigPage;
 use vmferry_refvm::guest::mapped::hva_of;
 use vmferry_refvm::guest::report::{Report, VcpuBlock};
 use vmferry_refvm::guest::{CONFIG_GPA, GENERATIONS_GPA, VCPU_BLOCKS_GPA};
-use vmferry_refvm::inject;
+use vmferry_refvm::inject::{self, Means};
 use vmferry_refvm::kvm::{KvmMachine, Ring};
 use vmferry_refvm::layout::{Backing, RegionSpec};
 use vmferry_refvm::machine::{GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, Ram, Workload};
@@ -157,9 +157,14 @@ impl Guest {
 
     /// The page of the backing; the guest stands still.
     pub fn poison(&self, gpa: u64) {
+        self.make_bad(gpa, Means::Marker);
+    }
+
+    /// The same; with [`Means::Frame`] a frame of the host is out of service until it boots again.
+    pub fn make_bad(&self, gpa: u64, means: Means) {
         let block = self.memory.ram().block_at(gpa);
         let shared = self.memory.regions().iter().any(|region| region.file.is_some());
-        inject::memory_error(inject::Page { block, hva: self.hva(block.gpa), shared }, None).unwrap();
+        inject::memory_error(inject::Page { block, hva: self.hva(block.gpa), shared }, means, None).unwrap();
     }
 
     pub fn flip_byte(&self, gpa: u64) {

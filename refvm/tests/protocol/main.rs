@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod control;
+mod early_error;
 #[path = "../host/huge_pages.rs"]
 mod huge_pages;
 mod migration;

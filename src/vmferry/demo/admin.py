@@ -142,9 +142,12 @@ class Admin:
             Mapped(region["gpa"], region["hva"], region["size"], region["page_size"]) for region in answer["regions"]
         ]
 
-    async def inject(self, gpas: Sequence[tuple[int, bool]]) -> list[str]:
-        """Makes memory errors at the pages, (GPA, tell the daemon?). Returns for each "" or why it was refused."""
-        answers = await self.ask([{"cmd": "inject", "gpa": gpa, "tell": tell} for gpa, tell in gpas])
+    async def inject(self, gpas: Sequence[tuple[int, bool]], real_frames: bool = False) -> list[str]:
+        """Makes memory errors at the pages, (GPA, tell the daemon?). Returns for each "" or why it was refused.
+
+        `real_frames`: the host keeps the frames out of service until it boots again; else a marker stands for each."""
+        commands = [{"cmd": "inject", "gpa": gpa, "tell": tell, "real_frame": real_frames} for gpa, tell in gpas]
+        answers = await self.ask(commands)
         return ["" if answer.get("ok") else str(answer.get("error")) for answer in answers]
 
     async def _drop(self) -> None:

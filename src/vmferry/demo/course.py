@@ -73,10 +73,11 @@ def largest_page(layout: MemoryLayout) -> int:
 
 class Course:
     """Use in this order: `poison_before`, `move`, `judge`. `idle`: the guest touches nothing after its first pass.
+    `real_frames`: frames of the host go bad, not only the guest's mapping of them.
 
     Bad pages are named by GPA, 4 KiB each: a huge page is many of them."""
 
-    def __init__(self, cast: Cast, idle: bool = False) -> None:
+    def __init__(self, cast: Cast, idle: bool = False, real_frames: bool = False) -> None:
         self.cast = cast
         self.migration = Migration()
         self.at_source = GuestReport()
@@ -84,13 +85,14 @@ class Course:
         self.bad_during: frozenset[int] = frozenset()
         self.ledger: list[LedgerError] = []
         self._idle = idle
+        self._real_frames = real_frames
 
     async def poison_before(self, pages: Sequence[Page]) -> None:
         """Raises:
         StageError: the VMM could not make one of the errors.
         """
         regions = await self.cast.source.admin.regions()
-        refused = await self.cast.source.admin.inject(pages)
+        refused = await self.cast.source.admin.inject(pages, self._real_frames)
         for (gpa, _), why in zip(pages, refused, strict=True):
             if why:
                 raise StageError(f"no memory error could be made at {gpa:#x}: {why}")
@@ -122,7 +124,7 @@ class Course:
         """Those that did: a source that has been let go of already has no memory that could go bad."""
         try:
             regions = await self.cast.source.admin.regions()
-            refused = await self.cast.source.admin.inject(pages)
+            refused = await self.cast.source.admin.inject(pages, self._real_frames)
         except AdminError:
             return frozenset()
         return lost_with([page for page, why in zip(pages, refused, strict=True) if not why], regions)

@@ -46,13 +46,16 @@ class WaitingShape:
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """`poison_before` pages are bad before the migration, `poison_during` turn bad during postcopy."""
+    """`poison_before` pages are bad before the migration, `poison_during` turn bad during postcopy.
+
+    `real_frames`: the host's frames, which then are out of service until it boots again."""
 
     shape: GuestShape
     waiting: WaitingShape
     accel: str
     poison_before: int
     poison_during: int
+    real_frames: bool
     time_limit_s: float
     keep: bool
 
@@ -104,6 +107,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="BEFORE[,DURING]",
         help="pages that are bad before, and that turn bad during postcopy (64,16)",
     )
+    parser.add_argument(
+        "--real-frames",
+        action="store_true",
+        help="poison frames of this host, which takes them out of service until it boots again (root, and a kernel with"
+        " CONFIG_MEMORY_FAILURE); without it a poison marker stands for each bad page",
+    )
     parser.add_argument("--workload", choices=WORKLOADS, default=shape.workload, help="what the guest does (random)")
     parser.add_argument(
         "--write-percent", type=percent, default=shape.write_percent, metavar="P", help="touches that rewrite (30)"
@@ -138,7 +147,7 @@ def from_arguments(args: argparse.Namespace) -> DemoOptions:
     )
     time_limit_s = patient(TIME_LIMIT_S) if args.time_limit is None else args.time_limit
     waiting = WaitingShape(args.destination_backing, args.destination_page_size)
-    return DemoOptions(shape, waiting, args.accel, before, during, time_limit_s, args.keep)
+    return DemoOptions(shape, waiting, args.accel, before, during, args.real_frames, time_limit_s, args.keep)
 
 
 def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]:

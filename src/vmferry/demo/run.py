@@ -93,7 +93,7 @@ class _Play:
         await stage.warm(source, within_s=WARM_S)
         layout = (await cast.home.machine(VM)).layout
         before, during = self._pages(layout)
-        course = Course(cast, idle=shape.workload == "idle")
+        course = Course(cast, shape.workload == "idle", options.real_frames)
         await course.poison_before(before)
         told = sum(tell for _, tell in before)
         self._say(f"{len(before)} pages are poisoned: the daemon is told of {told}, the others it has to find.")

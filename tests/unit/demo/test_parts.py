@@ -186,6 +186,22 @@ async def test_injections_go_out_together_and_refusals_come_back_by_page(tmp_pat
         await admin.close()
 
 
+@pytest.mark.parametrize("real", [False, True])
+async def test_frames_of_the_host_go_bad_only_where_asked(tmp_path, real):
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(json.loads(await reader.readline()))
+        writer.write(b'{"ok": true}\n')
+
+    words = ["--real-frames"] if real else []
+    async with await asyncio.start_unix_server(serve, str(tmp_path / "a")):
+        admin = Admin(tmp_path / "a")
+        await admin.inject([(0x1000, True)], parsed(*words).real_frames)
+        await admin.close()
+    assert asked == [{"cmd": "inject", "gpa": 0x1000, "tell": True, "real_frame": real}]
+
+
 async def test_a_vmm_that_is_gone_is_an_admin_error(tmp_path):
     with pytest.raises(AdminError, match="No such file"):
         await Admin(tmp_path / "none").report()
