@@ -220,6 +220,26 @@ static inline void say_touch(const char *key, char *at)
 		printf("%s=byte:%d\n", key, byte);
 }
 
+static volatile int hwpoison_signals;
+
+static inline void on_hwpoison(int signal, siginfo_t *info, void *context)
+{
+	(void)signal, (void)context;
+	hwpoison_signals++;
+	touch_code = info->si_code;
+	touch_lsb = info->si_addr_lsb;
+}
+
+/* Takes the frame out of service until the next boot. The caller, which maps it, gets a SIGBUS from within the call. */
+static inline void fail_frame(char *at, size_t size)
+{
+	struct sigaction action = {.sa_sigaction = on_hwpoison, .sa_flags = SA_SIGINFO};
+	NEED(!sigaction(SIGBUS, &action, NULL));
+	if (madvise(at, size, MADV_HWPOISON))
+		LACKING("MADV_HWPOISON: %s (CONFIG_MEMORY_FAILURE and root are needed)", strerrorname_np(errno));
+	catch_sigbus();
+}
+
 /* A touch in a thread of its own, for faults that have to wait. */
 struct toucher {
 	pthread_t thread;

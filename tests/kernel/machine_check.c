@@ -39,6 +39,17 @@ static void leave_bad_page_absent(unsigned long long features)
 	NEED(!register_range(uffd, ram.at + BAD, PAGE, UFFDIO_REGISTER_MODE_MISSING));
 }
 
+/* KVM takes EFER.LME only of a processor whose CPUID has long mode. */
+static void give_cpuid(void)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entries[256];
+	} cpuid = {.head.nent = 256};
+	NEED(!ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
+	NEED(!ioctl(vcpu, KVM_SET_CPUID2, &cpuid));
+}
+
 static void start_in_real_mode(uint64_t flags)
 {
 	struct kvm_sregs sregs;
@@ -56,6 +67,7 @@ static void start_in_real_mode(uint64_t flags)
 static void start_in_ring_3(void)
 {
 	uint64_t *tables = (uint64_t *)(ram.at + TABLES);
+	give_cpuid();
 	tables[0] = (TABLES + PAGE) | 7;
 	tables[512] = (TABLES + 2 * PAGE) | 7;
 	tables[1024] = 0x80 | 7;
