@@ -1,0 +1,1 @@
+"""The adapter for an unmodified QEMU, behind the same port as a VMM that speaks the VMM protocol."""
