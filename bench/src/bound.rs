@@ -107,11 +107,11 @@ pub fn source(moved: &Moved) -> Result<(), Box<dyn std::error::Error>> {
     let contents = unsafe { std::slice::from_raw_parts(mapped.hva as *const u8, mapped.size as usize) };
     stream.write_all(contents)?;
     stream.read_exact(&mut [0])?;
-    priority::bulk();
+    priority::batch();
     let before = clock::thread_time();
     for piece in contents.chunks(CHUNK_BYTES) {
         stream.write_all(piece)?;
-        priority::give_way();
+        priority::yield_cpu();
     }
     let spent = clock::thread_time() - before;
     stream.write_all(&(spent.as_nanos() as u64).to_le_bytes())?;
@@ -142,7 +142,7 @@ impl Destination {
     /// Answers faults out of the mirror.
     fn handle(&self, uffd: RawFd) -> io::Result<Infallible> {
         // As the page path of a pager, as far as it may.
-        let _ = priority::at_once() || priority::urgent();
+        let _ = priority::realtime() || priority::favoured();
         loop {
             let page = ((next_fault(uffd)? - self.hva) / PAGE) as usize;
             if self.claim(page) {
@@ -172,7 +172,7 @@ impl Destination {
                     self.installer.put(self.address(page), contents)?;
                 }
             }
-            priority::give_way();
+            priority::yield_cpu();
             if bytes_per_s > 0 {
                 let due = ((first + CHUNK) as u64 * PAGE) as f64 / bytes_per_s as f64;
                 thread::sleep(Duration::from_secs_f64(due).saturating_sub(begun.elapsed()));

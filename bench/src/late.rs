@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vmferry_pager::tuning::CpuList;
+use vmferry_pager::sched::cpu_set::CpuSet;
 
 /// A thread wakes so often.
 const EVERY: Duration = Duration::from_millis(1);
@@ -35,8 +35,8 @@ pub struct Lateness {
 /// No thread can be started.
 pub fn measure(seconds: u64) -> io::Result<Lateness> {
     let length = Duration::from_secs(seconds);
-    let start = |cpu: CpuList| thread::Builder::new().spawn(move || on_cpu(&cpu, length));
-    let threads: Vec<_> = CpuList::each_allowed().into_iter().map(start).collect::<io::Result<_>>()?;
+    let start = |cpu: CpuSet| thread::Builder::new().spawn(move || on_cpu(&cpu, length));
+    let threads: Vec<_> = CpuSet::each_allowed().into_iter().map(start).collect::<io::Result<_>>()?;
     let (seconds, cpus) = (length.as_secs_f64(), threads.len());
     let mut all = Lateness { seconds, cpus, real_time: true, ..Lateness::default() };
     for thread in threads {
@@ -55,7 +55,7 @@ impl Lateness {
     }
 }
 
-fn on_cpu(cpu: &CpuList, length: Duration) -> (Vec<Duration>, bool) {
+fn on_cpu(cpu: &CpuSet, length: Duration) -> (Vec<Duration>, bool) {
     cpu.pin();
     let urgent = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: a whole sched_param; 0 is the calling thread.

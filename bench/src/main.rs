@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
-use vmferry_pager::tuning::CpuList;
+use vmferry_pager::sched::cpu_set::CpuSet;
 use vmferry_refvm::layout::Backing;
 use vmferry_refvm::machine::{GuestConfig, Workload};
 
@@ -30,7 +30,7 @@ use vmferry_refvm::machine::{GuestConfig, Workload};
 struct Options {
     /// CPUs to run on, e.g. `1`; none: anywhere.
     #[arg(long, value_name = "CPUS", default_value = "")]
-    cpus: CpuList,
+    cpus: CpuSet,
     #[command(subcommand)]
     command: Command,
 }

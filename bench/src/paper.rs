@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
-use vmferry_pager::destination::page_table::{Arrival, PageTable};
+use vmferry_pager::destination::page_table::PageTable;
 use vmferry_pager::layout::address_map::PageIndex;
-use vmferry_pager::layout::{Backing, Gpa, Layout, Region};
+use vmferry_pager::layout::page_run::Arrival;
+use vmferry_pager::layout::{Backing, Gpa, MemoryLayout, Region};
 use vmferry_pager::source::push_order::PushOrder;
 
 const PAGE: u64 = 4096;
@@ -44,7 +45,8 @@ pub struct Paper {
 /// # Errors
 /// Of the page table, or /proc.
 pub fn measure(directory: &Path, memory: u64) -> Result<Paper, Box<dyn std::error::Error>> {
-    let layout = Layout::new(vec![Region { gpa: Gpa(0), size: memory, page_size: PAGE, backing: Backing::Memfd }])?;
+    let layout =
+        MemoryLayout::new(vec![Region { gpa: Gpa(0), size: memory, page_size: PAGE, backing: Backing::Memfd }])?;
     let path = directory.join("pages");
     let stat = || path.metadata();
     let (table, anew_s) = timed(|| PageTable::open(&path, &layout));

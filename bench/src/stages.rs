@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use vmferry_pager::layout::{self, Gpa, Hva, Layout};
+use vmferry_pager::layout::{self, Gpa, Hva, MemoryLayout};
 use vmferry_pager::source::memory::{Found, Runs};
 use vmferry_pager::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
 use vmferry_refvm::layout::{Backing, RegionSpec, split};
@@ -143,7 +143,7 @@ fn source(region: &Region) -> Result<vmferry_pager::source::memory::GuestMemory,
         None => (layout::Backing::Anonymous, None),
     };
     let RegionSpec { gpa, size, page_size, .. } = region.spec;
-    let layout = Layout::new(vec![layout::Region { gpa: Gpa(gpa), size, page_size, backing }])?;
+    let layout = MemoryLayout::new(vec![layout::Region { gpa: Gpa(gpa), size, page_size, backing }])?;
     Ok(vmferry_pager::source::memory::GuestMemory::new(AttachedMemory {
         vmm_pid: std::process::id(),
         layout,

@@ -41,14 +41,14 @@ impl EventLog {
 
     /// Appends an event, tells the watchers, and returns its number.
     pub fn append(&self, event: Event) -> u64 {
-        let number = self.note(event);
-        self.tell();
+        let number = self.append_quietly(event);
+        self.wake_watchers();
         number
     }
 
-    /// Appends an event and returns its number. The watchers are told by [`EventLog::tell`]: to wake them takes longer than a
+    /// Appends an event and returns its number. The watchers are told by [`EventLog::wake_watchers`]: to wake them takes longer than a
     /// vCPU should wait.
-    pub fn note(&self, event: Event) -> u64 {
+    pub fn append_quietly(&self, event: Event) -> u64 {
         let mut kept = self.kept();
         kept.newest += 1;
         let number = kept.newest;
@@ -57,7 +57,7 @@ impl EventLog {
     }
 
     /// Tells the watchers of what they were not told.
-    pub fn tell(&self) {
+    pub fn wake_watchers(&self) {
         let newest = self.newest();
         self.newest.send_if_modified(|told| std::mem::replace(told, newest) != newest);
     }
@@ -112,7 +112,7 @@ mod tests {
         }
         assert!(watch.has_changed().unwrap());
         assert_eq!(*watch.borrow_and_update(), 4);
-        log.tell();
+        log.wake_watchers();
         assert!(!watch.has_changed().unwrap(), "there is nothing new");
         assert_eq!(numbers(&log.after(0)), [1, 2, 3, 4]);
         log.acknowledge(2);
@@ -120,10 +120,10 @@ mod tests {
         assert_eq!(numbers(&log.after(3)), [4]);
         log.acknowledge(100);
         assert!(log.after(0).is_empty());
-        assert_eq!(log.note(Event::AllPresent(AllPresentEvent {})), 5);
+        assert_eq!(log.append_quietly(Event::AllPresent(AllPresentEvent {})), 5);
         assert_eq!(numbers(&log.after(0)), [5]);
         assert!(!watch.has_changed().unwrap());
-        log.tell();
+        log.wake_watchers();
         assert_eq!(*watch.borrow_and_update(), 5);
     }
 }

@@ -10,7 +10,7 @@ use tonic::Status;
 use crate::destination::command::{Command, Snapshot};
 use crate::destination::{Destination, feature_names, needed_features};
 use crate::event_log::EventLog;
-use crate::layout::Layout;
+use crate::layout::MemoryLayout;
 use crate::proto::pager_event::Event;
 use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEvent, PagerRole, PagerStatus};
 use crate::source::SourceServer;
@@ -18,11 +18,11 @@ use crate::sys::userfaultfd::probe;
 use crate::tuning::Tuning;
 use crate::vmm::attached_memory::AttachedMemory;
 use crate::vmm::handshake::Expected;
-use crate::vmm::notifier::Teller;
+use crate::vmm::notifier::VmmNotifier;
 
 /// A source that serves lanes.
 #[derive(Debug)]
-pub struct Source {
+pub struct ServingSource {
     /// Serves pages.
     pub server: SourceServer,
     /// Where lanes connect.
@@ -38,9 +38,9 @@ pub enum Mode {
     /// Nothing yet.
     Unconfigured,
     /// Serves pages.
-    Source(Source),
+    Source(ServingSource),
     /// Takes pages.
-    Destination(Layout, Destination),
+    Destination(MemoryLayout, Destination),
 }
 
 /// The VMM's memory connection.
@@ -123,7 +123,7 @@ impl Pager {
     ///
     /// # Errors
     /// As [`Pager::destination`].
-    pub async fn destination_layout(&self) -> Result<(Layout, Destination), Status> {
+    pub async fn destination_layout(&self) -> Result<(MemoryLayout, Destination), Status> {
         self.requires(PagerRole::Destination)?;
         match &*self.mode.lock().await {
             Mode::Destination(layout, destination) => Ok((layout.clone(), destination.clone())),
@@ -137,7 +137,7 @@ impl Pager {
     /// `FAILED_PRECONDITION`, `ALREADY_EXISTS` (configured otherwise), `RESOURCE_EXHAUSTED` (no free port).
     pub async fn serve_source(
         &self,
-        layout: Layout,
+        layout: MemoryLayout,
         ip: IpAddr,
         ports: std::ops::Range<u16>,
         token: String,
@@ -170,7 +170,7 @@ impl Pager {
         };
         let spawned = std::thread::Builder::new().name("lanes".into()).spawn(run);
         spawned.map_err(|e| Status::resource_exhausted(format!("thread: {e}")))?;
-        *mode = Mode::Source(Source { server, address, token, _stop: stop });
+        *mode = Mode::Source(ServingSource { server, address, token, _stop: stop });
         Ok(address)
     }
 
@@ -178,7 +178,7 @@ impl Pager {
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` (role, kernel, foreign page table), `ALREADY_EXISTS` (another layout before).
-    pub async fn expect_destination(&self, layout: Layout) -> Result<Vec<String>, Status> {
+    pub async fn expect_destination(&self, layout: MemoryLayout) -> Result<Vec<String>, Status> {
         self.requires(PagerRole::Destination)?;
         let features = needed_features(&layout);
         let mut mode = self.mode.lock().await;
@@ -213,7 +213,7 @@ impl Pager {
     ///
     /// # Errors
     /// Why not, for people.
-    pub async fn attach(&self, memory: AttachedMemory, teller: Option<Teller>) -> Result<(), String> {
+    pub async fn attach(&self, memory: AttachedMemory, notifier: Option<VmmNotifier>) -> Result<(), String> {
         let vmm_pid = memory.vmm_pid;
         let destination = match &*self.mode.lock().await {
             Mode::Unconfigured => return Err("the pager expects no memory yet".into()),
@@ -227,11 +227,11 @@ impl Pager {
         match destination {
             None => {
                 self.attached(vmm_pid);
-                let told = teller.map_or(Ok(()), |teller| teller.attached());
+                let told = notifier.map_or(Ok(()), |notifier| notifier.attached());
                 told.map_err(|e| format!("the VMM cannot be answered: {e}"))
             }
             Some((destination, memory)) => {
-                let taken = destination.ask(|answer| Command::Attach(memory, teller, answer)).await;
+                let taken = destination.ask(|answer| Command::Attach(memory, notifier, answer)).await;
                 taken.map_err(|status| status.message().to_owned())??;
                 self.attached(vmm_pid);
                 Ok(())
@@ -305,7 +305,7 @@ impl Pager {
 
     async fn snapshot(&self) -> Result<Option<Snapshot>, Status> {
         match self.destination().await {
-            Ok(destination) => destination.ask(Command::Look).await.map(Some),
+            Ok(destination) => destination.ask(Command::Snapshot).await.map(Some),
             Err(_) => Ok(None),
         }
     }

@@ -15,9 +15,10 @@ use tonic::transport::Server;
 use crate::pager::Pager;
 use crate::proto::PagerRole;
 use crate::proto::pager_server::PagerServer;
-use crate::server::control::Control;
+use crate::sched::cpu_set::CpuSet;
+use crate::server::control::ControlService;
 use crate::server::memory_socket::{bind_private, serve};
-use crate::tuning::{CpuList, Tuning};
+use crate::tuning::Tuning;
 
 const DEFAULT_SPIN_US: u64 = 50;
 const DEFAULT_CONGESTION_CONTROL: &str = "cubic";
@@ -38,10 +39,10 @@ pub struct Arguments {
     /// Where the threads run between a fault and its answer, e.g. 2-3,7: those that resolve faults, and those that read what
     /// they ask a source for; empty: anywhere.
     #[arg(long, value_name = "CPUS", default_value = "")]
-    page_path_cpus: CpuList,
+    page_path_cpus: CpuSet,
     /// Where the threads of the push run: those that read a source's memory, and those that install what comes.
     #[arg(long, value_name = "CPUS", default_value = "")]
-    lane_cpus: CpuList,
+    lane_cpus: CpuSet,
     /// How long the thread that resolves faults looks for the next before it sleeps, in microseconds; three times as long
     /// for an answer. 0: it sleeps at once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
@@ -109,7 +110,7 @@ pub async fn serve_vm(directory: PathBuf, vm: String, role: PagerRole, tuning: T
     let memory_listener = bind_private(&memory)?;
     let control_listener = bind_private(&control)?;
     tracing::info!(vm = pager.vm, role = role.as_str_name(), pid = std::process::id(), "pager.started");
-    let service = PagerServer::new(Control(pager.clone())).max_decoding_message_size(64 << 20);
+    let service = PagerServer::new(ControlService(pager.clone())).max_decoding_message_size(64 << 20);
     let ended = pager.clone();
     let control_service = Server::builder()
         .add_service(service)

@@ -18,7 +18,8 @@ use vmferry_pager::pager::Pager;
 use vmferry_pager::proto::{self, PagerRole};
 use vmferry_pager::server::memory_socket::{bind_private, serve_within};
 use vmferry_pager::sys::fd_passing;
-use vmferry_pager::sys::userfaultfd::{Userfaultfd, memfd};
+use vmferry_pager::sys::memfd::memfd;
+use vmferry_pager::sys::userfaultfd::Userfaultfd;
 use vmferry_pager::tuning::Tuning;
 
 /// Sends a message as a VMM and reads the answer until the pager closes.

@@ -14,7 +14,7 @@ use serde_json::json;
 use vmferry_pager::layout::Backing;
 use vmferry_pager::proto::{self, LinkState, MemoryError, PagerRole, pager_event::Event};
 use vmferry_pager::sys::fd_passing;
-use vmferry_pager::sys::userfaultfd::memfd;
+use vmferry_pager::sys::memfd::memfd;
 use vmferry_pager::tuning::Tuning;
 
 const PAGES: u64 = 600;

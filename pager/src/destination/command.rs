@@ -7,35 +7,35 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use crate::destination::lanes::bulk_lane::Report;
-use crate::destination::memory::preallocate::Plot;
-use crate::destination::memory::receive_mapping::Landing;
-use crate::lane::connect::{Reached, Source};
+use crate::destination::lanes::bulk_lane::LaneReport;
+use crate::destination::memory::preallocate::PreallocateTarget;
+use crate::destination::memory::receive_mapping::ReceiveMapping;
+use crate::lane::connect::{SourceAddress, SourceConnection};
 use crate::proto::{LinkState, MarkPoisonedReply, MemoryError, PageProgress};
 use crate::sys::doorbell::Doorbell;
 use crate::vmm::attached_memory::AttachedMemory;
-use crate::vmm::notifier::Teller;
+use crate::vmm::notifier::VmmNotifier;
 
 /// What the page path can be asked for. Each is answered once, unless it says otherwise.
 #[derive(Debug)]
 pub enum Command {
     /// Take the VMM's memory; the VMM is told `attached` if there is a teller. `Err`: why not.
-    Attach(AttachedMemory, Option<Teller>, oneshot::Sender<Result<(), String>>),
+    Attach(AttachedMemory, Option<VmmNotifier>, oneshot::Sender<Result<(), String>>),
     /// The VMM's memory connection is closed. No answer.
     HangUp,
     /// Whether an urgent lane to this source can be taken; false: it is there, or none is needed.
-    MayConnect(Source, oneshot::Sender<Result<bool, Status>>),
+    MayConnect(SourceAddress, oneshot::Sender<Result<bool, Status>>),
     /// The urgent lane is connected.
-    Connected(Reached, TcpStream, oneshot::Sender<()>),
+    Connected(SourceConnection, TcpStream, oneshot::Sender<()>),
     /// A bulk lane of an attempt is connected, or not. No answer.
     BulkOpened(u64, Result<TcpStream, Status>),
     /// What a bulk lane of an attempt has to say. No answer.
-    Bulk(u64, Report),
+    BulkReport(u64, LaneReport),
     /// Memory is to be allocated ahead: where that can be done, in the order of the layout. Until
     /// [`Command::Allocated`] all of it is the caller's, and no lane can be connected.
-    Allocate(oneshot::Sender<Result<Vec<Option<Plot>>, Status>>),
+    Allocate(oneshot::Sender<Result<Vec<Option<PreallocateTarget>>, Status>>),
     /// The files are not written to any more; where pages can be received in place, in the order of the layout. No answer.
-    Allocated(Vec<Option<Landing>>),
+    Allocated(Vec<Option<ReceiveMapping>>),
     /// Start the push on so many lanes.
     StartPush(usize, oneshot::Sender<Result<(), Status>>),
     /// Unregister what needs no guard.
@@ -43,7 +43,7 @@ pub enum Command {
     /// Pages known to be bad.
     MarkPoisoned(Vec<MemoryError>, oneshot::Sender<MarkPoisonedReply>),
     /// Where it stands.
-    Look(oneshot::Sender<Snapshot>),
+    Snapshot(oneshot::Sender<Snapshot>),
     /// Forget everything: remove the page table and end the thread.
     End(oneshot::Sender<()>),
 }

@@ -19,32 +19,33 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::destination::command::{Command, Snapshot};
-use crate::destination::lanes::bulk_lane::Report;
-use crate::destination::lanes::bulk_lanes::Bulk;
-use crate::destination::lanes::receiver::{Inflow, STOPPED_PAUSE, Step};
-use crate::destination::memory::collapse::collapse;
-use crate::destination::memory::installer::{Footing, Installer};
-use crate::destination::memory::preallocate::Plot;
+use crate::destination::lanes::bulk_lane::LaneReport;
+use crate::destination::lanes::bulk_lanes::BulkLanes;
+use crate::destination::lanes::receiver::{INSTALL_RETRY_DELAY, LaneReceiver, Step};
+use crate::destination::memory::collapse::collapse_all;
+use crate::destination::memory::installer::{Installer, RegionBacking};
+use crate::destination::memory::preallocate::PreallocateTarget;
 use crate::destination::pages::resolver::FaultOutcome;
-use crate::destination::pages::shared_pages::Shared;
+use crate::destination::pages::shared_pages::SharedPages;
 use crate::event_log::EventLog;
-use crate::lane::PAGE;
-use crate::lane::connect::Reached;
+use crate::lane::connect::SourceConnection;
 use crate::lane::frame::Ask;
 use crate::layout::Hva;
-use crate::layout::address_map::{NumberedRegion, PageIndex, Placement};
-use crate::layout::page_run::Lane;
-use crate::proto::pager_event::Event as Numbered;
+use crate::layout::PAGE_SIZE;
+use crate::layout::address_map::{AddressMap, NumberedRegion, PageIndex};
+use crate::layout::page_run::LaneKind;
+use crate::proto::pager_event::Event as PagerEvent;
 use crate::proto::{AllPresentEvent, FailedEvent, LinkEvent, LinkState};
-use crate::sched::adaptive_spin::Spin;
-use crate::sched::cpu_latency::Awake;
+use crate::sched::adaptive_spin::AdaptiveSpin;
+use crate::sched::cpu_latency::CpuLatencyRequest;
 use crate::sched::priority;
-use crate::sched::push_load::Weight;
+use crate::sched::push_load::PushLoad;
 use crate::sys::doorbell::Doorbell;
-use crate::sys::userfaultfd::{Event, MESSAGES_A_READ, Stop, Userfaultfd, process_started};
+use crate::sys::procfs::process_started;
+use crate::sys::userfaultfd::{MAX_EVENTS_A_READ, Stop, UffdEvent, Userfaultfd};
 use crate::tuning::Tuning;
 use crate::vmm::attached_memory::{AttachedMemory, AttachedRegion};
-use crate::vmm::notifier::Teller;
+use crate::vmm::notifier::VmmNotifier;
 
 /// An answer is sure to come, a fault is not: it is worth so many times as long a spin.
 const ANSWER: u32 = 3;
@@ -53,7 +54,7 @@ const DEADLINE_CHECK: Duration = Duration::from_millis(50);
 
 /// The loop and all that it owns.
 pub struct FaultLoop {
-    shared: Arc<Shared>,
+    shared: Arc<SharedPages>,
     events: EventLog,
     commands: Receiver<Command>,
     doorbell: Arc<Doorbell>,
@@ -61,23 +62,23 @@ pub struct FaultLoop {
     uffds: Vec<Arc<Userfaultfd>>,
     link: LinkState,
     link_reason: String,
-    source: Option<Reached>,
-    urgent: Option<Inflow>,
+    source: Option<SourceConnection>,
+    urgent: Option<LaneReceiver>,
     /// It may have something.
     urgent_has: bool,
     /// One of them may have something.
     uffds_have: bool,
-    bulk: Bulk,
+    bulk: BulkLanes,
     tuning: Tuning,
     /// For what has been asked for.
-    for_answer: Spin,
+    for_answer: AdaptiveSpin,
     /// For a fault, while nothing has been asked for.
-    for_fault: Spin,
+    for_fault: AdaptiveSpin,
     /// Of the push, while there is one.
-    weight: Option<Weight>,
+    push_load: Option<PushLoad>,
     /// Nobody puts this thread aside.
-    first: bool,
-    awake: Awake,
+    is_realtime: bool,
+    cpu_latency: CpuLatencyRequest,
     /// When unanswered requests are looked for next.
     check: Instant,
     /// A frame waits for events to be read, or for memory.
@@ -94,11 +95,11 @@ pub struct FaultLoop {
 impl FaultLoop {
     /// Nothing is attached or connected.
     pub fn new(
-        shared: Arc<Shared>,
+        shared: Arc<SharedPages>,
         events: EventLog,
         commands: Receiver<Command>,
         doorbell: Arc<Doorbell>,
-        bulk: Bulk,
+        bulk: BulkLanes,
         tuning: Tuning,
     ) -> Self {
         let link = if shared.lock().table().counts().missing() == 0 { LinkState::Done } else { LinkState::Idle };
@@ -113,14 +114,14 @@ impl FaultLoop {
             source: None,
             urgent: None,
             bulk,
-            for_answer: Spin::new(tuning.spin * ANSWER),
-            for_fault: Spin::new(tuning.spin),
-            awake: Awake::new(tuning.keep_awake),
+            for_answer: AdaptiveSpin::new(tuning.spin * ANSWER),
+            for_fault: AdaptiveSpin::new(tuning.spin),
+            cpu_latency: CpuLatencyRequest::new(tuning.keep_awake),
             tuning,
             urgent_has: false,
             uffds_have: true,
-            weight: None,
-            first: false,
+            push_load: None,
+            is_realtime: false,
             check: Instant::now(),
             stopped: false,
             forked: Vec::new(),
@@ -136,13 +137,13 @@ impl FaultLoop {
             self.stopped = false;
             let answered = self.take_urgent();
             if answered {
-                self.give_way();
+                self.yield_cpu();
             }
             let mut busy = self.drain_uffds();
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::End(answer)) => {
-                        self.events.tell();
+                        self.events.wake_watchers();
                         let removed = self.shared.lock().table().remove();
                         if let Err(error) = removed {
                             tracing::warn!(%error, "pager.page_table_kept");
@@ -150,29 +151,29 @@ impl FaultLoop {
                         let _ = answer.send(());
                         return;
                     }
-                    Ok(command) => self.obey(command),
+                    Ok(command) => self.handle_command(command),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
                 busy = true;
             }
-            self.settle();
-            self.take_place();
-            self.look_at_clock();
-            self.events.tell();
+            self.finish_if_complete();
+            self.update_thread_class();
+            self.check_timers();
+            self.events.wake_watchers();
             if answered || busy {
-                self.for_answer.found();
-                self.for_fault.found();
+                self.for_answer.found_work();
+                self.for_fault.found_work();
                 if busy {
-                    self.give_way();
+                    self.yield_cpu();
                 }
-                if !self.first || self.urgent_has {
-                    self.look_everywhere();
+                if !self.is_realtime || self.urgent_has {
+                    self.recheck_all();
                     continue;
                 }
             } else if self.looks_again() {
-                self.give_way();
-                self.look_everywhere();
+                self.yield_cpu();
+                self.recheck_all();
                 continue;
             }
             self.sleep();
@@ -181,15 +182,15 @@ impl FaultLoop {
 
     /// Next, without having slept. An answer is looked for where one is due; that a lane ends, or says why it cannot go on, is
     /// found by the next sleep.
-    fn look_everywhere(&mut self) {
+    fn recheck_all(&mut self) {
         self.uffds_have = true;
         self.urgent_has |= self.awaits_answer();
     }
 
     /// What was asked for may have to be read on this core, and a vCPU that was woken may wait for it.
-    fn give_way(&self) {
-        if !self.first {
-            priority::give_way();
+    fn yield_cpu(&self) {
+        if !self.is_realtime {
+            priority::yield_cpu();
         }
     }
 
@@ -200,21 +201,21 @@ impl FaultLoop {
     /// Whether to spin, where nothing was there.
     fn looks_again(&mut self) -> bool {
         let spin = if self.awaits_answer() { &mut self.for_answer } else { &mut self.for_fault };
-        !self.first && spin.again(Instant::now())
+        !self.is_realtime && spin.should_spin(Instant::now())
     }
 
     /// Before all others while there is a heavy push, and only then.
-    fn take_place(&mut self) {
+    fn update_thread_class(&mut self) {
         let heavy = if self.bulk.is_open() {
             let (now, worked) = (Instant::now(), self.shared.worked());
-            self.weight.get_or_insert_with(|| Weight::new(now, worked)).is_heavy(now, worked)
+            self.push_load.get_or_insert_with(|| PushLoad::new(now, worked)).is_heavy(now, worked)
         } else {
-            self.weight = None;
+            self.push_load = None;
             false
         };
         if heavy != self.shared.is_heavy() {
             self.shared.set_heavy(heavy);
-            self.first = heavy && self.tuning.enter_heavy_push();
+            self.is_realtime = heavy && self.tuning.enter_heavy_push();
             if !heavy {
                 self.tuning.leave_heavy_push();
             }
@@ -224,7 +225,7 @@ impl FaultLoop {
     /// Until something comes, or it is time to look at the clock.
     fn sleep(&mut self) {
         let timeout = match self.stopped {
-            true => Some(STOPPED_PAUSE),
+            true => Some(INSTALL_RETRY_DELAY),
             false => {
                 let deadline = self.awaits_answer().then_some(DEADLINE_CHECK);
                 self.bulk.due_in(Instant::now()).into_iter().chain(deadline).min()
@@ -255,7 +256,7 @@ impl FaultLoop {
         self.urgent_has |= lane.iter().any(|lane| lane.revents != 0);
     }
 
-    fn look_at_clock(&mut self) {
+    fn check_timers(&mut self) {
         if self.link != LinkState::Up {
             return;
         }
@@ -278,10 +279,10 @@ impl FaultLoop {
 
     // ---- commands ----
 
-    fn obey(&mut self, command: Command) {
+    fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Attach(memory, teller, answer) => {
-                let _ = answer.send(self.attach(memory, teller));
+            Command::Attach(memory, notifier, answer) => {
+                let _ = answer.send(self.attach(memory, notifier));
             }
             Command::HangUp => self.shared.lock().hang_up(),
             Command::MayConnect(source, answer) => {
@@ -305,25 +306,25 @@ impl FaultLoop {
                     self.bulk_lost(&format!("{:?}: {}", status.code(), status.message()));
                 }
             }
-            Command::Bulk(generation, report) => self.bulk_reported(generation, report),
+            Command::BulkReport(generation, report) => self.bulk_reported(generation, report),
             Command::Complete(answer) => {
                 let _ = answer.send(self.complete());
             }
             Command::MarkPoisoned(errors, answer) => {
-                let _ = answer.send(self.shared.while_nothing_lands(|resolver| resolver.mark_poisoned(&errors)));
+                let _ = answer.send(self.shared.with_no_install_in_flight(|resolver| resolver.mark_poisoned(&errors)));
             }
             Command::Allocate(answer) => {
-                let plots = self.plots();
-                self.allocating = plots.is_ok();
-                if let Err(Ok(_)) = answer.send(plots) {
+                let targets = self.targets();
+                self.allocating = targets.is_ok();
+                if let Err(Ok(_)) = answer.send(targets) {
                     self.allocating = false;
                 }
             }
-            Command::Allocated(landings) => {
+            Command::Allocated(receive_mappings) => {
                 self.allocating = false;
-                self.shared.lock().land(landings);
+                self.shared.lock().set_receive_mappings(receive_mappings);
             }
-            Command::Look(answer) => {
+            Command::Snapshot(answer) => {
                 let (link, link_reason) = (self.link, self.link_reason.clone());
                 let _ = answer.send(Snapshot { link, link_reason, progress: self.shared.lock().progress() });
             }
@@ -331,34 +332,34 @@ impl FaultLoop {
         }
     }
 
-    fn attach(&mut self, memory: AttachedMemory, teller: Option<Teller>) -> Result<(), String> {
+    fn attach(&mut self, memory: AttachedMemory, notifier: Option<VmmNotifier>) -> Result<(), String> {
         let uffds: Result<Vec<_>, _> =
             memory.uffds.into_iter().map(|fd| Userfaultfd::adopt(fd).map(Arc::new)).collect();
         let uffds = uffds.map_err(|e| format!("uffd: {e}"))?;
-        let footing = |AttachedRegion { hva, file, uffd }| {
+        let backing = |AttachedRegion { hva, file, uffd }| {
             let uffd = uffd.and_then(|number| uffds.get(number)).ok_or("uffd: a destination's region needs one")?;
-            Ok::<_, String>((hva, Footing { uffd: uffd.clone(), file }))
+            Ok::<_, String>((hva, RegionBacking { uffd: uffd.clone(), file }))
         };
-        let footed: Vec<_> = memory.regions.into_iter().map(footing).collect::<Result<_, _>>()?;
-        let (hvas, footings) = footed.into_iter().unzip();
-        let placement =
-            Placement::new(self.shared.lock().numbering().clone(), hvas).ok_or("regions: another number")?;
+        let footed: Vec<_> = memory.regions.into_iter().map(backing).collect::<Result<_, _>>()?;
+        let (hvas, backings) = footed.into_iter().unzip();
+        let address_map =
+            AddressMap::new(self.shared.lock().numbering().clone(), hvas).ok_or("regions: another number")?;
         let started = process_started(memory.vmm_pid);
         let fresh = self.shared.lock().table().is_fresh();
-        let installer = Installer::new(placement, footings, fresh)
+        let installer = Installer::new(address_map, backings, fresh)
             .map_err(|e| format!("regions: faults on what the file holds cannot be told of, as they were: {e}"))?;
-        let small = |r: &NumberedRegion| r.region.page_size == PAGE;
-        let regions = installer.placement().ranges().zip(installer.placement().numbering().regions());
+        let small = |r: &NumberedRegion| r.region.page_size == PAGE_SIZE;
+        let regions = installer.address_map().ranges().zip(installer.address_map().numbering().regions());
         let ranges = regions.filter(|(_, region)| small(region)).map(|(range, _)| range).collect();
         self.to_collapse = memory.collapse.then_some((memory.vmm_pid, ranges));
-        self.shared.while_nothing_lands(|pages| pages.attach(memory.vmm_pid, started, installer, teller))?;
+        self.shared.with_no_install_in_flight(|pages| pages.attach(memory.vmm_pid, started, installer, notifier))?;
         self.uffds = uffds;
         Ok(())
     }
 
-    fn link_up(&mut self, source: Reached, stream: std::net::TcpStream) {
+    fn link_up(&mut self, source: SourceConnection, stream: std::net::TcpStream) {
         self.drop_lanes();
-        self.urgent = Some(Inflow::new(stream, Lane::Demand));
+        self.urgent = Some(LaneReceiver::new(stream, LaneKind::Urgent));
         self.source = Some(source);
         self.set_link(LinkState::Up, String::new());
         self.ask_unasked();
@@ -393,14 +394,14 @@ impl FaultLoop {
     }
 
     /// Where zeros may be written: nothing has come, and nothing can come meanwhile.
-    fn plots(&self) -> Result<Vec<Option<Plot>>, Status> {
+    fn targets(&self) -> Result<Vec<Option<PreallocateTarget>>, Status> {
         if self.allocating || self.link != LinkState::Idle || !self.shared.lock().table().is_fresh() {
             return Err(Status::failed_precondition("memory is allocated once, before lanes are connected"));
         }
         let resolver = self.shared.lock();
         let memory =
             resolver.memory().ok_or_else(|| Status::failed_precondition("the VMM has not attached its memory"))?;
-        memory.plots(resolver.table().bound_to()).map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
+        memory.targets(resolver.table().bound_to()).map_err(|e| Status::resource_exhausted(format!("descriptor: {e}")))
     }
 
     // ---- the link ----
@@ -409,7 +410,7 @@ impl FaultLoop {
         tracing::info!(state = state.as_str_name(), reason, "pager.link");
         self.link = state;
         self.link_reason.clone_from(&reason);
-        self.events.append(Numbered::Link(LinkEvent { state: state.into(), reason }));
+        self.events.append(PagerEvent::Link(LinkEvent { state: state.into(), reason }));
     }
 
     fn link_down(&mut self, reason: String) {
@@ -428,17 +429,17 @@ impl FaultLoop {
     }
 
     /// After everything that may have brought the last page.
-    fn settle(&mut self) {
+    fn finish_if_complete(&mut self) {
         if self.link == LinkState::Done || self.shared.lock().table().counts().missing() > 0 {
             return;
         }
         self.drop_lanes();
         self.bulk.wanted = 0;
-        let landings = self.shared.lock().take_landings();
+        let receive_mappings = self.shared.lock().take_receive_mappings();
         // To unmap them takes long, and a poisoned page may be touched any time.
-        let _ = std::thread::Builder::new().name("unmap".into()).spawn(move || drop(landings));
+        let _ = std::thread::Builder::new().name("unmap".into()).spawn(move || drop(receive_mappings));
         self.set_link(LinkState::Done, String::new());
-        self.events.append(Numbered::AllPresent(AllPresentEvent {}));
+        self.events.append(PagerEvent::AllPresent(AllPresentEvent {}));
     }
 
     fn ask(&mut self, page: PageIndex) {
@@ -463,12 +464,12 @@ impl FaultLoop {
         let step = lane.step(&self.shared);
         self.urgent_has = match step {
             Step::Nothing => false,
-            Step::Some => lane.has_more(),
+            Step::Progress => lane.has_more(),
             _ => true,
         };
         match step {
             Step::Nothing => false,
-            Step::Some => true,
+            Step::Progress => true,
             Step::Stopped(stop) => {
                 self.stopped = true;
                 self.cannot_install(stop);
@@ -495,9 +496,9 @@ impl FaultLoop {
         }
     }
 
-    fn bulk_reported(&mut self, generation: u64, report: Report) {
+    fn bulk_reported(&mut self, generation: u64, report: LaneReport) {
         match self.bulk.reported(generation, report) {
-            None | Some(Step::Nothing | Step::Some | Step::Ended) => {}
+            None | Some(Step::Nothing | Step::Progress | Step::Ended) => {}
             Some(Step::Stopped(stop)) => self.cannot_install(stop),
             Some(Step::Broken { reason, nonsense: true }) => self.link_down(format!("bulk lane: {reason}")),
             Some(Step::Broken { reason, nonsense: false }) => self.bulk_lost(&reason),
@@ -537,7 +538,7 @@ impl FaultLoop {
         if self.failed.as_ref() != Some(&reason) {
             tracing::error!(reason, "pager.failed");
             self.failed = Some(reason.clone());
-            self.events.append(Numbered::Failed(FailedEvent { reason }));
+            self.events.append(PagerEvent::Failed(FailedEvent { reason }));
         }
     }
 
@@ -562,7 +563,7 @@ impl FaultLoop {
             match uffd.read_events() {
                 Ok(events) if events.is_empty() => return any,
                 Ok(events) => {
-                    let last = events.len() < MESSAGES_A_READ;
+                    let last = events.len() < MAX_EVENTS_A_READ;
                     events.into_iter().for_each(|event| self.vmm_event(event));
                     if last {
                         return true;
@@ -577,20 +578,20 @@ impl FaultLoop {
         }
     }
 
-    fn vmm_event(&mut self, event: Event) {
+    fn vmm_event(&mut self, event: UffdEvent) {
         match event {
-            Event::Fault { at, thread, minor } => self.fault(at, thread, minor),
-            Event::Remove { start, end } | Event::Unmap { start, end } => {
-                self.shared.while_nothing_lands(|resolver| resolver.discard(start, end));
+            UffdEvent::Fault { at, thread, minor } => self.fault(at, thread, minor),
+            UffdEvent::Remove { start, end } | UffdEvent::Unmap { start, end } => {
+                self.shared.with_no_install_in_flight(|resolver| resolver.discard(start, end));
             }
-            Event::Remap { from, to, size } => {
+            UffdEvent::Remap { from, to, size } => {
                 self.fail(format!("the VMM moved its memory: {:#x}+{size:#x} to {:#x}", from.0, to.0));
             }
-            Event::Fork(fd) if fd >= 0 => {
+            UffdEvent::Fork(fd) if fd >= 0 => {
                 // SAFETY: the kernel made the descriptor for the reader of the event, which is us.
                 self.forked.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }
-            Event::Fork(_) | Event::Unknown(_) => tracing::warn!(?event, "pager.unknown_event"),
+            UffdEvent::Fork(_) | UffdEvent::Unknown(_) => tracing::warn!(?event, "pager.unknown_event"),
         }
     }
 
@@ -600,7 +601,7 @@ impl FaultLoop {
         match outcome {
             FaultOutcome::Ask(page) => {
                 self.ask(page);
-                self.awake.asked();
+                self.cpu_latency.renew();
             }
             FaultOutcome::Waits | FaultOutcome::Resolved => {}
             FaultOutcome::Again(Stop::ProcessGone) => self.memory_gone(),
@@ -610,16 +611,7 @@ impl FaultLoop {
     }
 }
 
-fn collapse_all(pid: u32, ranges: &[(Hva, u64)]) {
-    for (start, size) in ranges {
-        match collapse(pid, *start, *size) {
-            Ok(bytes) => tracing::info!(hva = start.0, size, bytes, "pager.collapsed"),
-            Err(error) => tracing::warn!(hva = start.0, size, %error, "pager.not_collapsed"),
-        }
-    }
-}
-
 /// Asks on the urgent lane. A source that takes no asks, thousands of them unread, is as good as gone.
-fn send(lane: &Inflow, ask: Ask) -> std::io::Result<()> {
+fn send(lane: &LaneReceiver, ask: Ask) -> std::io::Result<()> {
     lane.stream().write_all(&ask.encode())
 }

@@ -1,7 +1,7 @@
 //! The page path's thread of a destination, and how the control service talks to it.
 //!
 //! The thread owns the userfaultfds and the lanes; everybody else sends it [`Command`]s. It and the threads of bulk lanes,
-//! which it starts and ends, change the state of pages ([`Shared`]), and nothing else does.
+//! which it starts and ends, change the state of pages ([`SharedPages`]), and nothing else does.
 
 pub mod command;
 pub mod fault_loop;
@@ -18,29 +18,29 @@ use tonic::Status;
 
 use crate::destination::command::{Command, Commands};
 use crate::destination::fault_loop::FaultLoop;
-use crate::destination::lanes::bulk_lanes::Bulk;
-use crate::destination::memory::preallocate::make_ready;
+use crate::destination::lanes::bulk_lanes::BulkLanes;
+use crate::destination::memory::preallocate::preallocate;
 use crate::destination::page_table::PageTable;
 use crate::destination::page_table::file::PageFileError;
 use crate::destination::pages::resolver::Resolver;
-use crate::destination::pages::shared_pages::Shared;
+use crate::destination::pages::shared_pages::SharedPages;
 use crate::event_log::EventLog;
-use crate::lane::PAGE;
-use crate::lane::connect::Source;
-use crate::layout::address_map::Numbering;
-use crate::layout::{Backing, Layout};
+use crate::lane::connect::SourceAddress;
+use crate::layout::PAGE_SIZE;
+use crate::layout::address_map::PageNumbering;
+use crate::layout::{Backing, MemoryLayout};
 use crate::proto::PageRange;
 use crate::sys::userfaultfd::feature;
 use crate::tuning::Tuning;
 
 /// The features that a VMM must ask for in `UFFDIO_API`, given its layout.
-pub fn needed_features(layout: &Layout) -> u64 {
+pub fn needed_features(layout: &MemoryLayout) -> u64 {
     let needs = |wanted: fn(&crate::layout::Region) -> bool| layout.regions().iter().any(wanted);
     let mut features = feature::EVENT_REMOVE | feature::THREAD_ID | feature::POISON;
-    if needs(|r| r.backing == Backing::Memfd && r.page_size == PAGE) {
+    if needs(|r| r.backing == Backing::Memfd && r.page_size == PAGE_SIZE) {
         features |= feature::MISSING_SHMEM | feature::MINOR_SHMEM;
     }
-    if needs(|r| r.page_size > PAGE) {
+    if needs(|r| r.page_size > PAGE_SIZE) {
         features |= feature::MISSING_HUGETLBFS;
     }
     features
@@ -74,17 +74,22 @@ impl Destination {
     ///
     /// # Errors
     /// [`DestinationError`].
-    pub fn start(layout: &Layout, pages: &Path, events: EventLog, tuning: Tuning) -> Result<Self, DestinationError> {
+    pub fn start(
+        layout: &MemoryLayout,
+        pages: &Path,
+        events: EventLog,
+        tuning: Tuning,
+    ) -> Result<Self, DestinationError> {
         let (table, existed) = PageTable::open(pages, layout)?;
         tracing::info!(existed, pages = table.total(), missing = table.counts().missing(), "pager.page_table");
         let (commands, receiver, doorbell) = Commands::new().map_err(DestinationError::Thread)?;
-        let numbering = Numbering::new(layout);
+        let numbering = PageNumbering::new(layout);
         let (to_self, runtime) = (commands.clone(), tokio::runtime::Handle::current());
         let (of_loop, tuning) = (tuning.clone(), Arc::new(tuning));
         let run = move || {
             of_loop.enter_page_path();
-            let shared = Arc::new(Shared::new(Resolver::new(numbering, table, events.clone())));
-            let bulk = Bulk::new(to_self, runtime, shared.clone(), of_loop.clone());
+            let shared = Arc::new(SharedPages::new(Resolver::new(numbering, table, events.clone())));
+            let bulk = BulkLanes::new(to_self, runtime, shared.clone(), of_loop.clone());
             FaultLoop::new(shared, events, receiver, doorbell, bulk, of_loop).run();
         };
         std::thread::Builder::new().name("page-path".into()).spawn(run).map_err(DestinationError::Thread)?;
@@ -110,7 +115,7 @@ impl Destination {
     ///
     /// # Errors
     /// `FAILED_PRECONDITION`: no memory is attached. Otherwise what the source said, or that it cannot be reached.
-    pub async fn connect(&self, source: Source) -> Result<(), Status> {
+    pub async fn connect(&self, source: SourceAddress) -> Result<(), Status> {
         let asked = source.clone();
         if !self.ask(|answer| Command::MayConnect(asked, answer)).await?? {
             return Ok(());
@@ -124,14 +129,14 @@ impl Destination {
     /// returns for how many bytes that is done.
     ///
     /// # Errors
-    /// Those of [`make_ready`]. `FAILED_PRECONDITION`: no memory is attached, lanes were connected before, or it is under
+    /// Those of [`preallocate`]. `FAILED_PRECONDITION`: no memory is attached, lanes were connected before, or it is under
     /// way already.
-    pub async fn preallocate(&self, layout: &Layout, held: Vec<PageRange>) -> Result<u64, Status> {
-        let plots = self.ask(Command::Allocate).await??;
+    pub async fn preallocate(&self, layout: &MemoryLayout, held: Vec<PageRange>) -> Result<u64, Status> {
+        let targets = self.ask(Command::Allocate).await??;
         let (layout, commands, huge_pages) = (layout.clone(), self.commands.clone(), self.tuning.huge_pages);
         let work = tokio::task::spawn_blocking(move || {
-            let (landings, allocated) = make_ready(&layout, &plots, &held, huge_pages);
-            commands.send(Command::Allocated(landings));
+            let (receive_mappings, allocated) = preallocate(&layout, &targets, &held, huge_pages);
+            commands.send(Command::Allocated(receive_mappings));
             allocated
         });
         work.await.map_err(|e| Status::internal(e.to_string()))?

@@ -18,7 +18,7 @@ use crate::tuning::Tuning;
 
 /// Where the source's pager is, and how it knows us.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Source {
+pub struct SourceAddress {
     /// "ip:port".
     pub address: String,
     /// Token of `ServeSource`.
@@ -29,19 +29,19 @@ pub struct Source {
 
 /// A source that has been reached; clones share one connection.
 #[derive(Debug, Clone)]
-pub struct Reached {
+pub struct SourceConnection {
     /// Whom.
-    pub source: Source,
+    pub source: SourceAddress,
     client: PagesClient<Channel>,
     tuning: Arc<Tuning>,
 }
 
-impl Source {
+impl SourceAddress {
     /// Connects for `OpenLane`; lanes are tuned as `tuning` says.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for an address or token that is none, `UNAVAILABLE` if nobody answers there.
-    pub async fn reach(self, tuning: Arc<Tuning>) -> Result<Reached, Status> {
+    pub async fn reach(self, tuning: Arc<Tuning>) -> Result<SourceConnection, Status> {
         let invalid =
             |e: tonic::transport::Error| Status::invalid_argument(format!("lane_address {}: {e}", self.address));
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map_err(invalid)?;
@@ -51,7 +51,11 @@ impl Source {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
             Status::unavailable(format!("source {}: {cause}", self.address))
         })?;
-        Ok(Reached { source: self, client: PagesClient::new(channel).max_encoding_message_size(64 << 20), tuning })
+        Ok(SourceConnection {
+            source: self,
+            client: PagesClient::new(channel).max_encoding_message_size(64 << 20),
+            tuning,
+        })
     }
 
     async fn in_time<T>(&self, doing: impl Future<Output = T>) -> Result<T, Status> {
@@ -60,7 +64,7 @@ impl Source {
     }
 }
 
-impl Reached {
+impl SourceConnection {
     /// Opens the urgent lane.
     ///
     /// # Errors
@@ -72,7 +76,7 @@ impl Reached {
     /// Opens a bulk lane for what is lacking, in pages of 4 KiB.
     ///
     /// # Errors
-    /// As [`Reached::urgent`].
+    /// As [`SourceConnection::urgent`].
     pub async fn bulk(self, lacking: Vec<PageRange>) -> Result<TcpStream, Status> {
         self.open(Lane::Bulk(BulkLane { lacking })).await
     }

@@ -1,7 +1,8 @@
 //! The framing of lanes: fixed little-endian records, no allocation. Pure.
 
-use super::MOST_PAGES;
-use crate::layout::page_run::PoisonNote;
+use super::MAX_FRAME_PAGES;
+use crate::layout::PAGE_SIZE;
+use crate::layout::page_run::PoisonInfo;
 use crate::proto::ErrorOrigin;
 
 /// What a lane begins with.
@@ -15,7 +16,7 @@ pub const ASK_BYTES: usize = 16;
 /// Bytes of a frame before its contents.
 pub const HEADER_BYTES: usize = 24;
 /// Longest text of a FAILED frame, in bytes.
-pub const LONGEST_REASON: u32 = 4096;
+pub const MAX_REASON_BYTES: u32 = 4096;
 
 /// The secret of one connection.
 pub type LaneToken = [u8; TOKEN_BYTES];
@@ -57,13 +58,13 @@ impl Ask {
 
 /// What a frame is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FrameKind {
     /// The bytes of the pages follow.
     Data,
     /// Zeros, or a hole.
     Zero,
     /// Bad pages.
-    Poison(PoisonNote),
+    Poison(PoisonInfo),
     /// All that was lacking has been sent.
     End,
     /// `count` bytes of text follow: why the source cannot go on.
@@ -72,9 +73,9 @@ pub enum Kind {
 
 /// A frame but for its contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub struct FrameHeader {
     /// What it is.
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// Number of the region in the layout.
     pub region: u32,
     /// First page, of 4 KiB.
@@ -88,15 +89,15 @@ pub struct Header {
 #[error("the source sent {0}")]
 pub struct BadFrame(String);
 
-impl Header {
+impl FrameHeader {
     /// As on the lane.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (kind, note) = match self.kind {
-            Kind::Data => (1, None),
-            Kind::Zero => (2, None),
-            Kind::Poison(note) => (3, Some(note)),
-            Kind::End => (4, None),
-            Kind::Failed => (5, None),
+            FrameKind::Data => (1, None),
+            FrameKind::Zero => (2, None),
+            FrameKind::Poison(note) => (3, Some(note)),
+            FrameKind::End => (4, None),
+            FrameKind::Failed => (5, None),
         };
         let mut bytes = [0; HEADER_BYTES];
         bytes[0] = kind;
@@ -119,25 +120,25 @@ impl Header {
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, BadFrame> {
         let (region, page, count) = (u32_at(bytes, 4), u64_at(bytes, 8), u32_at(bytes, 16));
         let kind = match bytes[0] {
-            1 if count == 0 || u64::from(count) > MOST_PAGES => {
-                return Err(BadFrame(format!("DATA of {count} pages; 1 to {MOST_PAGES} are allowed")));
+            1 if count == 0 || u64::from(count) > MAX_FRAME_PAGES => {
+                return Err(BadFrame(format!("DATA of {count} pages; 1 to {MAX_FRAME_PAGES} are allowed")));
             }
-            1 => Kind::Data,
+            1 => FrameKind::Data,
             2 | 3 if count == 0 => return Err(BadFrame("a frame of no pages".into())),
-            2 => Kind::Zero,
+            2 => FrameKind::Zero,
             3 => {
                 let origin = ErrorOrigin::try_from(i32::from(bytes[1]));
                 let origin = origin.map_err(|_| BadFrame(format!("POISON of the unknown origin {}", bytes[1])))?;
                 if bytes[2] > 1 {
                     return Err(BadFrame(format!("POISON with guest_visible {}", bytes[2])));
                 }
-                Kind::Poison(PoisonNote { origin, guest_visible: bytes[2] == 1, hop: u32_at(bytes, 20) })
+                FrameKind::Poison(PoisonInfo { origin, guest_visible: bytes[2] == 1, hop: u32_at(bytes, 20) })
             }
-            4 => Kind::End,
-            5 if count > LONGEST_REASON => {
-                return Err(BadFrame(format!("a reason of {count} bytes; {LONGEST_REASON} are allowed")));
+            4 => FrameKind::End,
+            5 if count > MAX_REASON_BYTES => {
+                return Err(BadFrame(format!("a reason of {count} bytes; {MAX_REASON_BYTES} are allowed")));
             }
-            5 => Kind::Failed,
+            5 => FrameKind::Failed,
             other => return Err(BadFrame(format!("a frame of the unknown kind {other}"))),
         };
         Ok(Self { kind, region, page, count })
@@ -146,9 +147,9 @@ impl Header {
     /// Bytes that follow the header.
     pub fn contents_bytes(&self) -> usize {
         match self.kind {
-            Kind::Data => self.count as usize * super::PAGE as usize,
-            Kind::Failed => self.count as usize,
-            Kind::Zero | Kind::Poison(_) | Kind::End => 0,
+            FrameKind::Data => self.count as usize * PAGE_SIZE as usize,
+            FrameKind::Failed => self.count as usize,
+            FrameKind::Zero | FrameKind::Poison(_) | FrameKind::End => 0,
         }
     }
 }
@@ -167,27 +168,27 @@ mod tests {
 
     use super::*;
 
-    fn kinds() -> impl Strategy<Value = Kind> {
+    fn kinds() -> impl Strategy<Value = FrameKind> {
         let origins = (0i32..5).prop_map(|n| ErrorOrigin::try_from(n).unwrap());
-        let note = (origins, any::<bool>(), any::<u32>()).prop_map(|(origin, guest_visible, hop)| PoisonNote {
+        let note = (origins, any::<bool>(), any::<u32>()).prop_map(|(origin, guest_visible, hop)| PoisonInfo {
             origin,
             guest_visible,
             hop,
         });
         prop_oneof![
-            Just(Kind::Data),
-            Just(Kind::Zero),
-            note.prop_map(Kind::Poison),
-            Just(Kind::End),
-            Just(Kind::Failed)
+            Just(FrameKind::Data),
+            Just(FrameKind::Zero),
+            note.prop_map(FrameKind::Poison),
+            Just(FrameKind::End),
+            Just(FrameKind::Failed)
         ]
     }
 
     proptest! {
         #[test]
         fn a_header_comes_out_as_it_went_in(kind in kinds(), region: u32, page: u64, count in 1u32..=64) {
-            let header = Header { kind, region, page, count };
-            prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+            let header = FrameHeader { kind, region, page, count };
+            prop_assert_eq!(FrameHeader::decode(&header.encode()), Ok(header));
         }
 
         #[test]
@@ -198,8 +199,8 @@ mod tests {
 
         #[test]
         fn any_bytes_are_a_frame_that_is_written_the_same_or_refused(bytes: [u8; HEADER_BYTES]) {
-            if let Ok(header) = Header::decode(&bytes) {
-                prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+            if let Ok(header) = FrameHeader::decode(&bytes) {
+                prop_assert_eq!(FrameHeader::decode(&header.encode()), Ok(header));
                 prop_assert!(header.contents_bytes() <= 64 * 4096);
             }
         }
@@ -207,8 +208,8 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_contract() {
-        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: true, hop: 7 };
-        let header = Header { kind: Kind::Poison(note), region: 2, page: 0x0102, count: 3 };
+        let note = PoisonInfo { origin: ErrorOrigin::Read, guest_visible: true, hop: 7 };
+        let header = FrameHeader { kind: FrameKind::Poison(note), region: 2, page: 0x0102, count: 3 };
         let mut bytes = [0; HEADER_BYTES];
         bytes[..3].copy_from_slice(&[3, 3, 1]);
         bytes[4] = 2;
@@ -235,7 +236,7 @@ mod tests {
             let mut bytes = [0; HEADER_BYTES];
             bytes[..3].copy_from_slice(&[kind, byte1, byte2]);
             bytes[16..20].copy_from_slice(&u32::to_le_bytes(count));
-            let refused = Header::decode(&bytes).unwrap_err().to_string();
+            let refused = FrameHeader::decode(&bytes).unwrap_err().to_string();
             assert!(refused.contains(word), "{refused}");
         }
     }

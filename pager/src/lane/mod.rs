@@ -3,11 +3,8 @@
 pub mod connect;
 pub mod frame;
 
-/// Bytes of a page on a lane, whatever the backing on either host.
-pub const PAGE: u64 = 4096;
-
 /// Most pages of one DATA frame.
-pub const MOST_PAGES: u64 = 64;
+pub const MAX_FRAME_PAGES: u64 = 64;
 
 /// Version of pages.proto that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 2;

@@ -1,7 +1,7 @@
 //! Where each page of a layout is in the VMM's address space, and its number in the page table.
 
-use crate::lane::PAGE;
-use crate::layout::{Gpa, Hva, Layout, PageId, Region};
+use crate::layout::PAGE_SIZE;
+use crate::layout::{Gpa, Hva, MemoryLayout, PageId, Region};
 
 /// Number of a page in the page table: the pages of all regions, counted in the order of the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -9,8 +9,8 @@ pub struct PageIndex(pub u64);
 
 /// The pages of a layout, numbered.
 #[derive(Debug, Clone)]
-pub struct Numbering {
-    layout: Layout,
+pub struct PageNumbering {
+    layout: MemoryLayout,
     regions: Vec<NumberedRegion>,
     total: u64,
 }
@@ -39,7 +39,7 @@ impl NumberedRegion {
 
     /// Pieces of 4 KiB that a page has.
     pub fn pieces(&self) -> u64 {
-        self.region.page_size / PAGE
+        self.region.page_size / PAGE_SIZE
     }
 
     /// The page that holds piece `piece` of the region, and which of the page's pieces it is.
@@ -53,9 +53,9 @@ impl NumberedRegion {
     }
 }
 
-impl Numbering {
+impl PageNumbering {
     /// Numbers the pages of a layout.
-    pub fn new(layout: &Layout) -> Self {
+    pub fn new(layout: &MemoryLayout) -> Self {
         let mut total = 0;
         let regions = layout
             .regions()
@@ -97,7 +97,7 @@ impl Numbering {
         self.region_of(page).map(|r| PageId { region: r.number, page: page.0 - r.first.0 })
     }
 
-    /// The pages that a memory error covers, see [`Layout::pages_of_block`].
+    /// The pages that a memory error covers, see [`MemoryLayout::pages_of_block`].
     pub fn pages_of_block(&self, gpa: Gpa, lsb: u32) -> Vec<PageIndex> {
         self.layout.pages_of_block(gpa, lsb).into_iter().filter_map(|id| self.index_of(id)).collect()
     }
@@ -105,19 +105,19 @@ impl Numbering {
 
 /// The numbered pages and their addresses in the VMM.
 #[derive(Debug, Clone)]
-pub struct Placement {
-    numbering: Numbering,
+pub struct AddressMap {
+    numbering: PageNumbering,
     hvas: Vec<Hva>,
 }
 
-impl Placement {
+impl AddressMap {
     /// `hvas` are those of the regions, in the order of the layout; `None` if their number differs.
-    pub fn new(numbering: Numbering, hvas: Vec<Hva>) -> Option<Self> {
+    pub fn new(numbering: PageNumbering, hvas: Vec<Hva>) -> Option<Self> {
         (hvas.len() == numbering.regions().len()).then_some(Self { numbering, hvas })
     }
 
     /// The numbering.
-    pub fn numbering(&self) -> &Numbering {
+    pub fn numbering(&self) -> &PageNumbering {
         &self.numbering
     }
 
@@ -161,16 +161,16 @@ mod tests {
     use super::*;
     use crate::layout::Backing;
 
-    fn placement() -> Placement {
+    fn address_map() -> AddressMap {
         let region =
             |gpa, pages: u64| Region { gpa: Gpa(gpa), size: pages << 12, page_size: 4096, backing: Backing::Memfd };
-        let layout = Layout::new(vec![region(0, 4), region(0x10_0000, 2)]).unwrap();
-        Placement::new(Numbering::new(&layout), vec![Hva(0x7000_0000), Hva(0x6000_0000)]).unwrap()
+        let layout = MemoryLayout::new(vec![region(0, 4), region(0x10_0000, 2)]).unwrap();
+        AddressMap::new(PageNumbering::new(&layout), vec![Hva(0x7000_0000), Hva(0x6000_0000)]).unwrap()
     }
 
     #[test]
     fn numbers_go_on_over_the_regions() {
-        let p = placement();
+        let p = address_map();
         assert_eq!(p.numbering().total(), 6);
         assert_eq!(p.numbering().index_of(PageId { region: 1, page: 1 }), Some(PageIndex(5)));
         assert_eq!(p.numbering().id_of(PageIndex(4)), Some(PageId { region: 1, page: 0 }));
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn addresses_and_pages_are_inverse() {
-        let p = placement();
+        let p = address_map();
         for page in (0..6).map(PageIndex) {
             let (hva, size) = p.address_of(page).unwrap();
             assert_eq!(p.page_at(Hva(hva.0 + size - 1)), Some(page));
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_range_covers_the_pages_that_it_touches() {
-        let p = placement();
+        let p = address_map();
         assert_eq!(p.pages_in(Hva(0x7000_0fff), Hva(0x7000_1001)), vec![(PageIndex(0), PageIndex(2))]);
         assert_eq!(p.pages_in(Hva(0x6000_1000), Hva(0x6fff_0000)), vec![(PageIndex(5), PageIndex(6))]);
         assert!(p.pages_in(Hva(0), Hva(0x1000)).is_empty());

@@ -1,26 +1,12 @@
 //! The layout of a VM's memory, validated, and where its pages are.
 
+pub mod address;
 pub mod address_map;
 pub mod page_run;
 
 use crate::proto;
 
-/// A host-virtual address in the VMM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Hva(pub u64);
-
-/// A guest-physical address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Gpa(pub u64);
-
-/// A page of a region: the region's number in the layout and the page's index in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PageId {
-    /// Number of the region.
-    pub region: u32,
-    /// Index of the page, in units of the region's page size.
-    pub page: u64,
-}
+pub use address::{Gpa, HUGE_PAGE_SIZE, Hva, PAGE_SIZE, PageId};
 
 /// What a region is made of in the VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +39,7 @@ impl Region {
 
 /// A valid layout: at least one region; ascending, not overlapping, aligned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
+pub struct MemoryLayout {
     regions: Vec<Region>,
 }
 
@@ -67,7 +53,7 @@ pub struct LayoutError {
     pub message: String,
 }
 
-impl Layout {
+impl MemoryLayout {
     /// Checks the regions.
     ///
     /// # Errors
@@ -155,7 +141,7 @@ impl Layout {
     }
 }
 
-impl TryFrom<&proto::MemoryLayout> for Layout {
+impl TryFrom<&proto::MemoryLayout> for MemoryLayout {
     type Error = LayoutError;
 
     fn try_from(layout: &proto::MemoryLayout) -> Result<Self, LayoutError> {
@@ -184,7 +170,7 @@ mod tests {
     #[test]
     fn an_error_covers_every_page_of_its_block() {
         let region = |gpa, size| Region { gpa: Gpa(gpa), size, page_size: 4096, backing: Backing::Memfd };
-        let layout = Layout::new(vec![region(0, 1 << 20), region(2 << 20, 1 << 20)]).unwrap();
+        let layout = MemoryLayout::new(vec![region(0, 1 << 20), region(2 << 20, 1 << 20)]).unwrap();
         let third = PageId { region: 0, page: 3 };
         assert_eq!(layout.pages_of_block(Gpa(0x3abc), 12), [third]);
         assert_eq!(layout.pages_of_block(Gpa(0x3000), 0), [third]);
@@ -197,7 +183,7 @@ mod tests {
     #[test]
     fn a_page_larger_than_the_block_is_covered_whole() {
         let region = Region { gpa: Gpa(0), size: 4 << 20, page_size: 2 << 20, backing: Backing::Anonymous };
-        let layout = Layout::new(vec![region]).unwrap();
+        let layout = MemoryLayout::new(vec![region]).unwrap();
         assert_eq!(layout.pages_of_block(Gpa(0x20_3000), 12), [PageId { region: 0, page: 1 }]);
     }
 }

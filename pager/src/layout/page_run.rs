@@ -1,30 +1,40 @@
 //! Pages on their way in.
 
-use crate::destination::page_table::Arrival;
 use crate::proto::ErrorOrigin;
+
+/// How a page came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// Data, asked for.
+    Demand,
+    /// Data, pushed.
+    Push,
+    /// Zeros, either way.
+    Zero,
+}
 
 /// On which lane pages come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
+pub enum LaneKind {
     /// The urgent lane.
-    Demand,
+    Urgent,
     /// A bulk lane.
-    Push,
+    Bulk,
 }
 
-impl Lane {
+impl LaneKind {
     /// How a page with data that came on it counts.
     pub fn arrival(self) -> Arrival {
         match self {
-            Self::Demand => Arrival::Demand,
-            Self::Push => Arrival::Push,
+            Self::Urgent => Arrival::Demand,
+            Self::Bulk => Arrival::Push,
         }
     }
 }
 
 /// What the source knows of a bad page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PoisonNote {
+pub struct PoisonInfo {
     /// How it was found.
     pub origin: ErrorOrigin,
     /// The guest was given a machine check for it.
@@ -35,7 +45,7 @@ pub struct PoisonNote {
 
 /// Consecutive pages of 4 KiB of one region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pages {
+pub struct PageRun {
     /// Number of the region in the layout.
     pub region: u32,
     /// First page.
@@ -44,7 +54,7 @@ pub struct Pages {
     pub count: u64,
 }
 
-impl Pages {
+impl PageRun {
     /// What is left behind the first `done`.
     pub fn after(self, done: u64) -> Self {
         Self { page: self.page + done, count: self.count - done, ..self }

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 /// Out of 256: below it spinning is only tried now and then.
-const WORTH: u32 = 64;
+const MIN_HIT_RATE: u32 = 64;
 /// One try of so many, where it was not worth it.
-const NOW_AND_THEN: u32 = 16;
+const RETRY_EVERY: u32 = 16;
 
 /// The time to spin, and how often that found something of late.
 #[derive(Debug)]
-pub struct Spin {
+pub struct AdaptiveSpin {
     longest: Duration,
     /// Of 256, moving by an eighth.
     found: u32,
@@ -18,19 +18,19 @@ pub struct Spin {
     since: Option<Instant>,
 }
 
-impl Spin {
+impl AdaptiveSpin {
     /// Zero: never.
     pub fn new(longest: Duration) -> Self {
         Self { longest, found: 256, tries: 0, since: None }
     }
 
     /// Nothing was there: whether to look again at once.
-    pub fn again(&mut self, now: Instant) -> bool {
+    pub fn should_spin(&mut self, now: Instant) -> bool {
         let since = match self.since {
             Some(since) => since,
             None => {
                 self.tries = self.tries.wrapping_add(1);
-                if self.longest.is_zero() || (self.found < WORTH && !self.tries.is_multiple_of(NOW_AND_THEN)) {
+                if self.longest.is_zero() || (self.found < MIN_HIT_RATE && !self.tries.is_multiple_of(RETRY_EVERY)) {
                     return false;
                 }
                 *self.since.insert(now)
@@ -45,7 +45,7 @@ impl Spin {
     }
 
     /// Something was there.
-    pub fn found(&mut self) {
+    pub fn found_work(&mut self) {
         if self.since.take().is_some() {
             self.found += (256 - self.found) / 8;
         }
@@ -59,9 +59,9 @@ mod tests {
     const LONGEST: Duration = Duration::from_micros(50);
 
     /// One wait in which nothing is found: how many looks.
-    fn in_vain(spin: &mut Spin, now: &mut Instant) -> u32 {
+    fn in_vain(spin: &mut AdaptiveSpin, now: &mut Instant) -> u32 {
         let mut looks = 0;
-        while spin.again(*now) {
+        while spin.should_spin(*now) {
             looks += 1;
             *now += Duration::from_micros(1);
         }
@@ -71,24 +71,24 @@ mod tests {
     #[test]
     fn it_looks_for_as_long_as_it_may() {
         let mut now = Instant::now();
-        assert_eq!(in_vain(&mut Spin::new(LONGEST), &mut now), 50);
-        assert_eq!(in_vain(&mut Spin::new(Duration::ZERO), &mut now), 0);
+        assert_eq!(in_vain(&mut AdaptiveSpin::new(LONGEST), &mut now), 50);
+        assert_eq!(in_vain(&mut AdaptiveSpin::new(Duration::ZERO), &mut now), 0);
     }
 
     #[test]
     fn where_nothing_is_ever_found_it_hardly_tries_and_it_comes_back() {
-        let (mut now, mut spin) = (Instant::now(), Spin::new(LONGEST));
+        let (mut now, mut spin) = (Instant::now(), AdaptiveSpin::new(LONGEST));
         (0..100).for_each(|_| _ = in_vain(&mut spin, &mut now));
         let tried = (0..160).filter(|_| in_vain(&mut spin, &mut now) > 0).count();
         assert_eq!(tried, 10);
         for _ in 0..320 {
-            if spin.again(now) {
-                spin.found();
+            if spin.should_spin(now) {
+                spin.found_work();
             }
         }
         assert!((0..10).all(|_| {
-            let worth = spin.again(now);
-            spin.found();
+            let worth = spin.should_spin(now);
+            spin.found_work();
             worth
         }));
     }

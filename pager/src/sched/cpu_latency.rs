@@ -14,70 +14,70 @@ use std::time::Duration;
 
 const LATENCY_FILE: &str = "/dev/cpu_dma_latency";
 /// After so long without a page that somebody waits for they may sleep again, after twice as long they do.
-const LULL: Duration = Duration::from_millis(20);
+const IDLE_AFTER: Duration = Duration::from_millis(20);
 
 /// The request, made and given up by a thread of its own: both wake every processor. Ends when it is dropped.
 #[derive(Debug)]
-pub struct Awake {
-    shared: Arc<Shared>,
+pub struct CpuLatencyRequest {
+    state: Arc<RequestState>,
     /// None: not wanted, or there can be none.
-    keeper: Option<Thread>,
+    holder: Option<Thread>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct RequestState {
     /// Since the keeper looked last.
-    asked: AtomicBool,
+    renewed: AtomicBool,
     ended: AtomicBool,
 }
 
-impl Awake {
+impl CpuLatencyRequest {
     /// Not `wanted`: does nothing.
     pub fn new(wanted: bool) -> Self {
         Self::by(wanted.then_some(Path::new(LATENCY_FILE)))
     }
 
     fn by(file: Option<&Path>) -> Self {
-        let shared = Arc::<Shared>::default();
-        let keeper = file.and_then(|file| {
-            let (file, shared) = (file.to_owned(), shared.clone());
-            let keeper = std::thread::Builder::new().name("awake".into()).spawn(move || keep(&file, &shared));
-            keeper.map(|keeper| keeper.thread().clone()).inspect_err(not_kept).ok()
+        let state = Arc::<RequestState>::default();
+        let holder = file.and_then(|file| {
+            let (file, state) = (file.to_owned(), state.clone());
+            let holder = std::thread::Builder::new().name("awake".into()).spawn(move || keep(&file, &state));
+            holder.map(|holder| holder.thread().clone()).inspect_err(warn_not_held).ok()
         });
-        Self { shared, keeper }
+        Self { state, holder }
     }
 
     /// Somebody waits for a page.
-    pub fn asked(&self) {
-        if let Some(keeper) = &self.keeper
-            && !self.shared.asked.swap(true, Ordering::Relaxed)
+    pub fn renew(&self) {
+        if let Some(holder) = &self.holder
+            && !self.state.renewed.swap(true, Ordering::Relaxed)
         {
-            keeper.unpark();
+            holder.unpark();
         }
     }
 }
 
-impl Drop for Awake {
+impl Drop for CpuLatencyRequest {
     fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        if let Some(keeper) = &self.keeper {
-            keeper.unpark();
+        self.state.ended.store(true, Ordering::Relaxed);
+        if let Some(holder) = &self.holder {
+            holder.unpark();
         }
     }
 }
 
-fn keep(file: &Path, shared: &Shared) {
-    while !shared.ended.load(Ordering::Relaxed) {
-        if !shared.asked.load(Ordering::Relaxed) {
+fn keep(file: &Path, state: &RequestState) {
+    while !state.ended.load(Ordering::Relaxed) {
+        if !state.renewed.load(Ordering::Relaxed) {
             std::thread::park();
             continue;
         }
         let request = match hold(file) {
             Ok(request) => request,
-            Err(error) => return not_kept(&error),
+            Err(error) => return warn_not_held(&error),
         };
-        while shared.asked.swap(false, Ordering::Relaxed) && !shared.ended.load(Ordering::Relaxed) {
-            std::thread::sleep(LULL);
+        while state.renewed.swap(false, Ordering::Relaxed) && !state.ended.load(Ordering::Relaxed) {
+            std::thread::sleep(IDLE_AFTER);
         }
         drop(request);
     }
@@ -89,7 +89,7 @@ fn hold(file: &Path) -> io::Result<File> {
     Ok(request)
 }
 
-fn not_kept(error: &io::Error) {
+fn warn_not_held(error: &io::Error) {
     tracing::info!(%error, "processors.not_kept_awake");
 }
 
@@ -126,10 +126,10 @@ mod tests {
     #[test]
     fn processors_are_awake_while_somebody_waits_for_pages_and_sleep_behind_it() {
         let (_directory, file) = empty_file();
-        let awake = Awake::by(Some(&file));
+        let cpu_latency = CpuLatencyRequest::by(Some(&file));
         for _ in 0..3 {
             until("held while asked", || {
-                awake.asked();
+                cpu_latency.renew();
                 holders(&file) == 1
             });
             until("given up in a lull", || holders(&file) == 0);
@@ -140,24 +140,24 @@ mod tests {
     #[test]
     fn the_request_ends_with_whoever_made_it() {
         let (_directory, file) = empty_file();
-        let awake = Awake::by(Some(&file));
+        let cpu_latency = CpuLatencyRequest::by(Some(&file));
         until("held", || {
-            awake.asked();
+            cpu_latency.renew();
             holders(&file) == 1
         });
-        let shared = Arc::downgrade(&awake.shared);
-        drop(awake);
-        until("the keeper has ended", || shared.strong_count() == 0);
+        let state = Arc::downgrade(&cpu_latency.state);
+        drop(cpu_latency);
+        until("the keeper has ended", || state.strong_count() == 0);
         assert_eq!(holders(&file), 0);
     }
 
     #[test]
     fn where_it_may_not_or_is_not_wanted_nobody_is_in_the_way() {
         let (directory, _) = empty_file();
-        let awake = Awake::by(Some(&directory.path().join("missing")));
-        awake.asked();
-        until("the keeper gave up", || Arc::strong_count(&awake.shared) == 1);
-        awake.asked();
-        assert!(Awake::new(false).keeper.is_none());
+        let cpu_latency = CpuLatencyRequest::by(Some(&directory.path().join("missing")));
+        cpu_latency.renew();
+        until("the keeper gave up", || Arc::strong_count(&cpu_latency.state) == 1);
+        cpu_latency.renew();
+        assert!(CpuLatencyRequest::new(false).holder.is_none());
     }
 }

@@ -5,74 +5,74 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use crate::sched::cpu_set::CpuSet;
 use crate::sched::cpu_time::{host_idle, process_time, thread_time, thread_waited};
-use crate::sched::push_load::Weight;
-use crate::tuning::CpuList;
+use crate::sched::push_load::PushLoad;
 
 /// One ask of so many is looked at: what comes behind an answer may hold up who waits for it.
-const STEP: u32 = 4;
+const SAMPLE_EVERY: u32 = 4;
 /// It moves once so many of those in a row have come by way of another CPU.
-const ASKS: u32 = 8;
+const MOVE_AFTER: u32 = 8;
 /// How often it is looked whether it is worth it.
-const LOOK: Duration = Duration::from_millis(200);
+const CROWDING_POLL: Duration = Duration::from_millis(200);
 /// It is not, where the thread waited for a CPU for so many percent of the time.
-const CROWDED: u128 = 20;
+const MAX_WAIT_PERCENT: u128 = 20;
 /// Nor where all CPUs of the host together were idle for less than so many percent of one: then each has enough to do.
-const IDLE: u128 = 10;
+const MIN_IDLE_PERCENT: u128 = 10;
 /// For so long it is not tried again then.
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Where the calling thread runs: beside a light push where its packets come, unless others want that CPU; else anywhere.
 #[derive(Debug)]
-pub struct Follow {
-    allowed: CpuList,
+pub struct FollowIncomingCpu {
+    allowed: CpuSet,
     at: Option<usize>,
     /// Asks since one was looked at.
     passed: u32,
     /// By which CPU the last of those came, and how many of them.
     latest: (usize, u32),
     /// Work of the other threads of this process.
-    push: Weight,
-    looked: Instant,
+    push: PushLoad,
+    checked: Instant,
     waited: Duration,
     idle: Duration,
     /// From then on; none: the push is heavy.
-    may: Option<Instant>,
+    follow_from: Option<Instant>,
 }
 
-impl Follow {
+impl FollowIncomingCpu {
     /// Of the calling thread.
     pub fn new(now: Instant) -> Self {
         Self::begin(now, thread_waited(), others_worked(), host_idle())
     }
 
     fn begin(now: Instant, waited: Duration, worked: Duration, idle: Duration) -> Self {
-        let push = Weight::new(now, worked);
+        let push = PushLoad::new(now, worked);
         Self {
-            allowed: CpuList::allowed(),
+            allowed: CpuSet::allowed(),
             at: None,
             passed: 0,
             latest: (0, 0),
             push,
-            looked: now,
+            checked: now,
             waited,
             idle,
-            may: None,
+            follow_from: None,
         }
     }
 
     /// An ask that came on this lane is answered.
     pub fn step(&mut self, lane: &TcpStream) {
         self.passed += 1;
-        if self.passed < STEP {
+        if self.passed < SAMPLE_EVERY {
             return;
         }
         self.passed = 0;
         let now = Instant::now();
-        if now.saturating_duration_since(self.looked) >= LOOK {
-            self.look(now, thread_waited(), others_worked(), host_idle());
+        if now.saturating_duration_since(self.checked) >= CROWDING_POLL {
+            self.check_crowding(now, thread_waited(), others_worked(), host_idle());
         }
-        if self.may.is_some_and(|from| now >= from)
+        if self.follow_from.is_some_and(|from| now >= from)
             && let Some(cpu) = incoming_cpu(lane)
         {
             self.came_by(cpu);
@@ -81,27 +81,27 @@ impl Follow {
 
     fn came_by(&mut self, cpu: usize) {
         self.latest = (cpu, if self.latest.0 == cpu { self.latest.1 + 1 } else { 1 });
-        if self.latest.1 != ASKS || self.at == Some(cpu) {
+        if self.latest.1 != MOVE_AFTER || self.at == Some(cpu) {
             return;
         }
         let only = self.allowed.only(cpu);
-        if only != CpuList::default() {
+        if only != CpuSet::default() {
             only.pin();
             self.at = Some(cpu);
         }
     }
 
-    fn look(&mut self, now: Instant, waited: Duration, worked: Duration, idle: Duration) {
-        let time = now.saturating_duration_since(self.looked).as_nanos();
-        let crowded = waited.saturating_sub(self.waited).as_nanos() * 100 >= time * CROWDED
-            || idle.saturating_sub(self.idle).as_nanos() * 100 < time * IDLE;
-        (self.looked, self.waited, self.idle) = (now, waited, idle);
-        self.may = match self.push.is_heavy(now, worked) {
+    fn check_crowding(&mut self, now: Instant, waited: Duration, worked: Duration, idle: Duration) {
+        let time = now.saturating_duration_since(self.checked).as_nanos();
+        let crowded = waited.saturating_sub(self.waited).as_nanos() * 100 >= time * MAX_WAIT_PERCENT
+            || idle.saturating_sub(self.idle).as_nanos() * 100 < time * MIN_IDLE_PERCENT;
+        (self.checked, self.waited, self.idle) = (now, waited, idle);
+        self.follow_from = match self.push.is_heavy(now, worked) {
             true => None,
-            false if crowded => Some(now + PAUSE),
-            false => self.may.or(Some(now)),
+            false if crowded => Some(now + RETRY_DELAY),
+            false => self.follow_from.or(Some(now)),
         };
-        if self.may.is_none_or(|from| now < from) && self.at.take().is_some() {
+        if self.follow_from.is_none_or(|from| now < from) && self.at.take().is_some() {
             self.allowed.pin();
             self.latest.1 = 0;
         }
@@ -130,7 +130,7 @@ mod tests {
 
     /// Of a thread of its own, which may run on these two CPUs at least.
     struct Course {
-        follow: Follow,
+        follow: FollowIncomingCpu,
         worked: Duration,
         first: usize,
         second: usize,
@@ -138,13 +138,13 @@ mod tests {
 
     impl Course {
         fn with_two_cpus(check: impl FnOnce(Self) + Send + 'static) {
-            let allowed = CpuList::allowed();
-            let mut numbers = (0..libc::CPU_SETSIZE as usize).filter(|cpu| allowed.only(*cpu) != CpuList::default());
+            let allowed = CpuSet::allowed();
+            let mut numbers = (0..libc::CPU_SETSIZE as usize).filter(|cpu| allowed.only(*cpu) != CpuSet::default());
             let (Some(first), Some(second)) = (numbers.next(), numbers.next()) else {
                 return eprintln!("skipped: only one CPU");
             };
             let course = move || {
-                let follow = Follow::begin(Instant::now(), Duration::ZERO, Duration::ZERO, Duration::ZERO);
+                let follow = FollowIncomingCpu::begin(Instant::now(), Duration::ZERO, Duration::ZERO, Duration::ZERO);
                 check(Self { follow, worked: Duration::ZERO, first, second });
             };
             std::thread::spawn(course).join().unwrap();
@@ -158,31 +158,32 @@ mod tests {
         /// The same, the host being idle for so many percent of a CPU.
         fn pass_beside(&mut self, waited: u32, worked: u32, looks: u32, idle: u32) {
             for _ in 0..looks {
-                self.worked += LOOK * worked / 100;
-                let (now, waited) = (self.follow.looked + LOOK, self.follow.waited + LOOK * waited / 100);
-                self.follow.look(now, waited, self.worked, self.follow.idle + LOOK * idle / 100);
+                self.worked += CROWDING_POLL * worked / 100;
+                let (now, waited) =
+                    (self.follow.checked + CROWDING_POLL, self.follow.waited + CROWDING_POLL * waited / 100);
+                self.follow.check_crowding(now, waited, self.worked, self.follow.idle + CROWDING_POLL * idle / 100);
             }
         }
 
         /// So many asks by way of a CPU; where it may run then.
-        fn come(&mut self, cpu: usize, asks: u32) -> CpuList {
-            if self.follow.may.is_some_and(|from| self.follow.looked >= from) {
+        fn come(&mut self, cpu: usize, asks: u32) -> CpuSet {
+            if self.follow.follow_from.is_some_and(|from| self.follow.checked >= from) {
                 (0..asks).for_each(|_| self.follow.came_by(cpu));
             }
-            CpuList::allowed()
+            CpuSet::allowed()
         }
     }
 
     #[test]
     fn it_runs_where_asks_come_once_all_of_the_last_do() {
         Course::with_two_cpus(|mut course| {
-            let (all, first, second) = (CpuList::allowed(), course.first, course.second);
+            let (all, first, second) = (CpuSet::allowed(), course.first, course.second);
             course.pass(0, 0, 1);
-            course.come(first, ASKS - 1);
+            course.come(first, MOVE_AFTER - 1);
             course.come(second, 1);
             assert_eq!(course.come(first, 1), all);
             for cpu in [first, second, first] {
-                assert_eq!(course.come(cpu, ASKS), all.only(cpu));
+                assert_eq!(course.come(cpu, MOVE_AFTER), all.only(cpu));
             }
         });
     }
@@ -190,13 +191,13 @@ mod tests {
     #[test]
     fn beside_a_heavy_push_it_runs_anywhere() {
         Course::with_two_cpus(|mut course| {
-            let (all, first) = (CpuList::allowed(), course.first);
-            assert_eq!(course.come(first, ASKS), all, "what the push is like is not known yet");
+            let (all, first) = (CpuSet::allowed(), course.first);
+            assert_eq!(course.come(first, MOVE_AFTER), all, "what the push is like is not known yet");
             for _ in 0..2 {
                 course.pass(0, 30, 1);
-                assert_eq!(course.come(first, ASKS), all.only(first));
+                assert_eq!(course.come(first, MOVE_AFTER), all.only(first));
                 course.pass(0, 100, 1);
-                assert_eq!(course.come(first, ASKS), all);
+                assert_eq!(course.come(first, MOVE_AFTER), all);
             }
         });
     }
@@ -204,29 +205,29 @@ mod tests {
     #[test]
     fn a_cpu_that_others_want_is_left_to_them_for_a_while() {
         Course::with_two_cpus(|mut course| {
-            let (all, first) = (CpuList::allowed(), course.first);
+            let (all, first) = (CpuSet::allowed(), course.first);
             course.pass(90, 0, 1);
-            assert_eq!(course.come(first, ASKS), all, "there is no room anywhere");
-            course.pass(10, 0, (PAUSE.as_millis() / LOOK.as_millis()) as u32);
-            assert_eq!(course.come(first, ASKS), all.only(first));
+            assert_eq!(course.come(first, MOVE_AFTER), all, "there is no room anywhere");
+            course.pass(10, 0, (RETRY_DELAY.as_millis() / CROWDING_POLL.as_millis()) as u32);
+            assert_eq!(course.come(first, MOVE_AFTER), all.only(first));
             assert_eq!(course.come(first, 1), all.only(first));
             course.pass(30, 0, 1);
-            assert_eq!(course.come(first, ASKS), all);
-            course.pass(0, 0, (PAUSE.as_millis() / LOOK.as_millis()) as u32 - 1);
-            assert_eq!(course.come(first, ASKS), all);
+            assert_eq!(course.come(first, MOVE_AFTER), all);
+            course.pass(0, 0, (RETRY_DELAY.as_millis() / CROWDING_POLL.as_millis()) as u32 - 1);
+            assert_eq!(course.come(first, MOVE_AFTER), all);
             course.pass(0, 0, 1);
-            assert_eq!(course.come(first, ASKS), all.only(first));
+            assert_eq!(course.come(first, MOVE_AFTER), all.only(first));
         });
     }
 
     #[test]
     fn on_a_host_without_idle_cpus_it_runs_anywhere() {
         Course::with_two_cpus(|mut course| {
-            let (all, first) = (CpuList::allowed(), course.first);
+            let (all, first) = (CpuSet::allowed(), course.first);
             course.pass(0, 0, 1);
-            assert_eq!(course.come(first, ASKS), all.only(first));
+            assert_eq!(course.come(first, MOVE_AFTER), all.only(first));
             course.pass_beside(0, 0, 1, 5);
-            assert_eq!(course.come(first, ASKS), all);
+            assert_eq!(course.come(first, MOVE_AFTER), all);
         });
     }
 

@@ -2,6 +2,7 @@
 
 pub mod adaptive_spin;
 pub mod cpu_latency;
+pub mod cpu_set;
 pub mod cpu_time;
 pub mod incoming_cpu;
 pub mod priority;

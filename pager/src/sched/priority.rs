@@ -3,12 +3,12 @@
 use std::io;
 
 /// Nice value (sched(7)) of the threads between a fault and its resolution.
-const URGENT: i32 = -15;
+const FAVOURED_NICE: i32 = -15;
 /// Their time slice, in nanoseconds: a thread that wants little and wants it soon is put before others when it wakes
 /// (`sched_runtime` of a fair thread, Linux 6.12; earlier kernels do not look at it).
-const URGENT_SLICE: u64 = 100_000;
+const FAVOURED_SLICE_NS: u64 = 100_000;
 /// Before every fair thread, behind all that is real-time otherwise.
-const LEAST_REAL_TIME: u32 = 1;
+const LOWEST_REALTIME: u32 = 1;
 /// Threads that are started later do not inherit how this one stands (`SCHED_FLAG_RESET_ON_FORK`).
 const RESET_ON_FORK: u64 = 1;
 
@@ -30,28 +30,33 @@ struct Attributes {
 
 /// The calling thread serves faults. Without `CAP_SYS_NICE` (`EPERM`) it is not put before others: slower under load, not
 /// wrong, and this returns false.
-pub fn urgent() -> bool {
-    apply(&Attributes { flags: RESET_ON_FORK, nice: URGENT, runtime: URGENT_SLICE, ..Attributes::default() })
+pub fn favoured() -> bool {
+    apply(&Attributes {
+        flags: RESET_ON_FORK,
+        nice: FAVOURED_NICE,
+        runtime: FAVOURED_SLICE_NS,
+        ..Attributes::default()
+    })
 }
 
 /// The calling thread runs as soon as it wakes, before all threads that are not real-time, and until it sleeps (`SCHED_RR`,
 /// sched(7)): it must sleep soon. Returns false where it may not (`EPERM`: it wants `CAP_SYS_NICE`; a control group of
 /// Linux before version 2 may have no time for it): then nothing has changed.
-pub fn at_once() -> bool {
-    let (policy, priority) = (libc::SCHED_RR as u32, LEAST_REAL_TIME);
+pub fn realtime() -> bool {
+    let (policy, priority) = (libc::SCHED_RR as u32, LOWEST_REALTIME);
     apply(&Attributes { policy, flags: RESET_ON_FORK, priority, ..Attributes::default() })
 }
 
 /// The calling thread sends in bulk: it takes its share, but puts nobody aside when it wakes. Its nice value stays that of
 /// the vCPUs: behind them it would starve, and the guest would have to ask for every page by itself.
-pub fn bulk() {
+pub fn batch() {
     apply(&Attributes { policy: libc::SCHED_BATCH as u32, ..Attributes::default() });
 }
 
 /// Whoever waits for this core may go first. Bulk says so after every frame: a thread that has run for more than its share
 /// puts nobody aside when it wakes, and a vCPU whose page has come would wait for the next tick of the clock, up to 4 ms.
 /// So does a thread that spins: what it spins for may have to be done on its core, by a vCPU that it has just woken.
-pub fn give_way() {
+pub fn yield_cpu() {
     std::thread::yield_now();
 }
 
@@ -68,19 +73,19 @@ fn apply(attributes: &Attributes) -> bool {
 #[cfg(test)]
 mod tests {
     /// Policy, without its flags, and nice value of the calling thread.
-    fn standing() -> (i32, i32) {
+    fn class_of_thread() -> (i32, i32) {
         // SAFETY: no memory is passed.
         unsafe { (libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK, libc::getpriority(libc::PRIO_PROCESS, 0)) }
     }
 
     #[test]
     fn a_thread_runs_at_once_where_it_may_and_those_that_it_starts_do_not() {
-        let before = standing();
+        let before = class_of_thread();
         let check = move || {
-            let may = super::at_once();
-            let (there, child) = (standing(), std::thread::spawn(standing).join().unwrap());
-            super::urgent();
-            (may, there, child, standing(), std::thread::spawn(standing).join().unwrap())
+            let may = super::realtime();
+            let (there, child) = (class_of_thread(), std::thread::spawn(class_of_thread).join().unwrap());
+            super::favoured();
+            (may, there, child, class_of_thread(), std::thread::spawn(class_of_thread).join().unwrap())
         };
         let (may, there, child, after, child_after) = std::thread::spawn(check).join().unwrap();
         assert_eq!(there.0 == libc::SCHED_RR, may);
@@ -90,21 +95,21 @@ mod tests {
 
     #[test]
     fn a_thread_stands_as_it_should_where_it_may_and_only_it() {
-        let before = standing();
+        let before = class_of_thread();
         let of = |enter: fn() -> bool| {
             let stand = move || {
                 enter();
-                standing()
+                class_of_thread()
             };
             std::thread::spawn(stand).join().unwrap()
         };
-        let urgent = of(super::urgent);
-        assert!(urgent == (libc::SCHED_OTHER, super::URGENT) || urgent == before, "{urgent:?}");
+        let urgent = of(super::favoured);
+        assert!(urgent == (libc::SCHED_OTHER, super::FAVOURED_NICE) || urgent == before, "{urgent:?}");
         let bulk = || {
-            super::bulk();
+            super::batch();
             true
         };
         assert_eq!(of(bulk).0, libc::SCHED_BATCH);
-        assert_eq!(standing(), before);
+        assert_eq!(class_of_thread(), before);
     }
 }

@@ -15,14 +15,14 @@ const HEAVY: u128 = 60;
 
 /// The weight of a push that goes on.
 #[derive(Debug)]
-pub struct Weight {
+pub struct PushLoad {
     since: Instant,
     /// How long lanes had worked by then.
     worked: Duration,
     heavy: bool,
 }
 
-impl Weight {
+impl PushLoad {
     /// Of a push that begins, by whose lanes so much work has been done before: heavy until it is known.
     pub fn new(now: Instant, worked: Duration) -> Self {
         Self { since: now, worked, heavy: true }
@@ -47,12 +47,12 @@ mod tests {
     const STEP: Duration = Duration::from_millis(1);
 
     /// Works for so many percent of so many windows.
-    fn work(weight: &mut Weight, (now, worked): &mut (Instant, Duration), percent: u32, windows: u32) -> bool {
+    fn work(load: &mut PushLoad, (now, worked): &mut (Instant, Duration), percent: u32, windows: u32) -> bool {
         let mut heavy = true;
         for _ in 0..windows * 50 {
             *now += STEP;
             *worked += STEP * percent / 100;
-            heavy = weight.is_heavy(*now, *worked);
+            heavy = load.is_heavy(*now, *worked);
         }
         heavy
     }
@@ -60,19 +60,19 @@ mod tests {
     #[test]
     fn it_is_heavy_until_it_has_been_watched() {
         let (now, before) = (Instant::now(), Duration::from_secs(7));
-        let mut weight = Weight::new(now, before);
-        assert!(weight.is_heavy(now + WINDOW - STEP, before));
-        assert!(!weight.is_heavy(now + WINDOW, before));
+        let mut load = PushLoad::new(now, before);
+        assert!(load.is_heavy(now + WINDOW - STEP, before));
+        assert!(!load.is_heavy(now + WINDOW, before));
     }
 
     #[test]
     fn it_changes_only_where_it_has_changed_much() {
         let mut at = (Instant::now(), Duration::ZERO);
-        let mut weight = Weight::new(at.0, at.1);
+        let mut load = PushLoad::new(at.0, at.1);
         let courses =
             [(50, true), (44, false), (59, false), (60, true), (46, true), (100, true), (0, false), (250, true)];
         for (percent, heavy) in courses {
-            assert_eq!(work(&mut weight, &mut at, percent, 2), heavy, "{percent} %");
+            assert_eq!(work(&mut load, &mut at, percent, 2), heavy, "{percent} %");
         }
     }
 }

@@ -3,34 +3,34 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sys::userfaultfd::stat_field;
-use crate::tuning::CpuList;
+use crate::sched::cpu_set::CpuSet;
+use crate::sys::procfs::stat_field;
 
 /// How often it is looked where the vCPU is.
-const LOOK: Duration = Duration::from_millis(5);
+const AFFINITY_POLL: Duration = Duration::from_millis(5);
 
 /// Where the calling thread runs, if it is not where it may.
 #[derive(Debug)]
-pub struct Aside {
+pub struct VcpuAvoidance {
     vmm: u32,
-    allowed: CpuList,
+    allowed: CpuSet,
     avoided: Option<usize>,
-    looked: Option<Instant>,
+    checked: Option<Instant>,
 }
 
-impl Aside {
+impl VcpuAvoidance {
     /// Of the calling thread, beside the vCPUs of this process.
     pub fn new(vmm: u32) -> Self {
-        Self { vmm, allowed: CpuList::allowed(), avoided: None, looked: None }
+        Self { vmm, allowed: CpuSet::allowed(), avoided: None, checked: None }
     }
 
     /// This thread of the VMM has asked for a page. Where there is only one CPU, or it is not known which one that thread runs
     /// on, nothing changes.
     pub fn step(&mut self, now: Instant, vcpu: u32) {
-        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < LOOK) {
+        if self.checked.is_some_and(|checked| now.saturating_duration_since(checked) < AFFINITY_POLL) {
             return;
         }
-        self.looked = Some(now);
+        self.checked = Some(now);
         let cpu = cpu_of(self.vmm, vcpu);
         if cpu == self.avoided {
             return;
@@ -58,9 +58,9 @@ mod tests {
 
     #[test]
     fn it_is_known_where_a_thread_runs() {
-        let allowed = CpuList::allowed();
+        let allowed = CpuSet::allowed();
         std::thread::spawn(move || {
-            for only in CpuList::each_allowed() {
+            for only in CpuSet::each_allowed() {
                 only.pin();
                 // SAFETY: takes and gives plain numbers.
                 let (thread, cpu) = unsafe { (libc::gettid() as u32, libc::sched_getcpu() as usize) };
@@ -76,11 +76,11 @@ mod tests {
     #[test]
     fn the_cpu_of_a_vcpu_is_left_to_it() {
         std::thread::spawn(|| {
-            let each = CpuList::each_allowed();
+            let each = CpuSet::each_allowed();
             if each.len() < 2 {
                 return eprintln!("skipped: only one CPU");
             }
-            let (start, mut aside) = (Instant::now(), Aside::new(std::process::id()));
+            let (start, mut avoidance) = (Instant::now(), VcpuAvoidance::new(std::process::id()));
             for (n, cpu) in [0, 1, 1, 0].into_iter().enumerate() {
                 let (vcpu, end) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
                 let at = each[cpu].clone();
@@ -90,19 +90,19 @@ mod tests {
                     vcpu.0.send(unsafe { libc::gettid() } as u32).unwrap();
                     let _ = end.1.recv();
                 });
-                aside.step(start + LOOK * n as u32, vcpu.1.recv().unwrap());
-                let rest = CpuList::each_allowed();
+                avoidance.step(start + AFFINITY_POLL * n as u32, vcpu.1.recv().unwrap());
+                let rest = CpuSet::each_allowed();
                 assert!(!rest.contains(&each[cpu]) && rest.len() == each.len() - 1, "{rest:?}");
                 drop(end.0);
                 other.join().unwrap();
             }
-            aside.step(start + LOOK * 9, u32::MAX);
-            assert_eq!(CpuList::each_allowed(), each, "it may be anywhere again");
+            avoidance.step(start + AFFINITY_POLL * 9, u32::MAX);
+            assert_eq!(CpuSet::each_allowed(), each, "it may be anywhere again");
             // SAFETY: gives a number.
-            aside.step(start + LOOK * 20, unsafe { libc::gettid() } as u32);
-            assert_eq!(CpuList::each_allowed().len(), each.len() - 1);
-            aside.end();
-            assert_eq!(CpuList::each_allowed(), each);
+            avoidance.step(start + AFFINITY_POLL * 20, unsafe { libc::gettid() } as u32);
+            assert_eq!(CpuSet::each_allowed().len(), each.len() - 1);
+            avoidance.end();
+            assert_eq!(CpuSet::each_allowed(), each);
         })
         .join()
         .unwrap();

@@ -9,25 +9,25 @@ use tonic::{Request, Response, Status};
 
 use crate::destination::command::Command;
 use crate::event_log::EventLog;
-use crate::lane::connect::Source;
-use crate::layout::Layout;
+use crate::lane::connect::SourceAddress;
+use crate::layout::MemoryLayout;
 use crate::pager::Pager;
 use crate::proto::{self, PagerRole, pager_server};
 
 /// Bulk lanes if the daemon names no number.
 const DEFAULT_LANES: usize = 1;
 /// Most of them.
-const MOST_LANES: u32 = 8;
+const MAX_LANES: u32 = 8;
 
 /// Serves one pager.
 #[derive(Debug, Clone)]
-pub struct Control(pub Arc<Pager>);
+pub struct ControlService(pub Arc<Pager>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
-fn layout_of(layout: Option<&proto::MemoryLayout>) -> Result<Layout, Status> {
+fn layout_of(layout: Option<&proto::MemoryLayout>) -> Result<MemoryLayout, Status> {
     let layout = layout.ok_or_else(|| Status::invalid_argument("layout: is missing"))?;
-    Layout::try_from(layout).map_err(|e| Status::invalid_argument(format!("layout.{e}")))
+    MemoryLayout::try_from(layout).map_err(|e| Status::invalid_argument(format!("layout.{e}")))
 }
 
 fn port(name: &str, value: u32) -> Result<u16, Status> {
@@ -35,7 +35,7 @@ fn port(name: &str, value: u32) -> Result<u16, Status> {
 }
 
 #[tonic::async_trait]
-impl pager_server::Pager for Control {
+impl pager_server::Pager for ControlService {
     async fn get_status(&self, _: Request<proto::GetStatusRequest>) -> Answer<proto::PagerStatus> {
         Ok(Response::new(self.0.status().await?))
     }
@@ -80,7 +80,7 @@ impl pager_server::Pager for Control {
         let timeout = timeout.ok_or_else(|| {
             Status::invalid_argument(format!("demand_timeout_s: {} is not positive", request.demand_timeout_s))
         })?;
-        let source = Source { address: request.lane_address, token: request.token, timeout };
+        let source = SourceAddress { address: request.lane_address, token: request.token, timeout };
         self.0.destination().await?.connect(source).await?;
         Ok(Response::new(proto::ConnectLanesReply {}))
     }
@@ -88,8 +88,8 @@ impl pager_server::Pager for Control {
     async fn start_push(&self, request: Request<proto::StartPushRequest>) -> Answer<proto::StartPushReply> {
         let lanes = match request.get_ref().lanes {
             0 => DEFAULT_LANES,
-            lanes if lanes <= MOST_LANES => lanes as usize,
-            lanes => return Err(Status::invalid_argument(format!("lanes: {lanes} are more than {MOST_LANES}"))),
+            lanes if lanes <= MAX_LANES => lanes as usize,
+            lanes => return Err(Status::invalid_argument(format!("lanes: {lanes} are more than {MAX_LANES}"))),
         };
         self.0.destination().await?.ask(|answer| Command::StartPush(lanes, answer)).await??;
         Ok(Response::new(proto::StartPushReply {}))

@@ -17,11 +17,11 @@ use crate::pager::Pager;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::fd_passing;
 use crate::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
-use crate::vmm::handshake::{Expected, Handover, LONGEST, MOST_DESCRIPTORS, Refusal, complete, fit};
-use crate::vmm::notifier::Teller;
+use crate::vmm::handshake::{Expected, Handshake, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Refusal, complete, validate};
+use crate::vmm::notifier::VmmNotifier;
 
 /// For the whole message. A VMM sends it at once: who takes this long hangs.
-const MESSAGE_WITHIN: Duration = Duration::from_secs(10);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Binds a unix socket that only this user may use; a stale one of that name is replaced.
 ///
@@ -51,7 +51,7 @@ pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
 /// # Errors
 /// What accept said.
 pub async fn serve(listener: UnixListener, pager: Arc<Pager>) -> io::Result<()> {
-    serve_within(listener, pager, MESSAGE_WITHIN).await
+    serve_within(listener, pager, MESSAGE_TIMEOUT).await
 }
 
 /// The same, with another limit for the whole message of each VMM.
@@ -88,8 +88,8 @@ pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_wit
                 }
                 Err(refusal) => {
                     pager.refused(refusal.to_string());
-                    if let Ok(teller) = teller(&stream, None) {
-                        let _ = teller.refused(&refusal.field, &refusal.message);
+                    if let Ok(notifier) = notifier(&stream, None) {
+                        let _ = notifier.refused(&refusal.field, &refusal.message);
                     }
                 }
             }
@@ -109,7 +109,7 @@ struct Message {
 async fn receive(stream: &UnixStream) -> Result<Message, Refusal> {
     let mut bytes = Vec::new();
     let mut all = Vec::new();
-    let mut buffer = vec![0; LONGEST + 1];
+    let mut buffer = vec![0; MAX_MESSAGE_BYTES + 1];
     loop {
         let received = stream.async_io(Interest::READABLE, || fd_passing::receive(stream, &mut buffer)).await;
         let received = received.map_err(|e| Refusal::new("message", format!("cannot be read: {e}")))?;
@@ -118,12 +118,12 @@ async fn receive(stream: &UnixStream) -> Result<Message, Refusal> {
         if received.truncated {
             return Err(Refusal::new("descriptors", "were lost: the pager may open no more files"));
         }
-        if all.len() > MOST_DESCRIPTORS {
-            let message = format!("{} are more than {MOST_DESCRIPTORS}", all.len());
+        if all.len() > MAX_DESCRIPTORS {
+            let message = format!("{} are more than {MAX_DESCRIPTORS}", all.len());
             return Err(Refusal::new("descriptors", message));
         }
-        if bytes.len() > LONGEST {
-            return Err(Refusal::new("message", format!("is longer than {LONGEST} bytes")));
+        if bytes.len() > MAX_MESSAGE_BYTES {
+            return Err(Refusal::new("message", format!("is longer than {MAX_MESSAGE_BYTES} bytes")));
         }
         if let Some(value) = complete(&bytes)? {
             return Ok(Message { value, descriptors: all });
@@ -142,22 +142,22 @@ async fn attach(stream: &UnixStream, message: Result<Message, Refusal>, pager: &
     if pager.is_attached() {
         return Err(Refusal::new("message", "another VMM is attached already"));
     }
-    let handover = fit(&message.value, message.descriptors.len(), &expected)?;
+    let handshake = validate(&message.value, message.descriptors.len(), &expected)?;
     let peer = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
     let peer = peer.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
-    let doorbell = handover.doorbell.map(|index| {
+    let doorbell = handshake.doorbell.map(|index| {
         let fd = take(&message.descriptors, "doorbell", index)?;
         Doorbell::adopt(fd).map_err(|why| Refusal::new("doorbell", why))
     });
     let doorbell = doorbell.transpose()?;
-    let teller = match handover.silent {
+    let notifier = match handshake.silent {
         true => None,
         false => {
-            Some(teller(stream, doorbell).map_err(|e| Refusal::new("message", format!("cannot be answered: {e}")))?)
+            Some(notifier(stream, doorbell).map_err(|e| Refusal::new("message", format!("cannot be answered: {e}")))?)
         }
     };
-    let memory = gather(handover, &message.descriptors, &expected, peer)?;
-    pager.attach(memory, teller).await.map_err(|why| match why.split_once(": ") {
+    let memory = gather(handshake, &message.descriptors, &expected, peer)?;
+    pager.attach(memory, notifier).await.map_err(|why| match why.split_once(": ") {
         Some((field @ ("uffd" | "regions"), rest)) => Refusal::new(field, rest),
         _ => Refusal::new("message", why),
     })
@@ -171,17 +171,17 @@ fn take(descriptors: &[OwnedFd], field: &str, index: usize) -> Result<OwnedFd, R
 
 /// The parts where the message says they are. A descriptor may hold several regions.
 fn gather(
-    handover: Handover,
+    handshake: Handshake,
     descriptors: &[OwnedFd],
     expected: &Expected,
     peer: u32,
 ) -> Result<AttachedMemory, Refusal> {
-    let mut indices: Vec<usize> = handover.regions.iter().filter_map(|place| place.uffd).collect();
+    let mut indices: Vec<usize> = handshake.regions.iter().filter_map(|place| place.uffd).collect();
     indices.sort_unstable();
     indices.dedup();
     let uffds = indices.iter().map(|index| take(descriptors, "uffd", *index)).collect::<Result<_, _>>()?;
     let mut regions = Vec::new();
-    for ((place, region), number) in handover.regions.iter().zip(expected.layout.regions()).zip(0..) {
+    for ((place, region), number) in handshake.regions.iter().zip(expected.layout.regions()).zip(0..) {
         let mut file = None;
         if let Some((index, offset)) = place.file {
             let field = format!("regions[{number}].fd");
@@ -196,8 +196,8 @@ fn gather(
         let uffd = place.uffd.and_then(|index| indices.binary_search(&index).ok());
         regions.push(AttachedRegion { hva: place.hva, file, uffd });
     }
-    let vmm_pid = handover.pid.unwrap_or(peer);
-    Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffds, collapse: handover.collapse })
+    let vmm_pid = handshake.pid.unwrap_or(peer);
+    Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffds, collapse: handshake.collapse })
 }
 
 fn size_of(fd: &OwnedFd) -> io::Result<u64> {
@@ -208,9 +208,9 @@ fn size_of(fd: &OwnedFd) -> io::Result<u64> {
     }
 }
 
-fn teller(stream: &UnixStream, doorbell: Option<Doorbell>) -> io::Result<Teller> {
+fn notifier(stream: &UnixStream, doorbell: Option<Doorbell>) -> io::Result<VmmNotifier> {
     let own = stream.as_fd().try_clone_to_owned()?;
-    Ok(Teller::new(own.into(), doorbell))
+    Ok(VmmNotifier::new(own.into(), doorbell))
 }
 
 /// Reads and drops whatever still comes, until the end of the connection. It wakes for nothing else: when a frame to the VMM

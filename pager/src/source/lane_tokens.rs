@@ -6,7 +6,7 @@ use super::push_order::PushOrder;
 use crate::lane::frame::LaneToken;
 
 /// Agreed lanes that are kept; the oldest is forgotten beyond it.
-const MOST_AGREED: usize = 64;
+const MAX_AGREED: usize = 64;
 
 /// What was agreed on.
 #[derive(Debug)]
@@ -19,13 +19,13 @@ pub(super) enum Agreed {
 
 /// The agreed lanes by their tokens.
 #[derive(Debug, Default)]
-pub(super) struct Tickets(VecDeque<(LaneToken, Agreed)>);
+pub(super) struct LaneTokens(VecDeque<(LaneToken, Agreed)>);
 
-impl Tickets {
+impl LaneTokens {
     /// Agrees on a lane; returns its token.
     pub fn agree(&mut self, lane: Agreed) -> std::io::Result<LaneToken> {
         let token = random()?;
-        if self.0.len() == MOST_AGREED {
+        if self.0.len() == MAX_AGREED {
             self.0.pop_front();
         }
         self.0.push_back((token, lane));
@@ -57,20 +57,20 @@ mod tests {
 
     #[test]
     fn a_token_opens_one_lane_once() {
-        let mut tickets = Tickets::default();
-        let (first, second) = (tickets.agree(Agreed::Urgent).unwrap(), tickets.agree(Agreed::Urgent).unwrap());
+        let mut lane_tokens = LaneTokens::default();
+        let (first, second) = (lane_tokens.agree(Agreed::Urgent).unwrap(), lane_tokens.agree(Agreed::Urgent).unwrap());
         assert_ne!(first, second);
-        assert!(tickets.redeem(&[0; 32]).is_none());
-        assert!(tickets.redeem(&second).is_some());
-        assert!(tickets.redeem(&second).is_none());
-        assert!(tickets.redeem(&first).is_some());
+        assert!(lane_tokens.redeem(&[0; 32]).is_none());
+        assert!(lane_tokens.redeem(&second).is_some());
+        assert!(lane_tokens.redeem(&second).is_none());
+        assert!(lane_tokens.redeem(&first).is_some());
     }
 
     #[test]
     fn the_oldest_of_too_many_is_forgotten() {
-        let mut tickets = Tickets::default();
-        let tokens: Vec<_> = (0..=MOST_AGREED).map(|_| tickets.agree(Agreed::Urgent).unwrap()).collect();
-        assert!(tickets.redeem(&tokens[0]).is_none());
-        assert!(tickets.redeem(&tokens[1]).is_some());
+        let mut lane_tokens = LaneTokens::default();
+        let tokens: Vec<_> = (0..=MAX_AGREED).map(|_| lane_tokens.agree(Agreed::Urgent).unwrap()).collect();
+        assert!(lane_tokens.redeem(&tokens[0]).is_none());
+        assert!(lane_tokens.redeem(&tokens[1]).is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! The source's side of `Pages`: answers what a destination asks, from memory that stands still.
+//! The source's side of `PageRun`: answers what a destination asks, from memory that stands still.
 //!
 //! ```text
 //!  control ──▶ SourceServer ◀── urgent lane's thread     one thread and one connection a lane, so that
@@ -22,23 +22,23 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-use crate::lane::PAGE;
-use crate::layout::page_run::{Pages, PoisonNote};
-use crate::layout::{Gpa, Layout, PageId};
+use crate::layout::PAGE_SIZE;
+use crate::layout::page_run::{PageRun, PoisonInfo};
+use crate::layout::{Gpa, MemoryLayout, PageId};
 use crate::proto::{self, ErrorOrigin};
 use crate::sched::priority;
 use crate::source::memory::{GuestMemory, ReadError};
 use crate::tuning::Tuning;
 use crate::vmm::attached_memory::AttachedMemory;
 
-use lane_tokens::Tickets;
+use lane_tokens::LaneTokens;
 use poison_map::PoisonMap;
 use rate_limit::TokenBucket;
 
 /// How long an ask waits for the freeze: device state is loaded while it is under way, which may touch memory.
-const FREEZE_WITHIN: Duration = Duration::from_secs(1);
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Ranges that [`SourceServer::held`] tells at most.
-const MOST_HELD: usize = 1 << 16;
+const MAX_HELD_RANGES: usize = 1 << 16;
 
 /// Why the source cannot do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub enum SourceError {
     #[error("range: region {}, pages {} + {} of 4 KiB are not in the layout of {regions} regions", .asked.region, .asked.page, .asked.count)]
     Outside {
         /// What was asked for.
-        asked: Pages,
+        asked: PageRun,
         /// Number of regions.
         regions: usize,
     },
@@ -75,16 +75,16 @@ pub struct MarkOutcome {
 
 /// A VM's memory, served to its destination. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct SourceServer(Arc<Shared>);
+pub struct SourceServer(Arc<SourceState>);
 
 #[derive(Debug)]
-struct Shared {
-    layout: Layout,
+struct SourceState {
+    layout: MemoryLayout,
     /// The same in pages of 4 KiB, as on lanes.
-    pages: Layout,
+    pages: MemoryLayout,
     tuning: Tuning,
     token: String,
-    tickets: Mutex<Tickets>,
+    lane_tokens: Mutex<LaneTokens>,
     memory: Mutex<Option<Arc<GuestMemory>>>,
     frozen: Mutex<bool>,
     /// Rung when it is frozen.
@@ -100,16 +100,16 @@ struct Shared {
 
 impl SourceServer {
     /// Serves nothing until memory is attached and the VM frozen. `push_bytes_per_s` 0: no limit.
-    pub fn new(layout: Layout, token: String, push_bytes_per_s: u64, tuning: Tuning) -> Self {
-        let pages = layout.in_pages_of(PAGE);
+    pub fn new(layout: MemoryLayout, token: String, push_bytes_per_s: u64, tuning: Tuning) -> Self {
+        let pages = layout.in_pages_of(PAGE_SIZE);
         let bits = |pages: u64| (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let sent = pages.regions().iter().map(|region| bits(region.pages())).collect();
-        Self(Arc::new(Shared {
+        Self(Arc::new(SourceState {
             layout,
             pages,
             tuning,
             token,
-            tickets: Mutex::default(),
+            lane_tokens: Mutex::default(),
             memory: Mutex::default(),
             frozen: Mutex::default(),
             froze: Condvar::new(),
@@ -123,7 +123,7 @@ impl SourceServer {
     }
 
     /// The layout that is served.
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &MemoryLayout {
         &self.0.layout
     }
 
@@ -141,7 +141,7 @@ impl SourceServer {
         let (ahead, lane_cpus) = (Arc::downgrade(&memory), self.0.tuning.lane_cpus.clone());
         *lock(&self.0.memory) = Some(memory);
         let map_ahead = move || {
-            priority::bulk();
+            priority::batch();
             lane_cpus.pin();
             if let Some(memory) = ahead.upgrade() {
                 // Until nobody else has it.
@@ -175,9 +175,9 @@ impl SourceServer {
         *lock(&self.0.frozen)
     }
 
-    /// Returns when pages are served, after [`FREEZE_WITHIN`] at the latest.
+    /// Returns when pages are served, after [`FREEZE_TIMEOUT`] at the latest.
     fn await_frozen(&self) {
-        drop(self.0.froze.wait_timeout_while(lock(&self.0.frozen), FREEZE_WITHIN, |frozen| !*frozen));
+        drop(self.0.froze.wait_timeout_while(lock(&self.0.frozen), FREEZE_TIMEOUT, |frozen| !*frozen));
     }
 
     /// The rate of the push from now on, bytes a second; 0: no limit. Demand is never held back.
@@ -206,7 +206,7 @@ impl SourceServer {
         for number in 0..self.0.pages.regions().len() as u32 {
             held.extend(memory.held(number)?.into_iter().map(|(from, to)| (number, from, to)));
         }
-        let held = without_short_gaps(held, MOST_HELD);
+        let held = without_short_gaps(held, MAX_HELD_RANGES);
         let range = |(region, from, to): (u32, u64, u64)| proto::PageRange { region, page: from, count: to - from };
         Ok(held.into_iter().map(range).collect())
     }
@@ -215,7 +215,7 @@ impl SourceServer {
     pub fn mark_poisoned(&self, errors: &[proto::MemoryError]) -> MarkOutcome {
         let mut outcome = MarkOutcome::default();
         for error in errors {
-            let note = PoisonNote { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
+            let note = PoisonInfo { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
             for id in self.0.pages.pages_of_block(Gpa(error.gpa), error.lsb) {
                 if !lock(&self.0.poison).add(id, note) {
                     outcome.already += 1;
@@ -241,7 +241,7 @@ impl SourceServer {
         lanes::listener::accept(self, listener, stop).await
     }
 
-    fn checked(&self, asked: Pages) -> Result<Pages, SourceError> {
+    fn checked(&self, asked: PageRun) -> Result<PageRun, SourceError> {
         match self.0.pages.contains(asked.region, asked.page, asked.count) {
             true => Ok(asked),
             false => Err(SourceError::Outside { asked, regions: self.0.pages.regions().len() }),
@@ -252,12 +252,12 @@ impl SourceServer {
         *lock(&self.0.latest_demand)
     }
 
-    fn note_demand(&self, asked: Pages) {
+    fn note_demand(&self, asked: PageRun) {
         *lock(&self.0.latest_demand) = Some(PageId { region: asked.region, page: asked.page });
     }
 }
 
-impl Shared {
+impl SourceState {
     fn memory(&self) -> Result<Arc<GuestMemory>, SourceError> {
         lock(&self.memory).clone().ok_or(SourceError::NotAttached)
     }
@@ -270,13 +270,13 @@ impl Shared {
     }
 
     /// The first page of a run that is known to be bad.
-    fn known_poison(&self, run: Pages) -> Option<(u64, PoisonNote)> {
+    fn known_poison(&self, run: PageRun) -> Option<(u64, PoisonInfo)> {
         lock(&self.poison).first_in(run.region, run.page..run.page + run.count)
     }
 
     /// Pages that turned out poisoned when they were read.
-    fn found_poison(&self, run: Pages) -> PoisonNote {
-        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
+    fn found_poison(&self, run: PageRun) -> PoisonInfo {
+        let note = PoisonInfo { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
         let mut known = lock(&self.poison);
         for page in run.page..run.page + run.count {
             known.add(PageId { region: run.region, page }, note);
@@ -284,7 +284,7 @@ impl Shared {
         note
     }
 
-    fn note_sent(&self, run: Pages) {
+    fn note_sent(&self, run: PageRun) {
         let bits = &self.sent[run.region as usize];
         let (mut page, end) = (run.page, run.page + run.count);
         while page < end {

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::layout::PageId;
-use crate::layout::page_run::PoisonNote;
+use crate::layout::page_run::PoisonInfo;
 
 /// Known poison by page.
 #[derive(Debug, Default)]
 pub(super) struct PoisonMap {
-    pages: BTreeMap<PageId, PoisonNote>,
+    pages: BTreeMap<PageId, PoisonInfo>,
 }
 
 impl PoisonMap {
     /// Adds a page; what is known of it already stays, but that the guest has seen it is never forgotten.
     /// Returns whether it is new.
-    pub fn add(&mut self, id: PageId, poison: PoisonNote) -> bool {
+    pub fn add(&mut self, id: PageId, poison: PoisonInfo) -> bool {
         let known = self.pages.contains_key(&id);
         let entry = self.pages.entry(id).or_insert(poison);
         entry.guest_visible |= poison.guest_visible;
@@ -23,7 +23,7 @@ impl PoisonMap {
     }
 
     /// The first known page of a run, with what is known.
-    pub fn first_in(&self, region: u32, pages: Range<u64>) -> Option<(u64, PoisonNote)> {
+    pub fn first_in(&self, region: u32, pages: Range<u64>) -> Option<(u64, PoisonInfo)> {
         let at = |page| PageId { region, page };
         self.pages.range(at(pages.start)..at(pages.end)).next().map(|(id, poison)| (id.page, *poison))
     }
@@ -33,8 +33,8 @@ impl PoisonMap {
 mod tests {
     use super::*;
 
-    fn poison(guest_visible: bool) -> PoisonNote {
-        PoisonNote { origin: crate::proto::ErrorOrigin::Vmm, guest_visible, hop: 0 }
+    fn poison(guest_visible: bool) -> PoisonInfo {
+        PoisonInfo { origin: crate::proto::ErrorOrigin::Vmm, guest_visible, hop: 0 }
     }
 
     #[test]

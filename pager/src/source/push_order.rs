@@ -1,7 +1,7 @@
 //! In which order the background push sends what the destination lacks: around the latest demand first, then ascending.
 
-use crate::layout::page_run::Pages;
-use crate::layout::{Layout, PageId};
+use crate::layout::page_run::PageRun;
+use crate::layout::{MemoryLayout, PageId};
 
 /// Bytes of one chunk, the unit of the push; a chunk of huge pages is one page.
 const CHUNK_BYTES: u64 = 256 << 10;
@@ -28,7 +28,7 @@ struct Lacking {
 
 impl PushOrder {
     /// From the ranges that the destination lacks; the caller has checked them against the layout.
-    pub fn new(layout: &Layout, lacking: impl IntoIterator<Item = Pages>) -> Self {
+    pub fn new(layout: &MemoryLayout, lacking: impl IntoIterator<Item = PageRun>) -> Self {
         let empty = |region: &crate::layout::Region| Lacking {
             pages: vec![0; region.pages().div_ceil(64) as usize],
             chunk_pages: (CHUNK_BYTES / region.page_size).max(1),
@@ -42,7 +42,7 @@ impl PushOrder {
     }
 
     /// The next runs to send, all of one chunk; `None` when all is sent. `demand` is the page asked for last.
-    pub fn next_chunk(&mut self, demand: Option<PageId>) -> Option<Vec<Pages>> {
+    pub fn next_chunk(&mut self, demand: Option<PageId>) -> Option<Vec<PageRun>> {
         if let Some(PageId { region, page }) = demand
             && let Some(lacking) = self.regions.get_mut(region as usize)
             && let Some(chunk) = lacking.near(page)
@@ -98,8 +98,8 @@ impl Lacking {
         None
     }
 
-    fn take(&mut self, region: u32, chunk: u64) -> Vec<Pages> {
-        let mut runs: Vec<Pages> = Vec::new();
+    fn take(&mut self, region: u32, chunk: u64) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
         let start = chunk * self.chunk_pages;
         for page in start..start + self.chunk_pages {
             if !self.is_set(page) {
@@ -108,7 +108,7 @@ impl Lacking {
             self.pages[(page / 64) as usize] &= !(1 << (page % 64));
             match runs.last_mut() {
                 Some(run) if run.page + run.count == page => run.count += 1,
-                _ => runs.push(Pages { region, page, count: 1 }),
+                _ => runs.push(PageRun { region, page, count: 1 }),
             }
         }
         runs
@@ -122,20 +122,20 @@ mod tests {
     use super::*;
     use crate::layout::{Backing, Gpa, Region};
 
-    fn layout(sizes: &[(u64, u64)]) -> Layout {
+    fn layout(sizes: &[(u64, u64)]) -> MemoryLayout {
         let mut gpa = 0u64;
         let regions = sizes.iter().map(|(pages, page_size)| {
             let at = gpa.next_multiple_of(*page_size);
             gpa = at + pages * page_size;
             Region { gpa: Gpa(at), size: pages * page_size, page_size: *page_size, backing: Backing::Anonymous }
         });
-        Layout::new(regions.collect()).unwrap()
+        MemoryLayout::new(regions.collect()).unwrap()
     }
 
     #[test]
     fn demand_goes_first_then_its_neighbours_then_ascending() {
         let layout = layout(&[(64 * 20, 4096)]);
-        let all = Pages { region: 0, page: 0, count: 64 * 20 };
+        let all = PageRun { region: 0, page: 0, count: 64 * 20 };
         let mut order = PushOrder::new(&layout, [all]);
         let hint = Some(PageId { region: 0, page: 64 * 10 + 3 });
         let chunks: Vec<u64> =
@@ -152,12 +152,12 @@ mod tests {
             demand in prop::collection::vec(prop::option::of((0u32..3, 0u64..600)), 0..64),
         ) {
             let layout = layout(&[(pages, 4096), (huge, 2 << 20)]);
-            let mut runs: Vec<Pages> = ranges
+            let mut runs: Vec<PageRun> = ranges
                 .iter()
                 .filter(|(page, _)| *page < pages)
-                .map(|(page, count)| Pages { region: 0, page: *page, count: (*count).min(pages - page) })
+                .map(|(page, count)| PageRun { region: 0, page: *page, count: (*count).min(pages - page) })
                 .collect();
-            runs.push(Pages { region: 1, page: 0, count: huge });
+            runs.push(PageRun { region: 1, page: 0, count: huge });
             let expected: std::collections::BTreeSet<(u32, u64)> =
                 runs.iter().flat_map(|r| (r.page..r.page + r.count).map(|p| (r.region, p))).collect();
             let mut order = PushOrder::new(&layout, runs);

@@ -8,25 +8,25 @@ use tonic::Code;
 use vmferry_patience::patient;
 
 use super::*;
-use crate::lane::connect::Source;
-use crate::lane::frame::{Ask, HEADER_BYTES, Header, Kind};
+use crate::lane::connect::SourceAddress;
+use crate::lane::frame::{Ask, FrameHeader, FrameKind, HEADER_BYTES};
 use crate::layout::{Backing, Gpa, Hva, Region};
 use crate::proto::PageRange;
-use crate::sys::userfaultfd::memfd;
+use crate::sys::memfd::memfd;
 use crate::vmm::attached_memory::{AttachedFile, AttachedRegion};
 
 const PAGES: u64 = 200;
 
-fn layout_of(page_size: u64) -> Layout {
-    let size = (PAGES * PAGE).next_multiple_of(page_size);
-    Layout::new(vec![Region { gpa: Gpa(0), size, page_size, backing: Backing::Memfd }]).unwrap()
+fn layout_of(page_size: u64) -> MemoryLayout {
+    let size = (PAGES * PAGE_SIZE).next_multiple_of(page_size);
+    MemoryLayout::new(vec![Region { gpa: Gpa(0), size, page_size, backing: Backing::Memfd }]).unwrap()
 }
 
 /// A server over a memfd in which page `n` is filled with the byte `n`, so that page 0 is zeros.
 fn server() -> SourceServer {
-    let file = File::from(memfd("guest", PAGES * PAGE).unwrap());
-    (0..PAGES).for_each(|page| file.write_all_at(&[page as u8; PAGE as usize], page * PAGE).unwrap());
-    let layout = layout_of(PAGE);
+    let file = File::from(memfd("guest", PAGES * PAGE_SIZE).unwrap());
+    (0..PAGES).for_each(|page| file.write_all_at(&[page as u8; PAGE_SIZE as usize], page * PAGE_SIZE).unwrap());
+    let layout = layout_of(PAGE_SIZE);
     let server = SourceServer::new(layout.clone(), "right".into(), 0, Tuning::default());
     let file = Some(AttachedFile { fd: file.into(), offset: 0 });
     let regions = vec![AttachedRegion { hva: Hva(0), file, uffd: None }];
@@ -52,7 +52,7 @@ fn serve(server: &SourceServer) -> String {
 }
 
 fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Result<TcpStream, tonic::Status> {
-    let source = Source { address: serve(server), token: token.into(), timeout: patient(20.0) };
+    let source = SourceAddress { address: serve(server), token: token.into(), timeout: patient(20.0) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = runtime.block_on(async {
         let tuning = Tuning { congestion_control: "reno".into(), ..Tuning::default() };
@@ -68,12 +68,12 @@ fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Resu
     Ok(stream)
 }
 
-type Frame = (Header, Vec<u8>);
+type Frame = (FrameHeader, Vec<u8>);
 
 fn frame(stream: &mut TcpStream) -> Frame {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).unwrap();
-    let header = Header::decode(&header).unwrap();
+    let header = FrameHeader::decode(&header).unwrap();
     let mut contents = vec![0; header.contents_bytes()];
     stream.read_exact(&mut contents).unwrap();
     (header, contents)
@@ -90,7 +90,7 @@ fn ask(server: &SourceServer, asks: &[(u64, u32)]) -> Vec<Frame> {
     let mut got = 0;
     while got < wanted {
         let next = frame(&mut stream);
-        let failed = next.0.kind == Kind::Failed;
+        let failed = next.0.kind == FrameKind::Failed;
         got += u64::from(next.0.count);
         frames.push(next);
         if failed {
@@ -102,16 +102,16 @@ fn ask(server: &SourceServer, asks: &[(u64, u32)]) -> Vec<Frame> {
 
 fn refusal(server: &SourceServer, ask_for: (u64, u32)) -> String {
     let (header, text) = ask(server, &[ask_for]).pop().unwrap();
-    assert_eq!(header.kind, Kind::Failed);
+    assert_eq!(header.kind, FrameKind::Failed);
     String::from_utf8(text).unwrap()
 }
 
 fn error(page: u64, guest_visible: bool) -> proto::MemoryError {
     let origin = ErrorOrigin::Vmm.into();
-    proto::MemoryError { gpa: page * PAGE, lsb: 12, origin, guest_visible, hop: 1, ..Default::default() }
+    proto::MemoryError { gpa: page * PAGE_SIZE, lsb: 12, origin, guest_visible, hop: 1, ..Default::default() }
 }
 
-fn told(frames: &[Frame]) -> Vec<(u64, u32, Kind)> {
+fn told(frames: &[Frame]) -> Vec<(u64, u32, FrameKind)> {
     frames.iter().map(|(header, _)| (header.page, header.count, header.kind)).collect()
 }
 
@@ -121,11 +121,11 @@ fn a_demand_is_answered_with_zeros_data_and_poison() {
     server.freeze().unwrap();
     server.mark_poisoned(&[error(3, true)]);
     let frames = ask(&server, &[(0, 5), (7, 1)]);
-    let poison = Kind::Poison(PoisonNote { origin: ErrorOrigin::Vmm, guest_visible: true, hop: 1 });
-    let data = Kind::Data;
-    assert_eq!(told(&frames), [(0, 1, Kind::Zero), (1, 2, data), (3, 1, poison), (4, 1, data), (7, 1, data)]);
-    assert_eq!((frames[1].1[0], frames[1].1[PAGE as usize]), (1, 2));
-    assert_eq!(server.served(), (6, 4 * PAGE));
+    let poison = FrameKind::Poison(PoisonInfo { origin: ErrorOrigin::Vmm, guest_visible: true, hop: 1 });
+    let data = FrameKind::Data;
+    assert_eq!(told(&frames), [(0, 1, FrameKind::Zero), (1, 2, data), (3, 1, poison), (4, 1, data), (7, 1, data)]);
+    assert_eq!((frames[1].1[0], frames[1].1[PAGE_SIZE as usize]), (1, 2));
+    assert_eq!(server.served(), (6, 4 * PAGE_SIZE));
 }
 
 #[test]
@@ -137,8 +137,8 @@ fn a_push_sends_every_lacking_page_once_and_ends() {
     let mut seen = BTreeMap::new();
     loop {
         let (header, contents) = frame(&mut stream);
-        let mut bytes = contents.chunks_exact(PAGE as usize);
-        if header.kind == Kind::End {
+        let mut bytes = contents.chunks_exact(PAGE_SIZE as usize);
+        if header.kind == FrameKind::End {
             break;
         }
         for page in header.page..header.page + u64::from(header.count) {
@@ -160,10 +160,10 @@ fn nothing_is_read_from_a_vm_that_may_run() {
     assert!(refusal(&server, (1, 1)).contains("frozen"));
     assert_eq!(open(&server, "right", Some((1, 1))).unwrap_err().code(), Code::FailedPrecondition);
     server.freeze().unwrap();
-    assert_eq!(told(&ask(&server, &[(1, 1)])), [(1, 1, Kind::Data)]);
+    assert_eq!(told(&ask(&server, &[(1, 1)])), [(1, 1, FrameKind::Data)]);
     server.thaw();
     assert!(refusal(&server, (1, 1)).contains("frozen"));
-    let nothing = SourceServer::new(layout_of(PAGE), String::new(), 0, Tuning::default());
+    let nothing = SourceServer::new(layout_of(PAGE_SIZE), String::new(), 0, Tuning::default());
     assert!(matches!(nothing.freeze(), Err(SourceError::NotAttached)));
 }
 
@@ -178,7 +178,7 @@ fn an_ask_that_comes_shortly_before_the_freeze_waits_for_it() {
         std::thread::yield_now();
     }
     server.freeze().unwrap();
-    assert_eq!(asked.join().unwrap(), [(1, 1, Kind::Data)]);
+    assert_eq!(asked.join().unwrap(), [(1, 1, FrameKind::Data)]);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn an_error_after_the_good_copy_was_sent_is_counted_as_healed() {
     let outcome = server.mark_poisoned(&[error(1, false), error(9, false), error(9, false)]);
     assert_eq!(outcome, MarkOutcome { marked: 2, already: 1, healed: 1 });
     // Asked for again, it is not read again: what was good once may be bad now.
-    assert!(matches!(told(&ask(&server, &[(1, 1)]))[..], [(1, 1, Kind::Poison(_))]));
+    assert!(matches!(told(&ask(&server, &[(1, 1)]))[..], [(1, 1, FrameKind::Poison(_))]));
 }
 
 #[test]
@@ -238,13 +238,13 @@ fn a_limited_push_waits_and_a_demand_does_not() {
     let mut bulk = open(&server, "right", Some((1, 150))).unwrap();
     assert_eq!(told(&[frame(&mut bulk)])[0].0, 1, "the first chunk is free");
     // The second chunk would take three days.
-    assert_eq!(told(&ask(&server, &[(190, 1)])), [(190, 1, Kind::Data)]);
+    assert_eq!(told(&ask(&server, &[(190, 1)])), [(190, 1, FrameKind::Data)]);
     server.limit_push(0);
     let mut pages = 63;
     while pages < 150 {
         pages += u64::from(frame(&mut bulk).0.count);
     }
-    assert_eq!(frame(&mut bulk).0.kind, Kind::End);
+    assert_eq!(frame(&mut bulk).0.kind, FrameKind::End);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 /// Most descriptors that the kernel passes in one message (`SCM_MAX_FD`).
-const MOST: usize = 253;
+const MAX_PASSED: usize = 253;
 
 /// What one `recvmsg` gave.
 #[derive(Debug)]
@@ -19,22 +19,22 @@ pub struct Received {
     pub truncated: bool,
 }
 
-/// Room for the control data of [`MOST`] descriptors, aligned as `cmsghdr` wants.
-type Control = [u64; 160];
+/// Room for the control data of [`MAX_PASSED`] descriptors, aligned as `cmsghdr` wants.
+type ControlBuffer = [u64; 160];
 
 /// Receives once.
 ///
 /// # Errors
 /// What the kernel said; `WouldBlock` on a non-blocking socket with nothing to read.
 pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut control: Control = [0; 160];
+    let mut control: ControlBuffer = [0; 160];
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is plain data; zero is valid for each field.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = std::mem::size_of::<Control>();
+    message.msg_controllen = std::mem::size_of::<ControlBuffer>();
     // SAFETY: every pointer in the header is to a live buffer of the length given.
     let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
     let Ok(bytes) = usize::try_from(bytes) else { return Err(io::Error::last_os_error()) };
@@ -70,10 +70,10 @@ fn owned(message: &libc::msghdr) -> Vec<OwnedFd> {
 /// What the kernel said; `InvalidInput` for more descriptors than it passes in one message; `WriteZero` if it took
 /// only a part of the bytes.
 pub fn send(socket: &impl AsRawFd, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
-    if descriptors.len() > MOST {
+    if descriptors.len() > MAX_PASSED {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut control: Control = [0; 160];
+    let mut control: ControlBuffer = [0; 160];
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain data; zero is valid for each field.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

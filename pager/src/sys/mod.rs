@@ -2,6 +2,9 @@
 
 pub mod doorbell;
 pub mod fd_passing;
+pub mod iovecs;
+pub mod memfd;
 pub(crate) mod nofault;
 pub mod pagemap;
+pub mod procfs;
 pub mod userfaultfd;

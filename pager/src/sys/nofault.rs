@@ -1,16 +1,16 @@
 //! Reads and writes pages that may be bad, or gone: what cannot be done ends there, and not the process.
 //!
 //! The kernel answers such an access with SIGBUS, whose handler lets the two routines that may cause it return
-//! ([`Look::Unreadable`], `false`); any other SIGBUS goes to whoever handled it before. Only x86-64, as vmferry is.
+//! ([`Probe::Unreadable`], `false`); any other SIGBUS goes to whoever handled it before. Only x86-64, as vmferry is.
 
 use std::arch::global_asm;
 use std::sync::OnceLock;
 
-use crate::lane::PAGE;
+use crate::layout::PAGE_SIZE;
 
 /// What a page holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum Probe {
     Zeros,
     Contents,
     Unreadable,
@@ -45,7 +45,7 @@ global_asm!(
     "    mov eax, 2",
     "    ret",
     ".popsection",
-    rounds = const PAGE / 64,
+    rounds = const PAGE_SIZE / 64,
 );
 
 global_asm!(
@@ -64,7 +64,7 @@ global_asm!(
     "    mov eax, 1",
     "    ret",
     ".popsection",
-    page = const PAGE,
+    page = const PAGE_SIZE,
 );
 
 unsafe extern "C" {
@@ -77,7 +77,7 @@ unsafe extern "C" {
 /// Who handled SIGBUS before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Makes [`look`] and [`copy`] safe for this process; more than once is as good as once.
+/// Makes [`probe_zero`] and [`copy`] safe for this process; more than once is as good as once.
 pub(crate) fn prepare() {
     BEFORE.get_or_init(|| {
         // SAFETY: zeroed sigactions are valid; the handler is of the kind that SA_SIGINFO says. The call cannot fail: SIGBUS
@@ -115,12 +115,12 @@ extern "C" fn on_sigbus(_signal: libc::c_int, _info: *mut libc::siginfo_t, conte
 ///
 /// # Safety
 /// `page` is aligned to 4 KiB, in a mapping that is readable or gives SIGBUS, and [`prepare`] was called.
-pub(crate) unsafe fn look(page: *const u8) -> Look {
+pub(crate) unsafe fn probe_zero(page: *const u8) -> Probe {
     // SAFETY: as the caller promises.
     match unsafe { vmferry_look(page) } {
-        0 => Look::Zeros,
-        1 => Look::Contents,
-        _ => Look::Unreadable,
+        0 => Probe::Zeros,
+        1 => Probe::Contents,
+        _ => Probe::Unreadable,
     }
 }
 

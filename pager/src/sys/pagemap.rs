@@ -5,9 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use crate::lane::PAGE;
-use crate::layout::Hva;
-use crate::source::memory::ReadError;
+use crate::layout::{Hva, PAGE_SIZE};
 
 /// `ioctl(2)` of a pagemap, Linux 6.7. It tells of hugetlb pages, of whose markers a read entry tells nothing.
 const PAGEMAP_SCAN: u64 = 0xC060_6610;
@@ -21,7 +19,7 @@ const RANGES_A_SCAN: usize = 16;
 /// `struct pm_scan_arg`.
 #[repr(C)]
 #[derive(Debug, Default)]
-struct Scan {
+struct ScanArguments {
     size: u64,
     flags: u64,
     start: u64,
@@ -39,7 +37,7 @@ struct Scan {
 /// `struct page_region`.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
-struct Range {
+struct PageRegion {
     start: u64,
     end: u64,
     categories: u64,
@@ -54,6 +52,25 @@ const TYPE_PTE_MARKER: u64 = 0x1f;
 const OFFSET_SHIFT: u32 = 5;
 /// `PTE_MARKER_POISONED`.
 const MARKER_POISONED: u64 = 1 << 1;
+
+/// Why page tables cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PagemapError {
+    /// The process is gone, and its address space with it.
+    #[error("process {pid} is gone")]
+    ProcessGone {
+        /// The process.
+        pid: u32,
+    },
+    /// A call failed.
+    #[error("{what}")]
+    Io {
+        /// The call and its place.
+        what: String,
+        /// Its error.
+        source: io::Error,
+    },
+}
 
 /// What one entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,11 +108,11 @@ impl Pagemap {
     ///
     /// # Errors
     /// The process is gone, or its page tables are not to be seen (proc_pid_pagemap(5): `PTRACE_MODE_READ`).
-    pub fn open(pid: u32, hva: Hva, page_size: u64) -> Result<Self, ReadError> {
+    pub fn open(pid: u32, hva: Hva, page_size: u64) -> Result<Self, PagemapError> {
         match File::open(format!("/proc/{pid}/pagemap")) {
             Ok(file) => Ok(Self { file, pid, hva, page_size }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ReadError::VmmGone { pid }),
-            Err(source) => Err(ReadError::Io { what: format!("open /proc/{pid}/pagemap"), source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(PagemapError::ProcessGone { pid }),
+            Err(source) => Err(PagemapError::Io { what: format!("open /proc/{pid}/pagemap"), source }),
         }
     }
 
@@ -103,25 +120,25 @@ impl Pagemap {
     ///
     /// # Errors
     /// As for [`Self::open`].
-    pub fn first_mapped(&self, page: u64, count: u64) -> Result<Option<u64>, ReadError> {
+    pub fn first_mapped(&self, page: u64, count: u64) -> Result<Option<u64>, PagemapError> {
         let entries = self.entries(page, count)?;
         Ok((page..).zip(entries).find(|(_, entry)| *entry != Entry::Empty).map(|(page, _)| page))
     }
 
     /// Whether entries can be read: not those of huge pages.
     pub(crate) fn has_entries(&self) -> bool {
-        self.page_size == PAGE
+        self.page_size == PAGE_SIZE
     }
 
     /// For each of `count` pages from `page` on, whether a poison marker is there.
-    pub(crate) fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, ReadError> {
+    pub(crate) fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, PagemapError> {
         if self.has_entries() {
             return Ok(self.entries(page, count)?.into_iter().map(|entry| entry == Entry::PoisonMarker).collect());
         }
         let mut markers = vec![false; count as usize];
         let (mut from, end) = (self.address(page) / self.page_size * self.page_size, self.address(page + count));
         while from < end {
-            let mut ranges = [Range::default(); RANGES_A_SCAN];
+            let mut ranges = [PageRegion::default(); RANGES_A_SCAN];
             let (found, walked) =
                 match self.scan(from, end.next_multiple_of(self.page_size), PAGE_IS_SWAPPED, &mut ranges) {
                     Ok(scanned) => scanned,
@@ -130,17 +147,17 @@ impl Pagemap {
                         return Ok(markers);
                     }
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                        return Err(ReadError::VmmGone { pid: self.pid });
+                        return Err(PagemapError::ProcessGone { pid: self.pid });
                     }
                     Err(source) => {
-                        return Err(ReadError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source });
+                        return Err(PagemapError::Io { what: format!("PAGEMAP_SCAN of pid {}", self.pid), source });
                     }
                 };
             for range in found {
                 let huge = (range.start..range.end).step_by(self.page_size as usize);
                 for start in huge.filter(|start| cannot_be_read(self.pid, *start)) {
-                    let first = (start.max(self.address(page)) - self.address(page)) / PAGE;
-                    let last = (start + self.page_size).min(end).saturating_sub(self.address(page)) / PAGE;
+                    let first = (start.max(self.address(page)) - self.address(page)) / PAGE_SIZE;
+                    let last = (start + self.page_size).min(end).saturating_sub(self.address(page)) / PAGE_SIZE;
                     markers[first as usize..last as usize].fill(true);
                 }
             }
@@ -151,32 +168,38 @@ impl Pagemap {
 
     /// Whether a poison marker may be on one of `count` pages from `page` on. Sooner told than which it is.
     pub(crate) fn may_have_markers(&self, page: u64, count: u64) -> bool {
-        let (from, to, mut room) = (self.address(page), self.address(page + count), [Range::default()]);
+        let (from, to, mut room) = (self.address(page), self.address(page + count), [PageRegion::default()]);
         self.scan(from, to, PAGE_IS_SWAPPED, &mut room).map_or(true, |(found, _)| !found.is_empty())
     }
 
     /// Whether all of `count` pages from `page` on are present.
     pub(crate) fn are_present(&self, page: u64, count: u64) -> bool {
-        let (from, to, mut room) = (self.address(page), self.address(page + count), [Range::default()]);
+        let (from, to, mut room) = (self.address(page), self.address(page + count), [PageRegion::default()]);
         let found = self.scan(from, to, PAGE_IS_PRESENT, &mut room);
         found.is_ok_and(|(found, _)| found.iter().any(|range| (range.start, range.end) == (from, to)))
     }
 
     fn address(&self, page: u64) -> u64 {
-        self.hva.0 + page * PAGE
+        self.hva.0 + page * PAGE_SIZE
     }
 
     /// Ranges of `[from, to)` with entries of a category, as many as there is room for, and how far was looked.
-    fn scan<'a>(&self, from: u64, to: u64, category: u64, room: &'a mut [Range]) -> io::Result<(&'a [Range], u64)> {
-        let mut scan = Scan {
-            size: size_of::<Scan>() as u64,
+    fn scan<'a>(
+        &self,
+        from: u64,
+        to: u64,
+        category: u64,
+        room: &'a mut [PageRegion],
+    ) -> io::Result<(&'a [PageRegion], u64)> {
+        let mut scan = ScanArguments {
+            size: size_of::<ScanArguments>() as u64,
             start: from,
             end: to,
             vec: room.as_mut_ptr() as u64,
             vec_len: room.len() as u64,
             category_mask: category,
             return_mask: category,
-            ..Scan::default()
+            ..ScanArguments::default()
         };
         // SAFETY: a struct of the size that it says, which names room for as many ranges as it says.
         let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
@@ -185,16 +208,16 @@ impl Pagemap {
     }
 
     /// The entries of `count` pages of 4 KiB from `page` on.
-    pub(crate) fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, ReadError> {
+    pub(crate) fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, PagemapError> {
         let mut raw = vec![0u8; (count * 8) as usize];
-        let offset = (self.hva.0 / PAGE + page) * 8;
+        let offset = (self.hva.0 / PAGE_SIZE + page) * 8;
         match self.file.read_exact_at(&mut raw, offset) {
             Ok(()) => {}
             // The address space is gone: the file ends at once.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(ReadError::VmmGone { pid: self.pid });
+                return Err(PagemapError::ProcessGone { pid: self.pid });
             }
-            Err(source) => return Err(ReadError::Io { what: format!("read /proc/{}/pagemap", self.pid), source }),
+            Err(source) => return Err(PagemapError::Io { what: format!("read /proc/{}/pagemap", self.pid), source }),
         }
         let entry = |bytes: &[u8; 8]| Entry::from(u64::from_le_bytes(*bytes));
         Ok(raw.as_chunks::<8>().0.iter().map(entry).collect())
@@ -228,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_is_not_empty_memory() {
-        let gone = Pagemap::open(u32::MAX >> 2, Hva(0), PAGE);
-        assert!(matches!(gone, Err(ReadError::VmmGone { .. })), "{gone:?}");
+        let gone = Pagemap::open(u32::MAX >> 2, Hva(0), PAGE_SIZE);
+        assert!(matches!(gone, Err(PagemapError::ProcessGone { .. })), "{gone:?}");
     }
 }

@@ -10,7 +10,6 @@
 //! | `ENOMEM` | [`Stop::NoMemory`] | the page goes back to ABSENT; tried again after a pause |
 //! | other | [`Stop::Refused`] | a fault of this program or kernel: reported, the page goes back to ABSENT |
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -34,7 +33,7 @@ const IOCTL_CONTINUE: u64 = 1 << 7;
 const PAGEFAULT_FLAG_MINOR: u64 = 4;
 const MESSAGE_BYTES: usize = 32;
 /// Events that are read at once, at most.
-pub const MESSAGES_A_READ: usize = 64;
+pub const MAX_EVENTS_A_READ: usize = 64;
 
 /// Features of `UFFDIO_API` that the pager knows by name.
 pub mod feature {
@@ -120,7 +119,7 @@ pub struct Progress {
 
 /// One event.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum UffdEvent {
     /// A thread touched a page that is not mapped, and waits.
     Fault {
         /// The address, not rounded to the page.
@@ -334,8 +333,8 @@ impl Userfaultfd {
     ///
     /// # Errors
     /// What `read` said, but for `EAGAIN` and `EINTR`.
-    pub fn read_events(&self) -> io::Result<Vec<Event>> {
-        let mut buffer = [0u8; MESSAGE_BYTES * MESSAGES_A_READ];
+    pub fn read_events(&self) -> io::Result<Vec<UffdEvent>> {
+        let mut buffer = [0u8; MESSAGE_BYTES * MAX_EVENTS_A_READ];
         // SAFETY: the buffer is as long as said.
         let read = unsafe { libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
         let Ok(read) = usize::try_from(read) else {
@@ -350,16 +349,16 @@ impl Userfaultfd {
 }
 
 /// `struct uffd_msg`.
-fn parse(message: &[u8]) -> Event {
+fn parse(message: &[u8]) -> UffdEvent {
     let word = |at: usize| message.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
     let half = |at: usize| message.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
     match message[0] {
-        0x12 => Event::Fault { at: Hva(word(16)), thread: half(24), minor: word(8) & PAGEFAULT_FLAG_MINOR != 0 },
-        0x13 => Event::Fork(RawFd::try_from(half(8)).unwrap_or(-1)),
-        0x14 => Event::Remap { from: Hva(word(8)), to: Hva(word(16)), size: word(24) },
-        0x15 => Event::Remove { start: Hva(word(8)), end: Hva(word(16)) },
-        0x16 => Event::Unmap { start: Hva(word(8)), end: Hva(word(16)) },
-        other => Event::Unknown(other),
+        0x12 => UffdEvent::Fault { at: Hva(word(16)), thread: half(24), minor: word(8) & PAGEFAULT_FLAG_MINOR != 0 },
+        0x13 => UffdEvent::Fork(RawFd::try_from(half(8)).unwrap_or(-1)),
+        0x14 => UffdEvent::Remap { from: Hva(word(8)), to: Hva(word(16)), size: word(24) },
+        0x15 => UffdEvent::Remove { start: Hva(word(8)), end: Hva(word(16)) },
+        0x16 => UffdEvent::Unmap { start: Hva(word(8)), end: Hva(word(16)) },
+        other => UffdEvent::Unknown(other),
     }
 }
 
@@ -402,37 +401,6 @@ impl Drop for ScratchPage {
         // SAFETY: mapped by `new` with this size; nobody keeps a pointer to it.
         unsafe { libc::munmap(self.0.0 as *mut libc::c_void, 4096) };
     }
-}
-
-/// When a process was started, in clock ticks after boot: with its pid it names the process for good.
-/// 0 when it is gone or cannot be read. Field 22 of `/proc/PID/stat`, proc(5).
-pub fn process_started(pid: u32) -> u64 {
-    stat_field(&format!("/proc/{pid}"), 22).unwrap_or(0)
-}
-
-/// A field of the `stat` of a process or a thread, by its number in proc_pid_stat(5), from the third on; `None` when that is
-/// gone or cannot be read.
-pub fn stat_field(directory: &str, number: usize) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("{directory}/stat")).ok()?;
-    // Behind the name, which may hold anything, the third field is the first.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
-}
-
-/// Makes a memfd of a size, for tests and probes.
-///
-/// # Errors
-/// What the kernel said.
-pub fn memfd(name: &str, size: u64) -> io::Result<OwnedFd> {
-    let name = CString::new(name)?;
-    // SAFETY: a valid C string and flags; returns a descriptor or -1.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    std::fs::File::from(fd.try_clone()?).set_len(size)?;
-    Ok(fd)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::layout::{Hva, Layout};
+use crate::layout::{Hva, MemoryLayout};
 
 /// The memory of one VM, as its VMM attached it; `regions` are those of `layout`, in its order.
 #[derive(Debug)]
@@ -10,7 +10,7 @@ pub struct AttachedMemory {
     /// The process whose address space holds the regions.
     pub vmm_pid: u32,
     /// What was attached.
-    pub layout: Layout,
+    pub layout: MemoryLayout,
     /// Where each region of the layout is.
     pub regions: Vec<AttachedRegion>,
     /// The VMM's userfaultfds; a source has none.

@@ -3,12 +3,12 @@
 
 use serde_json::{Map, Value};
 
-use crate::layout::{Backing, Hva, Layout};
+use crate::layout::{Backing, Hva, MemoryLayout};
 
 /// Longest message, in bytes.
-pub const LONGEST: usize = 64 << 10;
+pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 /// Most descriptors.
-pub const MOST_DESCRIPTORS: usize = 64;
+pub const MAX_DESCRIPTORS: usize = 64;
 /// Version of the protocol.
 pub const VERSION: u64 = 1;
 
@@ -37,16 +37,16 @@ pub struct Expected {
     /// True for a destination.
     pub destination: bool,
     /// Its layout.
-    pub layout: Layout,
+    pub layout: MemoryLayout,
 }
 
 /// A message that fits: which descriptor is what.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handover {
+pub struct Handshake {
     /// The VMM's process; `None` in Firecracker's form (the peer of the socket).
     pub pid: Option<u32>,
     /// The regions, in the order of the layout.
-    pub regions: Vec<RegionPlace>,
+    pub regions: Vec<HandshakeRegion>,
     /// Firecracker's form: nothing is ever sent back.
     pub silent: bool,
     /// After the end the memory is to be made of huge pages.
@@ -55,16 +55,16 @@ pub struct Handover {
     pub doorbell: Option<usize>,
 }
 
-impl Handover {
+impl Handshake {
     fn names(&self, index: usize) -> bool {
-        let of_region = |r: &RegionPlace| r.uffd == Some(index) || r.file.is_some_and(|(file, _)| file == index);
+        let of_region = |r: &HandshakeRegion| r.uffd == Some(index) || r.file.is_some_and(|(file, _)| file == index);
         self.doorbell == Some(index) || self.regions.iter().any(of_region)
     }
 }
 
 /// Where a region is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RegionPlace {
+pub struct HandshakeRegion {
     /// First byte.
     pub hva: Hva,
     /// Index of its file's descriptor, and the offset in it.
@@ -98,22 +98,22 @@ pub fn complete(bytes: &[u8]) -> Result<Option<Value>, Refusal> {
 ///
 /// # Errors
 /// [`Refusal`] names the first field that does not fit.
-pub fn fit(message: &Value, descriptors: usize, expected: &Expected) -> Result<Handover, Refusal> {
-    if descriptors > MOST_DESCRIPTORS {
-        return Err(Refusal::new("descriptors", format!("{descriptors} are more than {MOST_DESCRIPTORS}")));
+pub fn validate(message: &Value, descriptors: usize, expected: &Expected) -> Result<Handshake, Refusal> {
+    if descriptors > MAX_DESCRIPTORS {
+        return Err(Refusal::new("descriptors", format!("{descriptors} are more than {MAX_DESCRIPTORS}")));
     }
-    let handover = match message {
+    let handshake = match message {
         Value::Array(regions) => firecracker(regions, descriptors, expected)?,
         Value::Object(object) => full(object, descriptors, expected)?,
         _ => return Err(Refusal::new("message", "is neither an object nor an array")),
     };
-    match (0..descriptors).find(|index| !handover.names(*index)) {
+    match (0..descriptors).find(|index| !handshake.names(*index)) {
         Some(index) => Err(Refusal::new("descriptors", format!("no field names descriptor {index}"))),
-        None => Ok(handover),
+        None => Ok(handshake),
     }
 }
 
-fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) -> Result<Handover, Refusal> {
+fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) -> Result<Handshake, Refusal> {
     let top = Fields { object, prefix: String::new(), descriptors };
     let version = top.number("version")?;
     if version != VERSION {
@@ -137,7 +137,7 @@ fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) ->
         None => return Err(Refusal::new("regions", "is missing")),
     };
     count_fits(regions.len(), expected)?;
-    let mut places = Vec::new();
+    let mut iovecs = Vec::new();
     for (index, (value, region)) in regions.iter().zip(expected.layout.regions()).enumerate() {
         let fields = Fields::of(value, format!("regions[{index}]"), descriptors)?;
         fields.number_is("gpa", region.gpa.0)?;
@@ -167,14 +167,14 @@ fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) ->
                 format!("is missing: a destination needs one, and regions[{index}] has none"),
             ));
         }
-        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file, uffd });
+        iovecs.push(HandshakeRegion { hva: fields.hva(region.size, region.page_size)?, file, uffd });
     }
-    apart(&places, &expected.layout)?;
-    Ok(Handover { pid: Some(pid), regions: places, silent: false, collapse, doorbell })
+    check_disjoint(&iovecs, &expected.layout)?;
+    Ok(Handshake { pid: Some(pid), regions: iovecs, silent: false, collapse, doorbell })
 }
 
 /// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
-fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Result<Handover, Refusal> {
+fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Result<Handshake, Refusal> {
     if !expected.destination {
         return Err(Refusal::new("role", "a bare array is a destination, not a source"));
     }
@@ -187,7 +187,7 @@ fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Re
     }
     found.sort_by_key(|(offset, _)| *offset);
     let mut sum = 0;
-    let mut places = Vec::new();
+    let mut iovecs = Vec::new();
     for ((offset, fields), region) in found.into_iter().zip(expected.layout.regions()) {
         if offset != sum {
             let message = format!("{offset:#x} is not {sum:#x}, the sum of the sizes before");
@@ -195,11 +195,11 @@ fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Re
         }
         fields.number_is("size", region.size)?;
         fields.number_is("page_size", region.page_size)?;
-        places.push(RegionPlace { hva: fields.hva(region.size, region.page_size)?, file: None, uffd: Some(0) });
+        iovecs.push(HandshakeRegion { hva: fields.hva(region.size, region.page_size)?, file: None, uffd: Some(0) });
         sum += region.size;
     }
-    apart(&places, &expected.layout)?;
-    Ok(Handover { pid: None, regions: places, silent: true, collapse: false, doorbell: None })
+    check_disjoint(&iovecs, &expected.layout)?;
+    Ok(Handshake { pid: None, regions: iovecs, silent: true, collapse: false, doorbell: None })
 }
 
 fn is_sent(field: String, index: usize, descriptors: usize) -> Result<(), Refusal> {
@@ -217,9 +217,9 @@ fn count_fits(count: usize, expected: &Expected) -> Result<(), Refusal> {
     }
 }
 
-fn apart(places: &[RegionPlace], layout: &Layout) -> Result<(), Refusal> {
+fn check_disjoint(iovecs: &[HandshakeRegion], layout: &MemoryLayout) -> Result<(), Refusal> {
     let mut ranges: Vec<_> =
-        places.iter().zip(layout.regions()).enumerate().map(|(i, (p, r))| (p.hva.0, p.hva.0 + r.size, i)).collect();
+        iovecs.iter().zip(layout.regions()).enumerate().map(|(i, (p, r))| (p.hva.0, p.hva.0 + r.size, i)).collect();
     ranges.sort_unstable();
     match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
         None => Ok(()),

@@ -14,7 +14,7 @@ use crate::proto::{MemoryErrorEvent, Severity};
 use crate::sys::doorbell::Doorbell;
 
 /// A VMM that does not read for so long is taken as not told. A vCPU waits meanwhile.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Of a frame's length, before it.
 const LENGTH_BYTES: usize = 4;
@@ -22,7 +22,7 @@ const LENGTH_BYTES: usize = 4;
 /// What a frame says.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Frame<'a> {
+enum VmmFrame<'a> {
     Attached { version: u32 },
     Error { field: &'a str, message: &'a str },
     MemoryError { gpa: u64, hva: u64, lsb: u32, severity: &'a str, thread: u32, origin: &'a str, hop: u32 },
@@ -30,12 +30,12 @@ enum Frame<'a> {
 
 /// The sending half.
 #[derive(Debug)]
-pub struct Teller {
+pub struct VmmNotifier {
     socket: UnixStream,
     doorbell: Option<Doorbell>,
 }
 
-impl Teller {
+impl VmmNotifier {
     /// The socket must be non-blocking.
     pub fn new(socket: UnixStream, doorbell: Option<Doorbell>) -> Self {
         Self { socket, doorbell }
@@ -46,7 +46,7 @@ impl Teller {
     /// # Errors
     /// What the kernel said.
     pub fn attached(&self) -> io::Result<()> {
-        self.frame(&Frame::Attached { version: 1 })
+        self.frame(&VmmFrame::Attached { version: 1 })
     }
 
     /// The memory is refused.
@@ -54,7 +54,7 @@ impl Teller {
     /// # Errors
     /// What the kernel said.
     pub fn refused(&self, field: &str, message: &str) -> io::Result<()> {
-        self.frame(&Frame::Error { field, message })
+        self.frame(&VmmFrame::Error { field, message })
     }
 
     /// A page is poison.
@@ -65,7 +65,7 @@ impl Teller {
         let error = event.error.unwrap_or_default();
         let severity = if error.severity() == Severity::ActionRequired { "AR" } else { "AO" };
         let origin = error.origin().as_str_name().trim_start_matches("ERROR_ORIGIN_").to_ascii_lowercase();
-        self.frame(&Frame::MemoryError {
+        self.frame(&VmmFrame::MemoryError {
             gpa: error.gpa,
             hva: event.hva,
             lsb: error.lsb,
@@ -77,17 +77,17 @@ impl Teller {
     }
 
     /// Memory errors were sent, and their vCPUs woken.
-    pub fn ring(&self) {
+    pub fn notify(&self) {
         self.doorbell.iter().for_each(Doorbell::ring);
     }
 
     /// Writes a whole frame or breaks the connection: half a frame would make nonsense of the next.
-    fn frame(&self, body: &Frame<'_>) -> io::Result<()> {
+    fn frame(&self, body: &VmmFrame<'_>) -> io::Result<()> {
         let mut bytes = vec![0; LENGTH_BYTES];
         serde_json::to_writer(&mut bytes, body)?;
         let length = u32::try_from(bytes.len() - LENGTH_BYTES).map_err(io::Error::other)?;
         bytes[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + SEND_TIMEOUT;
         let mut sent = 0;
         while sent < bytes.len() {
             match (&self.socket).write(&bytes[sent..]) {

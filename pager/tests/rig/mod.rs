@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use vmferry_pager::destination::needed_features;
-use vmferry_pager::layout::{Backing, Layout};
+use vmferry_pager::layout::{Backing, MemoryLayout};
 use vmferry_pager::program::serve_vm;
 use vmferry_pager::proto::{self, PagerRole, pager_client::PagerClient, pager_event::Event};
 use vmferry_pager::sys::userfaultfd::probe;
@@ -85,7 +85,7 @@ impl Rig {
     /// The same, of a pager that is tuned.
     pub async fn start_tuned(backing: Backing, pages: u64, plan: fn(u64) -> Answer, tuning: Tuning) -> Option<Self> {
         let layout = layout(backing, pages);
-        if let Err(reason) = probe(needed_features(&Layout::try_from(&layout).unwrap())) {
+        if let Err(reason) = probe(needed_features(&MemoryLayout::try_from(&layout).unwrap())) {
             eprintln!("skipped: {reason}");
             return None;
         }

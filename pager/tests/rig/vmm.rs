@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vmferry_pager::destination::needed_features;
-use vmferry_pager::layout::{Backing, Hva, Layout};
+use vmferry_pager::layout::{Backing, Hva, MemoryLayout};
 use vmferry_pager::sys::doorbell::Doorbell;
 use vmferry_pager::sys::fd_passing;
-use vmferry_pager::sys::userfaultfd::{Userfaultfd, memfd};
+use vmferry_pager::sys::memfd::memfd;
+use vmferry_pager::sys::userfaultfd::Userfaultfd;
 
 use super::{PAGE, PATIENCE, eventually, layout};
 
@@ -57,7 +58,7 @@ impl Vmm {
     /// With the userfaultfd features that a pager asks for; the ranges are registered for missing pages.
     pub fn attach(socket: &Path, backing: Backing, pages: u64) -> Self {
         let size = pages * PAGE;
-        let features = needed_features(&Layout::try_from(&layout(backing, pages)).unwrap());
+        let features = needed_features(&MemoryLayout::try_from(&layout(backing, pages)).unwrap());
         let file = (backing == Backing::Memfd).then(|| memfd("guest", size).unwrap());
         let (kind, fd) = match &file {
             Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),

@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use crate::destination::command::{Command, Commands};
-use crate::destination::lanes::bulk_lane::{PushedLane, Report};
+use crate::destination::lanes::bulk_lane::{BulkLane, LaneReport};
 use crate::destination::lanes::receiver::Step;
-use crate::destination::pages::shared_pages::Shared;
-use crate::lane::connect::Reached;
-use crate::layout::page_run::Pages;
+use crate::destination::pages::shared_pages::SharedPages;
+use crate::lane::connect::SourceConnection;
+use crate::layout::page_run::PageRun;
 use crate::proto::PageRange;
 use crate::tuning::Tuning;
 
 /// Failed attempts without a page between them, after which the link counts as lost.
-const ATTEMPTS: u32 = 3;
+const MAX_FAILURES: u32 = 3;
 /// Before push is tried again.
-const PAUSE: Duration = Duration::from_millis(100);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// The lanes, and what is wanted of them.
 #[derive(Debug)]
-pub struct Bulk {
+pub struct BulkLanes {
     /// Wanted on so many lanes; 0: not wanted.
     pub wanted: usize,
     /// Attempts that failed since a page came.
     pub failures: u32,
     /// With those whose thread is over.
-    lanes: Vec<PushedLane>,
+    lanes: Vec<BulkLane>,
     /// How many are not over.
     open: usize,
     /// Agreed on, not connected yet.
@@ -39,13 +39,13 @@ pub struct Bulk {
     due: Option<Instant>,
     commands: Commands,
     runtime: tokio::runtime::Handle,
-    shared: Arc<Shared>,
+    shared: Arc<SharedPages>,
     tuning: Tuning,
 }
 
-impl Bulk {
+impl BulkLanes {
     /// Not wanted. Lanes are connected on `runtime`, and come back as commands.
-    pub fn new(commands: Commands, runtime: tokio::runtime::Handle, shared: Arc<Shared>, tuning: Tuning) -> Self {
+    pub fn new(commands: Commands, runtime: tokio::runtime::Handle, shared: Arc<SharedPages>, tuning: Tuning) -> Self {
         let (lanes, open, opening, generation, due) = (Vec::new(), 0, 0, 0, None);
         Self { wanted: 0, failures: 0, lanes, open, opening, generation, due, commands, runtime, shared, tuning }
     }
@@ -61,14 +61,14 @@ impl Bulk {
     }
 
     /// Opens lanes for what is lacking; nothing while they are not wanted.
-    pub fn open(&mut self, source: &Reached, lacking: Vec<Pages>) {
+    pub fn open(&mut self, source: &SourceConnection, lacking: Vec<PageRun>) {
         self.due = None;
         if self.wanted == 0 {
             return;
         }
         if lacking.is_empty() {
             // What is still missing was asked for: if its link breaks, push starts again.
-            self.due = Some(Instant::now() + PAUSE);
+            self.due = Some(Instant::now() + RETRY_DELAY);
             return;
         }
         self.lanes.clear();
@@ -95,8 +95,8 @@ impl Bulk {
         self.opening -= 1;
         let lane = opened.and_then(|stream| {
             let commands = self.commands.clone();
-            let tell = move |report| commands.send(Command::Bulk(generation, report));
-            PushedLane::start(stream, self.shared.clone(), self.tuning.clone(), tell)
+            let tell = move |report| commands.send(Command::BulkReport(generation, report));
+            BulkLane::start(stream, self.shared.clone(), self.tuning.clone(), tell)
                 .map_err(|error| Status::resource_exhausted(format!("a thread for a lane: {error}")))
         });
         match lane {
@@ -114,13 +114,13 @@ impl Bulk {
     }
 
     /// What a lane said, if it is of the present attempt.
-    pub fn reported(&mut self, generation: u64, report: Report) -> Option<Step> {
+    pub fn reported(&mut self, generation: u64, report: LaneReport) -> Option<Step> {
         if generation != self.generation || self.open == 0 {
             return None;
         }
         let (step, brought) = match report {
-            Report::Stopped(stop) => return Some(Step::Stopped(stop)),
-            Report::Over(step, brought) => (step, brought),
+            LaneReport::Stopped(stop) => return Some(Step::Stopped(stop)),
+            LaneReport::Over(step, brought) => (step, brought),
         };
         self.open -= 1;
         if brought {
@@ -135,13 +135,13 @@ impl Bulk {
 
     fn over(&mut self) {
         if self.is_closed() {
-            self.due = Some(Instant::now() + PAUSE);
+            self.due = Some(Instant::now() + RETRY_DELAY);
         }
     }
 
     /// Whether it has failed too often.
     pub fn failed_for_good(&self) -> bool {
-        self.failures > ATTEMPTS
+        self.failures > MAX_FAILURES
     }
 
     /// Whether to open lanes again now.
@@ -165,7 +165,7 @@ impl Bulk {
 }
 
 /// Splits what is lacking into so many shares of about the same number of pages, none empty.
-fn shares(lacking: &[Pages], lanes: usize) -> Vec<Vec<PageRange>> {
+fn shares(lacking: &[PageRun], lanes: usize) -> Vec<Vec<PageRange>> {
     let total: u64 = lacking.iter().map(|r| r.count).sum();
     let each = total.div_ceil(lanes.max(1) as u64).max(1);
     let mut shares: Vec<Vec<PageRange>> = Vec::new();
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn shares_hold_every_page_once() {
-        let pages = |region, page, count| Pages { region, page, count };
+        let pages = |region, page, count| PageRun { region, page, count };
         let range = |region, page, count| PageRange { region, page, count };
         assert!(shares(&[], 3).is_empty());
         assert_eq!(shares(&[pages(0, 5, 1)], 4), vec![vec![range(0, 5, 1)]]);

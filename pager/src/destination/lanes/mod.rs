@@ -2,4 +2,5 @@
 
 pub mod bulk_lane;
 pub mod bulk_lanes;
+pub mod bulk_thread;
 pub mod receiver;

@@ -12,24 +12,25 @@ use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use crate::destination::memory::receive_mapping::Places;
-use crate::destination::pages::shared_pages::Shared;
-use crate::lane::frame::{HEADER_BYTES, Header, Kind};
-use crate::lane::{MOST_PAGES, PAGE};
-use crate::layout::page_run::{Lane, Pages, PoisonNote};
+use crate::destination::pages::shared_pages::SharedPages;
+use crate::lane::MAX_FRAME_PAGES;
+use crate::lane::frame::{FrameHeader, FrameKind, HEADER_BYTES};
+use crate::layout::PAGE_SIZE;
+use crate::layout::page_run::{LaneKind, PageRun, PoisonInfo};
+use crate::sys::iovecs::IoVecs;
 use crate::sys::userfaultfd::Stop;
 
 /// Pages that are dealt with in one step where they bring no bytes.
-const MOST_TOLD: u64 = 4096;
+const MAX_PAGES_WITHOUT_DATA: u64 = 4096;
 
 /// Pieces of huge pages that are dealt with at once: a vCPU may wait for its turn.
-const FEW: u64 = 16;
+const PIECE_BATCH: u64 = 16;
 
 /// How long a pushed frame is left to come as a whole before its bytes are taken as they come.
-const WHOLE: Duration = Duration::from_millis(2);
+const WHOLE_FRAME_TIMEOUT: Duration = Duration::from_millis(2);
 
 /// Before a frame that could not be installed is tried again, where no event makes room for it.
-pub const STOPPED_PAUSE: Duration = Duration::from_millis(1);
+pub const INSTALL_RETRY_DELAY: Duration = Duration::from_millis(1);
 
 /// What a step did.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub enum Step {
     /// Nothing was there.
     Nothing,
     /// Something: there may be more.
-    Some,
+    Progress,
     /// A frame cannot be installed now.
     Stopped(Stop),
     /// All that was lacking has been sent.
@@ -54,57 +55,57 @@ pub enum Step {
 
 /// Where the frame stands that is being taken.
 #[derive(Debug)]
-enum Frame {
+enum FrameState {
     /// Its header comes.
     None,
     /// So many bytes are received, then so many pages dealt with.
-    Data(Pages, usize, u64),
-    Zero(Pages),
-    Poison(Pages, PoisonNote),
+    Data(PageRun, usize, u64),
+    Zero(PageRun),
+    Poison(PageRun, PoisonInfo),
     /// The text says why the source cannot go on: so long, and so many bytes of it are there.
     Reason(usize, usize),
 }
 
 /// The receiving end of a lane.
 #[derive(Debug)]
-pub struct Inflow {
+pub struct LaneReceiver {
     stream: TcpStream,
-    lane: Lane,
+    lane: LaneKind,
     header: [u8; HEADER_BYTES],
     /// Bytes of the next header that are there.
     have: usize,
     /// Bytes behind it that came with it, at the start of `contents`: at most a page, not looked at yet.
     ahead: usize,
-    frame: Frame,
+    frame: FrameState,
     /// The contents of a frame.
     contents: Vec<u8>,
     /// Where a frame is received.
-    places: Places,
+    iovecs: IoVecs,
     /// When a frame to be received in place was first found to be there in part.
     part_since: Option<Instant>,
     /// The last frame with bytes was received where its pages belong.
     in_place: bool,
 }
 
-impl AsRawFd for Inflow {
+impl AsRawFd for LaneReceiver {
     fn as_raw_fd(&self) -> RawFd {
         self.stream.as_raw_fd()
     }
 }
 
-impl Inflow {
+impl LaneReceiver {
     /// Of a connected lane.
-    pub fn new(stream: TcpStream, lane: Lane) -> Self {
-        let contents = vec![0; (MOST_PAGES * PAGE) as usize];
+    pub fn new(stream: TcpStream, lane: LaneKind) -> Self {
+        let contents = vec![0; (MAX_FRAME_PAGES * PAGE_SIZE) as usize];
         Self {
             stream,
             lane,
             header: [0; HEADER_BYTES],
             have: 0,
             ahead: 0,
-            frame: Frame::None,
+            frame: FrameState::None,
             contents,
-            places: Places::default(),
+            iovecs: IoVecs::default(),
             part_since: None,
             in_place: false,
         }
@@ -122,54 +123,54 @@ impl Inflow {
 
     /// Whether the next step need not wait for the lane, as far as is known without asking it.
     pub fn has_more(&self) -> bool {
-        self.ahead > 0 || !matches!(self.frame, Frame::None)
+        self.ahead > 0 || !matches!(self.frame, FrameState::None)
     }
 
     /// Takes what is there, at most a frame.
-    pub fn step(&mut self, shared: &Shared) -> Step {
-        match std::mem::replace(&mut self.frame, Frame::None) {
-            Frame::None => self.take_header(shared),
-            Frame::Data(pages, received, dealt) => self.take_data(shared, pages, received, dealt),
-            Frame::Zero(pages) => {
-                let part = Pages { count: pages.count.min(MOST_TOLD), ..pages };
+    pub fn step(&mut self, shared: &SharedPages) -> Step {
+        match std::mem::replace(&mut self.frame, FrameState::None) {
+            FrameState::None => self.take_header(shared),
+            FrameState::Data(pages, received, handled) => self.take_data(shared, pages, received, handled),
+            FrameState::Zero(pages) => {
+                let part = PageRun { count: pages.count.min(MAX_PAGES_WITHOUT_DATA), ..pages };
                 let stop = shared.lock().zeros(part, self.lane);
-                self.told(stop, pages, part.count, Frame::Zero)
+                self.after_pages_without_data(stop, pages, part.count, FrameState::Zero)
             }
-            Frame::Poison(pages, note) => {
-                let part = Pages { count: pages.count.min(MOST_TOLD), ..pages };
+            FrameState::Poison(pages, note) => {
+                let part = PageRun { count: pages.count.min(MAX_PAGES_WITHOUT_DATA), ..pages };
                 let stop = shared.poison(part, note);
-                self.told(stop, pages, part.count, |pages| Frame::Poison(pages, note))
+                self.after_pages_without_data(stop, pages, part.count, |pages| FrameState::Poison(pages, note))
             }
-            Frame::Reason(length, have) => self.take_reason(length, have),
+            FrameState::Reason(length, have) => self.take_reason(length, have),
         }
     }
 
-    fn take_header(&mut self, shared: &Shared) -> Step {
+    fn take_header(&mut self, shared: &SharedPages) -> Step {
         if self.have < HEADER_BYTES {
             if let Err(step) = self.receive_header() {
                 return step;
             }
             if self.have < HEADER_BYTES {
-                return Step::Some;
+                return Step::Progress;
             }
         }
         self.have = 0;
-        let header = match Header::decode(&self.header) {
+        let header = match FrameHeader::decode(&self.header) {
             Ok(header) => header,
             Err(error) => return Step::Broken { reason: error.to_string(), nonsense: true },
         };
-        let pages = Pages { region: header.region, page: header.page, count: header.count.into() };
+        let pages = PageRun { region: header.region, page: header.page, count: header.count.into() };
         self.frame = match header.kind {
-            Kind::Data => Frame::Data(pages, 0, 0),
-            Kind::Zero => Frame::Zero(pages),
-            Kind::Poison(note) => Frame::Poison(pages, note),
-            Kind::Failed => {
+            FrameKind::Data => FrameState::Data(pages, 0, 0),
+            FrameKind::Zero => FrameState::Zero(pages),
+            FrameKind::Poison(note) => FrameState::Poison(pages, note),
+            FrameKind::Failed => {
                 let length = header.contents_bytes();
-                Frame::Reason(length, std::mem::take(&mut self.ahead).min(length))
+                FrameState::Reason(length, std::mem::take(&mut self.ahead).min(length))
             }
-            Kind::End => return Step::Ended,
+            FrameKind::End => return Step::Ended,
         };
-        if !matches!(header.kind, Kind::Failed)
+        if !matches!(header.kind, FrameKind::Failed)
             && let Err(reason) = shared.lock().check(pages)
         {
             return Step::Broken { reason, nonsense: true };
@@ -177,84 +178,84 @@ impl Inflow {
         self.step(shared)
     }
 
-    fn take_data(&mut self, shared: &Shared, pages: Pages, received: usize, mut dealt: u64) -> Step {
+    fn take_data(&mut self, shared: &SharedPages, pages: PageRun, received: usize, mut handled: u64) -> Step {
         if received == 0
-            && self.lane == Lane::Push
-            && shared.lock().lands(pages)
-            && let Some(step) = self.take_in_place(shared, pages)
+            && self.lane == LaneKind::Bulk
+            && shared.lock().can_receive_directly(pages)
+            && let Some(step) = self.receive_in_place(shared, pages)
         {
             return step;
         }
-        let bytes = (pages.count * PAGE) as usize;
+        let bytes = (pages.count * PAGE_SIZE) as usize;
         let mut received = received + std::mem::take(&mut self.ahead);
         if received < bytes {
-            self.places.only(&mut self.contents[received..bytes]);
+            self.iovecs.only(&mut self.contents[received..bytes]);
             match self.receive() {
                 Ok(n) => {
                     self.have = n.saturating_sub(bytes - received);
                     received += n - self.have;
                 }
                 Err(step) => {
-                    self.frame = Frame::Data(pages, received, dealt);
+                    self.frame = FrameState::Data(pages, received, handled);
                     return step;
                 }
             }
             if received < bytes {
-                self.frame = Frame::Data(pages, received, dealt);
-                return Step::Some;
+                self.frame = FrameState::Data(pages, received, handled);
+                return Step::Progress;
             }
         }
         self.in_place = false;
-        while dealt < pages.count {
-            if let Some(stop) = self.install(shared, pages, &mut dealt) {
-                return self.stopped(stop, pages, dealt);
+        while handled < pages.count {
+            if let Some(stop) = self.install(shared, pages, &mut handled) {
+                return self.stopped(stop, pages, handled);
             }
         }
-        Step::Some
+        Step::Progress
     }
 
-    /// Some of the pages in the buffer, at least one: from the `dealt`-th on.
-    fn install(&self, shared: &Shared, pages: Pages, dealt: &mut u64) -> Option<Stop> {
-        let rest = pages.after(*dealt);
-        let bytes = &self.contents[(*dealt * PAGE) as usize..(pages.count * PAGE) as usize];
-        let _on_its_way = shared.on_its_way();
+    /// Some of the pages in the buffer, at least one: from the `handled`-th on.
+    fn install(&self, shared: &SharedPages, pages: PageRun, handled: &mut u64) -> Option<Stop> {
+        let rest = pages.after(*handled);
+        let bytes = &self.contents[(*handled * PAGE_SIZE) as usize..(pages.count * PAGE_SIZE) as usize];
+        let _on_its_way = shared.install_guard();
         let claim = shared.lock().claim(rest, self.lane);
         if let Some(mut claim) = claim {
             let stop = shared.install(&mut claim, bytes);
-            *dealt += claim.dealt();
+            *handled += claim.handled();
             return stop;
         }
-        let few = Pages { count: rest.count.min(FEW), ..rest };
+        let few = PageRun { count: rest.count.min(PIECE_BATCH), ..rest };
         let mut done = 0;
         let stop = shared.lock().pieces(few, self.lane, bytes, &mut done);
-        *dealt += done;
+        *handled += done;
         stop
     }
 
     /// Receives a frame where its pages belong, and installs it. `None`: it is to be received into the buffer.
-    fn take_in_place(&mut self, shared: &Shared, pages: Pages) -> Option<Step> {
-        let bytes = (pages.count * PAGE) as usize;
+    fn receive_in_place(&mut self, shared: &SharedPages, pages: PageRun) -> Option<Step> {
+        let bytes = (pages.count * PAGE_SIZE) as usize;
         if self.queued() < bytes {
-            if self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE {
-                self.frame = Frame::Data(pages, 0, 0);
+            if self.part_since.get_or_insert_with(Instant::now).elapsed() < WHOLE_FRAME_TIMEOUT {
+                self.frame = FrameState::Data(pages, 0, 0);
                 return Some(Step::Nothing);
             }
             self.part_since = None;
             return None;
         }
         self.part_since = None;
-        let _on_its_way = shared.on_its_way();
+        let _on_its_way = shared.install_guard();
         let (mut claim, at) = shared.lock().claim_in_place(pages, self.lane)?;
-        claim.places(at, &mut self.contents, &mut self.places);
+        claim.fill_iovecs(at, &mut self.contents, &mut self.iovecs);
         let received = self.receive();
         if let Ok(n) = received
             && n >= bytes
         {
             self.have = n - bytes;
             self.in_place = true;
-            return Some(shared.install(&mut claim, &[]).map_or(Step::Some, Step::Stopped));
+            return Some(shared.install(&mut claim, &[]).map_or(Step::Progress, Step::Stopped));
         }
-        shared.lock().settle(&claim);
+        shared.lock().finish_claim(&claim);
         // All of it was there.
         let reason = "a frame cannot be received where its pages belong".into();
         Some(received.err().filter(|step| *step != Step::Nothing).unwrap_or(Step::Broken { reason, nonsense: false }))
@@ -262,9 +263,9 @@ impl Inflow {
 
     /// A frame in the buffer stays there, unless the VMM gave its range up or something is wrong: then its pages stay absent
     /// and the lane goes on.
-    fn stopped(&mut self, stop: Stop, pages: Pages, dealt: u64) -> Step {
+    fn stopped(&mut self, stop: Stop, pages: PageRun, handled: u64) -> Step {
         if !matches!(stop, Stop::NotRegistered | Stop::Refused(_)) {
-            self.frame = Frame::Data(pages, (pages.count * PAGE) as usize, dealt);
+            self.frame = FrameState::Data(pages, (pages.count * PAGE_SIZE) as usize, handled);
         }
         Step::Stopped(stop)
     }
@@ -273,8 +274,8 @@ impl Inflow {
     fn queued(&self) -> usize {
         let mut bytes: libc::c_int = 0;
         // SAFETY: an int to write to.
-        let told = unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-        usize::try_from(bytes).ok().filter(|_| told == 0).unwrap_or(0)
+        let after_pages_without_data = unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        usize::try_from(bytes).ok().filter(|_| after_pages_without_data == 0).unwrap_or(0)
     }
 
     /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it.
@@ -286,9 +287,9 @@ impl Inflow {
         self.have += kept;
         let missing = HEADER_BYTES - self.have;
         if missing > 0 {
-            self.places.only(&mut self.header[self.have..]);
-            if self.lane == Lane::Demand {
-                self.places.then(self.contents.as_mut_ptr(), PAGE as usize);
+            self.iovecs.only(&mut self.header[self.have..]);
+            if self.lane == LaneKind::Urgent {
+                self.iovecs.then(self.contents.as_mut_ptr(), PAGE_SIZE as usize);
             }
             let received = self.receive_all()?;
             self.have += received.min(missing);
@@ -300,13 +301,13 @@ impl Inflow {
     /// To the places, and behind them the rest of the next header.
     fn receive(&mut self) -> Result<usize, Step> {
         let next = &mut self.header[self.have..];
-        self.places.then(next.as_mut_ptr(), next.len());
+        self.iovecs.then(next.as_mut_ptr(), next.len());
         self.receive_all()
     }
 
     /// One call, which never waits, to the places.
     fn receive_all(&mut self) -> Result<usize, Step> {
-        let vectors = self.places.vectors();
+        let vectors = self.iovecs.vectors();
         // SAFETY: a zeroed msghdr is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = vectors.as_mut_ptr();
@@ -325,7 +326,13 @@ impl Inflow {
         }
     }
 
-    fn told(&mut self, stop: Option<Stop>, pages: Pages, done: u64, rest: impl FnOnce(Pages) -> Frame) -> Step {
+    fn after_pages_without_data(
+        &mut self,
+        stop: Option<Stop>,
+        pages: PageRun,
+        done: u64,
+        rest: impl FnOnce(PageRun) -> FrameState,
+    ) -> Step {
         if let Some(stop) = stop {
             self.frame = rest(pages);
             return Step::Stopped(stop);
@@ -333,19 +340,19 @@ impl Inflow {
         if done < pages.count {
             self.frame = rest(pages.after(done));
         }
-        Step::Some
+        Step::Progress
     }
 
     fn take_reason(&mut self, length: usize, have: usize) -> Step {
         if have < length {
-            self.places.only(&mut self.contents[have..length]);
+            self.iovecs.only(&mut self.contents[have..length]);
             return match self.receive() {
                 Ok(n) => {
-                    self.frame = Frame::Reason(length, (have + n).min(length));
-                    Step::Some
+                    self.frame = FrameState::Reason(length, (have + n).min(length));
+                    Step::Progress
                 }
                 Err(step) => {
-                    self.frame = Frame::Reason(length, have);
+                    self.frame = FrameState::Reason(length, have);
                     step
                 }
             };

@@ -12,29 +12,31 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::destination::memory::receive_mapping::{Landing, Places};
-use crate::destination::page_table::Arrival;
-use crate::lane::{MOST_PAGES, PAGE};
+use crate::destination::memory::receive_mapping::ReceiveMapping;
+use crate::lane::MAX_FRAME_PAGES;
 use crate::layout::Hva;
+use crate::layout::PAGE_SIZE;
 use crate::layout::address_map::PageIndex;
+use crate::layout::page_run::Arrival;
+use crate::sys::iovecs::IoVecs;
 use crate::sys::userfaultfd::{Stop, Userfaultfd};
 use crate::vmm::attached_memory::AttachedFile;
 
 /// Pages that are installed by one call: who waits for one of them is woken behind it.
-const FEW: u64 = 16;
+const INSTALL_BATCH: u64 = 16;
 
 /// How contents come to where the VMM finds them.
 #[derive(Debug, Clone)]
-pub enum Way {
+pub enum InstallMethod {
     /// They are received into their file, by a mapping that stays meanwhile.
-    Received(Arc<Landing>),
+    Received(Arc<ReceiveMapping>),
     /// They are written to a region's file, in which the first has this number; where there is a landing, by its mapping.
-    Written(Arc<AttachedFile>, u64, Option<Arc<Landing>>),
+    Written(Arc<AttachedFile>, u64, Option<Arc<ReceiveMapping>>),
     /// They are copied.
     Copied,
 }
 
-/// At most [`MOST_PAGES`] pages of 4 KiB, of which those are claimed that were wanted.
+/// At most [`MAX_FRAME_PAGES`] pages of 4 KiB, of which those are claimed that were wanted.
 #[derive(Debug)]
 pub struct Claim {
     first: PageIndex,
@@ -42,68 +44,68 @@ pub struct Claim {
     /// Bit `n`: the `n`-th page is claimed, and nothing has come of it.
     wanted: u64,
     /// It is in its file, or copied.
-    here: u64,
+    arrived: u64,
     arrival: Arrival,
     uffd: Arc<Userfaultfd>,
     /// Of the first page.
     hva: Hva,
-    way: Way,
+    method: InstallMethod,
     began: Instant,
 }
 
-const _: () = assert!(MOST_PAGES <= u64::BITS as u64);
+const _: () = assert!(MAX_FRAME_PAGES <= u64::BITS as u64);
 
 impl Claim {
     /// Of `count` pages from `first` on, which is at `hva`; `take` claims each, or says that it is not wanted.
     pub fn new(
         (first, count, hva): (PageIndex, u64, Hva),
-        (uffd, way): (Arc<Userfaultfd>, Way),
+        (uffd, method): (Arc<Userfaultfd>, InstallMethod),
         arrival: Arrival,
         mut take: impl FnMut(PageIndex) -> bool,
     ) -> Self {
         let wanted = (0..count).fold(0, |wanted, n| wanted | u64::from(take(PageIndex(first.0 + n))) << n);
-        Self { first, count, wanted, here: 0, arrival, uffd, hva, way, began: Instant::now() }
+        Self { first, count, wanted, arrived: 0, arrival, uffd, hva, method, began: Instant::now() }
     }
 
     /// Where the pages' bytes are to be received: those that are claimed from `at` on, each other one at its place in
     /// `elsewhere`, which has room for all.
-    pub fn places(&self, at: *mut u8, elsewhere: &mut [u8], places: &mut Places) {
-        places.clear();
-        for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE as usize).take(self.count as usize).enumerate() {
+    pub fn fill_iovecs(&self, at: *mut u8, elsewhere: &mut [u8], iovecs: &mut IoVecs) {
+        iovecs.clear();
+        for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE_SIZE as usize).take(self.count as usize).enumerate() {
             let claimed = self.wanted >> n & 1 == 1;
-            let place = if claimed { at.wrapping_add(n * PAGE as usize) } else { elsewhere.as_mut_ptr() };
-            places.then(place, PAGE as usize);
+            let place = if claimed { at.wrapping_add(n * PAGE_SIZE as usize) } else { elsewhere.as_mut_ptr() };
+            iovecs.then(place, PAGE_SIZE as usize);
         }
     }
 
     /// Whether its pages are in their file before they are mapped.
     pub fn is_by_file(&self) -> bool {
-        !matches!(self.way, Way::Copied)
+        !matches!(self.method, InstallMethod::Copied)
     }
 
     /// What is to be in a file is there: received, or written now out of the `contents` of all the pages. After a stop the
-    /// first [`Self::dealt`] are, or are not wanted.
+    /// first [`Self::handled`] are, or are not wanted.
     pub fn write(&mut self, contents: &[u8]) -> Option<Stop> {
-        let (file, first, landing) = match &self.way {
-            Way::Copied => return None,
-            Way::Received(_) => {
-                self.here = std::mem::take(&mut self.wanted);
+        let (file, first, receive_mapping) = match &self.method {
+            InstallMethod::Copied => return None,
+            InstallMethod::Received(_) => {
+                self.arrived = std::mem::take(&mut self.wanted);
                 return None;
             }
-            Way::Written(file, first, landing) => (file.clone(), *first, landing.clone()),
+            InstallMethod::Written(file, first, receive_mapping) => (file.clone(), *first, receive_mapping.clone()),
         };
         while let Some((n, count)) = first_run(self.wanted) {
             let (page, bytes) = (first + n, part(contents, n, count));
-            let landed = landing.as_ref().is_some_and(|landing| landing.write(page, bytes));
-            if !landed && let Err(stop) = write(&file, file.offset + page * PAGE, bytes) {
+            let landed = receive_mapping.as_ref().is_some_and(|receive_mapping| receive_mapping.write(page, bytes));
+            if !landed && let Err(stop) = write(&file, file.offset + page * PAGE_SIZE, bytes) {
                 return Some(stop);
             }
-            self.note_here(n, count);
+            self.note_arrived(n, count);
         }
         None
     }
 
-    /// Maps what is in its file, or copies the `contents`, and wakes who waits. After a stop the first [`Self::dealt`] need
+    /// Maps what is in its file, or copies the `contents`, and wakes who waits. After a stop the first [`Self::handled`] need
     /// nothing more: of a file, what cannot be mapped now is when it is touched.
     pub fn install(&mut self, contents: &[u8]) -> Option<Stop> {
         self.began = Instant::now();
@@ -111,32 +113,32 @@ impl Claim {
     }
 
     fn map(&self) -> Option<Stop> {
-        let (mut left, mut first_stop) = (self.here, None);
-        while let Some((n, count)) = few(left) {
-            let progress = self.uffd.map(self.address(n), count * PAGE);
-            let mut reached = progress.done / PAGE;
+        let (mut unmapped, mut first_stop) = (self.arrived, None);
+        while let Some((n, count)) = first_batch(unmapped) {
+            let progress = self.uffd.map(self.address(n), count * PAGE_SIZE);
+            let mut reached = progress.done / PAGE_SIZE;
             if let Some(stop) = progress.stop {
                 // Whoever waits for it tries again. EEXIST wakes nobody.
-                let _ = self.uffd.wake(self.address(n + reached), PAGE);
+                let _ = self.uffd.wake(self.address(n + reached), PAGE_SIZE);
                 reached += 1;
                 first_stop = first_stop.or(Some(stop).filter(|stop| !stop.passes()));
             }
-            (n..n + reached).for_each(|n| left &= !(1 << n));
+            (n..n + reached).for_each(|n| unmapped &= !(1 << n));
         }
         first_stop
     }
 
     fn copy(&mut self, contents: &[u8]) -> Option<Stop> {
-        while let Some((n, count)) = few(self.wanted) {
+        while let Some((n, count)) = first_batch(self.wanted) {
             let progress = self.uffd.copy(self.address(n), part(contents, n, count));
-            let reached = progress.done / PAGE;
-            self.note_here(n, reached);
+            let reached = progress.done / PAGE_SIZE;
+            self.note_arrived(n, reached);
             match progress.stop {
                 None => {}
                 Some(Stop::AlreadyPresent) => {
                     // By a pager that died before it could say so. EEXIST wakes nobody.
-                    let _ = self.uffd.wake(self.address(n + reached), PAGE);
-                    self.note_here(n + reached, 1);
+                    let _ = self.uffd.wake(self.address(n + reached), PAGE_SIZE);
+                    self.note_arrived(n + reached, 1);
                 }
                 stop => return stop,
             }
@@ -144,34 +146,34 @@ impl Claim {
         None
     }
 
-    fn note_here(&mut self, n: u64, count: u64) {
+    fn note_arrived(&mut self, n: u64, count: u64) {
         for n in n..n + count {
             self.wanted &= !(1 << n);
-            self.here |= 1 << n;
+            self.arrived |= 1 << n;
         }
     }
 
     fn address(&self, n: u64) -> Hva {
-        Hva(self.hva.0 + n * PAGE)
+        Hva(self.hva.0 + n * PAGE_SIZE)
     }
 
     /// So many of the first pages need nothing more.
-    pub fn dealt(&self) -> u64 {
+    pub fn handled(&self) -> u64 {
         u64::from(self.wanted.trailing_zeros()).min(self.count)
     }
 
     /// What is in its file, or copied, as half-open runs.
-    pub fn here(&self) -> impl Iterator<Item = (PageIndex, PageIndex)> + '_ {
-        let mut left = self.here;
+    pub fn arrived(&self) -> impl Iterator<Item = (PageIndex, PageIndex)> + '_ {
+        let mut rest = self.arrived;
         std::iter::from_fn(move || {
-            let (n, count) = first_run(left)?;
-            (n..n + count).for_each(|n| left &= !(1 << n));
+            let (n, count) = first_run(rest)?;
+            (n..n + count).for_each(|n| rest &= !(1 << n));
             Some((PageIndex(self.first.0 + n), PageIndex(self.first.0 + n + count)))
         })
     }
 
     /// What is not.
-    pub fn left(&self) -> impl Iterator<Item = PageIndex> + '_ {
+    pub fn missing(&self) -> impl Iterator<Item = PageIndex> + '_ {
         (0..self.count).filter(|n| self.wanted >> n & 1 == 1).map(|n| PageIndex(self.first.0 + n))
     }
 
@@ -193,12 +195,12 @@ impl Claim {
 
 /// The bytes of `count` pages from the `n`-th on.
 fn part(contents: &[u8], n: u64, count: u64) -> &[u8] {
-    &contents[(n * PAGE) as usize..][..(count * PAGE) as usize]
+    &contents[(n * PAGE_SIZE) as usize..][..(count * PAGE_SIZE) as usize]
 }
 
-/// The begin of the first run, at most [`FEW`].
-fn few(bits: u64) -> Option<(u64, u64)> {
-    first_run(bits).map(|(n, count)| (n, count.min(FEW)))
+/// The begin of the first run, at most [`INSTALL_BATCH`].
+fn first_batch(bits: u64) -> Option<(u64, u64)> {
+    first_run(bits).map(|(n, count)| (n, count.min(INSTALL_BATCH)))
 }
 
 /// Number and length of the first run of ones.

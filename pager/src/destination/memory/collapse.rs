@@ -3,8 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use crate::destination::memory::receive_mapping::HUGE;
-use crate::layout::Hva;
+use crate::layout::{HUGE_PAGE_SIZE, Hva};
 
 /// Collapses what it can of a range of a process into huge pages; returns for how many bytes that was done. Parts that
 /// cannot be (poisoned, swapped, no memory) stay as they are.
@@ -20,16 +19,16 @@ pub fn collapse(pid: u32, start: Hva, size: u64) -> io::Result<u64> {
     }
     // SAFETY: a new descriptor that nobody else owns.
     let process = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let (mut at, end) = (start.0.next_multiple_of(HUGE), (start.0 + size) / HUGE * HUGE);
+    let (mut at, end) = (start.0.next_multiple_of(HUGE_PAGE_SIZE), (start.0 + size) / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE);
     let mut done = 0;
     while at < end {
-        let range = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: HUGE as usize };
+        let range = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: HUGE_PAGE_SIZE as usize };
         // SAFETY: the range is the other process's; its contents do not change.
         let n = unsafe {
             libc::syscall(libc::SYS_process_madvise, process.as_raw_fd(), &raw const range, 1, libc::MADV_COLLAPSE, 0)
         };
         if n > 0 {
-            done += HUGE;
+            done += HUGE_PAGE_SIZE;
         } else {
             let error = io::Error::last_os_error();
             // EAGAIN, EBUSY, ENOMEM: this one cannot be, now. EINVAL: a poisoned or registered part, or no such advice.
@@ -37,7 +36,17 @@ pub fn collapse(pid: u32, start: Hva, size: u64) -> io::Result<u64> {
                 return Err(error);
             }
         }
-        at += HUGE;
+        at += HUGE_PAGE_SIZE;
     }
     Ok(done)
+}
+
+/// Collapses each range and logs the outcome.
+pub fn collapse_all(pid: u32, ranges: &[(Hva, u64)]) {
+    for (start, size) in ranges {
+        match collapse(pid, *start, *size) {
+            Ok(bytes) => tracing::info!(hva = start.0, size, bytes, "pager.collapsed"),
+            Err(error) => tracing::warn!(hva = start.0, size, %error, "pager.not_collapsed"),
+        }
+    }
 }

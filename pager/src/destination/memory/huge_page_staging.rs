@@ -1,21 +1,21 @@
 //! Huge pages come in pieces of 4 KiB: what has come of one. Pure.
 
-use crate::lane::PAGE;
+use crate::layout::PAGE_SIZE;
 
 /// One page on its way in. Its bytes are zeros where nothing else has come.
 #[derive(Debug)]
-pub struct Assembly {
+pub struct HugePageStaging {
     /// A bit a piece.
     got: Vec<u64>,
     left: u64,
     bytes: Vec<u8>,
 }
 
-impl Assembly {
+impl HugePageStaging {
     /// Of so many pieces, nothing of it here.
     pub fn new(pieces: u64) -> Self {
         let got = vec![0; pieces.div_ceil(64) as usize];
-        Self { got, left: pieces, bytes: vec![0; (pieces * PAGE) as usize] }
+        Self { got, left: pieces, bytes: vec![0; (pieces * PAGE_SIZE) as usize] }
     }
 
     fn has(&self, piece: u64) -> bool {
@@ -25,7 +25,7 @@ impl Assembly {
     /// Pieces from `piece` on are here, perhaps again; `None`: `count` pieces of zeros.
     pub fn add(&mut self, piece: u64, count: u64, bytes: Option<&[u8]>) {
         if let Some(bytes) = bytes {
-            self.bytes[(piece * PAGE) as usize..((piece + count) * PAGE) as usize].copy_from_slice(bytes);
+            self.bytes[(piece * PAGE_SIZE) as usize..((piece + count) * PAGE_SIZE) as usize].copy_from_slice(bytes);
         }
         for piece in piece..piece + count {
             if !self.has(piece) {
@@ -47,23 +47,23 @@ mod tests {
 
     #[test]
     fn a_page_is_whole_when_every_piece_has_come_in_whatever_order_and_how_often() {
-        let mut page = Assembly::new(130);
-        let piece = |byte: u8| [byte; PAGE as usize];
+        let mut page = HugePageStaging::new(130);
+        let piece = |byte: u8| [byte; PAGE_SIZE as usize];
         for at in (1..130).rev().chain(1..130).chain([129]) {
             assert!(page.whole().is_none());
             page.add(at, 1, Some(&piece(at as u8)));
         }
         page.add(0, 1, None);
         let bytes = page.whole().unwrap();
-        assert!(bytes.chunks_exact(PAGE as usize).zip(0u8..).all(|(page, byte)| page == piece(byte)));
+        assert!(bytes.chunks_exact(PAGE_SIZE as usize).zip(0u8..).all(|(page, byte)| page == piece(byte)));
     }
 
     #[test]
     fn several_pieces_come_at_once() {
-        let mut page = Assembly::new(4);
-        page.add(1, 2, Some(&[7; 2 * PAGE as usize]));
+        let mut page = HugePageStaging::new(4);
+        page.add(1, 2, Some(&[7; 2 * PAGE_SIZE as usize]));
         page.add(0, 4, None);
         let bytes = page.whole().unwrap();
-        assert_eq!([0, 1, 2, 3].map(|n| bytes[n * PAGE as usize]), [0, 7, 7, 0]);
+        assert_eq!([0, 1, 2, 3].map(|n| bytes[n * PAGE_SIZE as usize]), [0, 7, 7, 0]);
     }
 }

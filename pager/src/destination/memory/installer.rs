@@ -14,15 +14,16 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::destination::memory::claim::{Claim, Way};
-use crate::destination::memory::huge_page_staging::Assembly;
-use crate::destination::memory::preallocate::Plot;
-use crate::destination::memory::receive_mapping::Landing;
-use crate::destination::page_table::{Arrival, PageTable};
-use crate::lane::PAGE;
+use crate::destination::memory::claim::{Claim, InstallMethod};
+use crate::destination::memory::huge_page_staging::HugePageStaging;
+use crate::destination::memory::preallocate::PreallocateTarget;
+use crate::destination::memory::receive_mapping::ReceiveMapping;
+use crate::destination::page_table::PageTable;
 use crate::layout::Hva;
-use crate::layout::address_map::{NumberedRegion, PageIndex, Placement};
-use crate::layout::page_run::{Lane, Pages};
+use crate::layout::PAGE_SIZE;
+use crate::layout::address_map::{AddressMap, NumberedRegion, PageIndex};
+use crate::layout::page_run::Arrival;
+use crate::layout::page_run::{LaneKind, PageRun};
 use crate::sys::fd_passing;
 use crate::sys::userfaultfd::{Stop, Userfaultfd};
 use crate::vmm::attached_memory::AttachedFile;
@@ -38,7 +39,7 @@ pub struct Installed {
 
 /// What a region is on.
 #[derive(Debug)]
-pub struct Footing {
+pub struct RegionBacking {
     /// With what it is registered.
     pub uffd: Arc<Userfaultfd>,
     /// What is behind it, where the backing is a file.
@@ -47,35 +48,35 @@ pub struct Footing {
 
 /// What is under a region.
 #[derive(Debug)]
-struct Ground {
+struct RegionState {
     uffd: Arc<Userfaultfd>,
     file: Option<Arc<AttachedFile>>,
     /// Pages are written to the file, and faults on what it holds are told of.
     by_file: bool,
     /// Where some of them can be received in place.
-    landing: Option<Arc<Landing>>,
+    receive_mapping: Option<Arc<ReceiveMapping>>,
 }
 
 /// The VMM's memory, as ioctls reach it.
 #[derive(Debug)]
 pub struct Installer {
-    placement: Placement,
-    grounds: Vec<Ground>,
+    address_map: AddressMap,
+    regions: Vec<RegionState>,
     /// Huge pages that have come in part.
-    assemblies: HashMap<PageIndex, Assembly>,
+    staged: HashMap<PageIndex, HugePageStaging>,
 }
 
 impl Installer {
-    /// The userfaultfds act on the address space in which `placement` holds; `footings` in the order of the layout. `fresh`:
+    /// The userfaultfds act on the address space in which `address_map` holds; `backings` in the order of the layout. `fresh`:
     /// no page has come yet.
     ///
     /// # Errors
     /// Faults on what a region's file holds cannot be told of, though an earlier pager wrote pages to it: a page of which it
     /// holds a part would pass for the page.
-    pub fn new(placement: Placement, footings: Vec<Footing>, fresh: bool) -> io::Result<Self> {
-        let mut grounds = Vec::new();
-        for (Footing { uffd, file }, ((hva, size), region)) in
-            footings.into_iter().zip(placement.ranges().zip(placement.numbering().regions()))
+    pub fn new(address_map: AddressMap, backings: Vec<RegionBacking>, fresh: bool) -> io::Result<Self> {
+        let mut regions = Vec::new();
+        for (RegionBacking { uffd, file }, ((hva, size), region)) in
+            backings.into_iter().zip(address_map.ranges().zip(address_map.numbering().regions()))
         {
             let wanted = region.pieces() == 1 && file.as_ref().is_some_and(|file| is_writable(&file.fd));
             let by_file = match wanted.then(|| uffd.register_minor(hva, size)) {
@@ -87,119 +88,121 @@ impl Installer {
                 }
                 Some(Err(error)) => return Err(error),
             };
-            grounds.push(Ground { uffd, file: file.map(Arc::new), by_file, landing: None });
+            regions.push(RegionState { uffd, file: file.map(Arc::new), by_file, receive_mapping: None });
         }
-        Ok(Self { placement, grounds, assemblies: HashMap::new() })
+        Ok(Self { address_map, regions, staged: HashMap::new() })
     }
 
     /// Where the pages are.
-    pub fn placement(&self) -> &Placement {
-        &self.placement
+    pub fn address_map(&self) -> &AddressMap {
+        &self.address_map
     }
 
     /// With what a page is registered, its address and its size.
     fn place_of(&self, page: PageIndex) -> Option<(&Userfaultfd, Hva, u64)> {
-        let region = self.placement.numbering().region_of(page)?;
-        let (hva, size) = self.placement.address_of(page)?;
-        Some((&self.grounds.get(region.number as usize)?.uffd, hva, size))
+        let region = self.address_map.numbering().region_of(page)?;
+        let (hva, size) = self.address_map.address_of(page)?;
+        Some((&self.regions.get(region.number as usize)?.uffd, hva, size))
     }
 
     /// Where memory can be allocated ahead, in the order of the layout. The mappings are those of process `vmm_pid`.
     ///
     /// # Errors
     /// No descriptor is free.
-    pub fn plots(&self, vmm_pid: u32) -> io::Result<Vec<Option<Plot>>> {
-        let plot = |(ground, (hva, size)): (&Ground, (Hva, u64))| {
-            let file = ground.file.as_ref().filter(|_| ground.by_file)?;
-            let parts = file.try_clone().and_then(|file| Ok((file, ground.uffd.try_clone()?)));
-            Some(parts.map(|(file, uffd)| Plot { file, uffd, vmm_pid, hva, size }))
+    pub fn targets(&self, vmm_pid: u32) -> io::Result<Vec<Option<PreallocateTarget>>> {
+        let target = |(region, (hva, size)): (&RegionState, (Hva, u64))| {
+            let file = region.file.as_ref().filter(|_| region.by_file)?;
+            let parts = file.try_clone().and_then(|file| Ok((file, region.uffd.try_clone()?)));
+            Some(parts.map(|(file, uffd)| PreallocateTarget { file, uffd, vmm_pid, hva, size }))
         };
-        self.grounds.iter().zip(self.placement.ranges()).map(|ground| plot(ground).transpose()).collect()
+        self.regions.iter().zip(self.address_map.ranges()).map(|region| target(region).transpose()).collect()
     }
 
     fn region(&self, number: u32) -> Option<NumberedRegion> {
-        self.placement.numbering().regions().get(number as usize).copied()
+        self.address_map.numbering().regions().get(number as usize).copied()
     }
 
     /// The file to which pages of a region are written, if they are.
     fn file_of(&self, region: &NumberedRegion) -> Option<&Arc<AttachedFile>> {
-        self.grounds.get(region.number as usize).filter(|ground| ground.by_file)?.file.as_ref()
+        self.regions.get(region.number as usize).filter(|region| region.by_file)?.file.as_ref()
     }
 
     /// Whether a page is written to its file.
     pub fn is_by_file(&self, page: PageIndex) -> bool {
-        self.placement.numbering().region_of(page).is_some_and(|region| self.file_of(region).is_some())
+        self.address_map.numbering().region_of(page).is_some_and(|region| self.file_of(region).is_some())
     }
 
     // ---- data ----
 
     /// Pages are received in place from now on, where there is a landing; in the order of the layout.
-    pub fn land(&mut self, landings: Vec<Option<Landing>>) {
-        for (ground, landing) in self.grounds.iter_mut().zip(landings) {
-            ground.landing = landing.map(Arc::new);
+    pub fn set_receive_mappings(&mut self, receive_mappings: Vec<Option<ReceiveMapping>>) {
+        for (region, receive_mapping) in self.regions.iter_mut().zip(receive_mappings) {
+            region.receive_mapping = receive_mapping.map(Arc::new);
         }
     }
 
     /// Nothing is received in place any more.
-    pub fn take_landings(&mut self) -> Vec<Arc<Landing>> {
-        self.grounds.iter_mut().filter_map(|ground| ground.landing.take()).collect()
+    pub fn take_receive_mappings(&mut self) -> Vec<Arc<ReceiveMapping>> {
+        self.regions.iter_mut().filter_map(|region| region.receive_mapping.take()).collect()
     }
 
     /// Whether pages can be received in place.
-    pub fn lands(&self, pages: Pages) -> bool {
-        let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.as_ref());
-        landing.is_some_and(|landing| landing.at(pages.page, pages.count).is_some())
+    pub fn can_receive_directly(&self, pages: PageRun) -> bool {
+        let receive_mapping =
+            self.regions.get(pages.region as usize).and_then(|region| region.receive_mapping.as_ref());
+        receive_mapping.is_some_and(|receive_mapping| receive_mapping.at(pages.page, pages.count).is_some())
     }
 
-    /// Claims those of at most [`MOST_PAGES`](crate::lane::MOST_PAGES) pages that are wanted. `None`: they are pieces of huge
+    /// Claims those of at most [`MAX_FRAME_PAGES`](crate::lane::MOST_PAGES) pages that are wanted. `None`: they are pieces of huge
     /// pages.
-    pub fn claim(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
+    pub fn claim(&self, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<Claim> {
         let region = self.region(pages.region).filter(|region| region.pieces() == 1)?;
-        let way = match self.file_of(&region) {
+        let method = match self.file_of(&region) {
             Some(file) => {
-                let landing = self.grounds.get(pages.region as usize).and_then(|ground| ground.landing.clone());
-                Way::Written(file.clone(), pages.page, landing)
+                let receive_mapping =
+                    self.regions.get(pages.region as usize).and_then(|region| region.receive_mapping.clone());
+                InstallMethod::Written(file.clone(), pages.page, receive_mapping)
             }
-            None => Way::Copied,
+            None => InstallMethod::Copied,
         };
-        self.claim_by(way, table, pages, lane)
+        self.claim_by(method, table, pages, lane)
     }
 
     /// The same, where they are received in place from the address on that comes with it. `None`: they cannot be, and nothing
     /// is claimed.
-    pub fn claim_in_place(&self, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<(Claim, *mut u8)> {
-        let landing = self.grounds.get(pages.region as usize)?.landing.as_ref()?;
-        let at = landing.at(pages.page, pages.count)?;
-        Some((self.claim_by(Way::Received(landing.clone()), table, pages, lane)?, at))
+    pub fn claim_in_place(&self, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<(Claim, *mut u8)> {
+        let receive_mapping = self.regions.get(pages.region as usize)?.receive_mapping.as_ref()?;
+        let at = receive_mapping.at(pages.page, pages.count)?;
+        Some((self.claim_by(InstallMethod::Received(receive_mapping.clone()), table, pages, lane)?, at))
     }
 
-    fn claim_by(&self, way: Way, table: &mut PageTable, pages: Pages, lane: Lane) -> Option<Claim> {
+    fn claim_by(&self, method: InstallMethod, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<Claim> {
         let first = self.region(pages.region)?.page_of_piece(pages.page).0;
-        let (hva, _) = self.placement.address_of(first)?;
-        let uffd = self.grounds.get(pages.region as usize)?.uffd.clone();
+        let (hva, _) = self.address_map.address_of(first)?;
+        let uffd = self.regions.get(pages.region as usize)?.uffd.clone();
         let take = |page| table.claim_for_install(page);
-        Some(Claim::new((first, pages.count, hva), (uffd, way), lane.arrival(), take))
+        Some(Claim::new((first, pages.count, hva), (uffd, method), lane.arrival(), take))
     }
 
-    /// Takes pieces of huge pages with their bytes, from the `dealt`-th on; advances it over those that are taken, or not
+    /// Takes pieces of huge pages with their bytes, from the `handled`-th on; advances it over those that are taken, or not
     /// wanted (any more). A page is installed with its last piece.
     pub fn pieces(
         &mut self,
         table: &mut PageTable,
-        pages: Pages,
-        lane: Lane,
+        pages: PageRun,
+        lane: LaneKind,
         bytes: &[u8],
-        dealt: &mut u64,
+        handled: &mut u64,
     ) -> Installed {
         let mut installed = Installed::default();
         let Some(region) = self.region(pages.region) else { return installed };
-        while *dealt < pages.count && installed.stop.is_none() {
-            let rest = pages.after(*dealt);
+        while *handled < pages.count && installed.stop.is_none() {
+            let rest = pages.after(*handled);
             let (page, piece) = region.page_of_piece(rest.page);
             let count = (region.pieces() - piece).min(rest.count);
-            let bytes = &bytes[(*dealt * PAGE) as usize..][..(count * PAGE) as usize];
+            let bytes = &bytes[(*handled * PAGE_SIZE) as usize..][..(count * PAGE_SIZE) as usize];
             self.piece(table, &region, page, (piece, count, Some(bytes)), lane.arrival(), &mut installed);
-            *dealt += if installed.stop.is_none() { count } else { 0 };
+            *handled += if installed.stop.is_none() { count } else { 0 };
         }
         installed
     }
@@ -215,11 +218,11 @@ impl Installer {
         installed: &mut Installed,
     ) {
         if table.claim_for_install(page) {
-            self.assemblies.insert(page, Assembly::new(region.pieces()));
+            self.staged.insert(page, HugePageStaging::new(region.pieces()));
         }
         // Else it is there already, or not wanted.
-        let Some(assembly) = self.assemblies.get_mut(&page) else { return };
-        assembly.add(piece, count, bytes);
+        let Some(staging) = self.staged.get_mut(&page) else { return };
+        staging.add(piece, count, bytes);
         installed.stop = self.install_if_whole(table, page, arrival, installed);
     }
 
@@ -230,7 +233,7 @@ impl Installer {
         arrival: Arrival,
         installed: &mut Installed,
     ) -> Option<Stop> {
-        let bytes = self.assemblies.get(&page)?.whole()?;
+        let bytes = self.staged.get(&page)?.whole()?;
         let Some((uffd, hva, size)) = self.place_of(page) else { return Some(Stop::NotRegistered) };
         let stop = match uffd.copy(hva, bytes).stop {
             // Installed by a pager that died before it could say so. EEXIST wakes nobody.
@@ -242,7 +245,7 @@ impl Installer {
         };
         if stop.is_none() {
             table.mark_installed(page, arrival);
-            self.assemblies.remove(&page);
+            self.staged.remove(&page);
             installed.runs.push((page, PageIndex(page.0 + 1)));
         }
         stop
@@ -250,33 +253,33 @@ impl Installer {
 
     /// All lanes broke: huge pages that came in part are absent again.
     pub fn abandon(&mut self, table: &mut PageTable) {
-        for page in std::mem::take(&mut self.assemblies).into_keys() {
+        for page in std::mem::take(&mut self.staged).into_keys() {
             table.release_install(page);
         }
     }
 
     /// Huge pages that have come in part.
     pub fn in_part(&self) -> impl Iterator<Item = PageIndex> + '_ {
-        self.assemblies.keys().copied()
+        self.staged.keys().copied()
     }
 
     /// A huge page is not wanted any more.
     pub fn forget(&mut self, page: PageIndex) {
-        self.assemblies.remove(&page);
+        self.staged.remove(&page);
     }
 
     // ---- zeros ----
 
     /// Zeros came. Pages that are whole with it and were not there before are in `runs`: those of them that are PRESENT as
     /// zeros are only written down, and made when touched.
-    pub fn zeros(&mut self, table: &mut PageTable, pages: Pages, lane: Lane) -> Installed {
+    pub fn zeros(&mut self, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Installed {
         let mut installed = Installed::default();
         let Some(region) = self.region(pages.region) else { return installed };
         let (mut at, end) = (pages.page, pages.page + pages.count);
         while at < end && installed.stop.is_none() {
             let (page, piece) = region.page_of_piece(at);
             let count = (region.pieces() - piece).min(end - at);
-            if count < region.pieces() || self.assemblies.contains_key(&page) {
+            if count < region.pieces() || self.staged.contains_key(&page) {
                 self.piece(table, &region, page, (piece, count, None), lane.arrival(), &mut installed);
             } else if table.claim_for_install(page) && table.mark_installed(page, Arrival::Zero) {
                 match installed.runs.last_mut() {
@@ -295,7 +298,7 @@ impl Installer {
         let (uffd, hva, size) = self.place_of(page)?;
         let mut stop = match (minor, size) {
             (true, _) => uffd.map(hva, size).stop,
-            (false, PAGE) => uffd.zeropage(hva, size).stop,
+            (false, PAGE_SIZE) => uffd.zeropage(hva, size).stop,
             // hugetlb has no ZEROPAGE.
             (false, _) => uffd.copy(hva, &vec![0; size as usize]).stop,
         };
@@ -326,8 +329,8 @@ impl Installer {
     /// dropped later (`MADV_DONTNEED`) they would be read again without a fault; and those of which part may have come and
     /// nothing is wanted. Memory without a file has none to drop.
     pub fn drop_contents(&self, from: PageIndex, to: PageIndex) {
-        let Some(region) = self.placement.numbering().region_of(from) else { return };
-        let Some(Ground { file: Some(file), .. }) = self.grounds.get(region.number as usize) else { return };
+        let Some(region) = self.address_map.numbering().region_of(from) else { return };
+        let Some(RegionState { file: Some(file), .. }) = self.regions.get(region.number as usize) else { return };
         let page_size = region.region.page_size;
         let offset = file.offset + (from.0 - region.first.0) * page_size;
         let size = (to.0 - from.0) * page_size;
@@ -357,8 +360,8 @@ impl Installer {
 
     /// Whoever waits anywhere tries again: faults that an earlier pager read are not delivered twice.
     pub fn wake_all(&self) {
-        for (ground, (hva, size)) in self.grounds.iter().zip(self.placement.ranges()) {
-            let _ = ground.uffd.wake(hva, size);
+        for (region, (hva, size)) in self.regions.iter().zip(self.address_map.ranges()) {
+            let _ = region.uffd.wake(hva, size);
         }
     }
 

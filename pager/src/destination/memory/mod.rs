@@ -2,6 +2,7 @@
 
 pub mod claim;
 pub mod collapse;
+pub mod huge_page_policy;
 pub mod huge_page_staging;
 pub mod installer;
 pub mod preallocate;

@@ -5,22 +5,21 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use tonic::Status;
 
-use crate::destination::memory::receive_mapping::{HUGE, Landing};
-use crate::lane::PAGE;
-use crate::layout::{Hva, Layout};
+use crate::destination::memory::huge_page_policy::HugePagePolicy;
+use crate::destination::memory::receive_mapping::ReceiveMapping;
+use crate::layout::{HUGE_PAGE_SIZE, Hva, MemoryLayout, PAGE_SIZE};
 use crate::proto::PageRange;
 use crate::sched::cpu_time::thread_time;
-use crate::source::memory::Pagemap;
+use crate::sys::pagemap::Pagemap;
 use crate::sys::userfaultfd::Userfaultfd;
 use crate::vmm::attached_memory::AttachedFile;
 
 /// The file of a region to which pages are written, and where the VMM has it mapped.
 #[derive(Debug)]
-pub struct Plot {
+pub struct PreallocateTarget {
     /// What the region's bytes are in.
     pub file: AttachedFile,
     /// With what the mapping is registered.
@@ -34,10 +33,10 @@ pub struct Plot {
 }
 
 /// A plot, and how far it can be made ready.
-struct Site<'a> {
-    plot: &'a Plot,
+struct PreparedRegion<'a> {
+    target: &'a PreallocateTarget,
     /// Where pages can be received in place.
-    landing: Option<Landing>,
+    receive_mapping: Option<ReceiveMapping>,
     /// Tells what the VMM has mapped.
     mapped: Option<Pagemap>,
 }
@@ -50,52 +49,53 @@ struct Site<'a> {
 /// `INVALID_ARGUMENT`: outside the layout. `RESOURCE_EXHAUSTED`: this host has not so much memory.
 /// `FAILED_PRECONDITION`: the VMM has touched its memory. `INTERNAL`: faults are not told of any more where they were; no
 /// page must come.
-pub fn make_ready(
-    layout: &Layout,
-    plots: &[Option<Plot>],
+pub fn preallocate(
+    layout: &MemoryLayout,
+    targets: &[Option<PreallocateTarget>],
     held: &[PageRange],
     huge_pages: bool,
-) -> (Vec<Option<Landing>>, Result<u64, Status>) {
-    let mut sites: Vec<_> = plots.iter().map(|plot| plot.as_ref().map(Site::new)).collect();
-    let allocated = allocate(layout, &mut sites, held, Sizes::new(huge_pages));
-    (sites.into_iter().map(|site| site?.landing).collect(), allocated)
+) -> (Vec<Option<ReceiveMapping>>, Result<u64, Status>) {
+    let mut regions: Vec<_> = targets.iter().map(|target| target.as_ref().map(PreparedRegion::new)).collect();
+    let allocated = allocate(layout, &mut regions, held, HugePagePolicy::new(huge_pages));
+    (regions.into_iter().map(|region| region?.receive_mapping).collect(), allocated)
 }
 
 fn allocate(
-    layout: &Layout,
-    sites: &mut [Option<Site<'_>>],
+    layout: &MemoryLayout,
+    regions: &mut [Option<PreparedRegion<'_>>],
     held: &[PageRange],
-    mut sizes: Sizes,
+    mut policy: HugePagePolicy,
 ) -> Result<u64, Status> {
-    let pieces = layout.in_pages_of(PAGE);
+    let pieces = layout.in_pages_of(PAGE_SIZE);
     let (mut bytes, mut joined) = (0, 0);
     for range in held {
         let PageRange { region, page, count } = *range;
         if !pieces.contains(region, page, count) {
             return Err(Status::invalid_argument(format!("held: region {region}, pages {page} + {count} of 4 KiB")));
         }
-        let Some(Some(site)) = sites.get_mut(region as usize) else { continue };
-        let (mut at, end) = (page * PAGE, (page + count) * PAGE);
+        let Some(Some(prepared)) = regions.get_mut(region as usize) else { continue };
+        let (mut at, end) = (page * PAGE_SIZE, (page + count) * PAGE_SIZE);
         while at < end {
-            let before = (site.plot.file.offset + at).next_multiple_of(HUGE) - (site.plot.file.offset + at);
-            let blocks = if before == 0 { ((end - at) / HUGE).min(sizes.blocks()) } else { 0 };
+            let before = (prepared.target.file.offset + at).next_multiple_of(HUGE_PAGE_SIZE)
+                - (prepared.target.file.offset + at);
+            let blocks = if before == 0 { ((end - at) / HUGE_PAGE_SIZE).min(policy.blocks()) } else { 0 };
             let size = match (before, blocks) {
                 (0, 0) => end - at,
-                (0, _) => blocks * HUGE,
+                (0, _) => blocks * HUGE_PAGE_SIZE,
                 _ => before.min(end - at),
             };
-            let (began, huge) = (thread_time(), blocks > 0 && sizes.is_huge());
-            if huge && site.join(at, size)? {
+            let (began, huge) = (thread_time(), blocks > 0 && policy.is_huge());
+            if huge && prepared.join(at, size)? {
                 joined += size;
             }
-            site.fill(at, size).map_err(|error| {
+            prepared.fill(at, size).map_err(|error| {
                 let gpa = pieces.regions()[region as usize].gpa.0 + at;
                 Status::resource_exhausted(format!(
                     "no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}"
                 ))
             })?;
             if blocks > 0 {
-                sizes.took(huge, blocks, thread_time().saturating_sub(began));
+                policy.took(huge, blocks, thread_time().saturating_sub(began));
             }
             at += size;
             bytes += size;
@@ -105,33 +105,35 @@ fn allocate(
     Ok(bytes)
 }
 
-impl<'a> Site<'a> {
-    fn new(plot: &'a Plot) -> Self {
-        let landing = Landing::new(&plot.file, plot.size);
-        let landing = landing.inspect_err(|error| tracing::info!(%error, hva = plot.hva.0, "pager.no_landing")).ok();
-        let mapped = Pagemap::open(plot.vmm_pid, plot.hva, PAGE).ok();
-        Self { plot, landing, mapped }
+impl<'a> PreparedRegion<'a> {
+    fn new(target: &'a PreallocateTarget) -> Self {
+        let receive_mapping = ReceiveMapping::new(&target.file, target.size);
+        let receive_mapping =
+            receive_mapping.inspect_err(|error| tracing::info!(%error, hva = target.hva.0, "pager.no_landing")).ok();
+        let mapped = Pagemap::open(target.vmm_pid, target.hva, PAGE_SIZE).ok();
+        Self { target, receive_mapping, mapped }
     }
 
     /// Puts huge pages under a range where the kernel can. It refuses wherever a userfaultfd would be told of what the file
     /// lacks, so for a moment nobody is. What the VMM has mapped then would be seen as it comes, so it must have nothing.
     /// Returns whether all of it is of huge pages.
     fn join(&self, at: u64, size: u64) -> Result<bool, Status> {
-        let (Some(landing), Some(mapped)) = (&self.landing, &self.mapped) else { return Ok(false) };
-        let Plot { uffd, .. } = self.plot;
+        let (Some(receive_mapping), Some(mapped)) = (&self.receive_mapping, &self.mapped) else { return Ok(false) };
+        let PreallocateTarget { uffd, .. } = self.target;
         // The kernel looks at the page behind as well (collapse_file() in mm/khugepaged.c, Linux 6.18).
-        let (hva, around) = (Hva(self.plot.hva.0 + at), (size + PAGE).min(self.plot.size - at));
-        let joined = uffd.unregister(hva, around).and_then(|()| landing.join(at / PAGE, size / PAGE));
+        let (hva, around) = (Hva(self.target.hva.0 + at), (size + PAGE_SIZE).min(self.target.size - at));
+        let joined = uffd.unregister(hva, around).and_then(|()| receive_mapping.join(at / PAGE_SIZE, size / PAGE_SIZE));
         uffd.register_minor(hva, around).map_err(|error| {
             Status::internal(format!("{around:#x} bytes at {:#x} are guarded no more: UFFDIO_REGISTER: {error}", hva.0))
         })?;
         if let Err(error) = &joined {
             tracing::debug!(%error, hva = hva.0, size, "pager.no_huge_pages");
         }
-        let touched =
-            mapped.first_mapped(at / PAGE, around / PAGE).map_err(|error| Status::internal(error.to_string()))?;
+        let touched = mapped
+            .first_mapped(at / PAGE_SIZE, around / PAGE_SIZE)
+            .map_err(|error| Status::internal(error.to_string()))?;
         touched.map_or(Ok(joined.is_ok()), |page| {
-            let hva = self.plot.hva.0 + page * PAGE;
+            let hva = self.target.hva.0 + page * PAGE_SIZE;
             Err(Status::failed_precondition(format!(
                 "the VMM has touched its memory at {hva:#x} before any of it came"
             )))
@@ -140,10 +142,14 @@ impl<'a> Site<'a> {
 
     /// Allocates a range, and makes it ready where it can.
     fn fill(&mut self, at: u64, size: u64) -> io::Result<()> {
-        reserve(&self.plot.file, at, size)?;
-        if let Some(Err(error)) = self.landing.as_mut().map(|landing| landing.prepare(at / PAGE, size / PAGE)) {
-            tracing::info!(%error, hva = self.plot.hva.0, "pager.no_landing");
-            self.landing = None;
+        reserve(&self.target.file, at, size)?;
+        if let Some(Err(error)) = self
+            .receive_mapping
+            .as_mut()
+            .map(|receive_mapping| receive_mapping.prepare(at / PAGE_SIZE, size / PAGE_SIZE))
+        {
+            tracing::info!(%error, hva = self.target.hva.0, "pager.no_landing");
+            self.receive_mapping = None;
         }
         Ok(())
     }
@@ -164,128 +170,22 @@ fn reserve(file: &AttachedFile, at: u64, size: u64) -> io::Result<()> {
     }
 }
 
-/// Blocks that are made ready by one step: few, since a step whose blocks the host has to find first may take ten times as long.
-const MOST_AT_ONCE: u64 = 4;
-/// After the first step in huge pages that was dearer, so many blocks are made of small ones.
-const FIRST_PAUSE: u64 = 4;
-/// Each further time so many times more.
-const LONGER: u64 = 4;
-
-/// Of which pages the next blocks of 2 MiB are made: the first of small ones, to know their cost, then of huge ones for as long
-/// as those cost no more; where they do, now and then one of them, ever more seldom.
-#[derive(Debug)]
-struct Sizes {
-    /// What a block of small pages cost last.
-    small: Duration,
-    /// Blocks to be made of small pages before the next huge one.
-    pause: u64,
-    next_pause: u64,
-    /// Blocks of huge pages at once.
-    at_once: u64,
-}
-
-impl Sizes {
-    fn new(huge_pages: bool) -> Self {
-        let pause = if huge_pages { 1 } else { u64::MAX };
-        Self { small: Duration::ZERO, pause, next_pause: FIRST_PAUSE, at_once: 1 }
-    }
-
-    fn is_huge(&self) -> bool {
-        self.pause == 0
-    }
-
-    /// At most so many are next.
-    fn blocks(&self) -> u64 {
-        if self.is_huge() { self.at_once } else { self.pause.min(MOST_AT_ONCE) }
-    }
-
-    /// So many blocks were made ready, in so much processor's time.
-    fn took(&mut self, huge: bool, blocks: u64, time: Duration) {
-        let each = Duration::from_nanos(time.as_nanos() as u64 / blocks.max(1));
-        if !huge {
-            self.small = each;
-            self.pause = self.pause.saturating_sub(blocks);
-        } else if each <= self.small {
-            self.at_once = (self.at_once * 2).min(MOST_AT_ONCE);
-            self.next_pause = FIRST_PAUSE;
-        } else {
-            self.at_once = 1;
-            self.pause = self.next_pause;
-            self.next_pause = self.next_pause.saturating_mul(LONGER);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::proto;
-    use crate::sys::userfaultfd::{Event, feature, memfd, probe};
-
-    /// How many of so many blocks were made of huge pages, and the steps: of huge ones?, blocks.
-    fn course(blocks: u64, small: u64, huge: impl Fn(u64) -> u64) -> (u64, Vec<(bool, u64)>) {
-        let (mut sizes, mut done, mut of_huge, mut steps) = (Sizes::new(true), 0, 0, vec![]);
-        while done < blocks {
-            let (is_huge, next) = (sizes.is_huge(), sizes.blocks().min(blocks - done));
-            let each = if is_huge { huge(done) } else { small };
-            sizes.took(is_huge, next, Duration::from_micros(each * next));
-            steps.push((is_huge, next));
-            done += next;
-            of_huge += if is_huge { next } else { 0 };
-        }
-        (of_huge, steps)
-    }
-
-    #[test]
-    fn huge_pages_that_cost_less_are_all_but_the_first_block() {
-        let (of_huge, steps) = course(64, 700, |_| 300);
-        assert_eq!(of_huge, 63);
-        assert_eq!(steps[..6], [(false, 1), (true, 1), (true, 2), (true, 4), (true, 4), (true, 4)]);
-    }
-
-    #[test]
-    fn huge_pages_that_cost_more_are_tried_ever_more_seldom() {
-        let (of_huge, steps) = course(512 * 1024, 700, |_| 6000);
-        assert!(of_huge < 12, "{of_huge}");
-        assert_eq!(steps[..5], [(false, 1), (true, 1), (false, 4), (true, 1), (false, 4)]);
-    }
-
-    #[test]
-    fn huge_pages_that_become_cheap_are_found() {
-        let (of_huge, _) = course(1024, 700, |done| if done < 40 { 6000 } else { 300 });
-        assert!(of_huge > 900, "{of_huge}");
-    }
-
-    #[test]
-    fn none_are_huge_where_that_is_not_wanted() {
-        let mut sizes = Sizes::new(false);
-        for _ in 0..1000 {
-            assert!(!sizes.is_huge());
-            sizes.took(false, sizes.blocks(), Duration::from_micros(1));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn every_step_goes_on(small in 0u64..10_000, costs in proptest::collection::vec(0u64..20_000, 1..50)) {
-            let (of_huge, steps) = course(2048, small, |done| costs[done as usize % costs.len()]);
-            prop_assert!(steps.iter().all(|(_, blocks)| (1..=MOST_AT_ONCE).contains(blocks)));
-            prop_assert_eq!(steps.iter().map(|(_, blocks)| blocks).sum::<u64>(), 2048);
-            prop_assert!(of_huge < 2048);
-        }
-    }
+    use crate::sys::memfd::memfd;
+    use crate::sys::userfaultfd::{UffdEvent, feature, probe};
 
     /// Memory of so many blocks in a file, `skew` bytes before a block begins; what a VMM, which is this process, has mapped.
-    fn plot(blocks: u64, skew: u64) -> Option<(Layout, Plot)> {
+    fn target(blocks: u64, skew: u64) -> Option<(MemoryLayout, PreallocateTarget)> {
         let features = feature::MISSING_SHMEM | feature::MINOR_SHMEM;
         if let Err(reason) = probe(features) {
             eprintln!("skipped: {reason}");
             return None;
         }
-        let size = blocks * HUGE;
-        let file = AttachedFile { fd: memfd("guest", size + HUGE).unwrap(), offset: HUGE - skew };
+        let size = blocks * HUGE_PAGE_SIZE;
+        let file = AttachedFile { fd: memfd("guest", size + HUGE_PAGE_SIZE).unwrap(), offset: HUGE_PAGE_SIZE - skew };
         let (write, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         // SAFETY: a fresh mapping.
         let at = unsafe {
@@ -304,14 +204,14 @@ mod tests {
         let hva = Hva(at as u64);
         uffd.register_minor(hva, size).unwrap();
         let backing = proto::Backing::Memfd.into();
-        let region = proto::MemoryRegion { gpa: 0, size, page_size: PAGE, backing };
-        let layout = Layout::try_from(&proto::MemoryLayout { regions: vec![region] }).unwrap();
-        Some((layout, Plot { file, uffd, vmm_pid: std::process::id(), hva, size }))
+        let region = proto::MemoryRegion { gpa: 0, size, page_size: PAGE_SIZE, backing };
+        let layout = MemoryLayout::try_from(&proto::MemoryLayout { regions: vec![region] }).unwrap();
+        Some((layout, PreallocateTarget { file, uffd, vmm_pid: std::process::id(), hva, size }))
     }
 
     /// Bytes of this process's mapping of a landing that are mapped by huge pages.
-    fn in_huge_pages(landing: &Landing) -> u64 {
-        let at = format!("{:x}-", landing.at(0, 1).unwrap() as u64);
+    fn in_huge_pages(receive_mapping: &ReceiveMapping) -> u64 {
+        let at = format!("{:x}-", receive_mapping.at(0, 1).unwrap() as u64);
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mapping = smaps.lines().skip_while(|line| !line.starts_with(&at));
         let line = mapping.take(40).find(|line| line.starts_with("ShmemPmdMapped:")).unwrap();
@@ -320,57 +220,59 @@ mod tests {
 
     #[test]
     fn blocks_are_joined_and_every_touch_is_still_told() {
-        for skew in [0, 5 * PAGE] {
-            let Some((_, plot)) = plot(4, skew) else { return };
-            let mut site = Site::new(&plot);
-            let (at, size) = (skew, 2 * HUGE);
-            let joined = site.join(at, size).unwrap();
-            site.fill(0, plot.size).unwrap();
-            let landing = site.landing.as_ref().unwrap();
+        for skew in [0, 5 * PAGE_SIZE] {
+            let Some((_, target)) = target(4, skew) else { return };
+            let mut region = PreparedRegion::new(&target);
+            let (at, size) = (skew, 2 * HUGE_PAGE_SIZE);
+            let joined = region.join(at, size).unwrap();
+            region.fill(0, target.size).unwrap();
+            let receive_mapping = region.receive_mapping.as_ref().unwrap();
             if joined {
-                assert_eq!(in_huge_pages(landing), size, "{skew}");
+                assert_eq!(in_huge_pages(receive_mapping), size, "{skew}");
             } else {
                 eprintln!("no huge page is to be had here");
             }
-            let place = landing.at(0, plot.size / PAGE).unwrap();
+            let place = receive_mapping.at(0, target.size / PAGE_SIZE).unwrap();
             // SAFETY: a page of the landing, which is there.
-            unsafe { place.wrapping_add((at + PAGE) as usize).write_bytes(7, PAGE as usize) };
-            for page in [0, at / PAGE + 1, (at + size) / PAGE, plot.size / PAGE - 1] {
-                let address = plot.hva.0 + page * PAGE;
+            unsafe { place.wrapping_add((at + PAGE_SIZE) as usize).write_bytes(7, PAGE_SIZE as usize) };
+            for page in [0, at / PAGE_SIZE + 1, (at + size) / PAGE_SIZE, target.size / PAGE_SIZE - 1] {
+                let address = target.hva.0 + page * PAGE_SIZE;
                 // SAFETY: a byte of the VMM's mapping, which waits for its page.
                 let touch = std::thread::spawn(move || unsafe { (address as *const u8).read_volatile() });
-                let told = std::iter::repeat_with(|| plot.uffd.read_events().unwrap())
+                let told = std::iter::repeat_with(|| target.uffd.read_events().unwrap())
                     .find(|events| !events.is_empty())
                     .unwrap();
                 assert!(
-                    matches!(told[..], [Event::Fault { at, minor: true, .. }] if at.0 / PAGE == address / PAGE),
+                    matches!(told[..], [UffdEvent::Fault { at, minor: true, .. }] if at.0 / PAGE_SIZE == address / PAGE_SIZE),
                     "{told:?}"
                 );
-                assert_eq!(plot.uffd.map(Hva(address), PAGE).stop, None);
-                assert_eq!(touch.join().unwrap(), if page == at / PAGE + 1 { 7 } else { 0 });
+                assert_eq!(target.uffd.map(Hva(address), PAGE_SIZE).stop, None);
+                assert_eq!(touch.join().unwrap(), if page == at / PAGE_SIZE + 1 { 7 } else { 0 });
             }
         }
     }
 
     #[test]
     fn memory_that_the_vmm_has_touched_is_refused_where_it_would_be_seen() {
-        for (huge_pages, page, refused) in [(true, 2 * HUGE, true), (true, HUGE / 2, false), (false, 2 * HUGE, false)] {
-            let Some((layout, plot)) = plot(4, 0) else { return };
-            plot.uffd.unregister(plot.hva, plot.size).unwrap();
+        for (huge_pages, page, refused) in
+            [(true, 2 * HUGE_PAGE_SIZE, true), (true, HUGE_PAGE_SIZE / 2, false), (false, 2 * HUGE_PAGE_SIZE, false)]
+        {
+            let Some((layout, target)) = target(4, 0) else { return };
+            target.uffd.unregister(target.hva, target.size).unwrap();
             // Of the first block, which is of small pages, or behind the second. SAFETY: a byte of the VMM's mapping.
-            unsafe { ((plot.hva.0 + page) as *const u8).read_volatile() };
-            plot.uffd.register_minor(plot.hva, plot.size).unwrap();
-            let held = [PageRange { region: 0, page: 0, count: plot.size / PAGE }];
-            let address = format!("{:#x}", plot.hva.0 + page);
-            let (landings, ready) = make_ready(&layout, &[Some(plot)], &held, huge_pages);
+            unsafe { ((target.hva.0 + page) as *const u8).read_volatile() };
+            target.uffd.register_minor(target.hva, target.size).unwrap();
+            let held = [PageRange { region: 0, page: 0, count: target.size / PAGE_SIZE }];
+            let address = format!("{:#x}", target.hva.0 + page);
+            let (receive_mappings, ready) = preallocate(&layout, &[Some(target)], &held, huge_pages);
             match ready {
-                Ok(bytes) => assert_eq!((bytes, refused), (4 * HUGE, false)),
+                Ok(bytes) => assert_eq!((bytes, refused), (4 * HUGE_PAGE_SIZE, false)),
                 Err(status) => {
                     assert!(refused && status.message().contains(&address), "{status}");
                     assert_eq!(status.code(), tonic::Code::FailedPrecondition);
                 }
             }
-            assert_eq!(landings.len(), 1);
+            assert_eq!(receive_mappings.len(), 1);
         }
     }
 }

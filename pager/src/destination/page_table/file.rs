@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::layout::{Backing, Layout};
+use crate::layout::{Backing, MemoryLayout};
 
 const HEADER: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"vmfpages");
@@ -79,7 +79,7 @@ impl PageFile {
     ///
     /// # Errors
     /// [`PageFileError`]: I/O, or the file was made for another layout.
-    pub fn open(path: &Path, layout: &Layout) -> Result<(Self, bool), PageFileError> {
+    pub fn open(path: &Path, layout: &MemoryLayout) -> Result<(Self, bool), PageFileError> {
         let pages = layout.total_pages();
         let failed = |source| PageFileError::Io { path: path.to_path_buf(), source };
         let existed = path.try_exists().map_err(failed)?;
@@ -172,7 +172,7 @@ fn create(path: &Path, pages: u64, digest: u64) -> io::Result<()> {
 }
 
 /// FNV-1a over the regions.
-fn digest(layout: &Layout) -> u64 {
+fn digest(layout: &MemoryLayout) -> u64 {
     let words = layout.regions().iter().flat_map(|r| {
         let backing = match r.backing {
             Backing::Anonymous => 1,
@@ -189,9 +189,9 @@ mod tests {
     use super::*;
     use crate::layout::{Gpa, Region};
 
-    fn layout(pages: u64, gpa: u64) -> Layout {
+    fn layout(pages: u64, gpa: u64) -> MemoryLayout {
         let region = Region { gpa: Gpa(gpa), size: pages << 12, page_size: 4096, backing: Backing::Anonymous };
-        Layout::new(vec![region]).unwrap()
+        MemoryLayout::new(vec![region]).unwrap()
     }
 
     #[test]

@@ -21,8 +21,9 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::destination::page_table::file::{PageFile, PageFileError, Word};
-use crate::layout::Layout;
+use crate::layout::MemoryLayout;
 use crate::layout::address_map::PageIndex;
+use crate::layout::page_run::Arrival;
 
 /// The state of a page. The numbers are those of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,17 +88,6 @@ impl PageState {
     pub fn is_poisoned(self) -> bool {
         matches!(self, Self::Poisoned | Self::PoisonedTold)
     }
-}
-
-/// How a page came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
-    /// Data, asked for.
-    Demand,
-    /// Data, pushed.
-    Push,
-    /// Zeros, either way.
-    Zero,
 }
 
 /// What became of a poison report.
@@ -167,7 +157,7 @@ impl PageTable {
     ///
     /// # Errors
     /// [`PageFileError`]: I/O, another layout, or a byte that is no state.
-    pub fn open(path: &Path, layout: &Layout) -> Result<(Self, bool), PageFileError> {
+    pub fn open(path: &Path, layout: &MemoryLayout) -> Result<(Self, bool), PageFileError> {
         let (file, existed) = PageFile::open(path, layout)?;
         let total = layout.total_pages();
         let mut table = Self { file, total, counts: Counts::default() };

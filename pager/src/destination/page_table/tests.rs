@@ -5,9 +5,9 @@ use crate::layout::{Backing, Gpa, Region};
 
 const PAGES: u64 = 6;
 
-fn layout() -> Layout {
+fn layout() -> MemoryLayout {
     let region = Region { gpa: Gpa(0), size: PAGES << 12, page_size: 4096, backing: Backing::Anonymous };
-    Layout::new(vec![region]).unwrap()
+    MemoryLayout::new(vec![region]).unwrap()
 }
 
 /// What the pager may do or suffer. COPY is an act of the kernel model below, guarded by the table alone.

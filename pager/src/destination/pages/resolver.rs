@@ -1,5 +1,5 @@
 //! What a fault, an arrived run, a REMOVE and a known error do: synchronous, no network. It is
-//! behind a lock ([`crate::destination::pages::shared_pages::Shared`]).
+//! behind a lock ([`crate::destination::pages::shared_pages::SharedPages`]).
 //!
 //! A page that is resolved as poison is reported first (frame to the VMM), then marked, which wakes the vCPU; then whoever
 //! else is to know of it is woken. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
@@ -10,20 +10,20 @@ use std::time::Instant;
 
 use crate::destination::memory::claim::Claim;
 use crate::destination::memory::installer::Installer;
-use crate::destination::memory::receive_mapping::Landing;
+use crate::destination::memory::receive_mapping::ReceiveMapping;
 use crate::destination::page_table::file::Word;
 use crate::destination::page_table::{DiscardOutcome, PageState, PageTable, PoisonOutcome};
 use crate::destination::pages::first_touch::FirstTouch;
 use crate::event_log::{EventLog, now_us};
-use crate::lane::PAGE;
 use crate::lane::frame::Ask;
-use crate::layout::address_map::{NumberedRegion, Numbering, PageIndex};
-use crate::layout::page_run::{Lane, Pages, PoisonNote};
+use crate::layout::PAGE_SIZE;
+use crate::layout::address_map::{NumberedRegion, PageIndex, PageNumbering};
+use crate::layout::page_run::{LaneKind, PageRun, PoisonInfo};
 use crate::layout::{Gpa, Hva};
 use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress, Severity, pager_event};
 use crate::sched::priority;
 use crate::sys::userfaultfd::Stop;
-use crate::vmm::notifier::Teller;
+use crate::vmm::notifier::VmmNotifier;
 
 /// A page on which a vCPU waits.
 #[derive(Debug, Clone, Copy)]
@@ -54,27 +54,27 @@ pub enum FaultOutcome {
 /// The pages of a destination VM.
 #[derive(Debug)]
 pub struct Resolver {
-    numbering: Numbering,
+    numbering: PageNumbering,
     table: PageTable,
     memory: Option<Installer>,
-    teller: Option<Teller>,
+    notifier: Option<VmmNotifier>,
     events: EventLog,
     waiting: HashMap<PageIndex, Waiting>,
     /// First page of each claim that is not settled, and one past its last.
     open: Vec<(PageIndex, PageIndex)>,
-    notes: HashMap<PageIndex, PoisonNote>,
+    notes: HashMap<PageIndex, PoisonInfo>,
     first_touch: FirstTouch,
     unregistered: bool,
 }
 
 impl Resolver {
     /// No memory is attached yet.
-    pub fn new(numbering: Numbering, table: PageTable, events: EventLog) -> Self {
+    pub fn new(numbering: PageNumbering, table: PageTable, events: EventLog) -> Self {
         Self {
             numbering,
             table,
             memory: None,
-            teller: None,
+            notifier: None,
             events,
             waiting: HashMap::new(),
             open: Vec::new(),
@@ -85,7 +85,7 @@ impl Resolver {
     }
 
     /// The numbering of the pages.
-    pub fn numbering(&self) -> &Numbering {
+    pub fn numbering(&self) -> &PageNumbering {
         &self.numbering
     }
 
@@ -108,15 +108,21 @@ impl Resolver {
     ///
     /// # Errors
     /// What is wrong with it, for people; the VMM is not told `attached` then.
-    pub fn attach(&mut self, pid: u32, started: u64, memory: Installer, teller: Option<Teller>) -> Result<(), String> {
+    pub fn attach(
+        &mut self,
+        pid: u32,
+        started: u64,
+        memory: Installer,
+        notifier: Option<VmmNotifier>,
+    ) -> Result<(), String> {
         if !self.table.bind(pid, started) {
             return Err(format!("the page table belongs to another VMM than process {pid}"));
         }
-        if let Some(teller) = &teller {
-            teller.attached().map_err(|e| format!("the VMM cannot be answered: {e}"))?;
+        if let Some(notifier) = &notifier {
+            notifier.attached().map_err(|e| format!("the VMM cannot be answered: {e}"))?;
         }
         self.memory = Some(memory);
-        self.teller = teller;
+        self.notifier = notifier;
         for page in self.poisoned_pages() {
             let reported = self.report(page, None);
             self.mark(page);
@@ -129,37 +135,37 @@ impl Resolver {
     }
 
     /// Whether pages can be received in place.
-    pub fn lands(&self, pages: Pages) -> bool {
-        self.memory.as_ref().is_some_and(|memory| memory.lands(pages))
+    pub fn can_receive_directly(&self, pages: PageRun) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.can_receive_directly(pages))
     }
 
     /// Claims those of a frame's pages that are wanted. `None`: see [`Installer::claim`].
-    pub fn claim(&mut self, pages: Pages, lane: Lane) -> Option<Claim> {
+    pub fn claim(&mut self, pages: PageRun, lane: LaneKind) -> Option<Claim> {
         let claim = self.memory.as_ref()?.claim(&mut self.table, pages, lane)?;
         self.open.push(claim.range());
         Some(claim)
     }
 
     /// The same, to be received in place: see [`Installer::claim_in_place`].
-    pub fn claim_in_place(&mut self, pages: Pages, lane: Lane) -> Option<(Claim, *mut u8)> {
+    pub fn claim_in_place(&mut self, pages: PageRun, lane: LaneKind) -> Option<(Claim, *mut u8)> {
         let (claim, at) = self.memory.as_ref()?.claim_in_place(&mut self.table, pages, lane)?;
         self.open.push(claim.range());
         Some((claim, at))
     }
 
     /// What has come of a claim is present.
-    pub fn came(&mut self, claim: &Claim) {
-        for (from, to) in claim.here() {
+    pub fn mark_arrived(&mut self, claim: &Claim) {
+        for (from, to) in claim.arrived() {
             let marked = (from.0..to.0).filter(|page| self.table.mark_installed(PageIndex(*page), claim.arrival()));
-            let bytes = marked.count() as u64 * PAGE;
+            let bytes = marked.count() as u64 * PAGE_SIZE;
             self.table.add(Word::BytesReceived, bytes);
         }
     }
 
     /// Nothing more comes of a claim: the rest is absent again.
-    pub fn settle(&mut self, claim: &Claim) {
-        self.came(claim);
-        for (from, to) in claim.here() {
+    pub fn finish_claim(&mut self, claim: &Claim) {
+        self.mark_arrived(claim);
+        for (from, to) in claim.arrived() {
             for page in self.waiting_in(from, to) {
                 // It may have been copied and gone again (reclaimed), to be faulted on anew: then nobody was woken.
                 if self.waiting.get(&page).is_some_and(|waiting| waiting.since >= claim.began()) {
@@ -168,7 +174,7 @@ impl Resolver {
             }
             self.touched(from, to);
         }
-        for page in claim.left() {
+        for page in claim.missing() {
             self.table.release_install(page);
         }
         if let Some(at) = self.open.iter().position(|range| *range == claim.range()) {
@@ -177,27 +183,27 @@ impl Resolver {
     }
 
     /// Whether one of these pages is in a claim that is not settled.
-    pub fn is_claimed(&self, pages: Pages) -> bool {
+    pub fn is_claimed(&self, pages: PageRun) -> bool {
         let Some(region) = self.numbering.regions().get(pages.region as usize) else { return false };
         let (first, last) = (region.page_of_piece(pages.page).0, region.page_of_piece(pages.page + pages.count - 1).0);
         self.open.iter().any(|(from, end)| *from <= last && first < *end)
     }
 
     /// Pages are received in place from now on, where there is a landing; in the order of the layout.
-    pub fn land(&mut self, landings: Vec<Option<Landing>>) {
+    pub fn set_receive_mappings(&mut self, receive_mappings: Vec<Option<ReceiveMapping>>) {
         if let Some(memory) = &mut self.memory {
-            memory.land(landings);
+            memory.set_receive_mappings(receive_mappings);
         }
     }
 
     /// Nothing is received in place any more.
-    pub fn take_landings(&mut self) -> Vec<Arc<Landing>> {
-        self.memory.as_mut().map(Installer::take_landings).unwrap_or_default()
+    pub fn take_receive_mappings(&mut self) -> Vec<Arc<ReceiveMapping>> {
+        self.memory.as_mut().map(Installer::take_receive_mappings).unwrap_or_default()
     }
 
     /// The VMM hung up: nobody can be told any more. Its memory is served as long as it is there.
     pub fn hang_up(&mut self) {
-        self.teller = None;
+        self.notifier = None;
     }
 
     /// The VMM's address space is gone.
@@ -213,7 +219,7 @@ impl Resolver {
 
     /// A thread waits at an address; `minor`: the file behind the mapping holds something there.
     pub fn fault(&mut self, at: Hva, thread: u32, minor: bool) -> FaultOutcome {
-        let Some(page) = self.memory.as_ref().and_then(|m| m.placement().page_at(at)) else {
+        let Some(page) = self.memory.as_ref().and_then(|m| m.address_map().page_at(at)) else {
             return FaultOutcome::Outside;
         };
         self.table.add(Word::Faults, 1);
@@ -288,10 +294,10 @@ impl Resolver {
     ///
     /// # Errors
     /// In words for people, if not: the source speaks nonsense.
-    pub fn check(&self, pages: Pages) -> Result<(), String> {
+    pub fn check(&self, pages: PageRun) -> Result<(), String> {
         let region = self.numbering.regions().get(pages.region as usize);
         let end = pages.page.checked_add(pages.count);
-        match region.zip(end).is_some_and(|(region, end)| end <= region.region.size / PAGE) {
+        match region.zip(end).is_some_and(|(region, end)| end <= region.region.size / PAGE_SIZE) {
             true => Ok(()),
             false => Err(format!(
                 "the source sent region {} pages {}+{} of 4 KiB, outside the layout",
@@ -300,11 +306,11 @@ impl Resolver {
         }
     }
 
-    /// Pieces of huge pages came with their bytes, of which `dealt` are dealt with already; it is advanced. After a stop, to
+    /// Pieces of huge pages came with their bytes, of which `handled` are dealt with already; it is advanced. After a stop, to
     /// be called again.
-    pub fn pieces(&mut self, pages: Pages, lane: Lane, bytes: &[u8], dealt: &mut u64) -> Option<Stop> {
+    pub fn pieces(&mut self, pages: PageRun, lane: LaneKind, bytes: &[u8], handled: &mut u64) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
-        let installed = memory.pieces(&mut self.table, pages, lane, bytes, dealt);
+        let installed = memory.pieces(&mut self.table, pages, lane, bytes, handled);
         for (from, to) in installed.runs {
             let size = self.numbering.region_of(from).map_or(0, |r| r.region.page_size);
             self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
@@ -314,7 +320,7 @@ impl Resolver {
     }
 
     /// Zeros came. After a stop, to be called again.
-    pub fn zeros(&mut self, pages: Pages, lane: Lane) -> Option<Stop> {
+    pub fn zeros(&mut self, pages: PageRun, lane: LaneKind) -> Option<Stop> {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
         let installed = memory.zeros(&mut self.table, pages, lane);
         for (from, to) in &installed.runs {
@@ -335,7 +341,7 @@ impl Resolver {
     }
 
     /// Bad pages came, for which no claim is open. After a stop, to be called again.
-    pub fn poison(&mut self, pages: Pages, note: PoisonNote) -> Option<Stop> {
+    pub fn poison(&mut self, pages: PageRun, note: PoisonInfo) -> Option<Stop> {
         let region = self.numbering.regions().get(pages.region as usize)?;
         let first = region.page_of_piece(pages.page).0;
         let last = region.page_of_piece(pages.page + pages.count - 1).0;
@@ -353,11 +359,11 @@ impl Resolver {
     }
 
     /// Report, then marker, then the wait is over.
-    fn resolve_poison(&mut self, page: PageIndex, note: PoisonNote, outcome: PoisonOutcome) -> Option<Stop> {
+    fn resolve_poison(&mut self, page: PageIndex, note: PoisonInfo, outcome: PoisonOutcome) -> Option<Stop> {
         if matches!(outcome, PoisonOutcome::New { .. }) {
             self.notes.insert(page, note);
             if note.guest_visible {
-                self.events.note(pager_event::Event::MemoryError(self.event(page, None, false)));
+                self.events.append_quietly(pager_event::Event::MemoryError(self.event(page, None, false)));
             }
         }
         let waits = self.waiting.get(&page).map(|w| w.thread);
@@ -379,9 +385,9 @@ impl Resolver {
     /// Behind the vCPU, which may wait for this core: the VMM is woken for what it was told, and the daemon is told.
     fn note(&self, reported: Option<MemoryErrorEvent>) {
         if let Some(event) = reported {
-            priority::give_way();
-            self.teller.iter().for_each(Teller::ring);
-            self.events.note(pager_event::Event::MemoryError(event));
+            priority::yield_cpu();
+            self.notifier.iter().for_each(VmmNotifier::notify);
+            self.events.append_quietly(pager_event::Event::MemoryError(event));
         }
     }
 
@@ -407,7 +413,7 @@ impl Resolver {
             return None;
         }
         let mut event = self.event(page, waits, true);
-        event.reported = match self.teller.as_ref().map(|t| t.memory_error(&event)) {
+        event.reported = match self.notifier.as_ref().map(|t| t.memory_error(&event)) {
             Some(Ok(())) => {
                 self.table.add(Word::MachineChecks, 1);
                 true
@@ -426,7 +432,7 @@ impl Resolver {
 
     fn event(&self, page: PageIndex, waits: Option<u32>, report: bool) -> MemoryErrorEvent {
         let region = self.numbering.region_of(page);
-        let note = self.notes.get(&page).copied().unwrap_or(PoisonNote {
+        let note = self.notes.get(&page).copied().unwrap_or(PoisonInfo {
             origin: crate::proto::ErrorOrigin::Read,
             guest_visible: false,
             hop: 0,
@@ -447,7 +453,7 @@ impl Resolver {
             first_seen_us: now_us(),
             last_seen_us: now_us(),
         };
-        let hva = self.memory.as_ref().and_then(|m| m.placement().address_of(page)).map_or(0, |(hva, _)| hva.0);
+        let hva = self.memory.as_ref().and_then(|m| m.address_map().address_of(page)).map_or(0, |(hva, _)| hva.0);
         MemoryErrorEvent { error: Some(error), hva, thread_id: waits.unwrap_or(0), reported: false }
     }
 
@@ -460,7 +466,7 @@ impl Resolver {
         let mut reply = MarkPoisonedReply::default();
         for error in errors {
             for page in self.numbering.pages_of_block(Gpa(error.gpa), error.lsb) {
-                let note = PoisonNote { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
+                let note = PoisonInfo { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
                 let outcome = self.table.mark_poisoned(page, error.guest_visible);
                 match outcome {
                     PoisonOutcome::New { .. } => reply.marked += 1,
@@ -484,7 +490,7 @@ impl Resolver {
     /// A range is given back by the guest (or unmapped): poison stays, everything else reads as zeros.
     pub fn discard(&mut self, start: Hva, end: Hva) {
         let Some(memory) = &mut self.memory else { return };
-        for (from, to) in memory.placement().pages_in(start, end) {
+        for (from, to) in memory.address_map().pages_in(start, end) {
             // What was being installed may be in its file already.
             let missing = self.table.runs(from, to, PageState::is_missing);
             for page in (from.0..to.0).map(PageIndex) {
@@ -503,15 +509,15 @@ impl Resolver {
     }
 
     /// Runs of pieces of 4 KiB of pages that nobody asked for, or that have come in part.
-    pub fn lacking(&self) -> Vec<Pages> {
-        let pieces = |r: &NumberedRegion, (from, to): (PageIndex, PageIndex)| Pages {
+    pub fn lacking(&self) -> Vec<PageRun> {
+        let pieces = |r: &NumberedRegion, (from, to): (PageIndex, PageIndex)| PageRun {
             region: r.number,
             page: (from.0 - r.first.0) * r.pieces(),
             count: (to.0 - from.0) * r.pieces(),
         };
         let absent = |state| state == PageState::Absent;
         let regions = self.numbering.regions().iter();
-        let mut lacking: Vec<Pages> = regions
+        let mut lacking: Vec<PageRun> = regions
             .flat_map(|r| self.table.runs(r.first, r.end(), absent).into_iter().map(move |run| pieces(r, run)))
             .collect();
         for page in self.memory.iter().flat_map(Installer::in_part) {

@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use crate::destination::memory::claim::Claim;
 use crate::destination::pages::resolver::Resolver;
-use crate::layout::page_run::{Pages, PoisonNote};
+use crate::layout::page_run::{PageRun, PoisonInfo};
 use crate::sys::userfaultfd::Stop;
 
-/// The pages. Whoever needs both takes [`Shared::on_its_way`] first.
+/// The pages. Whoever needs both takes [`SharedPages::install_guard`] first.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedPages {
     resolver: Mutex<Resolver>,
-    landing: RwLock<()>,
+    receive_mapping: RwLock<()>,
     faults: AtomicU64,
     /// That faulted last.
     thread: AtomicU32,
@@ -32,12 +32,12 @@ pub struct Shared {
     heavy: AtomicBool,
 }
 
-impl Shared {
+impl SharedPages {
     /// Of this resolver.
     pub fn new(resolver: Resolver) -> Self {
         Self {
             resolver: Mutex::new(resolver),
-            landing: RwLock::new(()),
+            receive_mapping: RwLock::new(()),
             faults: AtomicU64::new(0),
             thread: AtomicU32::new(0),
             worked: AtomicU64::new(0),
@@ -51,13 +51,13 @@ impl Shared {
     }
 
     /// Held from the claim of a frame's pages until it is settled.
-    pub fn on_its_way(&self) -> RwLockReadGuard<'_, ()> {
-        self.landing.read().unwrap_or_else(PoisonError::into_inner)
+    pub fn install_guard(&self) -> RwLockReadGuard<'_, ()> {
+        self.receive_mapping.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something while no frame is on its way into memory.
-    pub fn while_nothing_lands<T>(&self, what: impl FnOnce(&mut Resolver) -> T) -> T {
-        let _nothing = self.landing.write().unwrap_or_else(PoisonError::into_inner);
+    pub fn with_no_install_in_flight<T>(&self, what: impl FnOnce(&mut Resolver) -> T) -> T {
+        let _nothing = self.receive_mapping.write().unwrap_or_else(PoisonError::into_inner);
         what(&mut self.lock())
     }
 
@@ -66,19 +66,19 @@ impl Shared {
     pub fn install(&self, claim: &mut Claim, contents: &[u8]) -> Option<Stop> {
         let written = claim.write(contents);
         if claim.is_by_file() {
-            self.lock().came(claim);
+            self.lock().mark_arrived(claim);
         }
         let installed = claim.install(contents);
-        self.lock().settle(claim);
+        self.lock().finish_claim(claim);
         written.or(installed)
     }
 
     /// Bad pages came. After a stop, to be called again.
-    pub fn poison(&self, pages: Pages, note: PoisonNote) -> Option<Stop> {
+    pub fn poison(&self, pages: PageRun, note: PoisonInfo) -> Option<Stop> {
         let mut resolver = self.lock();
         if resolver.is_claimed(pages) {
             drop(resolver);
-            return self.while_nothing_lands(|resolver| resolver.poison(pages, note));
+            return self.with_no_install_in_flight(|resolver| resolver.poison(pages, note));
         }
         resolver.poison(pages, note)
     }
@@ -132,32 +132,35 @@ mod tests {
     use vmferry_patience::patient;
 
     use super::*;
-    use crate::destination::lanes::receiver::{Inflow, Step};
-    use crate::destination::memory::installer::{Footing, Installer};
-    use crate::destination::memory::receive_mapping::{Landing, Places};
+    use crate::destination::lanes::receiver::{LaneReceiver, Step};
+    use crate::destination::memory::installer::{Installer, RegionBacking};
+    use crate::destination::memory::receive_mapping::ReceiveMapping;
     use crate::destination::page_table::PageState::{Absent, PresentDemand};
     use crate::destination::page_table::{PageState, PageTable};
     use crate::destination::pages::resolver::FaultOutcome;
     use crate::event_log::EventLog;
-    use crate::lane::PAGE;
-    use crate::lane::frame::{Header, Kind};
-    use crate::layout::address_map::{Numbering, PageIndex, Placement};
-    use crate::layout::page_run::Lane;
-    use crate::layout::{Backing, Gpa, Hva, Layout, Region};
+    use crate::lane::frame::{FrameHeader, FrameKind};
+    use crate::layout::PAGE_SIZE;
+    use crate::layout::address_map::{AddressMap, PageIndex, PageNumbering};
+    use crate::layout::page_run::LaneKind;
+    use crate::layout::{Backing, Gpa, Hva, MemoryLayout, Region};
     use crate::proto::{ErrorOrigin, MemoryError};
-    use crate::sys::userfaultfd::{Event, Userfaultfd, feature, memfd, probe, process_started};
+    use crate::sys::iovecs::IoVecs;
+    use crate::sys::memfd::memfd;
+    use crate::sys::procfs::process_started;
+    use crate::sys::userfaultfd::{UffdEvent, Userfaultfd, feature, probe};
     use crate::vmm::attached_memory::AttachedFile;
 
     const PAGES: u64 = 8;
-    const BYTES: usize = (PAGES * PAGE) as usize;
+    const BYTES: usize = (PAGES * PAGE_SIZE) as usize;
 
     /// Memory of this process, a file that is ready to be landed in; dropped before its page table.
     struct Guest {
-        shared: Shared,
+        shared: SharedPages,
         at: u64,
         file: std::fs::File,
         elsewhere: Vec<u8>,
-        places: Places,
+        iovecs: IoVecs,
         uffd: Arc<Userfaultfd>,
         _directory: tempfile::TempDir,
     }
@@ -179,47 +182,47 @@ mod tests {
                 eprintln!("skipped: {reason}");
                 return None;
             }
-            let fd = memfd("guest", PAGES * PAGE).unwrap();
+            let fd = memfd("guest", PAGES * PAGE_SIZE).unwrap();
             let file = std::fs::File::from(fd.try_clone().unwrap());
             let (both, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
             // SAFETY: a new mapping.
             let at = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, both, shared, fd.as_raw_fd(), 0) } as u64;
             let uffd = Userfaultfd::create().unwrap();
             uffd.enable(features).unwrap();
-            uffd.register(Hva(at), PAGES * PAGE).unwrap();
-            let region = Region { gpa: Gpa(0), size: PAGES * PAGE, page_size: PAGE, backing: Backing::Memfd };
-            let layout = Layout::new(vec![region]).unwrap();
-            let numbering = Numbering::new(&layout);
-            let placement = Placement::new(numbering.clone(), vec![Hva(at)]).unwrap();
+            uffd.register(Hva(at), PAGES * PAGE_SIZE).unwrap();
+            let region = Region { gpa: Gpa(0), size: PAGES * PAGE_SIZE, page_size: PAGE_SIZE, backing: Backing::Memfd };
+            let layout = MemoryLayout::new(vec![region]).unwrap();
+            let numbering = PageNumbering::new(&layout);
+            let address_map = AddressMap::new(numbering.clone(), vec![Hva(at)]).unwrap();
             let attached = is_known.then_some(AttachedFile { fd, offset: 0 });
-            let landing = attached.as_ref().map(|attached| {
-                let mut landing = Landing::new(attached, PAGES * PAGE).unwrap();
-                landing.prepare(0, PAGES).unwrap();
-                landing
+            let receive_mapping = attached.as_ref().map(|attached| {
+                let mut receive_mapping = ReceiveMapping::new(attached, PAGES * PAGE_SIZE).unwrap();
+                receive_mapping.prepare(0, PAGES).unwrap();
+                receive_mapping
             });
             let uffd = Arc::new(uffd);
-            let footing = Footing { uffd: uffd.clone(), file: attached };
-            let installer = Installer::new(placement, vec![footing], true).unwrap();
+            let backing = RegionBacking { uffd: uffd.clone(), file: attached };
+            let installer = Installer::new(address_map, vec![backing], true).unwrap();
             let directory = tempfile::tempdir().unwrap();
             let (table, _) = PageTable::open(&directory.path().join("pages"), &layout).unwrap();
             let mut resolver = Resolver::new(numbering, table, EventLog::default());
             let pid = std::process::id();
             resolver.attach(pid, process_started(pid), installer, None).unwrap();
-            resolver.land(vec![landing]);
-            let (elsewhere, places) = (vec![0; BYTES], Places::default());
-            Some(Self { shared: Shared::new(resolver), at, file, elsewhere, places, uffd, _directory: directory })
+            resolver.set_receive_mappings(vec![receive_mapping]);
+            let (elsewhere, iovecs) = (vec![0; BYTES], IoVecs::default());
+            Some(Self { shared: SharedPages::new(resolver), at, file, elsewhere, iovecs, uffd, _directory: directory })
         }
 
         fn claim(&mut self, page: u64, count: u64) -> Claim {
-            let pages = Pages { region: 0, page, count };
-            let (claim, at) = self.shared.lock().claim_in_place(pages, Lane::Push).unwrap();
-            claim.places(at, &mut self.elsewhere, &mut self.places);
+            let pages = PageRun { region: 0, page, count };
+            let (claim, at) = self.shared.lock().claim_in_place(pages, LaneKind::Bulk).unwrap();
+            claim.fill_iovecs(at, &mut self.elsewhere, &mut self.iovecs);
             claim
         }
 
         /// As if so many pages had been received, full of these bytes.
         fn receive(&mut self, byte: u8) {
-            for place in self.places.vectors() {
+            for place in self.iovecs.vectors() {
                 // SAFETY: of the landing, or of `elsewhere`.
                 unsafe { place.iov_base.cast::<u8>().write_bytes(byte, place.iov_len) };
             }
@@ -230,7 +233,7 @@ mod tests {
         }
 
         fn give_back(&self, page: u64) {
-            give_back(&self.shared, self.at + page * PAGE);
+            give_back(&self.shared, self.at + page * PAGE_SIZE);
         }
 
         fn states(&self) -> Vec<PageState> {
@@ -242,14 +245,14 @@ mod tests {
         fn punch(&self, page: u64) {
             let (how, fd) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, self.file.as_raw_fd());
             // SAFETY: no memory is passed.
-            assert_eq!(unsafe { libc::fallocate(fd, how, (page * PAGE) as i64, PAGE as i64) }, 0);
+            assert_eq!(unsafe { libc::fallocate(fd, how, (page * PAGE_SIZE) as i64, PAGE_SIZE as i64) }, 0);
         }
 
         /// Address, thread, and whether the file holds the page.
         fn next_fault(&self) -> (Hva, u32, bool) {
             let until = Instant::now() + patient(10.0);
             loop {
-                if let Some(Event::Fault { at, thread, minor }) = self.uffd.read_events().unwrap().pop() {
+                if let Some(UffdEvent::Fault { at, thread, minor }) = self.uffd.read_events().unwrap().pop() {
                     return (at, thread, minor);
                 }
                 assert!(Instant::now() < until, "nobody faults");
@@ -258,7 +261,7 @@ mod tests {
 
         /// The first byte of a page that is installed; `None`: it is poison.
         fn byte(&self, page: u64) -> Option<u8> {
-            byte_at(self.at + page * PAGE)
+            byte_at(self.at + page * PAGE_SIZE)
         }
     }
 
@@ -272,8 +275,8 @@ mod tests {
         (count == 1).then_some(byte)
     }
 
-    fn give_back(shared: &Shared, at: u64) {
-        shared.while_nothing_lands(|resolver| resolver.discard(Hva(at), Hva(at + PAGE)));
+    fn give_back(shared: &SharedPages, at: u64) {
+        shared.with_no_install_in_flight(|resolver| resolver.discard(Hva(at), Hva(at + PAGE_SIZE)));
     }
 
     impl Drop for Guest {
@@ -298,18 +301,18 @@ mod tests {
         guest.install(claim);
         assert_eq!([2, 3, 4, 6].map(|page| guest.byte(page)), [Some(9), Some(7), Some(9), Some(9)]);
         let mut gone = [1; 16];
-        guest.file.read_exact_at(&mut gone, 5 * PAGE).unwrap();
+        guest.file.read_exact_at(&mut gone, 5 * PAGE_SIZE).unwrap();
         assert_eq!(gone, [0; 16]);
         assert_eq!(guest.states()[2..7], [PresentPush, PresentPush, PresentPush, Discarded, PresentPush]);
     }
 
     /// Starts `what` while a frame of pages 0 to 3 is on its way, which comes with 9s. It must not have happened before then.
-    fn behind_a_frame<T: Send>(guest: &mut Guest, what: impl FnOnce(&Shared) -> T + Send) -> T {
+    fn behind_a_frame<T: Send>(guest: &mut Guest, what: impl FnOnce(&SharedPages) -> T + Send) -> T {
         let claim = guest.claim(0, 4);
         guest.receive(9);
         let (shared, happened) = (&guest.shared, &AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let on_its_way = shared.on_its_way();
+            let install_guard = shared.install_guard();
             let thread = scope.spawn(move || {
                 let done = what(shared);
                 happened.store(true, Ordering::SeqCst);
@@ -318,7 +321,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(50));
             assert!(!happened.load(Ordering::SeqCst));
             guest.install(claim);
-            drop(on_its_way);
+            drop(install_guard);
             thread.join().unwrap()
         })
     }
@@ -326,9 +329,9 @@ mod tests {
     #[test]
     fn a_page_that_is_found_bad_at_the_source_while_it_is_received_has_come() {
         let Some(mut guest) = Guest::new() else { return };
-        let error = MemoryError { gpa: PAGE, lsb: 12, ..MemoryError::default() };
+        let error = MemoryError { gpa: PAGE_SIZE, lsb: 12, ..MemoryError::default() };
         let reply = behind_a_frame(&mut guest, |shared| {
-            shared.while_nothing_lands(|resolver| resolver.mark_poisoned(&[error]))
+            shared.with_no_install_in_flight(|resolver| resolver.mark_poisoned(&[error]))
         });
         assert_eq!((reply.healed, guest.byte(1)), (1, Some(9)));
     }
@@ -336,11 +339,11 @@ mod tests {
     #[test]
     fn a_page_that_the_guest_knows_to_be_bad_is_poison_behind_the_frame_that_brings_it_and_its_bytes_are_gone() {
         let Some(mut guest) = Guest::new() else { return };
-        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: true, hop: 0 };
-        let stop = behind_a_frame(&mut guest, |shared| shared.poison(Pages { region: 0, page: 1, count: 1 }, note));
+        let note = PoisonInfo { origin: ErrorOrigin::Read, guest_visible: true, hop: 0 };
+        let stop = behind_a_frame(&mut guest, |shared| shared.poison(PageRun { region: 0, page: 1, count: 1 }, note));
         assert_eq!((stop, guest.states()[1]), (None, PageState::PoisonedTold));
         let mut gone = [1; 16];
-        guest.file.read_exact_at(&mut gone, PAGE).unwrap();
+        guest.file.read_exact_at(&mut gone, PAGE_SIZE).unwrap();
         assert_eq!(gone, [0; 16]);
         assert_eq!([0, 1, 2, 3].map(|page| guest.byte(page)), [Some(9), None, Some(9), Some(9)]);
     }
@@ -350,12 +353,12 @@ mod tests {
         let Some(mut guest) = Guest::new() else { return };
         let mut claim = guest.claim(0, 1);
         guest.receive(9);
-        let pages = Pages { region: 0, page: 0, count: 1 };
+        let pages = PageRun { region: 0, page: 0, count: 1 };
         assert_eq!(claim.write(&[]), None);
-        guest.shared.lock().came(&claim);
+        guest.shared.lock().mark_arrived(&claim);
         assert_eq!((guest.states()[0], guest.shared.lock().is_claimed(pages)), (PageState::PresentPush, true));
         assert_eq!(claim.install(&[]), None);
-        guest.shared.lock().settle(&claim);
+        guest.shared.lock().finish_claim(&claim);
         assert!(!guest.shared.lock().is_claimed(pages));
     }
 
@@ -364,9 +367,9 @@ mod tests {
         let Some(mut guest) = Guest::new() else { return };
         let claim = guest.claim(0, 4);
         guest.receive(9);
-        let _on_its_way = guest.shared.on_its_way();
-        let note = PoisonNote { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
-        assert_eq!(guest.shared.poison(Pages { region: 0, page: 4, count: 2 }, note), None);
+        let _on_its_way = guest.shared.install_guard();
+        let note = PoisonInfo { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
+        assert_eq!(guest.shared.poison(PageRun { region: 0, page: 4, count: 2 }, note), None);
         assert!(guest.states()[4..6].iter().all(|state| state.is_poisoned()));
         guest.install(claim);
     }
@@ -376,7 +379,7 @@ mod tests {
         let Some(mut guest) = Guest::new() else { return };
         let claim = guest.claim(0, PAGES);
         guest.receive(9);
-        guest.shared.lock().settle(&claim);
+        guest.shared.lock().finish_claim(&claim);
         assert_eq!(guest.states(), [Absent; PAGES as usize]);
         let claim = guest.claim(0, PAGES);
         guest.receive(8);
@@ -391,7 +394,7 @@ mod tests {
         guest.receive(9);
         guest.punch(3);
         assert_eq!(guest.shared.install(&mut claim, &[]), Some(Stop::Refused(libc::EFAULT)));
-        assert_eq!((claim.dealt(), guest.states()), (PAGES, vec![PageState::PresentPush; PAGES as usize]));
+        assert_eq!((claim.handled(), guest.states()), (PAGES, vec![PageState::PresentPush; PAGES as usize]));
         assert_eq!((guest.byte(2), guest.byte(4), guest.byte(7)), (Some(9), Some(9), Some(9)));
     }
 
@@ -402,13 +405,14 @@ mod tests {
         let reader = std::thread::spawn(move || byte_at(at));
         let seen = std::thread::scope(|scope| {
             let held = shared.lock();
-            scope.spawn(move || assert_eq!(shared.install(&mut claim, &[9; PAGE as usize]), None));
+            scope.spawn(move || assert_eq!(shared.install(&mut claim, &[9; PAGE_SIZE as usize]), None));
             let until = Instant::now() + time;
             while !reader.is_finished() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(1));
             }
+            let seen = reader.is_finished();
             drop(held);
-            reader.is_finished()
+            seen
         });
         assert_eq!(reader.join().unwrap(), Some(9));
         seen
@@ -425,7 +429,7 @@ mod tests {
     #[test]
     fn a_page_is_copied_whoever_holds_the_lock() {
         let Some(guest) = Guest::copied() else { return };
-        let claim = guest.shared.lock().claim(Pages { region: 0, page: 0, count: 1 }, Lane::Push).unwrap();
+        let claim = guest.shared.lock().claim(PageRun { region: 0, page: 0, count: 1 }, LaneKind::Bulk).unwrap();
         assert!(seen_while_locked(&guest, claim, patient(10.0)));
     }
 
@@ -433,39 +437,39 @@ mod tests {
     fn who_faults_again_on_a_page_that_was_there_before_its_claim_is_settled_is_woken() {
         let Some(guest) = Guest::copied() else { return };
         let page = PageIndex(2);
-        let mut claim = guest.shared.lock().claim(Pages { region: 0, page: 2, count: 1 }, Lane::Push).unwrap();
-        assert_eq!(claim.install(&[9; PAGE as usize]), None);
+        let mut claim = guest.shared.lock().claim(PageRun { region: 0, page: 2, count: 1 }, LaneKind::Bulk).unwrap();
+        assert_eq!(claim.install(&[9; PAGE_SIZE as usize]), None);
         assert_eq!(guest.byte(2), Some(9));
         guest.punch(2);
-        let at = guest.at + 2 * PAGE;
+        let at = guest.at + 2 * PAGE_SIZE;
         let reader = std::thread::spawn(move || byte_at(at));
         let (hva, thread, minor) = guest.next_fault();
         assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Ask(page));
         assert_eq!(guest.shared.lock().ask(page), None);
-        guest.shared.lock().settle(&claim);
+        guest.shared.lock().finish_claim(&claim);
         let (hva, thread, minor) = guest.next_fault();
         assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Resolved);
         assert_eq!(reader.join().unwrap(), Some(0));
     }
 
     /// The two ends of a lane.
-    fn lane(lane: Lane) -> (TcpStream, Inflow) {
+    fn lane(lane: LaneKind) -> (TcpStream, LaneReceiver) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let source = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         source.set_nodelay(true).unwrap();
-        (source, Inflow::new(listener.accept().unwrap().0, lane))
+        (source, LaneReceiver::new(listener.accept().unwrap().0, lane))
     }
 
     /// A frame of one page, full of its number.
     fn frame(page: u64) -> Vec<u8> {
-        let header = Header { kind: Kind::Data, region: 0, page, count: 1 };
-        [header.encode().as_slice(), &[page as u8; PAGE as usize]].concat()
+        let header = FrameHeader { kind: FrameKind::Data, region: 0, page, count: 1 };
+        [header.encode().as_slice(), &[page as u8; PAGE_SIZE as usize]].concat()
     }
 
     /// Takes what comes until there is something.
-    fn take(inflow: &mut Inflow, shared: &Shared) {
+    fn take(receiver: &mut LaneReceiver, shared: &SharedPages) {
         let until = Instant::now() + patient(10.0);
-        while inflow.step(shared) == Step::Nothing {
+        while receiver.step(shared) == Step::Nothing {
             assert!(Instant::now() < until, "nothing comes");
         }
     }
@@ -473,14 +477,14 @@ mod tests {
     #[test]
     fn an_answer_is_received_with_its_header_and_put_where_its_page_belongs() {
         let Some(guest) = Guest::new() else { return };
-        let (mut source, mut inflow) = lane(Lane::Demand);
+        let (mut source, mut receiver) = lane(LaneKind::Urgent);
         for page in [5, 2] {
             source.write_all(&frame(page)).unwrap();
-            take(&mut inflow, &guest.shared);
-            let mut written = [0; PAGE as usize];
-            guest.file.read_exact_at(&mut written, page * PAGE).unwrap();
-            assert_eq!((guest.byte(page), inflow.has_more()), (Some(page as u8), false));
-            assert_eq!(written, [page as u8; PAGE as usize]);
+            take(&mut receiver, &guest.shared);
+            let mut written = [0; PAGE_SIZE as usize];
+            guest.file.read_exact_at(&mut written, page * PAGE_SIZE).unwrap();
+            assert_eq!((guest.byte(page), receiver.has_more()), (Some(page as u8), false));
+            assert_eq!(written, [page as u8; PAGE_SIZE as usize]);
         }
         assert_eq!(guest.states()[2..6], [PresentDemand, Absent, Absent, PresentDemand]);
     }
@@ -488,27 +492,27 @@ mod tests {
     #[test]
     fn an_answer_that_comes_in_parts_is_installed_when_it_is_whole() {
         let Some(guest) = Guest::new() else { return };
-        let (mut source, mut inflow) = lane(Lane::Demand);
+        let (mut source, mut receiver) = lane(LaneKind::Urgent);
         let whole = frame(3);
         for part in [&whole[..10], &whole[10..24], &whole[24..2000]] {
             source.write_all(part).unwrap();
-            while inflow.step(&guest.shared) != Step::Nothing {}
+            while receiver.step(&guest.shared) != Step::Nothing {}
             assert_eq!(guest.states(), [Absent; PAGES as usize]);
         }
         source.write_all(&whole[2000..]).unwrap();
         while guest.states()[3] == Absent {
-            take(&mut inflow, &guest.shared);
+            take(&mut receiver, &guest.shared);
         }
         assert_eq!(guest.byte(3), Some(3));
         source.write_all(&frame(4)).unwrap();
-        take(&mut inflow, &guest.shared);
+        take(&mut receiver, &guest.shared);
         assert_eq!(guest.byte(4), Some(4));
     }
 
     #[test]
     fn the_guest_gives_nothing_back_while_a_frame_is_on_its_way() {
         let Some(mut guest) = Guest::new() else { return };
-        let at = guest.at + PAGE;
+        let at = guest.at + PAGE_SIZE;
         behind_a_frame(&mut guest, |shared| give_back(shared, at));
         assert_eq!(guest.states()[..3], [PageState::PresentPush, PageState::Discarded, PageState::PresentPush]);
     }

@@ -3,30 +3,30 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::sender::{Broken, Outlet};
-use crate::lane::PAGE;
+use super::sender::{LaneError, LaneSender};
+use crate::layout::PAGE_SIZE;
 use crate::sched::priority;
 use crate::source::SourceServer;
 use crate::source::push_order::PushOrder;
 
 /// A lane that waits for its rate looks so often whether the rate has changed or the source may no longer serve.
-const LOOK: Duration = Duration::from_millis(20);
+const RATE_POLL: Duration = Duration::from_millis(20);
 
 /// Until all is sent.
-pub(super) fn run(server: &SourceServer, stream: TcpStream, mut order: PushOrder) -> Result<(), Broken> {
-    priority::bulk();
-    let mut outlet = Outlet::new(stream);
+pub(super) fn run(server: &SourceServer, stream: TcpStream, mut order: PushOrder) -> Result<(), LaneError> {
+    priority::batch();
+    let mut sender = LaneSender::new(stream);
     let outcome = loop {
-        let Some(chunk) = order.next_chunk(server.latest_demand()) else { break outlet.end().map_err(Broken::from) };
-        let bytes = chunk.iter().map(|run| run.count * PAGE).sum();
+        let Some(chunk) = order.next_chunk(server.latest_demand()) else { break sender.end().map_err(LaneError::from) };
+        let bytes = chunk.iter().map(|run| run.count * PAGE_SIZE).sum();
         wait(server, bytes);
-        if let Err(error) = chunk.into_iter().try_for_each(|run| outlet.send(&server.0, run)) {
+        if let Err(error) = chunk.into_iter().try_for_each(|run| sender.send(&server.0, run)) {
             break Err(error);
         }
-        priority::give_way();
+        priority::yield_cpu();
     };
-    if let Err(Broken::Source(reason)) = &outcome {
-        outlet.failed(&reason.to_string())?;
+    if let Err(LaneError::Source(reason)) = &outcome {
+        sender.failed(&reason.to_string())?;
     }
     outcome
 }
@@ -35,7 +35,7 @@ fn wait(server: &SourceServer, bytes: u64) {
     let until = Instant::now() + server.pace(bytes);
     let limit = server.push_limit();
     while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-        std::thread::sleep(left.min(LOOK));
+        std::thread::sleep(left.min(RATE_POLL));
         if !server.is_frozen() || server.push_limit() != limit {
             return;
         }

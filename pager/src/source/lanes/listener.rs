@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::{bulk_lane, urgent_lane};
 use crate::lane::frame::{HELLO_BYTES, LaneToken, MAGIC};
 use crate::lane::{PROTOCOL_VERSION, TOKEN_KEY};
-use crate::layout::page_run::Pages;
+use crate::layout::page_run::PageRun;
 use crate::proto;
 use crate::proto::open_lane_request::Lane;
 use crate::proto::pages_server::PagesServer;
@@ -32,9 +32,9 @@ const HTTP2: [u8; MAGIC.len()] = *b"PRI * HT";
 /// Largest request: a destination may lack many ranges.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// For the first bytes of a connection.
-const HELLO_WITHIN: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a destination to read why its lane ends.
-const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 static NEXT_LANE: AtomicU64 = AtomicU64::new(1);
 
@@ -69,7 +69,7 @@ pub(in crate::source) async fn accept(
 
 async fn serve_connection(server: SourceServer, mut stream: TcpStream, peer: SocketAddr) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let first = tokio::time::timeout(HELLO_WITHIN, first_bytes(&stream)).await;
+    let first = tokio::time::timeout(HELLO_TIMEOUT, first_bytes(&stream)).await;
     let first = first.map_err(|_| "it says nothing".to_owned())?.map_err(|e| e.to_string())?;
     if first == HTTP2 {
         return serve_grpc(server, stream).await;
@@ -78,11 +78,11 @@ async fn serve_connection(server: SourceServer, mut stream: TcpStream, peer: Soc
         return Err("neither HTTP/2 nor a lane".into());
     }
     let mut hello = [0; HELLO_BYTES];
-    let read = tokio::time::timeout(HELLO_WITHIN, stream.read_exact(&mut hello)).await;
+    let read = tokio::time::timeout(HELLO_TIMEOUT, stream.read_exact(&mut hello)).await;
     read.map_err(|_| "half a hello".to_owned())?.map_err(|e| format!("half a hello: {e}"))?;
     let mut token = LaneToken::default();
     token.copy_from_slice(&hello[MAGIC.len()..]);
-    let Some(agreed) = lock(&server.0.tickets).redeem(&token) else {
+    let Some(agreed) = lock(&server.0.lane_tokens).redeem(&token) else {
         return Err("no lane was agreed with its token".into());
     };
     start_lane(server, stream, peer, agreed).map_err(|e| e.to_string())
@@ -136,7 +136,7 @@ fn start_lane(server: SourceServer, stream: TcpStream, peer: SocketAddr, agreed:
 /// Closes once the destination has read what was sent: asks that nobody reads would reset the connection before.
 fn close(mut stream: &std::net::TcpStream) {
     let _ = stream.shutdown(Shutdown::Write);
-    let _ = stream.set_read_timeout(Some(CLOSE_WITHIN));
+    let _ = stream.set_read_timeout(Some(CLOSE_TIMEOUT));
     let mut rest = [0; 4096];
     while io::Read::read(&mut stream, &mut rest).is_ok_and(|n| n > 0) {}
 }
@@ -161,13 +161,13 @@ impl proto::pages_server::Pages for SourceServer {
                 let lacking = bulk
                     .lacking
                     .iter()
-                    .map(|range| self.checked(Pages { region: range.region, page: range.page, count: range.count }));
+                    .map(|range| self.checked(PageRun { region: range.region, page: range.page, count: range.count }));
                 let lacking = lacking.collect::<Result<Vec<_>, _>>()?;
                 self.0.frozen_memory()?;
                 Agreed::Bulk(PushOrder::new(&self.0.pages, lacking))
             }
         };
-        let token = lock(&self.0.tickets).agree(agreed);
+        let token = lock(&self.0.lane_tokens).agree(agreed);
         let token = token.map_err(|e| Status::internal(format!("getrandom: {e}")))?.to_vec().into();
         Ok(Response::new(proto::OpenLaneReply { address: String::new(), token }))
     }

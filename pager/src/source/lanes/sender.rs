@@ -6,15 +6,16 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
-use crate::lane::frame::{Header, Kind};
-use crate::lane::{MOST_PAGES, PAGE};
-use crate::layout::page_run::Pages;
-use crate::source::memory::{Found, GuestMemory, Place, Runs};
-use crate::source::{Shared, SourceError};
+use crate::lane::MAX_FRAME_PAGES;
+use crate::lane::frame::{FrameHeader, FrameKind};
+use crate::layout::PAGE_SIZE;
+use crate::layout::page_run::PageRun;
+use crate::source::memory::{Found, GuestMemory, PageBytes, Runs};
+use crate::source::{SourceError, SourceState};
 
 /// Why a lane cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::source) enum Broken {
+pub(in crate::source) enum LaneError {
     /// The destination is told.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -25,32 +26,32 @@ pub(in crate::source) enum Broken {
 
 /// The sending end of a lane.
 #[derive(Debug)]
-pub(in crate::source) struct Outlet {
+pub(in crate::source) struct LaneSender {
     stream: TcpStream,
     buffer: Vec<u8>,
     runs: Runs,
 }
 
-impl Outlet {
+impl LaneSender {
     /// Of a connected lane.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream, buffer: vec![0; (MOST_PAGES * PAGE) as usize], runs: Runs::default() }
+        Self { stream, buffer: vec![0; (MAX_FRAME_PAGES * PAGE_SIZE) as usize], runs: Runs::default() }
     }
 
     /// Sends pages that lie in the layout, each exactly once, known poison first.
-    pub fn send(&mut self, shared: &Shared, asked: Pages) -> Result<(), Broken> {
+    pub fn send(&mut self, state: &SourceState, asked: PageRun) -> Result<(), LaneError> {
         let (mut page, end) = (asked.page, asked.page + asked.count);
         while page < end {
             // Looked at for every frame: when the VM may run again, no page of it is sent any more.
-            let memory = shared.frozen_memory()?;
-            let run = Pages { page, count: (end - page).min(MOST_PAGES), ..asked };
-            let known = shared.known_poison(run);
-            let good = Pages { count: known.map_or(run.count, |(bad, _)| bad - page), ..run };
+            let memory = state.frozen_memory()?;
+            let run = PageRun { page, count: (end - page).min(MAX_FRAME_PAGES), ..asked };
+            let known = state.known_poison(run);
+            let good = PageRun { count: known.map_or(run.count, |(bad, _)| bad - page), ..run };
             if good.count > 0 {
-                page += self.send_good(shared, &memory, good)?;
+                page += self.send_good(state, &memory, good)?;
             }
             if let Some((bad, note)) = known.filter(|(bad, _)| *bad == page) {
-                self.told(shared, Pages { page: bad, count: 1, ..run }, Kind::Poison(note))?;
+                self.send_without_data(state, PageRun { page: bad, count: 1, ..run }, FrameKind::Poison(note))?;
                 page = bad + 1;
             }
         }
@@ -59,27 +60,27 @@ impl Outlet {
 
     /// Sends pages that nothing bad is known of, at least the first, and returns how many; what turns out poisoned is known
     /// from now on.
-    fn send_good(&mut self, shared: &Shared, memory: &GuestMemory, run: Pages) -> Result<u64, Broken> {
-        let Pages { region, page, count } = run;
+    fn send_good(&mut self, state: &SourceState, memory: &GuestMemory, run: PageRun) -> Result<u64, LaneError> {
+        let PageRun { region, page, count } = run;
         let place = memory.read(region, page, count, &mut self.buffer, &mut self.runs).map_err(SourceError::from)?;
         let bytes = match place {
-            Place::Buffer => self.buffer.as_ptr(),
-            Place::Window(at) => at,
+            PageBytes::InBuffer => self.buffer.as_ptr(),
+            PageBytes::Mapped(at) => at,
         };
         let runs = std::mem::take(&mut self.runs);
         let mut at = page;
         for found in runs.iter() {
-            let part = Pages { region, page: at, count: found.count() };
+            let part = PageRun { region, page: at, count: found.count() };
             match found {
                 Found::Data(_) => {
-                    let contents = bytes.wrapping_add(((at - page) * PAGE) as usize);
-                    shared.note_data(part);
-                    self.write(&header(part, Kind::Data), contents, (part.count * PAGE) as usize)?;
+                    let contents = bytes.wrapping_add(((at - page) * PAGE_SIZE) as usize);
+                    state.note_data(part);
+                    self.write(&header(part, FrameKind::Data), contents, (part.count * PAGE_SIZE) as usize)?;
                 }
-                Found::Zero(_) => self.told(shared, part, Kind::Zero)?,
+                Found::Zero(_) => self.send_without_data(state, part, FrameKind::Zero)?,
                 Found::Poison(_) => {
-                    let note = shared.found_poison(part);
-                    self.told(shared, part, Kind::Poison(note))?;
+                    let note = state.found_poison(part);
+                    self.send_without_data(state, part, FrameKind::Poison(note))?;
                 }
             }
             at += part.count;
@@ -89,24 +90,24 @@ impl Outlet {
     }
 
     /// Pages that need no bytes.
-    fn told(&mut self, shared: &Shared, run: Pages, kind: Kind) -> Result<(), Broken> {
-        if kind == Kind::Zero {
-            shared.note_sent(run);
+    fn send_without_data(&mut self, state: &SourceState, run: PageRun, kind: FrameKind) -> Result<(), LaneError> {
+        if kind == FrameKind::Zero {
+            state.note_sent(run);
         }
-        shared.pages_served.fetch_add(run.count, Ordering::Relaxed);
+        state.pages_served.fetch_add(run.count, Ordering::Relaxed);
         self.stream.write_all(&header(run, kind))?;
         Ok(())
     }
 
     /// All that was lacking has been sent.
     pub fn end(&mut self) -> io::Result<()> {
-        self.stream.write_all(&Header { kind: Kind::End, region: 0, page: 0, count: 0 }.encode())
+        self.stream.write_all(&FrameHeader { kind: FrameKind::End, region: 0, page: 0, count: 0 }.encode())
     }
 
     /// Says why the lane ends.
     pub fn failed(&mut self, reason: &str) -> io::Result<()> {
-        let text = &reason.as_bytes()[..reason.len().min(crate::lane::frame::LONGEST_REASON as usize)];
-        let header = Header { kind: Kind::Failed, region: 0, page: 0, count: text.len() as u32 };
+        let text = &reason.as_bytes()[..reason.len().min(crate::lane::frame::MAX_REASON_BYTES as usize)];
+        let header = FrameHeader { kind: FrameKind::Failed, region: 0, page: 0, count: text.len() as u32 };
         self.write(&header.encode(), text.as_ptr(), text.len())
     }
 
@@ -121,9 +122,9 @@ impl Outlet {
                 iov_base: base.wrapping_add(done).cast_mut().cast(),
                 iov_len: length - done,
             };
-            let rests = [rest(header.as_ptr(), of_header, header.len()), rest(contents, of_contents, length)];
+            let throttle = [rest(header.as_ptr(), of_header, header.len()), rest(contents, of_contents, length)];
             // SAFETY: two vectors, which the kernel only reads, and where it cannot it says so.
-            let n = unsafe { libc::writev(self.stream.as_raw_fd(), rests.as_ptr(), 2) };
+            let n = unsafe { libc::writev(self.stream.as_raw_fd(), throttle.as_ptr(), 2) };
             match usize::try_from(n) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => sent += n,
@@ -137,16 +138,16 @@ impl Outlet {
     }
 }
 
-impl Shared {
+impl SourceState {
     /// Noted before it is sent: who has a page finds it counted.
-    fn note_data(&self, run: Pages) {
+    fn note_data(&self, run: PageRun) {
         self.note_sent(run);
         self.pages_served.fetch_add(run.count, Ordering::Relaxed);
-        self.bytes_served.fetch_add(run.count * PAGE, Ordering::Relaxed);
+        self.bytes_served.fetch_add(run.count * PAGE_SIZE, Ordering::Relaxed);
     }
 }
 
-fn header(run: Pages, kind: Kind) -> [u8; crate::lane::frame::HEADER_BYTES] {
+fn header(run: PageRun, kind: FrameKind) -> [u8; crate::lane::frame::HEADER_BYTES] {
     // A frame is never longer than what one ask or one chunk names: far below 2^32 pages.
-    Header { kind, region: run.region, page: run.page, count: run.count as u32 }.encode()
+    FrameHeader { kind, region: run.region, page: run.page, count: run.count as u32 }.encode()
 }

@@ -4,43 +4,44 @@ use std::io::{self, Read};
 use std::net::TcpStream;
 use std::time::Instant;
 
-use super::sender::{Broken, Outlet};
+use super::sender::{LaneError, LaneSender};
 use crate::lane::frame::{ASK_BYTES, Ask};
-use crate::layout::page_run::Pages;
-use crate::sched::cpu_latency::Awake;
-use crate::sched::incoming_cpu::Follow;
+use crate::layout::page_run::PageRun;
+use crate::sched::cpu_latency::CpuLatencyRequest;
+use crate::sched::incoming_cpu::FollowIncomingCpu;
 use crate::sched::priority;
 use crate::source::SourceServer;
 
 /// Until the destination closes the lane.
-pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), Broken> {
-    priority::urgent();
-    let mut outlet = Outlet::new(stream.try_clone()?);
-    let (awake, mut follow) = (Awake::new(server.0.tuning.keep_awake), Follow::new(Instant::now()));
+pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), LaneError> {
+    priority::favoured();
+    let mut sender = LaneSender::new(stream.try_clone()?);
+    let (cpu_latency, mut follow) =
+        (CpuLatencyRequest::new(server.0.tuning.keep_awake), FollowIncomingCpu::new(Instant::now()));
     let mut asks = Asks { stream, bytes: [0; ROOM], have: 0 };
     let outcome = loop {
         match asks.next()? {
             None => return Ok(()),
             Some(ask) => {
-                awake.asked();
-                if let Err(error) = answer(server, &mut outlet, ask) {
+                cpu_latency.renew();
+                if let Err(error) = answer(server, &mut sender, ask) {
                     break error;
                 }
                 follow.step(&asks.stream);
             }
         }
     };
-    if let Broken::Source(reason) = &outcome {
-        outlet.failed(&reason.to_string())?;
+    if let LaneError::Source(reason) = &outcome {
+        sender.failed(&reason.to_string())?;
     }
     Err(outcome)
 }
 
-fn answer(server: &SourceServer, outlet: &mut Outlet, ask: Ask) -> Result<(), Broken> {
-    let asked = server.checked(Pages { region: ask.region, page: ask.page, count: ask.count.into() })?;
+fn answer(server: &SourceServer, sender: &mut LaneSender, ask: Ask) -> Result<(), LaneError> {
+    let asked = server.checked(PageRun { region: ask.region, page: ask.page, count: ask.count.into() })?;
     server.note_demand(asked);
     server.await_frozen();
-    outlet.send(&server.0, asked)
+    sender.send(&server.0, asked)
 }
 
 /// Asks that are read at once, at most.

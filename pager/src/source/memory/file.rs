@@ -1,13 +1,13 @@
-//! A memfd, or a snapshot's memory file. Pages are shown where they lie, if they can be ([`Window`]). Otherwise
+//! A memfd, or a snapshot's memory file. Pages are shown where they lie, if they can be ([`ReadMapping`]). Otherwise
 //! `SEEK_DATA` finds holes, `pread` the rest and `EIO` the poison.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::full_blocks::Whole;
-use super::read_mapping::Window;
-use super::{FEW, Found, Place, ReadError, Runs, fill_buffer, pages_of, split_zeros};
-use crate::lane::PAGE;
+use super::full_blocks::FullBlocks;
+use super::read_mapping::ReadMapping;
+use super::{Found, PageBytes, ReadError, Runs, SMALL_READ, fill_buffer, pages_of, split_zeros};
+use crate::layout::PAGE_SIZE;
 use crate::layout::Region;
 use crate::sys::pagemap::Pagemap;
 
@@ -20,8 +20,8 @@ pub(super) struct FileReader {
     /// Of the VMM's mapping of the file, if it has one.
     pagemap: Option<Pagemap>,
     /// Of the region's pages; none of huge ones, whose holes and poison it could not tell.
-    window: Option<Window>,
-    whole: Whole,
+    mapping: Option<ReadMapping>,
+    full_blocks: FullBlocks,
 }
 
 impl FileReader {
@@ -29,28 +29,29 @@ impl FileReader {
     pub fn new(fd: OwnedFd, offset: u64, region: &Region, pagemap: Option<Pagemap>) -> Self {
         let again = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let fd = again.map_or(fd, OwnedFd::from);
-        let window = (region.page_size == PAGE).then(|| Window::new(&fd, offset, region.size)).and_then(Result::ok);
-        let pages = region.size / PAGE;
-        Self { fd, offset, pages, pagemap, window, whole: Whole::new(pages) }
+        let mapping =
+            (region.page_size == PAGE_SIZE).then(|| ReadMapping::new(&fd, offset, region.size)).and_then(Result::ok);
+        let pages = region.size / PAGE_SIZE;
+        Self { fd, offset, pages, pagemap, mapping, full_blocks: FullBlocks::new(pages) }
     }
 
     /// See [`super::GuestMemory::map_ahead`].
     pub fn map_ahead(&self, go_on: &impl Fn() -> bool) {
-        if let Some(window) = &self.window {
-            window.map_ahead(go_on);
+        if let Some(mapping) = &self.mapping {
+            mapping.map_ahead(go_on);
         }
     }
 
     /// See [`super::GuestMemory::stopped`].
     pub fn stopped(&self) {
-        self.whole.forget();
+        self.full_blocks.forget();
     }
 
     /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
     /// `buffer` begins with the first.
-    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<Place, ReadError> {
-        if let Some(at) = self.show_whole(page, count, runs) {
-            return Ok(Place::Window(at));
+    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<PageBytes, ReadError> {
+        if let Some(at) = self.show_full_blocks(page, count, runs) {
+            return Ok(PageBytes::Mapped(at));
         }
         runs.0.clear();
         let markers = match &self.pagemap {
@@ -60,25 +61,25 @@ impl FileReader {
         let alike = markers.iter().take_while(|marker| **marker == markers[0]).count() as u64;
         if markers[0] {
             runs.push(Found::Poison(alike));
-            return Ok(Place::Buffer);
+            return Ok(PageBytes::InBuffer);
         }
-        let unseen = match self.window.as_ref().map_or(Err(alike), |window| window.show(page, alike, runs)) {
-            Ok(at) => return Ok(Place::Window(at)),
+        let unseen = match self.mapping.as_ref().map_or(Err(alike), |mapping| mapping.show(page, alike, runs)) {
+            Ok(at) => return Ok(PageBytes::Mapped(at)),
             Err(unseen) => unseen,
         };
         self.read_unmarked(page, page + unseen, buffer, runs)?;
         split_zeros(runs, buffer);
-        Ok(Place::Buffer)
+        Ok(PageBytes::InBuffer)
     }
 
     /// Shows pages of whole blocks that have contents. One of zeros is looked at in full: it may have been given back since.
-    fn show_whole(&self, page: u64, count: u64, runs: &mut Runs) -> Option<*const u8> {
-        let window = self.window.as_ref()?;
+    fn show_full_blocks(&self, page: u64, count: u64, runs: &mut Runs) -> Option<*const u8> {
+        let mapping = self.mapping.as_ref()?;
         let is_whole = |first, pages| {
-            window.has_all(first, pages)
+            mapping.has_all(first, pages)
                 && self.pagemap.as_ref().is_none_or(|pagemap| !pagemap.may_have_markers(first, pages))
         };
-        let at = self.whole.has(page, count, is_whole).then(|| window.look(page, count, runs))?;
+        let at = self.full_blocks.has(page, count, is_whole).then(|| mapping.look(page, count, runs))?;
         matches!(runs.0[..], [Found::Data(_)]).then_some(at)
     }
 
@@ -86,19 +87,19 @@ impl FileReader {
     /// one the kernel walks through the whole rest of the file.
     fn read_unmarked(&self, first: u64, end: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
         // A hole among so few pages is read as fast as it is found.
-        let data = if end - first <= FEW { first } else { self.seek(first, end, libc::SEEK_DATA)? };
+        let data = if end - first <= SMALL_READ { first } else { self.seek(first, end, libc::SEEK_DATA)? };
         runs.push(Found::Zero(data - first));
         self.read_data(data, end, pages_of(buffer, first, data, end), runs)
     }
 
     /// The first page of `[page, end)` that has data in it (`SEEK_DATA`) or is wholly in a hole (`SEEK_HOLE`), or `end`.
     fn seek(&self, page: u64, end: u64, what: libc::c_int) -> Result<u64, ReadError> {
-        let from = self.offset + page * PAGE;
+        let from = self.offset + page * PAGE_SIZE;
         // SAFETY: no memory is passed.
         let at = unsafe { libc::lseek(self.fd.as_raw_fd(), from as libc::off_t, what) };
         if at >= 0 {
             let bytes = (at as u64).saturating_sub(self.offset);
-            let page = if what == libc::SEEK_DATA { bytes / PAGE } else { bytes.div_ceil(PAGE) };
+            let page = if what == libc::SEEK_DATA { bytes / PAGE_SIZE } else { bytes.div_ceil(PAGE_SIZE) };
             return Ok(page.min(end));
         }
         let error = io::Error::last_os_error();
@@ -115,7 +116,7 @@ impl FileReader {
     fn read_data(&self, first: u64, end: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
         let mut page = first;
         while page < end {
-            let from = self.offset + page * PAGE;
+            let from = self.offset + page * PAGE_SIZE;
             let rest = pages_of(buffer, first, page, end);
             let (filled, outcome) = fill_buffer(rest, |rest, done| self.pread(from + done, rest));
             match outcome {
@@ -126,7 +127,7 @@ impl FileReader {
                     page = end;
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-                    let whole = filled as u64 / PAGE;
+                    let whole = filled as u64 / PAGE_SIZE;
                     runs.push(Found::Data(whole));
                     runs.push(Found::Poison(1));
                     page += whole + 1;

@@ -8,7 +8,7 @@ pub(super) const BLOCK: u64 = 512;
 
 /// What is known of each block of a region since the VM was stopped.
 #[derive(Debug)]
-pub(super) struct Whole {
+pub(super) struct FullBlocks {
     pages: u64,
     /// How often it was stopped.
     stops: AtomicU32,
@@ -16,7 +16,7 @@ pub(super) struct Whole {
     blocks: Vec<AtomicU32>,
 }
 
-impl Whole {
+impl FullBlocks {
     /// Of a region of so many pages; nothing is known.
     pub fn new(pages: u64) -> Self {
         let blocks = (0..pages.div_ceil(BLOCK)).map(|_| AtomicU32::new(0)).collect();
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_block_is_looked_at_once_a_stop() {
-        let whole = Whole::new(3 * BLOCK + 100);
+        let whole = FullBlocks::new(3 * BLOCK + 100);
         let looks = RefCell::new(Vec::new());
         let has = |page, count| {
             whole.has(page, count, |first, pages| {
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn what_was_found_before_the_stop_is_not_known_after_it() {
-        let whole = Whole::new(BLOCK);
+        let whole = FullBlocks::new(BLOCK);
         assert!(whole.has(0, 1, |_, _| {
             whole.forget();
             true

@@ -20,16 +20,16 @@ mod read_mapping;
 
 use std::io;
 
-use crate::lane::PAGE;
+use crate::layout::PAGE_SIZE;
 use crate::layout::{Backing, Hva, Region};
 use crate::vmm::attached_memory::{AttachedMemory, AttachedRegion};
 
-pub use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::{Pagemap, PagemapError};
 use file::FileReader;
 use process::ProcessReader;
 
 /// Pages that are looked at without more ado: whether they were ever there costs as much, and so does mapping them ahead.
-const FEW: u64 = 4;
+const SMALL_READ: u64 = 4;
 
 /// What a run of consecutive pages holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,14 +80,14 @@ impl Runs {
     }
 }
 
-/// Finds the zero pages among the data: page `n` of the runs is at `n * PAGE` in `buffer`.
+/// Finds the zero pages among the data: page `n` of the runs is at `n * PAGE_SIZE` in `buffer`.
 fn split_zeros(runs: &mut Runs, buffer: &[u8]) {
     let mut page = 0;
     for run in std::mem::take(&mut runs.0) {
         match run {
             Found::Data(count) => {
-                let bytes = &buffer[(page * PAGE) as usize..((page + count) * PAGE) as usize];
-                for page in bytes.chunks_exact(PAGE as usize) {
+                let bytes = &buffer[(page * PAGE_SIZE) as usize..((page + count) * PAGE_SIZE) as usize];
+                for page in bytes.chunks_exact(PAGE_SIZE as usize) {
                     runs.push(if is_zero(page) { Found::Zero(1) } else { Found::Data(1) });
                 }
             }
@@ -97,14 +97,14 @@ fn split_zeros(runs: &mut Runs, buffer: &[u8]) {
     }
 }
 
-/// Where the bytes of pages are: page `n` of what was read is at `n * PAGE`.
+/// Where the bytes of pages are: page `n` of what was read is at `n * PAGE_SIZE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum PageBytes {
     /// In the buffer that was given.
-    Buffer,
+    InBuffer,
     /// In memory that may still go bad: system calls may read it, which answer `EFAULT` then. It is there as long as the
     /// [`GuestMemory`].
-    Window(*const u8),
+    Mapped(*const u8),
 }
 
 /// Why memory cannot be read. None of them means poison.
@@ -134,15 +134,24 @@ pub enum ReadError {
     },
 }
 
+impl From<PagemapError> for ReadError {
+    fn from(error: PagemapError) -> Self {
+        match error {
+            PagemapError::ProcessGone { pid } => Self::VmmGone { pid },
+            PagemapError::Io { what, source } => Self::Io { what, source },
+        }
+    }
+}
+
 /// The memory of one VM that stands still.
 #[derive(Debug)]
 pub struct GuestMemory {
-    regions: Vec<Origin>,
+    regions: Vec<RegionReader>,
 }
 
 /// Where the bytes of a region come from.
 #[derive(Debug)]
-enum Origin {
+enum RegionReader {
     File(FileReader),
     Process(ProcessReader),
 }
@@ -154,7 +163,7 @@ impl GuestMemory {
     /// [`ReadError`] if a region cannot be read: no permission (`CAP_SYS_PTRACE`), no such process, not mapped.
     pub fn new(memory: AttachedMemory) -> Result<Self, ReadError> {
         let AttachedMemory { vmm_pid, layout, regions, .. } = memory;
-        let readers = layout.regions().iter().zip(regions).map(|(region, at)| origin(vmm_pid, region, at));
+        let readers = layout.regions().iter().zip(regions).map(|(region, at)| region_reader(vmm_pid, region, at));
         Ok(Self { regions: readers.collect::<Result<_, _>>()? })
     }
 
@@ -162,7 +171,7 @@ impl GuestMemory {
     /// reads may go on beside it.
     pub fn map_ahead(&self, go_on: impl Fn() -> bool) {
         for region in &self.regions {
-            if let Origin::File(file) = region {
+            if let RegionReader::File(file) = region {
                 file.map_ahead(&go_on);
             }
         }
@@ -172,8 +181,8 @@ impl GuestMemory {
     pub fn stopped(&self) {
         for region in &self.regions {
             match region {
-                Origin::File(file) => file.stopped(),
-                Origin::Process(process) => process.stopped(),
+                RegionReader::File(file) => file.stopped(),
+                RegionReader::Process(process) => process.stopped(),
             }
         }
     }
@@ -191,15 +200,15 @@ impl GuestMemory {
         count: u64,
         buffer: &mut [u8],
         runs: &mut Runs,
-    ) -> Result<Place, ReadError> {
+    ) -> Result<PageBytes, ReadError> {
         runs.0.clear();
-        let buffer = &mut buffer[..(count * PAGE) as usize];
+        let buffer = &mut buffer[..(count * PAGE_SIZE) as usize];
         match &self.regions[region as usize] {
-            Origin::File(file) => file.read(page, count, buffer, runs),
-            Origin::Process(process) => {
+            RegionReader::File(file) => file.read(page, count, buffer, runs),
+            RegionReader::Process(process) => {
                 process.read(page, count, buffer, runs)?;
                 split_zeros(runs, buffer);
-                Ok(Place::Buffer)
+                Ok(PageBytes::InBuffer)
             }
         }
     }
@@ -210,20 +219,20 @@ impl GuestMemory {
     /// [`ReadError`].
     pub fn held(&self, region: u32) -> Result<Vec<(u64, u64)>, ReadError> {
         match &self.regions[region as usize] {
-            Origin::File(file) => file.held(),
-            Origin::Process(process) => process.held(),
+            RegionReader::File(file) => file.held(),
+            RegionReader::Process(process) => process.held(),
         }
     }
 }
 
-fn origin(pid: u32, region: &Region, at: AttachedRegion) -> Result<Origin, ReadError> {
+fn region_reader(pid: u32, region: &Region, at: AttachedRegion) -> Result<RegionReader, ReadError> {
     // A snapshot's memory file is mapped nowhere.
     let pagemap = (at.hva != Hva(0)).then(|| Pagemap::open(pid, at.hva, region.page_size)).transpose()?;
     Ok(match (region.backing, at.file) {
-        (Backing::Memfd, Some(file)) => Origin::File(FileReader::new(file.fd, file.offset, region, pagemap)),
+        (Backing::Memfd, Some(file)) => RegionReader::File(FileReader::new(file.fd, file.offset, region, pagemap)),
         _ => {
             let pagemap = pagemap.filter(Pagemap::has_entries);
-            Origin::Process(ProcessReader::new(pid, at.hva, region, pagemap)?)
+            RegionReader::Process(ProcessReader::new(pid, at.hva, region, pagemap)?)
         }
     })
 }
@@ -253,7 +262,7 @@ fn fill_buffer(
 
 /// The bytes of pages `[from, to)`, where the buffer begins with page `first`.
 fn pages_of(buffer: &mut [u8], first: u64, from: u64, to: u64) -> &mut [u8] {
-    &mut buffer[((from - first) * PAGE) as usize..((to - first) * PAGE) as usize]
+    &mut buffer[((from - first) * PAGE_SIZE) as usize..((to - first) * PAGE_SIZE) as usize]
 }
 
 #[cfg(test)]

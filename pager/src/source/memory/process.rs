@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::full_blocks::Whole;
-use super::{FEW, Found, ReadError, Runs, fill_buffer, pages_of};
-use crate::lane::PAGE;
+use super::full_blocks::FullBlocks;
+use super::{Found, ReadError, Runs, SMALL_READ, fill_buffer, pages_of};
+use crate::layout::PAGE_SIZE;
 use crate::layout::{Hva, Region};
 use crate::sys::pagemap::{Entry, Pagemap};
 
@@ -18,13 +18,13 @@ pub(super) struct ProcessReader {
     pages: u64,
     pagemap: Option<Pagemap>,
     /// Of blocks whose pages are all present.
-    whole: Whole,
+    full_blocks: FullBlocks,
 }
 
 impl ProcessReader {
     pub fn new(pid: u32, hva: Hva, region: &Region, pagemap: Option<Pagemap>) -> Result<Self, ReadError> {
-        let pages = region.size / PAGE;
-        let reader = Self { pid, hva, pages, pagemap, whole: Whole::new(pages) };
+        let pages = region.size / PAGE_SIZE;
+        let reader = Self { pid, hva, pages, pagemap, full_blocks: FullBlocks::new(pages) };
         match reader.readv_byte(hva.0) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) && reader.entry_is_empty(0)? => {
                 Err(ReadError::NotMapped { hva: hva.0, pid })
@@ -36,14 +36,14 @@ impl ProcessReader {
 
     /// See [`super::GuestMemory::stopped`].
     pub fn stopped(&self) {
-        self.whole.forget();
+        self.full_blocks.forget();
     }
 
     /// Pages `[page, page + count)`; `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
         // Whether few pages were ever there is read as fast as it is looked up; those of most blocks all were.
         let is_unknown = |pagemap: &&Pagemap| {
-            count > FEW && !self.whole.has(page, count, |first, pages| pagemap.are_present(first, pages))
+            count > SMALL_READ && !self.full_blocks.has(page, count, |first, pages| pagemap.are_present(first, pages))
         };
         let Some(pagemap) = self.pagemap.as_ref().filter(is_unknown) else {
             return self.read_data(page, page + count, buffer, runs);
@@ -74,7 +74,7 @@ impl ProcessReader {
             let from = self.address(page);
             let (filled, outcome) =
                 fill_buffer(pages_of(buffer, first, page, end), |rest, done| self.readv(from + done, rest));
-            let whole = filled as u64 / PAGE;
+            let whole = filled as u64 / PAGE_SIZE;
             runs.push(Found::Data(whole));
             page += whole;
             match outcome {
@@ -129,7 +129,7 @@ impl ProcessReader {
     }
 
     fn address(&self, page: u64) -> u64 {
-        self.hva.0 + page * PAGE
+        self.hva.0 + page * PAGE_SIZE
     }
 
     fn readv_byte(&self, from: u64) -> io::Result<usize> {

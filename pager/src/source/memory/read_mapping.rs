@@ -12,16 +12,17 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::full_blocks::BLOCK;
-use super::{FEW, Found, Runs};
-use crate::lane::{MOST_PAGES, PAGE};
-use crate::sys::nofault::{self, Look};
+use super::{Found, Runs, SMALL_READ};
+use crate::lane::MAX_FRAME_PAGES;
+use crate::layout::PAGE_SIZE;
+use crate::sys::nofault::{self, Probe};
 
 /// Pages that are mapped ahead at once: what has to wait for a mapping to change waits for no more.
-const AHEAD: usize = 512;
+const MAP_AHEAD_PAGES: usize = 512;
 
 /// Pages of a file, read-only.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct ReadMapping {
     at: *mut u8,
     bytes: usize,
     /// So many pages, from the first on, are mapped where they could be.
@@ -29,11 +30,11 @@ pub(super) struct Window {
 }
 
 // SAFETY: the mapping belongs to the whole process, and nothing is ever written through it.
-unsafe impl Send for Window {}
+unsafe impl Send for ReadMapping {}
 // SAFETY: as above.
-unsafe impl Sync for Window {}
+unsafe impl Sync for ReadMapping {}
 
-impl Window {
+impl ReadMapping {
     /// Of `bytes` bytes of the file from `offset` on, both whole pages.
     pub fn new(fd: &OwnedFd, offset: u64, bytes: u64) -> io::Result<Self> {
         nofault::prepare();
@@ -51,24 +52,25 @@ impl Window {
 
     /// Maps the pages that are in the file, as long as it is told to go on.
     pub fn map_ahead(&self, go_on: &impl Fn() -> bool) {
-        let mut resident = [0u8; AHEAD];
+        let mut resident = [0u8; MAP_AHEAD_PAGES];
         let mut offset = 0;
         while offset < self.bytes && go_on() {
-            let resident = &mut resident[..(self.bytes / PAGE as usize - offset / PAGE as usize).min(AHEAD)];
+            let resident =
+                &mut resident[..(self.bytes / PAGE_SIZE as usize - offset / PAGE_SIZE as usize).min(MAP_AHEAD_PAGES)];
             self.look_up(offset, resident);
             for run in resident.chunk_by(|a, b| a == b) {
                 if run[0] & 1 == 1 {
                     self.map(offset, run.len());
                 }
-                offset += run.len() * PAGE as usize;
+                offset += run.len() * PAGE_SIZE as usize;
             }
-            self.ahead.store(offset as u64 / PAGE, Ordering::Relaxed);
+            self.ahead.store(offset as u64 / PAGE_SIZE, Ordering::Relaxed);
         }
     }
 
     /// Which pages from a byte of the mapping on are in the file: the lowest bit of each; no others are set (mincore(2)).
     fn look_up(&self, offset: usize, resident: &mut [u8]) {
-        let bytes = resident.len() * PAGE as usize;
+        let bytes = resident.len() * PAGE_SIZE as usize;
         // SAFETY: the range is in the mapping, and the vector has a byte for each of its pages.
         if unsafe { libc::mincore(self.at.add(offset).cast(), bytes, resident.as_mut_ptr()) } != 0 {
             resident.fill(0);
@@ -78,7 +80,7 @@ impl Window {
     /// Maps pages, as far as it goes: what is not mapped is when it is looked at.
     fn map(&self, offset: usize, pages: usize) {
         // SAFETY: pages of the mapping, for reading.
-        unsafe { libc::madvise(self.at.add(offset).cast(), pages * PAGE as usize, libc::MADV_POPULATE_READ) };
+        unsafe { libc::madvise(self.at.add(offset).cast(), pages * PAGE_SIZE as usize, libc::MADV_POPULATE_READ) };
     }
 
     /// Tells in `runs` what pages from `page` on hold, at most `count`, as many as can be shown, and returns where they are,
@@ -87,11 +89,11 @@ impl Window {
     /// # Errors
     /// How many pages from `page` on cannot be shown, at least one.
     pub fn show(&self, page: u64, count: u64, runs: &mut Runs) -> Result<*const u8, u64> {
-        let (offset, bytes) = ((page * PAGE) as usize, (count * PAGE) as usize);
-        if count > MOST_PAGES || offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+        let (offset, bytes) = ((page * PAGE_SIZE) as usize, (count * PAGE_SIZE) as usize);
+        if count > MAX_FRAME_PAGES || offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
             return Err(count);
         }
-        let mut resident = [0u8; MOST_PAGES as usize];
+        let mut resident = [0u8; MAX_FRAME_PAGES as usize];
         let resident = &mut resident[..count as usize];
         self.look_up(offset, resident);
         let absent = resident.iter().take_while(|page| **page & 1 == 0).count();
@@ -107,33 +109,33 @@ impl Window {
     pub fn has_all(&self, page: u64, count: u64) -> bool {
         let mut resident = [0u8; BLOCK as usize];
         let resident = &mut resident[..count as usize];
-        self.look_up((page * PAGE) as usize, resident);
+        self.look_up((page * PAGE_SIZE) as usize, resident);
         resident.iter().all(|page| page & 1 == 1)
     }
 
     /// Tells in `runs` what pages of the region that are in the file hold, up to one that cannot be shown, and returns where
     /// they are, as [`Self::show`] does.
     pub fn look(&self, page: u64, count: u64, runs: &mut Runs) -> *const u8 {
-        let offset = (page * PAGE) as usize;
+        let offset = (page * PAGE_SIZE) as usize;
         // Few are mapped one by one, by the look at each, as soon.
-        if count > FEW && page + count > self.ahead.load(Ordering::Relaxed) {
+        if count > SMALL_READ && page + count > self.ahead.load(Ordering::Relaxed) {
             self.map(offset, count as usize);
         }
         // SAFETY: in the mapping.
         let at = unsafe { self.at.add(offset) };
         for number in 0..count as usize {
             // SAFETY: a page of the mapping; `prepare` was called when it was made.
-            runs.push(match unsafe { nofault::look(at.add(number * PAGE as usize)) } {
-                Look::Zeros => Found::Zero(1),
-                Look::Contents => Found::Data(1),
-                Look::Unreadable => break,
+            runs.push(match unsafe { nofault::probe_zero(at.add(number * PAGE_SIZE as usize)) } {
+                Probe::Zeros => Found::Zero(1),
+                Probe::Contents => Found::Data(1),
+                Probe::Unreadable => break,
             });
         }
         at
     }
 }
 
-impl Drop for Window {
+impl Drop for ReadMapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and pointers into it live no longer.
         unsafe { libc::munmap(self.at.cast(), self.bytes) };

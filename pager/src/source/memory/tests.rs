@@ -3,10 +3,10 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use super::read_mapping::Window;
+use super::read_mapping::ReadMapping;
 use super::*;
-use crate::layout::{Gpa, Layout, Region};
-use crate::sys::nofault::{self, Look};
+use crate::layout::{Gpa, MemoryLayout, Region};
+use crate::sys::nofault::{self, Probe};
 use crate::vmm::attached_memory::AttachedFile;
 
 const PAGE: usize = 4096;
@@ -86,7 +86,7 @@ impl Drop for Mapping {
 }
 
 fn memfd() -> File {
-    crate::sys::userfaultfd::memfd("guest", (PAGES * PAGE) as u64).unwrap().into()
+    crate::sys::memfd::memfd("guest", (PAGES * PAGE) as u64).unwrap().into()
 }
 
 fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
@@ -94,7 +94,7 @@ fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
     let region = Region { gpa: Gpa(0), size: (PAGES * PAGE) as u64, page_size: PAGE as u64, backing };
     GuestMemory::new(AttachedMemory {
         vmm_pid: std::process::id(),
-        layout: Layout::new(vec![region]).unwrap(),
+        layout: MemoryLayout::new(vec![region]).unwrap(),
         regions: vec![AttachedRegion {
             hva: Hva(hva),
             file: file.map(|file| AttachedFile { fd: file.into(), offset: 0 }),
@@ -124,13 +124,13 @@ fn read_one_place(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, V
     let place = memory.read(0, page, count, &mut buffer, &mut runs).unwrap();
     let pages: u64 = runs.iter().map(Found::count).sum();
     assert!((1..=count).contains(&pages));
-    if let Place::Window(at) = place {
+    if let PageBytes::Mapped(at) = place {
         let bytes = pages as usize * PAGE;
         // SAFETY: so many pages are there, as long as the memory is.
         buffer[..bytes].copy_from_slice(unsafe { std::slice::from_raw_parts(at, bytes) });
     }
     let (kinds, bytes) = found(&runs, &buffer);
-    (kinds, bytes, place != Place::Buffer)
+    (kinds, bytes, place != PageBytes::InBuffer)
 }
 
 fn blocks(file: &File) -> u64 {
@@ -201,7 +201,7 @@ fn one_byte_that_is_not_zero_makes_contents() {
     }
     let memory = memory(0, Some(file)).unwrap();
     let (mut buffer, mut runs) = (vec![0; PAGES * PAGE], Runs::default());
-    assert!(matches!(memory.read(0, 0, 16, &mut buffer, &mut runs).unwrap(), Place::Window(_)));
+    assert!(matches!(memory.read(0, 0, 16, &mut buffer, &mut runs).unwrap(), PageBytes::Mapped(_)));
     assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(9), Zero(7)]);
 }
 
@@ -229,20 +229,20 @@ fn a_bad_page_is_not_shown_and_ends_no_process() {
     nofault::prepare();
     let at = |page: usize| (mapping.at as usize + page * PAGE) as *const u8;
     // SAFETY: pages of a mapping; `prepare` was called.
-    let look = |page| unsafe { nofault::look(at(page)) };
-    assert_eq!([look(4), look(5), look(6)], [Look::Contents, Look::Unreadable, Look::Contents]);
+    let look = |page| unsafe { nofault::probe_zero(at(page)) };
+    assert_eq!([look(4), look(5), look(6)], [Probe::Contents, Probe::Unreadable, Probe::Contents]);
 }
 
 #[test]
 fn what_is_around_a_bad_page_is_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let window = Window::new(&file.into(), 0, (PAGES * PAGE) as u64).unwrap();
-    let at = window.show(0, 1, &mut Runs::default()).unwrap();
+    let mapping = ReadMapping::new(&file.into(), 0, (PAGES * PAGE) as u64).unwrap();
+    let at = mapping.show(0, 1, &mut Runs::default()).unwrap();
     let Some(_uffd) = poison(at as u64, 5) else { return };
     let show = |page, count| {
         let mut runs = Runs::default();
-        window.show(page, count, &mut runs).map(|_| runs.0)
+        mapping.show(page, count, &mut runs).map(|_| runs.0)
     };
     assert_eq!([show(0, 16), show(5, 11), show(5, 1)], [Ok(vec![Data(5)]), Err(1), Err(1)]);
     assert_eq!(show(6, 10), Ok(vec![Data(10)]));
@@ -255,21 +255,21 @@ fn what_is_mapped_ahead_is_what_the_file_has() {
     file.set_len(PAGES * PAGE as u64).unwrap();
     file.write_all_at(&vec![9; 1024 * PAGE], 512 * PAGE as u64).unwrap();
     file.write_all_at(&[9; PAGE], 0).unwrap();
-    let window = Window::new(&file.try_clone().unwrap().into(), 0, PAGES * PAGE as u64).unwrap();
-    let at = Hva(window.show(0, 1, &mut Runs::default()).unwrap() as u64);
+    let mapping = ReadMapping::new(&file.try_clone().unwrap().into(), 0, PAGES * PAGE as u64).unwrap();
+    let at = Hva(mapping.show(0, 1, &mut Runs::default()).unwrap() as u64);
     let pagemap = Pagemap::open(std::process::id(), at, PAGE as u64).unwrap();
     let mapped = |from, count| (from..from + count).filter(|page| pagemap.first_mapped(*page, 1).unwrap().is_some());
-    window.map_ahead(&|| false);
+    mapping.map_ahead(&|| false);
     assert_eq!(mapped(512, 1024).count(), 0, "told to stop");
     let steps = std::cell::Cell::new(0);
-    window.map_ahead(&|| steps.replace(steps.get() + 1) < 2);
+    mapping.map_ahead(&|| steps.replace(steps.get() + 1) < 2);
     // A fault maps up to 15 neighbours as well.
     assert_eq!((mapped(512, 512).count(), mapped(1040, 496).count()), (512, 0), "told to stop later");
-    window.map_ahead(&|| true);
+    mapping.map_ahead(&|| true);
     assert_eq!((mapped(512, 1024).count(), mapped(1536, 512).count()), (1024, 0));
     assert_eq!(std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()), 1025 * 8, "no hole is filled");
     let mut runs = Runs::default();
-    window.show(1500, 64, &mut runs).unwrap();
+    mapping.show(1500, 64, &mut runs).unwrap();
     assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(36)]);
 }
 
@@ -277,18 +277,18 @@ fn what_is_mapped_ahead_is_what_the_file_has() {
 fn pages_beyond_the_end_of_a_file_are_not_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let window = Window::new(&file.try_clone().unwrap().into(), 0, (PAGES * PAGE) as u64).unwrap();
-    let show = |page, count| window.show(page, count, &mut Runs::default()).map(|_| ());
+    let mapping = ReadMapping::new(&file.try_clone().unwrap().into(), 0, (PAGES * PAGE) as u64).unwrap();
+    let show = |page, count| mapping.show(page, count, &mut Runs::default()).map(|_| ());
     assert_eq!([show(8, 8), show(9, 8), show(u64::MAX >> 12, 8)], [Ok(()), Err(8), Err(8)]);
     file.set_len(12 * PAGE as u64).unwrap();
     assert_eq!(show(12, 4), Err(4));
     let mut runs = Runs::default();
-    window.show(8, 8, &mut runs).unwrap();
+    mapping.show(8, 8, &mut runs).unwrap();
     assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(4)]);
     nofault::prepare();
-    let at = window.show(0, 8, &mut Runs::default()).unwrap();
+    let at = mapping.show(0, 8, &mut Runs::default()).unwrap();
     // SAFETY: a page of the mapping, beyond the end of the file: SIGBUS; `prepare` was called.
-    assert_eq!(unsafe { nofault::look(at.wrapping_add(12 * PAGE)) }, Look::Unreadable);
+    assert_eq!(unsafe { nofault::probe_zero(at.wrapping_add(12 * PAGE)) }, Probe::Unreadable);
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn a_file_tells_poison_by_eio() {
     let (mut buffer, mut runs) = (vec![0; 8 * PAGE], Runs::default());
     for (count, after) in [(4, 1), (8, 5)] {
         runs.0.clear();
-        assert_eq!(reader.read(3, count, &mut buffer, &mut runs).unwrap(), Place::Buffer);
+        assert_eq!(reader.read(3, count, &mut buffer, &mut runs).unwrap(), PageBytes::InBuffer);
         let kinds = vec![Data(2), Poison(1), Data(after)];
         assert_eq!(found(&runs, &buffer), (kinds, vec![9; 2 + after as usize]));
     }

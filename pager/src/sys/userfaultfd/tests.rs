@@ -1,6 +1,7 @@
 //! Against the real kernel; skipped, with the reason printed, where it does not permit a userfaultfd.
 
 use super::*;
+use crate::sys::memfd::memfd;
 
 const PAGE: u64 = 4096;
 
@@ -140,7 +141,7 @@ fn a_fault_names_its_address_and_thread_and_ends_with_the_copy() {
     assert_eq!(m.uffd.copy(m.at(0), &[5; 4096]), done(PAGE));
     let (thread, byte) = toucher.join().unwrap();
     assert_eq!(byte, 5);
-    let Event::Fault { at: found, thread: tid, minor: false } = event else { panic!("{event:?}") };
+    let UffdEvent::Fault { at: found, thread: tid, minor: false } = event else { panic!("{event:?}") };
     assert_eq!(found.0 & !0xfff, m.base);
     assert_eq!(tid, thread as u32);
 }
@@ -156,7 +157,7 @@ fn a_remove_is_told_and_copy_is_eagain_until_it_is_read() {
     });
     wait_readable(&m.uffd);
     assert_eq!(m.uffd.copy(m.at(1), &[1; 4096]), stopped(0, Stop::Changing));
-    assert_eq!(next_event(&m.uffd), Event::Remove { start: m.at(0), end: m.at(1) });
+    assert_eq!(next_event(&m.uffd), UffdEvent::Remove { start: m.at(0), end: m.at(1) });
     assert_eq!(balloon.join().unwrap(), 0);
     assert_eq!(m.uffd.copy(m.at(1), &[1; 4096]), done(PAGE));
 }
@@ -167,19 +168,13 @@ fn only_a_userfaultfd_is_adopted() {
     assert_eq!(Userfaultfd::adopt(file).unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
 
-#[test]
-fn a_process_is_named_by_its_start() {
-    assert!(process_started(std::process::id()) > 0);
-    assert_eq!(process_started(u32::MAX), 0);
-}
-
 fn wait_readable(uffd: &Userfaultfd) {
     let mut poll = libc::pollfd { fd: uffd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd, 20 seconds.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 20_000) }, 1, "no event");
 }
 
-fn next_event(uffd: &Userfaultfd) -> Event {
+fn next_event(uffd: &Userfaultfd) -> UffdEvent {
     wait_readable(uffd);
     uffd.read_events().unwrap().into_iter().next().unwrap()
 }

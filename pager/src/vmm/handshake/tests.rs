@@ -6,7 +6,7 @@ use crate::layout::{Gpa, Region};
 
 fn expected(destination: bool) -> Expected {
     let region = |gpa, backing| Region { gpa: Gpa(gpa), size: 0x4000, page_size: 4096, backing };
-    let layout = Layout::new(vec![region(0, Backing::Memfd), region(0x10000, Backing::Anonymous)]).unwrap();
+    let layout = MemoryLayout::new(vec![region(0, Backing::Memfd), region(0x10000, Backing::Anonymous)]).unwrap();
     Expected { vm: "web-1".into(), destination, layout }
 }
 
@@ -20,16 +20,17 @@ fn good() -> Value {
 
 #[test]
 fn a_good_message_is_understood_and_unknown_fields_ignored() {
-    let handover = fit(&good(), 2, &expected(true)).unwrap();
-    assert_eq!(handover.pid, Some(4711));
-    assert_eq!(handover.regions[0], RegionPlace { hva: Hva(0x7000_0000), file: Some((1, 4096)), uffd: Some(0) });
-    assert_eq!(handover.regions[1], RegionPlace { hva: Hva(0x6000_0000), file: None, uffd: Some(0) });
+    let handshake = validate(&good(), 2, &expected(true)).unwrap();
+    assert_eq!(handshake.pid, Some(4711));
+    assert_eq!(handshake.regions[0], HandshakeRegion { hva: Hva(0x7000_0000), file: Some((1, 4096)), uffd: Some(0) });
+    assert_eq!(handshake.regions[1], HandshakeRegion { hva: Hva(0x6000_0000), file: None, uffd: Some(0) });
 }
 
 #[test]
 fn a_region_may_have_a_userfaultfd_of_its_own() {
     let uffds = |message: &Value, descriptors| {
-        fit(message, descriptors, &expected(true)).map(|handover| handover.regions.iter().map(|r| r.uffd).collect())
+        validate(message, descriptors, &expected(true))
+            .map(|handshake| handshake.regions.iter().map(|r| r.uffd).collect())
     };
     let mut message = good();
     message["regions"][1]["uffd"] = json!(2);
@@ -47,7 +48,7 @@ fn a_region_may_have_a_userfaultfd_of_its_own() {
     assert_eq!(uffds(&message, 3).unwrap_err().field, "regions[0].uffd");
     message["regions"][0]["uffd"] = json!(0);
     message["role"] = json!("source");
-    assert_eq!(fit(&message, 3, &expected(false)).unwrap_err().field, "regions[0].uffd");
+    assert_eq!(validate(&message, 3, &expected(false)).unwrap_err().field, "regions[0].uffd");
 }
 
 #[test]
@@ -83,28 +84,28 @@ fn every_wrong_field_is_named() {
         change("/regions/0/base_host_virt_addr", json!(0x6000_1000)),
     ];
     for (field, message) in cases {
-        let refusal = fit(&message, 2, &expected(true)).unwrap_err();
+        let refusal = validate(&message, 2, &expected(true)).unwrap_err();
         assert_eq!(refusal.field, field, "{refusal}");
     }
-    assert_eq!(fit(&good(), 1, &expected(true)).unwrap_err().field, "regions[0].fd");
-    assert_eq!(fit(&good(), 3, &expected(true)).unwrap_err().field, "descriptors");
-    assert_eq!(fit(&good(), 65, &expected(true)).unwrap_err().field, "descriptors");
-    assert_eq!(fit(&good(), 2, &expected(false)).unwrap_err().field, "role");
+    assert_eq!(validate(&good(), 1, &expected(true)).unwrap_err().field, "regions[0].fd");
+    assert_eq!(validate(&good(), 3, &expected(true)).unwrap_err().field, "descriptors");
+    assert_eq!(validate(&good(), 65, &expected(true)).unwrap_err().field, "descriptors");
+    assert_eq!(validate(&good(), 2, &expected(false)).unwrap_err().field, "role");
 }
 
 #[test]
 fn a_destination_may_have_a_doorbell() {
     let mut message = good();
-    assert_eq!(fit(&message, 2, &expected(true)).unwrap().doorbell, None);
+    assert_eq!(validate(&message, 2, &expected(true)).unwrap().doorbell, None);
     message["doorbell"] = json!(2);
-    assert_eq!(fit(&message, 3, &expected(true)).unwrap().doorbell, Some(2));
-    assert_eq!(fit(&message, 2, &expected(true)).unwrap_err().field, "doorbell");
+    assert_eq!(validate(&message, 3, &expected(true)).unwrap().doorbell, Some(2));
+    assert_eq!(validate(&message, 2, &expected(true)).unwrap_err().field, "doorbell");
     message["doorbell"] = json!("2");
-    assert_eq!(fit(&message, 3, &expected(true)).unwrap_err().field, "doorbell");
+    assert_eq!(validate(&message, 3, &expected(true)).unwrap_err().field, "doorbell");
     message["doorbell"] = json!(2);
     message["role"] = json!("source");
     message.as_object_mut().unwrap().remove("uffd");
-    assert_eq!(fit(&message, 3, &expected(false)).unwrap_err().to_string(), "doorbell: a source has none");
+    assert_eq!(validate(&message, 3, &expected(false)).unwrap_err().to_string(), "doorbell: a source has none");
 }
 
 #[test]
@@ -113,16 +114,16 @@ fn firecracker_is_matched_by_ascending_offset() {
         {"base_host_virt_addr": 0x5000_0000, "size": 0x4000, "offset": 0x4000, "page_size": 4096, "page_size_kib": 4096},
         {"base_host_virt_addr": 0x7000_0000, "size": 0x4000, "offset": 0, "page_size": 4096, "page_size_kib": 4096},
     ]);
-    let handover = fit(&message, 1, &expected(true)).unwrap();
-    assert!(handover.silent && handover.pid.is_none());
-    assert!(handover.regions.iter().all(|region| region.uffd == Some(0)));
-    assert_eq!(handover.regions[0].hva, Hva(0x7000_0000));
-    assert_eq!(handover.regions[1].hva, Hva(0x5000_0000));
-    assert_eq!(fit(&message, 0, &expected(true)).unwrap_err().field, "uffd");
-    assert_eq!(fit(&message, 2, &expected(true)).unwrap_err().field, "descriptors");
-    assert_eq!(fit(&message, 1, &expected(false)).unwrap_err().field, "role");
+    let handshake = validate(&message, 1, &expected(true)).unwrap();
+    assert!(handshake.silent && handshake.pid.is_none());
+    assert!(handshake.regions.iter().all(|region| region.uffd == Some(0)));
+    assert_eq!(handshake.regions[0].hva, Hva(0x7000_0000));
+    assert_eq!(handshake.regions[1].hva, Hva(0x5000_0000));
+    assert_eq!(validate(&message, 0, &expected(true)).unwrap_err().field, "uffd");
+    assert_eq!(validate(&message, 2, &expected(true)).unwrap_err().field, "descriptors");
+    assert_eq!(validate(&message, 1, &expected(false)).unwrap_err().field, "role");
     let gap = json!([message[0], {"base_host_virt_addr": 0, "size": 0x4000, "offset": 4096, "page_size": 4096}]);
-    assert_eq!(fit(&gap, 1, &expected(true)).unwrap_err().field, "[1].offset");
+    assert_eq!(validate(&gap, 1, &expected(true)).unwrap_err().field, "[1].offset");
 }
 
 #[test]
@@ -158,7 +159,7 @@ proptest! {
     #[test]
     fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(Some(value)) = complete(&bytes) {
-            let _ = fit(&value, 1, &expected(true));
+            let _ = validate(&value, 1, &expected(true));
         }
     }
 
@@ -171,7 +172,7 @@ proptest! {
         ];
         let mut message = good();
         *message.pointer_mut(pointers[place]).unwrap() = value;
-        if let Err(refusal) = fit(&message, descriptors, &expected(true)) {
+        if let Err(refusal) = validate(&message, descriptors, &expected(true)) {
             prop_assert!(!refusal.field.is_empty());
         }
     }

@@ -1,0 +1,118 @@
+//! CPU affinity of threads (sched_setaffinity(2)).
+
+use std::str::FromStr;
+
+/// CPUs by number, e.g. `2-3,7`; none: anywhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CpuSet(Vec<usize>);
+
+impl CpuSet {
+    /// Each CPU that the calling thread may run on, alone.
+    pub fn each_allowed() -> Vec<Self> {
+        Self::allowed().0.into_iter().map(|cpu| Self(vec![cpu])).collect()
+    }
+
+    /// All CPUs that the calling thread may run on (sched_getaffinity(2)); none where that cannot be told.
+    pub fn allowed() -> Self {
+        // SAFETY: a zeroed set is an empty one.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel fills a set of the size that is said; 0 is the calling thread.
+        if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
+            return Self::default();
+        }
+        // SAFETY: numbers below CPU_SETSIZE.
+        Self((0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
+    }
+
+    /// Without one; none where that leaves none.
+    pub fn without(&self, cpu: usize) -> Self {
+        Self(self.0.iter().copied().filter(|other| *other != cpu).collect())
+    }
+
+    /// Nothing but one; none where that is not among them.
+    pub fn only(&self, cpu: usize) -> Self {
+        Self(self.0.iter().copied().filter(|other| *other == cpu).collect())
+    }
+
+    /// The calling thread runs there from now on; where it may not it stays where it is.
+    pub fn pin(&self) {
+        if self.0.is_empty() {
+            return;
+        }
+        // SAFETY: a zeroed set is an empty one.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        for cpu in &self.0 {
+            // SAFETY: parsing has checked that the number is below CPU_SETSIZE.
+            unsafe { libc::CPU_SET(*cpu, &mut set) };
+        }
+        // SAFETY: a set of the size that is said; 0 is the calling thread.
+        if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } != 0 {
+            tracing::warn!(cpus = ?self.0, error = %std::io::Error::last_os_error(), "thread.not_placed");
+        }
+    }
+}
+
+impl FromStr for CpuSet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| match part.trim().parse::<usize>() {
+            Ok(cpu) if cpu < libc::CPU_SETSIZE as usize => Ok(cpu),
+            _ => Err(format!("{part:?} is no CPU of 0 to {}", libc::CPU_SETSIZE - 1)),
+        };
+        let mut cpus = Vec::new();
+        for part in text.split(',').filter(|_| !text.trim().is_empty()) {
+            match part.split_once('-') {
+                None => cpus.push(number(part)?),
+                Some((first, last)) if number(first)? <= number(last)? => cpus.extend(number(first)?..=number(last)?),
+                Some(_) => return Err(format!("{part:?} ends before it begins")),
+            }
+        }
+        Ok(Self(cpus))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_are_read_or_refused_in_words() {
+        let list = |text: &str| text.parse::<CpuSet>().map(|list| list.0);
+        assert_eq!(list(""), Ok(vec![]));
+        assert_eq!(list("2-4, 7"), Ok(vec![2, 3, 4, 7]));
+        for (text, word) in
+            [("x", "no CPU"), ("3-1", "ends before"), ("1-", "no CPU"), ("99999", "no CPU"), ("1,,2", "no CPU")]
+        {
+            assert!(list(text).unwrap_err().contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_cpus_that_are_allowed_are_named() {
+        let all = CpuSet::each_allowed();
+        assert_eq!(all.len(), std::thread::available_parallelism().unwrap().get());
+        let last = all.last().unwrap().clone();
+        let there = std::thread::spawn(move || {
+            last.pin();
+            (CpuSet::each_allowed(), last)
+        });
+        let (allowed, last) = there.join().unwrap();
+        assert_eq!(allowed, [last]);
+    }
+
+    #[test]
+    fn a_placed_thread_runs_there_and_only_it() {
+        let on = |cpus: &str| {
+            let list: CpuSet = cpus.parse().unwrap();
+            std::thread::spawn(move || {
+                list.pin();
+                CpuSet::each_allowed().len()
+            })
+            .join()
+            .unwrap()
+        };
+        assert_eq!(on("0"), 1);
+        assert_eq!(on(""), std::thread::available_parallelism().unwrap().get());
+    }
+}

@@ -1,0 +1,26 @@
+//! `/proc/PID/stat` (proc_pid_stat(5)): when a process started, where a thread runs.
+
+/// When a process was started, in clock ticks after boot: with its pid it names the process for good.
+/// 0 when it is gone or cannot be read. Field 22 of `/proc/PID/stat`, proc(5).
+pub fn process_started(pid: u32) -> u64 {
+    stat_field(&format!("/proc/{pid}"), 22).unwrap_or(0)
+}
+
+/// A field of the `stat` of a process or a thread, by its number in proc_pid_stat(5), from the third on; `None` when that is
+/// gone or cannot be read.
+pub fn stat_field(directory: &str, number: usize) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("{directory}/stat")).ok()?;
+    // Behind the name, which may hold anything, the third field is the first.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_by_its_start() {
+        assert!(process_started(std::process::id()) > 0);
+        assert_eq!(process_started(u32::MAX), 0);
+    }
+}
