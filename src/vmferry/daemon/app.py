@@ -70,6 +70,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ask_to_stop)
+        # A terminal that closes, or a log rotation that signals every daemon, must not end migrations.
+        loop.add_signal_handler(signal.SIGHUP, _log.warning, events.DAEMON_HANGUP_IGNORED)
         _log.info(events.DAEMON_STARTING, version=self._version, state_dir=str(self._config.state_dir))
         async with self._assemble(self._config) as core:
             await self._serve(core)

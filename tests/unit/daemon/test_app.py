@@ -141,6 +141,16 @@ async def test_a_signal_stops_it_gracefully(tmp_path: Path) -> None:
         assert run.core.story == ["open", "started", "drain 60", "drained", "service cancelled", "closed"]
 
 
+async def test_a_hangup_changes_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, ScriptedCore()) as run:
+        run.core.begin.set()
+        await run.until_answering()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await run.until_answering()
+        assert not run.task.done()
+        assert "drain 60" not in run.core.story
+
+
 async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     async with running(tmp_path, ScriptedCore()) as run:
         run.core.begin.set()
