@@ -16,23 +16,36 @@ PROGRAM_SOURCES := $(shell find pager refvm deploy/wheel -type f -not -path '*/t
 # One profile for build, tests and clippy, so that nothing is compiled twice.
 CARGO_FLAGS := --release --locked
 
+CARGO_DENY := 0.20.2
+
 DEPENDENCIES := $(VENV)/.stamp-dependencies
 GENERATED := src/vmferry/v1/__init__.py
 INSTALLED := $(VENV)/.stamp-installed
 
-.PHONY: help setup demo test bench profile lint fmt proto docs wheel clean host-tools demo-packages test-packages bench-packages profile-packages
+# A line for each stage, with the time that it took.
+STAGE := @.ci/stage
+
+.PHONY: help setup demo test test-rust test-unit bench profile coverage coverage-rust deny lint lint-python lint-rust \
+  lint-text fmt proto docs wheel clean host-tools demo-packages test-packages bench-packages profile-packages \
+  coverage-packages
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Virtual environment, generated code, Rust programs: all that demo and test need
 
 demo: demo-packages $(INSTALLED) ## Move a poisoned KVM guest between two daemons; options in ARGS="--memory 1G --json"
 	@$(BIN)/vmferry demo $(ARGS)
 
-test: test-packages $(INSTALLED) ## All tests, Rust and Python; options for pytest in ARGS="-k wheel"
-	cargo test $(CARGO_FLAGS) --workspace
-	$(BIN)/python -m pytest $(ARGS)
+test: test-packages test-rust ## All tests, Rust and Python; options for pytest in ARGS="-k wheel"
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-rust: $(INSTALLED) ## The Rust tests
+	$(STAGE) "Rust tests built" cargo test $(CARGO_FLAGS) --workspace --no-run
+	$(STAGE) "Rust tests" cargo test $(CARGO_FLAGS) --workspace
+
+test-unit: $(INSTALLED) ## The Python tests that need nothing of the machine; options for pytest in ARGS
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with QEMU, in turn; options in ARGS="--quick --out FILE"
 	cargo build $(CARGO_FLAGS) --package vmferry-bench
@@ -44,19 +57,36 @@ profile: profile-packages $(INSTALLED) ## Flame graphs of both pagers, and a fau
 	RUSTFLAGS="-C force-frame-pointers=yes" cargo build $(CARGO_FLAGS) --target-dir target/profile --package vmferry
 	@VMFERRY_PROGRAMS=$(abspath target/profile/release) bench/vmferry-profile $(ARGS)
 
-lint: $(INSTALLED) ## All linters; changes nothing
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	MYPYPATH=src:bench $(BIN)/mypy -p vmferry_bench
-	$(BIN)/lint-imports
-	cargo fmt --all --check
-	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+lint: lint-text lint-python lint-rust ## All linters; changes nothing
+
+lint-text: $(DEPENDENCIES) ## Spelling, and the form of TOML files
+	$(STAGE) "typos" $(BIN)/typos
+	$(STAGE) "taplo" env RUST_LOG=warn $(BIN)/taplo fmt --check
+
+lint-python: $(GENERATED) ## ruff, mypy, imports, dead code, dependencies
+	$(STAGE) "ruff check" $(BIN)/ruff check .
+	$(STAGE) "ruff format" $(BIN)/ruff format --check .
+	$(STAGE) "mypy" $(BIN)/mypy
+	$(STAGE) "mypy bench" env MYPYPATH=src:bench $(BIN)/mypy -p vmferry_bench
+	$(STAGE) "import contracts" $(BIN)/lint-imports --no-logo
+	$(STAGE) "vulture" $(BIN)/vulture
+	$(STAGE) "deptry" $(BIN)/deptry .
+
+lint-rust: | host-tools ## cargo fmt, clippy, rustdoc
+	$(STAGE) "cargo fmt" cargo fmt --all --check
+	$(STAGE) "clippy" cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	$(STAGE) "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
+
+# cargo-deny is built once; the tests check the same rules but for the texts of the licences.
+deny: | host-tools ## Licences and sources of all crates, by cargo-deny
+	$(STAGE) "cargo-deny built" cargo install --quiet --locked --root target/tools cargo-deny@$(CARGO_DENY)
+	$(STAGE) "cargo-deny" target/tools/bin/cargo-deny --offline check bans licenses sources
 
 fmt: $(DEPENDENCIES) ## Format Python and Rust
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --exit-zero .
 	cargo fmt --all
+	RUST_LOG=warn $(BIN)/taplo fmt
 
 proto: $(GENERATED) ## Generate src/vmferry/v1 from proto/
 
@@ -93,7 +123,7 @@ $(DEPENDENCIES): requirements.lock | host-tools
 	@echo "make: virtual environment with what requirements.lock names" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  deploy/debian/packages /usr/lib/python3.11/ensurepip/__init__.py=python3.11-venv && $(PYTHON) -m venv --clear $(VENV); }
-	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock >&2
+	@.ci/stage "Python packages" $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock >&2
 	@touch $@
 
 # The file itself is the stamp. Written beside its place and moved, so that a program that runs meanwhile never sees half of it.
@@ -112,5 +142,6 @@ $(GENERATED): $(PROTOS) $(DEPENDENCIES)
 $(INSTALLED): $(PROGRAM_SOURCES) $(GENERATED) $(DEPENDENCIES)
 	@echo "make: Rust programs and wheel; some minutes the first time" >&2
 	@VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(abspath $(BIN)):$$PATH" \
-	  $(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation --force-reinstall --editable . >&2
+	  .ci/stage "Rust programs and wheel" $(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation \
+	  --force-reinstall --editable . >&2
 	@touch $@

@@ -10,9 +10,6 @@ Gpa = NewType("Gpa", int)
 Hva = NewType("Hva", int)
 """Host-virtual address in the VMM, bytes."""
 
-PageIndex = NewType("PageIndex", int)
-"""Index of a page in its memory region, in units of the region's page size."""
-
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB

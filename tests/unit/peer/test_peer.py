@@ -21,7 +21,6 @@ from vmferry.model.migration import Outcome, PageProgress
 from vmferry.peer import contract
 from vmferry.peer.client import GrpcPeer, GrpcPeers, PeerDeadlines
 from vmferry.peer.servicer import PeerServicer
-from vmferry.rpc import convert as wire
 from vmferry.rpc.convert import layout_to_pb
 from vmferry.units import GIB, MIB, Gpa
 from vmferry.v1 import peer_pb2 as pb
@@ -223,14 +222,6 @@ async def test_another_version_is_refused_by_the_source(implements_hello: bool) 
     await server.stop(None)
     assert caught.value.reason is Reason.DESTINATION_VERSION
     assert address in caught.value.message
-
-
-def prepare_of(*held: tuple[int, int, int]) -> pb.PrepareRequest:
-    """A Prepare that is wrong in its ranges alone: (region, page, count), of a region of 1024 pages."""
-    ranges = [PageRange(*one) for one in held]
-    return pb.PrepareRequest(
-        migration="m1", vm="a", vcpus=1, layout=wire.layout_to_pb(LAYOUT), held=wire.ranges_to_pb(ranges)
-    )
 
 
 @pytest.mark.parametrize(
