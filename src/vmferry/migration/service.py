@@ -58,9 +58,9 @@ class MigrationService:
 
     async def __aenter__(self) -> MigrationService:
         await self._tasks.__aenter__()
-        await self.incoming.take_up()
+        await self.incoming.recover()
         for job in await self._environment.store.jobs():
-            await self._take_up(job)
+            await self._recover(job)
         return self
 
     async def __aexit__(
@@ -251,7 +251,7 @@ class MigrationService:
     async def _check_known(self, vm: str) -> None:
         await self.machine(vm)
 
-    async def _take_up(self, job: Job) -> None:
+    async def _recover(self, job: Job) -> None:
         kinds = [entry.kind for entry in await self._environment.store.journal(job.migration)]
         step = m.recovered(job.phase, kinds)
         if step is not None:

@@ -1,4 +1,4 @@
-"""The longest waits of a migration."""
+"""The longest waits of a migration, seconds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest waits, seconds."""
+    """The deadlines and pauses of one daemon's migrations, seconds."""
 
     step_s: float = 90.0
-    """One step before the commit. Above the adapters' own deadlines, which name the cause better."""
+    """One step before the commit. It is longer than the adapters' own deadlines, which name the cause better."""
     start_s: float = 10.0
-    """After the commit: how long Start is repeated before the job shows UNDECIDED. It goes on after that."""
+    """After the commit, Start is repeated this long. The job then shows UNDECIDED and asks for the outcome."""
     vmm_return_s: float = 15.0
-    """For a VMM to connect again (it tries every 0.2 s) before it counts as dead."""
+    """A VMM that has not connected again within this time counts as dead. It tries every 0.2 s."""
     refuse_s: float = 10.0
     """One attempt to make the destination refuse."""
     refuse_attempts: int = 20
@@ -22,6 +22,6 @@ class Timeouts:
     backoff_first_s: float = 0.05
     backoff_max_s: float = 5.0
     progress_s: float = 0.2
-    """Between two looks at a pager's progress."""
+    """The pause between two polls of a pager's progress."""
     stop_s: float = 30.0
-    """Graceful stop: how long jobs past the point of no return are waited for."""
+    """A graceful stop waits this long for jobs past the point of no return."""

@@ -1,1 +1,1 @@
-"""Frozen values shared by the core and its adapters. No I/O."""
+"""The frozen values that the core and its adapters share. No I/O."""

@@ -1,4 +1,4 @@
-"""Memory that a source really holds, as ranges of 4 KiB pages: how much that is, how long it may take to make. Pure."""
+"""The memory that a source really holds, as ranges of 4 KiB pages: its size and the time to allocate it. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vmferry.model.memory import MemoryLayout, PageRange
 from vmferry.units import MIB, PAGE_4K
 
 HELD_MAX = 65_536
-"""Ranges that a pager lists at most (pager.proto)."""
+"""The most ranges that a pager lists (pager.proto)."""
 
 LEAST_BYTES_PER_S = 256 * MIB
-"""A host that lists or allocates memory more slowly than this counts as stuck: deadlines grow by it."""
+"""Deadlines grow by the time that memory takes at this rate. A host that is slower counts as stuck."""
 
 
 def held_bytes(held: Iterable[PageRange]) -> int:
@@ -23,13 +23,15 @@ def layout_bytes(layout: MemoryLayout) -> int:
 
 
 def allocation_s(size: int) -> float:
-    """Seconds that a deadline allows for `size` bytes, on top of what the call itself may take."""
+    """Seconds that a deadline adds for `size` bytes of memory."""
     return size / LEAST_BYTES_PER_S
 
 
 def held_problem(held: Iterable[PageRange], layout: MemoryLayout) -> tuple[int, str, str] | None:
-    """The first thing wrong with ranges of a layout as (index, field, what), or None: each lies in its region and is
-    not empty; they ascend and do not overlap."""
+    """The first error of ranges of a layout as (index, field, problem), or None.
+
+    Each range lies in its region and is not empty. Ranges ascend and do not overlap.
+    """
     after = (0, 0)
     for index, one in enumerate(held):
         if not 0 <= one.region < len(layout.regions):

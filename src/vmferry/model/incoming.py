@@ -11,7 +11,7 @@ from vmferry.model.migration import Outcome, PageProgress
 
 @dataclass(frozen=True, slots=True)
 class IncomingUpdate:
-    """What the destination says of a postcopy under way."""
+    """A report of the destination during postcopy."""
 
     outcome: Outcome
     progress: PageProgress
@@ -23,11 +23,10 @@ class IncomingUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the destination is to make ready before the VM stands still.
+    """The contents of a Prepare, which the destination does before the blackout.
 
-    `lane_address` "ip:port" and `lane_token`: where the source's pager will serve pages; `ledger`: the memory errors
-    known so far. `held`: what the source really holds; its memory is there, or the migration refused, before the
-    answer.
+    `lane_address` ("ip:port") and `lane_token` lead to the source's pager. `ledger` has the memory errors known so far.
+    `held` lists the pages that the source really holds: the destination allocates their memory, or refuses.
     """
 
     vm: str

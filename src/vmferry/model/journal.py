@@ -1,4 +1,4 @@
-"""The kinds of facts that either side of a migration makes durable before it acts on them."""
+"""The journal of a migration: facts that each side makes durable before it acts on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class JournalKind(StrEnum):
-    """Kinds of journal entries. The source's and the destination's never mix, so one journal can hold both."""
+    """The kinds of journal entries. Source and destination have different kinds, so one journal can hold both."""
 
     BEGIN = "begin"
     COMMIT = "commit"

@@ -15,7 +15,7 @@ ADDRESS_LIMIT = 1 << 64
 
 
 class Backing(StrEnum):
-    """What a region is made of in the VMM that owns it."""
+    """The kind of memory behind a region in its VMM."""
 
     ANONYMOUS = "anonymous"
     MEMFD = "memfd"
@@ -33,7 +33,7 @@ class MemoryRegion:
 
 @dataclass(frozen=True, slots=True)
 class MemoryKind:
-    """What a destination's VMM makes memory of; None: of what it is on the source."""
+    """The page size and backing that a destination's VMM uses. None: the same as on the source."""
 
     page_size: int | None = None
     backing: Backing | None = None
@@ -41,7 +41,7 @@ class MemoryKind:
 
 @dataclass(frozen=True, slots=True)
 class MemoryLayout:
-    """Regions in ascending, non-overlapping GPA order: on both hosts of the same GPAs and sizes."""
+    """Regions in ascending GPA order without overlap. Both hosts have the same GPAs and sizes."""
 
     regions: tuple[MemoryRegion, ...]
 
@@ -52,7 +52,7 @@ class MemoryLayout:
 
 @dataclass(frozen=True, slots=True)
 class PageRange:
-    """A half-open run of 4 KiB pages of one region (`PageRange` in common.proto), whatever the region's page size."""
+    """A half-open run of 4 KiB pages of one region (`PageRange` in common.proto), at any page size of the region."""
 
     region: int
     page: int
@@ -60,7 +60,7 @@ class PageRange:
 
 
 def layout_problem(layout: MemoryLayout) -> tuple[str, str] | None:
-    """The first error of a layout as (field, what), or None.
+    """The first error of a layout as (field, problem), or None.
 
     A layout has at least one region. Regions ascend, do not overlap, are aligned to their page size, and end at 2^64 at
     the latest. The pager checks the same rules (`pager/src/layout/mod.rs`).

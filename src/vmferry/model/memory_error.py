@@ -9,7 +9,7 @@ from vmferry.units import LSB_4K, Gpa
 
 
 class Origin(StrEnum):
-    """How vmferry learned of a memory error (`ErrorOrigin` in common.proto)."""
+    """The origin of a memory error (`ErrorOrigin` in common.proto)."""
 
     VMM = "vmm"
     OPERATOR = "operator"
@@ -26,7 +26,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """A memory error of a VM: one entry of its ledger, keyed by `gpa`. Times are Unix microseconds."""
+    """One memory error in the ledger of a VM, keyed by `gpa`. Times are Unix microseconds."""
 
     gpa: Gpa
     origin: Origin

@@ -1,4 +1,4 @@
-"""The values a migration is made of: frozen, without I/O, shared by the machine, the ports and the store."""
+"""A migration as both daemons keep it: job, incoming migration, phase, outcome and progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vmferry.errors import Reason
 
 
 class Phase(StrEnum):
-    """Where a migration stands, on the source. See `source/state_machine.py` for the edges."""
+    """The phase of a migration on its source. See `source/state_machine.py` for the edges."""
 
     QUEUED = "QUEUED"
     PREPARING = "PREPARING"
@@ -27,7 +27,7 @@ TERMINAL: frozenset[Phase] = frozenset({Phase.COMPLETED, Phase.CANCELLED, Phase.
 
 
 class Outcome(StrEnum):
-    """What the destination's journal says of a migration."""
+    """The outcome of a migration in the destination's journal."""
 
     UNKNOWN = "UNKNOWN"
     PREPARED = "PREPARED"
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """First touch on the destination, microseconds."""
+    """First-touch latency on the destination, microseconds."""
 
     count: int = 0
     p50_us: float = 0.0
@@ -49,7 +49,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class PageProgress:
-    """Where the pages of a moving VM stand, on its destination (`PageProgress` in common.proto)."""
+    """The pages of a moving VM on its destination, counted by state (`PageProgress` in common.proto)."""
 
     total: int = 0
     absent: int = 0
@@ -67,7 +67,7 @@ class PageProgress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A migration as the source's daemon keeps it. Times are Unix microseconds; 0: not yet."""
+    """A migration on its source. Times are Unix microseconds; 0: not yet."""
 
     migration: str
     vm: str
@@ -90,7 +90,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A migration as the destination's daemon keeps it."""
+    """A migration on its destination."""
 
     migration: str
     vm: str
@@ -99,12 +99,12 @@ class Incoming:
     reason: str = ""
     progress: PageProgress = field(default_factory=PageProgress)
     lost_reason: str = ""
-    """Set once the VM's process died here after it ran: the source's job becomes LOST."""
+    """Set when the VM's process died here after it ran. The source's job then becomes LOST."""
     paused_reason: str = ""
     started_us: int = 0
     guarded_pages: int = 0
 
     @property
     def ended(self) -> bool:
-        """Nothing more comes of it."""
+        """Whether the migration has ended on this host."""
         return self.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or bool(self.lost_reason)

@@ -11,7 +11,7 @@ from vmferry.model.migration import PageProgress
 
 @dataclass(frozen=True, slots=True)
 class MemoryErrorFound:
-    """The pager resolved a page as poison. `reported`: the VMM was told by this pager."""
+    """The pager resolved a page as poison. `reported`: this pager has told the VMM."""
 
     error: LedgerEntry
     hva: int
@@ -21,7 +21,7 @@ class MemoryErrorFound:
 
 @dataclass(frozen=True, slots=True)
 class LinkChanged:
-    """`up` False: faults wait, `reason` says why."""
+    """The link between the pagers came up or went down. While it is down faults wait, and `reason` tells the cause."""
 
     up: bool
     reason: str
@@ -34,6 +34,8 @@ class AllPresent:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAttached:
+    """The VMM has handed its memory to the pager."""
+
     vmm_pid: int
 
 
@@ -46,6 +48,8 @@ class MemoryDetached:
 
 @dataclass(frozen=True, slots=True)
 class PagerFailedEvent:
+    """The pager can no longer resolve faults."""
+
     reason: str
 
 
@@ -56,6 +60,8 @@ PagerEventBody: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class PagerEvent:
+    """An event and its number. The daemon acknowledges events by number."""
+
     number: int
     at_us: int
     body: PagerEventBody
@@ -63,7 +69,7 @@ class PagerEvent:
 
 @dataclass(frozen=True, slots=True)
 class PagerStatus:
-    """`PagerStatus` in pager.proto, as far as the daemon decides by it."""
+    """The fields of `PagerStatus` in pager.proto that the daemon decides by."""
 
     pid: int
     memory_attached: bool

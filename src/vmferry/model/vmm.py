@@ -9,7 +9,7 @@ from vmferry.model.memory import MemoryKind, MemoryLayout
 
 @dataclass(frozen=True, slots=True)
 class VmmIdentity:
-    """What a VMM says of itself in `hello`; `state` as in docs/reference/vmm-protocol.md."""
+    """The contents of a VMM's `hello`. docs/reference/vmm-protocol.md lists the states."""
 
     vm: str
     pid: int
@@ -19,4 +19,4 @@ class VmmIdentity:
     abilities: frozenset[str]
     state: str
     memory: MemoryKind = field(default_factory=MemoryKind)
-    """Counts where it is a destination."""
+    """Used only while the VMM is a destination."""

@@ -119,13 +119,13 @@ class FakeHost:
     async def _run(self, started: asyncio.Event) -> None:
         net = self.network
         environment = Environment(
-            self.name,
-            self.store,
-            self.vmms,
-            self.pagers,
-            FakePeers(self.script, net.find),
-            net.clock,
-            TIMEOUTS,
+            host=self.name,
+            store=self.store,
+            vmms=self.vmms,
+            pagers=self.pagers,
+            peers=FakePeers(self.script, net.find),
+            clock=net.clock,
+            timeouts=TIMEOUTS,
             vmm_lives=lambda _: True,
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,

@@ -195,7 +195,13 @@ async def test_a_source_that_holds_nothing_asks_for_nothing(pair: Pair, monkeypa
 async def test_large_guests_have_longer_to_prepare(pair: Pair) -> None:
     """The step's own deadline grows with the guest's memory, on which listing and allocating depend."""
     steps = SourceSteps(
-        Environment("a", pair.a.store, pair.a.vmms, pair.a.pagers, FakePeers(pair.a.script, pair.network.find)),
+        Environment(
+            host="a",
+            store=pair.a.store,
+            vmms=pair.a.vmms,
+            pagers=pair.a.pagers,
+            peers=FakePeers(pair.a.script, pair.network.find),
+        ),
         LedgerRecorder(pair.a.store),
         Job("m1", "web", "b"),
     )

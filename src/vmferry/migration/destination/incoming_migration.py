@@ -47,6 +47,11 @@ class IncomingMigration:
         self._pager: Pager | None = None
 
     @property
+    def state(self) -> inc.State:
+        """The state that the journal proves."""
+        return inc.State.LOST if self.record.lost_reason else inc.State(self.record.outcome.value)
+
+    @property
     def holds_memory(self) -> bool:
         """Something on this host may be made for it."""
         waits = self.record.outcome in (Outcome.UNKNOWN, Outcome.PREPARED)
@@ -54,11 +59,11 @@ class IncomingMigration:
 
     @property
     def running(self) -> bool:
-        return self.record.outcome is Outcome.RUNNING and not self.record.lost_reason
+        return self.state is inc.State.RUNNING
 
-    def take_up(self, journal: Sequence[JournalEntry]) -> None:
+    def recover(self, journal: Sequence[JournalEntry]) -> None:
         """The journal is the truth; the record beside it is only what people read."""
-        outcome = inc.outcome_of([entry.kind for entry in journal])
+        outcome = inc.outcome_of(inc.state_of([entry.kind for entry in journal]))
         self.record = replace(self.record, outcome=outcome)
         for entry in journal:
             pid = entry.data.get("vmm_pid")
@@ -91,10 +96,19 @@ class IncomingMigration:
             data["vmm_pid"] = self.pid
         entry = JournalEntry(self.record.migration, kind.value, self._environment.clock.now_us(), data)
         await self._environment.store.append_journal(entry)
-        if kind is not JournalKind.LOST:
-            self.record = replace(self.record, outcome=inc.outcome_of([kind.value]))
-        self.record = replace(self.record, reason=reason or self.record.reason)
+        lost = (reason or "lost") if kind is JournalKind.LOST else self.record.lost_reason
+        self.record = replace(
+            self.record,
+            outcome=inc.outcome_of(inc.state_of([kind.value])),
+            reason=reason or self.record.reason,
+            lost_reason=lost,
+        )
         self.changed.notify()
+
+    async def save_guard(self, guarded_pages: int) -> None:
+        """The record is durable as COMPLETED before the journal says so."""
+        self.record = replace(self.record, guarded_pages=guarded_pages, paused_reason="")
+        await self._environment.store.save_incoming(replace(self.record, outcome=Outcome.COMPLETED))
 
     async def pager(self) -> Pager:
         """Raises: VmferryError PAGER_FAILED if it does not run."""

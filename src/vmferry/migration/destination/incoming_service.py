@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import assert_never
 
 import structlog
 
@@ -20,7 +21,7 @@ from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.incoming_migration import IncomingMigration, no_vmm
 from vmferry.migration.destination.layout import check_layout
-from vmferry.migration.destination.pager_watch import PagerWatch
+from vmferry.migration.destination.pager_watch import Decisions, PagerWatch
 from vmferry.migration.environment import Environment, Spawn
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.journal import JournalKind
@@ -49,16 +50,27 @@ class IncomingService:
         self._spawn = spawn
         self._known: dict[str, IncomingMigration] = {}
 
-    async def take_up(self) -> None:
-        """After a restart: goes on where the journal stands. A Prepare that was cut off is refused: nobody waits. A
-        refusal that was cut off, which its record does not show yet, gives back what is left."""
+    async def recover(self) -> None:
+        """After a restart: continues from the journal.
+
+        A Prepare that the restart cut off is refused, because its caller is gone. A refusal or a loss that its record
+        does not show yet is finished.
+        """
         for record in await self._environment.store.incomings():
             incoming = await self._load(record.migration)
-            outcome = incoming.record.outcome
-            if outcome is Outcome.UNKNOWN or (outcome is Outcome.REFUSED and record.outcome is not outcome):
-                self._spawn(f"refuse {record.migration}", self._refuse_cut_off(incoming))
-            elif outcome is not Outcome.REFUSED and not incoming.record.lost_reason:
-                self._follow(incoming)
+            match incoming.state:
+                case inc.State.UNKNOWN:
+                    self._spawn(f"refuse {record.migration}", self._refuse_cut_off(incoming))
+                case inc.State.REFUSED:
+                    if record.outcome is not Outcome.REFUSED:
+                        self._spawn(f"refuse {record.migration}", self._refuse_cut_off(incoming))
+                case inc.State.LOST:
+                    if not record.lost_reason:
+                        self._spawn(f"lose {record.migration}", self._vm_died(incoming, incoming.record.lost_reason))
+                case inc.State.PREPARED | inc.State.RUNNING | inc.State.COMPLETED:
+                    self._follow(incoming)
+                case _:
+                    assert_never(incoming.state)
 
     def all(self) -> list[Incoming]:
         return [incoming.record for incoming in self._known.values() if incoming.record.vm]
@@ -72,7 +84,7 @@ class IncomingService:
         """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_NO_MEMORY, DESTINATION_HAS_VM, PLATFORM_MISMATCH, …"""
         incoming = await self._load(migration)
         async with self._interruptible(incoming):
-            found = inc.answer(incoming.record.outcome, inc.PrepareRequested(), migration)
+            found = inc.answer(incoming.state, inc.PrepareRequested(), migration)
             if not found.commands:
                 return
             check_layout(wanted.layout)
@@ -99,14 +111,14 @@ class IncomingService:
             case inc.AppendJournal(kind):
                 await self._append(incoming, kind)
             case _:
-                raise AssertionError(f"not a step of prepare: {command}")
+                raise AssertionError(f"nothing performs {command} for a Prepare")
 
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
         """Known poison is durable and marked, and the device state loaded, when it returns."""
         incoming = await self._load(migration)
         self._environment.processors.keep_awake(incoming.key)
         async with self._interruptible(incoming):
-            found = inc.answer(incoming.record.outcome, inc.ReadyRequested(), migration)
+            found = inc.answer(incoming.state, inc.ReadyRequested(), migration)
             for command in found.commands:
                 await self._ready_step(incoming, command, device_state, ledger)
 
@@ -121,13 +133,13 @@ class IncomingService:
             case inc.LoadState():
                 await incoming.load_state(device_state)
             case _:
-                raise AssertionError(f"not a step of ready: {command}")
+                raise AssertionError(f"nothing performs {command} for a Ready")
 
     async def start(self, migration: str) -> int:
         """Returns when the vCPUs were told to run, Unix microseconds."""
         incoming = await self._load(migration)
         async with incoming.lock:
-            found = inc.answer(incoming.record.outcome, inc.StartRequested(), migration)
+            found = inc.answer(incoming.state, inc.StartRequested(), migration)
             for command in found.commands:
                 match command:
                     case inc.CheckVmm():
@@ -137,7 +149,7 @@ class IncomingService:
                     case inc.StartVcpus():
                         await self._start_vcpus(incoming)
                     case _:
-                        raise AssertionError(f"not a step of start: {command}")
+                        raise AssertionError(f"nothing performs {command} for a Start")
             self._environment.processors.let_sleep(incoming.key)
             return incoming.record.started_us
 
@@ -197,7 +209,7 @@ class IncomingService:
             journal = await self._environment.store.journal(migration)
             blank = Incoming(migration, "", "", Outcome.UNKNOWN)
             fresh = IncomingMigration(self._environment, self._recorder, record or blank)
-            fresh.take_up(journal)
+            fresh.recover(journal)
             known = self._known.setdefault(migration, fresh)
         return known
 
@@ -269,15 +281,22 @@ class IncomingService:
             raise VmferryError(Reason.MIGRATION_REFUSED, incoming.record.reason, "")
 
     async def _refuse(self, incoming: IncomingMigration, reason: str) -> None:
-        found = inc.answer(incoming.record.outcome, inc.RefuseRequested(), incoming.record.migration)
+        found = inc.answer(incoming.state, inc.RefuseRequested(), incoming.record.migration)
+        await self._end(incoming, found, reason)
+
+    async def _end(self, incoming: IncomingMigration, found: inc.Answer, reason: str) -> None:
+        """The way to REFUSED or LOST."""
         for command in found.commands:
             match command:
                 case inc.AppendJournal(kind):
                     await self._append(incoming, kind, reason)
                 case inc.GiveBack():
                     await self._give_back(incoming)
+                case inc.RemovePager():
+                    self._recorder.forget(incoming.key)
+                    await self._quietly(self._environment.pagers.remove(incoming.key))
                 case _:
-                    raise AssertionError(f"not a step of refuse: {command}")
+                    raise AssertionError(f"nothing performs {command} at the end of an incoming migration")
         await incoming.save()
 
     async def _give_back(self, incoming: IncomingMigration) -> None:
@@ -308,7 +327,8 @@ class IncomingService:
                 await self._quietly(self._refuse(incoming, "the destination's daemon was restarted meanwhile"))
 
     def _follow(self, incoming: IncomingMigration) -> None:
-        watch = PagerWatch(self._environment, self._recorder, incoming, self._start_vcpus, self._vmm_died)
+        decisions = Decisions(self._start_vcpus, self._vm_died, self._all_arrived)
+        watch = PagerWatch(self._environment, self._recorder, incoming, decisions)
         self._spawn(f"follow {incoming.record.migration}", watch.run())
 
     async def _start_vcpus(self, incoming: IncomingMigration) -> None:
@@ -317,20 +337,28 @@ class IncomingService:
             await incoming.start_vcpus()
         except VmferryError as error:
             if error.reason is Reason.VMM_GONE and incoming.running and not await incoming.vmm_returns():
-                await self._lose(incoming, error.message)
+                await self._vm_gone(incoming, error.message)
             raise
 
-    async def _lose(self, incoming: IncomingMigration, reason: str) -> None:
-        await self._append(incoming, JournalKind.LOST, reason)
-        incoming.record = replace(incoming.record, lost_reason=reason)
-        await incoming.save()
-        self._recorder.forget(incoming.key)
-        await self._quietly(self._environment.pagers.remove(incoming.key))
-
-    async def _vmm_died(self, incoming: IncomingMigration, reason: str) -> None:
-        """Before it ran: this host refuses. After: the VM is lost, and the source is told."""
+    async def _vm_died(self, incoming: IncomingMigration, reason: str) -> None:
         async with incoming.lock:
-            if incoming.running:
-                await self._lose(incoming, reason)
-            elif incoming.holds_memory:
-                await self._refuse(incoming, f"the waiting VMM died: {reason}")
+            await self._vm_gone(incoming, reason)
+
+    async def _vm_gone(self, incoming: IncomingMigration, reason: str) -> None:
+        """Before it ran: this host refuses. After: the VM is lost, and the source is told."""
+        found = inc.answer(incoming.state, inc.VmDied(), incoming.record.migration)
+        if found.commands:
+            why = reason if found.state is inc.State.LOST else f"the waiting VMM died: {reason}"
+            await self._end(incoming, found, why)
+
+    async def _all_arrived(self, incoming: IncomingMigration, guarded_pages: int) -> None:
+        async with incoming.lock:
+            found = inc.answer(incoming.state, inc.AllArrived(), incoming.record.migration)
+            for command in found.commands:
+                match command:
+                    case inc.SaveGuard():
+                        await incoming.save_guard(guarded_pages)
+                    case inc.AppendJournal(kind):
+                        await self._append(incoming, kind)
+                    case _:
+                        raise AssertionError(f"nothing performs {command} once all pages have arrived")

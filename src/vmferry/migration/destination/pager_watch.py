@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import structlog
@@ -18,7 +18,6 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.destination.incoming_migration import IncomingMigration
 from vmferry.migration.environment import Environment
-from vmferry.model.journal import JournalKind
 from vmferry.model.migration import Outcome
 from vmferry.model.pager import (
     AllPresent,
@@ -37,8 +36,14 @@ RETRY = "incoming.follow_retried"
 COMPLETED = "incoming.completed"
 LINK = "incoming.link"
 
-StartVcpus = Callable[[IncomingMigration], Awaitable[None]]
-VmmDied = Callable[[IncomingMigration, str], Awaitable[None]]
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """The ways of the watch into the state machine. `start_vcpus` is called under the migration's lock."""
+
+    start_vcpus: Callable[[IncomingMigration], Awaitable[None]]
+    vm_died: Callable[[IncomingMigration, str], Awaitable[None]]
+    all_arrived: Callable[[IncomingMigration, int], Awaitable[None]]
 
 
 class PagerWatch:
@@ -49,14 +54,12 @@ class PagerWatch:
         environment: Environment,
         recorder: LedgerRecorder,
         incoming: IncomingMigration,
-        start_vcpus: StartVcpus,
-        vmm_died: VmmDied,
+        decisions: Decisions,
     ) -> None:
         self._environment = environment
         self._recorder = recorder
         self._incoming = incoming
-        self._start_vcpus = start_vcpus
-        self._vmm_died = vmm_died
+        self._decisions = decisions
         self._pushed = False
         self._last_page = asyncio.Event()
         self._log = log.bind(migration=incoming.record.migration, vm=incoming.record.vm)
@@ -140,7 +143,7 @@ class PagerWatch:
             self._incoming.record = replace(self._incoming.record, guarded_pages=0)
             await self._incoming.save()
         elif not status.all_present:
-            await self._vmm_died(self._incoming, reason)
+            await self._decisions.vm_died(self._incoming, reason)
 
     async def _poll(self, pager: Pager) -> None:
         """Until it is over: progress, the push once the VM runs, and the end once the last page is there."""
@@ -165,7 +168,7 @@ class PagerWatch:
         if self._pushed:
             return
         async with self._incoming.lock:
-            await self._start_vcpus(self._incoming)
+            await self._decisions.start_vcpus(self._incoming)
         await pager.start_push()
         self._pushed = True
         await self._incoming.save()
@@ -175,12 +178,9 @@ class PagerWatch:
         guarded = await pager.complete()
         if not await self._tell_complete(guarded > 0):
             return
-        async with self._incoming.lock:
-            record = replace(self._incoming.record, guarded_pages=guarded, paused_reason="")
-            self._incoming.record = record
-            await self._environment.store.save_incoming(replace(record, outcome=Outcome.COMPLETED))
-            await self._incoming.append(JournalKind.COMPLETED)
-        self._log.info(COMPLETED, guarded_pages=guarded)
+        await self._decisions.all_arrived(self._incoming, guarded)
+        if self._incoming.record.outcome is Outcome.COMPLETED:
+            self._log.info(COMPLETED, guarded_pages=guarded)
 
     async def _tell_complete(self, keep_uffd: bool) -> bool:
         """False: the VMM died meanwhile. One whose connection broke is waited for, and told again."""
@@ -188,7 +188,7 @@ class PagerWatch:
             try:
                 vmm = await self._incoming.vmm()
             except VmferryError as error:
-                await self._vmm_died(self._incoming, error.message)
+                await self._decisions.vm_died(self._incoming, error.message)
                 return False
             try:
                 await vmm.migration_complete(keep_uffd)

@@ -1,22 +1,31 @@
-"""The destination's side as a state machine: pure. The states are what its journal says.
+"""The destination's side as a state machine: pure. The journal tells the state.
 
 Edges (a test compares them with the code):
 
     UNKNOWN   -> PREPARED   PrepareRequested
     UNKNOWN   -> REFUSED    RefuseRequested
+    UNKNOWN   -> REFUSED    VmDied
     PREPARED  -> PREPARED   PrepareRequested
     PREPARED  -> PREPARED   ReadyRequested
     PREPARED  -> RUNNING    StartRequested
     PREPARED  -> REFUSED    RefuseRequested
+    PREPARED  -> REFUSED    VmDied
     RUNNING   -> RUNNING    PrepareRequested
     RUNNING   -> RUNNING    ReadyRequested
     RUNNING   -> RUNNING    StartRequested
     RUNNING   -> COMPLETED  AllArrived
+    RUNNING   -> LOST       VmDied
     COMPLETED -> COMPLETED  PrepareRequested
     COMPLETED -> COMPLETED  ReadyRequested
     COMPLETED -> COMPLETED  StartRequested
     COMPLETED -> COMPLETED  AllArrived
+    COMPLETED -> COMPLETED  VmDied
+    LOST      -> LOST       PrepareRequested
+    LOST      -> LOST       ReadyRequested
+    LOST      -> LOST       AllArrived
+    LOST      -> LOST       VmDied
     REFUSED   -> REFUSED    RefuseRequested
+    REFUSED   -> REFUSED    VmDied
 
 A repeated request is a lost answer and is answered as done. `running` and `refused` exclude each other: whichever is
 journalled first wins, and the other request is refused from then on, also for a migration that never came this far: a
@@ -31,11 +40,28 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias, assert_never
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.journal import JournalKind
 from vmferry.model.migration import Outcome
+
+
+class State(StrEnum):
+    """The state of an incoming migration. `Outcome` is its public form: LOST is shown as RUNNING with a reason."""
+
+    UNKNOWN = "UNKNOWN"
+    PREPARED = "PREPARED"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    LOST = "LOST"
+    REFUSED = "REFUSED"
+
+
+def outcome_of(state: State) -> Outcome:
+    """The outcome that the source is told."""
+    return Outcome.RUNNING if state is State.LOST else Outcome(state.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +89,12 @@ class AllArrived:
     """The pager has every page, and the VMM knows."""
 
 
-Request: TypeAlias = PrepareRequested | ReadyRequested | StartRequested | RefuseRequested | AllArrived
+@dataclass(frozen=True, slots=True)
+class VmDied:
+    """The VMM's process is gone, and with it the VM if it ran here."""
+
+
+Event: TypeAlias = PrepareRequested | ReadyRequested | StartRequested | RefuseRequested | AllArrived | VmDied
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +141,39 @@ class StartVcpus:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """The VMM waits again as if nothing had been; the pager goes."""
+    """The VMM waits again as before the migration; the pager goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveGuard:
+    """Make the number of guarded pages durable: a restarted daemon must keep a pager that guards pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePager:
+    """The pager of a VM that was lost goes."""
 
 
 Command: TypeAlias = (
-    MakeMemory | TakeLedger | ConnectLanes | CheckPager | LoadState | CheckVmm | AppendJournal | StartVcpus | GiveBack
+    MakeMemory
+    | TakeLedger
+    | ConnectLanes
+    | CheckPager
+    | LoadState
+    | CheckVmm
+    | AppendJournal
+    | StartVcpus
+    | GiveBack
+    | SaveGuard
+    | RemovePager
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome once `commands` are done, in order."""
+    """The state once `commands` are done, in order."""
 
-    outcome: Outcome
+    state: State
     commands: tuple[Command, ...] = ()
 
 
@@ -134,70 +185,103 @@ READY: tuple[Command, ...] = (TakeLedger(), CheckPager(), LoadState())
 START: tuple[Command, ...] = (CheckVmm(), AppendJournal(JournalKind.RUNNING), StartVcpus())
 REFUSE: tuple[Command, ...] = (AppendJournal(JournalKind.REFUSED), GiveBack())
 
-_ORDER = (Outcome.UNKNOWN, Outcome.PREPARED, Outcome.RUNNING, Outcome.COMPLETED)
+COMPLETE: tuple[Command, ...] = (SaveGuard(), AppendJournal(JournalKind.COMPLETED))
+LOSE: tuple[Command, ...] = (AppendJournal(JournalKind.LOST), RemovePager())
+
+_ORDER = (State.UNKNOWN, State.PREPARED, State.RUNNING, State.COMPLETED, State.LOST)
 
 
-def answer(outcome: Outcome, request: Request, migration: str) -> Answer:
-    """What to do about a request.
+def answer(state: State, event: Event, migration: str) -> Answer:
+    """The next state and the commands that lead there.
 
-    Raises: VmferryError MIGRATION_REFUSED, MIGRATION_RUNNING, or MIGRATION_UNKNOWN for a step out of order.
+    Raises: VmferryError MIGRATION_REFUSED, MIGRATION_RUNNING, VMM_GONE, or MIGRATION_UNKNOWN for a step out of order.
     """
-    match request:
+    match event:
         case RefuseRequested():
-            return _refuse(outcome, migration)
+            return _refuse(state, migration)
         case PrepareRequested():
-            return _step(outcome, Outcome.UNKNOWN, Answer(Outcome.PREPARED, PREPARE), request, migration)
+            return _step(state, State.UNKNOWN, Answer(State.PREPARED, PREPARE), event, migration)
         case ReadyRequested():
-            return _step(outcome, Outcome.PREPARED, Answer(Outcome.PREPARED, READY), request, migration)
+            return _step(state, State.PREPARED, Answer(State.PREPARED, READY), event, migration)
         case StartRequested():
-            if outcome is Outcome.RUNNING:
-                return Answer(outcome, (StartVcpus(),))
-            return _step(outcome, Outcome.PREPARED, Answer(Outcome.RUNNING, START), request, migration)
+            return _start(state, event, migration)
         case AllArrived():
-            done = Answer(Outcome.COMPLETED, (AppendJournal(JournalKind.COMPLETED),))
-            return _step(outcome, Outcome.RUNNING, done, request, migration)
+            return _step(state, State.RUNNING, Answer(State.COMPLETED, COMPLETE), event, migration)
+        case VmDied():
+            return _vm_died(state)
         case _:
-            assert_never(request)
+            assert_never(event)
 
 
-def _refuse(outcome: Outcome, migration: str) -> Answer:
-    if outcome in (Outcome.RUNNING, Outcome.COMPLETED):
+def _refuse(state: State, migration: str) -> Answer:
+    match state:
+        case State.UNKNOWN | State.PREPARED:
+            return Answer(State.REFUSED, REFUSE)
+        case State.REFUSED:
+            return Answer(state, (GiveBack(),))
+        case State.RUNNING | State.COMPLETED | State.LOST:
+            raise VmferryError(
+                Reason.MIGRATION_RUNNING,
+                f"{migration} is {state} on this host; it can be refused only before it runs.",
+                "The VM is here now; migrate it back if it is wanted elsewhere.",
+            )
+        case _:
+            assert_never(state)
+
+
+def _start(state: State, event: Event, migration: str) -> Answer:
+    if state is State.RUNNING:
+        return Answer(state, (StartVcpus(),))
+    if state is State.LOST:
         raise VmferryError(
-            Reason.MIGRATION_RUNNING,
-            f"{migration} is {outcome} on this host; it can be refused only before it runs.",
-            "The VM is here now; migrate it back if it is wanted elsewhere.",
+            Reason.VMM_GONE,
+            f"{migration} is {state} on this host: its VM ran here until its VMM died.",
+            "Look at the VMM's own log for why.",
         )
-    if outcome is Outcome.REFUSED:
-        return Answer(outcome, (GiveBack(),))
-    return Answer(Outcome.REFUSED, REFUSE)
+    return _step(state, State.PREPARED, Answer(State.RUNNING, START), event, migration)
 
 
-def _step(outcome: Outcome, required: Outcome, done: Answer, request: Request, migration: str) -> Answer:
-    if outcome is Outcome.REFUSED:
+def _vm_died(state: State) -> Answer:
+    match state:
+        case State.UNKNOWN | State.PREPARED:
+            return Answer(State.REFUSED, REFUSE)
+        case State.RUNNING:
+            return Answer(State.LOST, LOSE)
+        case State.LOST:
+            return Answer(state, (RemovePager(),))
+        case State.COMPLETED | State.REFUSED:
+            return Answer(state)
+        case _:
+            assert_never(state)
+
+
+def _step(state: State, required: State, done: Answer, event: Event, migration: str) -> Answer:
+    if state is State.REFUSED:
         raise VmferryError(
             Reason.MIGRATION_REFUSED,
             f"{migration} was refused on this host and will never run here.",
             "Begin a new migration, under another name.",
         )
-    if outcome is required:
+    if state is required:
         return done
-    if _ORDER.index(outcome) > _ORDER.index(required):
-        return Answer(outcome)
+    if _ORDER.index(state) > _ORDER.index(required):
+        return Answer(state)
     raise VmferryError(
         Reason.MIGRATION_UNKNOWN,
-        f"{type(request).__name__} for {migration}, which is {outcome} on this host; it must be {required}.",
+        f"{type(event).__name__} for {migration}, which is {state} on this host; it must be {required}.",
         "If this host's journal was lost, bring it back; else cancel the migration on its source.",
     )
 
 
-def outcome_of(kinds: Collection[str]) -> Outcome:
-    """What a journal says. `refused` and `running` cannot both be there; if they were, the VM runs."""
-    for kind, outcome in (
-        (JournalKind.COMPLETED, Outcome.COMPLETED),
-        (JournalKind.RUNNING, Outcome.RUNNING),
-        (JournalKind.REFUSED, Outcome.REFUSED),
-        (JournalKind.PREPARED, Outcome.PREPARED),
+def state_of(kinds: Collection[str]) -> State:
+    """The state that a journal proves. `refused` and `running` exclude each other; of both, `running` would count."""
+    for kind, state in (
+        (JournalKind.LOST, State.LOST),
+        (JournalKind.COMPLETED, State.COMPLETED),
+        (JournalKind.RUNNING, State.RUNNING),
+        (JournalKind.REFUSED, State.REFUSED),
+        (JournalKind.PREPARED, State.PREPARED),
     ):
         if kind in kinds:
-            return outcome
-    return Outcome.UNKNOWN
+            return state
+    return State.UNKNOWN

@@ -52,16 +52,6 @@ class RequestStart:
 
 
 @dataclass(frozen=True, slots=True)
-class AskOutcome:
-    """Ask the destination's journal, with back-off, for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class WatchDestination:
-    """Follow the postcopy; connects again for ever."""
-
-
-@dataclass(frozen=True, slots=True)
 class ThawPager:
     """No more pages are served."""
 
@@ -100,8 +90,6 @@ Command: TypeAlias = (
     | AppendJournal
     | HandOver
     | RequestStart
-    | AskOutcome
-    | WatchDestination
     | ThawPager
     | ResumeVcpus
     | AbandonVmm

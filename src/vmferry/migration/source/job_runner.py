@@ -17,7 +17,7 @@ clocks, if that is not negative.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import assert_never
@@ -39,6 +39,26 @@ from vmferry.model.migration import TERMINAL, Job
 log = structlog.get_logger()
 
 STATE = "migration.state"
+
+_UNDO = (m.AppendJournal, m.ThawPager, m.ResumeVcpus, m.RemovePager, m.RequestRefuse)
+_RELEASE = (m.AbandonVmm, m.RemovePager, m.SendFinish)
+PERFORMED: Mapping[m.State, tuple[type[m.Command], ...]] = {
+    m.State.QUEUED: (),
+    m.State.PREPARING: (m.StartPager, m.ServePages, m.AttachMemory, m.SendHello, m.RequestPrepare),
+    m.State.SWITCHOVER: (m.AppendJournal, m.HandOver),
+    m.State.COMMITTED: (m.RequestStart,),
+    m.State.UNDECIDED: (m.RequestStart,),
+    m.State.POSTCOPY: (),
+    m.State.POSTCOPY_PAUSED: (),
+    m.State.COMPLETING: _RELEASE,
+    m.State.CANCELLING: _UNDO,
+    m.State.FAILING: _UNDO,
+    m.State.COMPLETED: (),
+    m.State.CANCELLED: (),
+    m.State.FAILED: (),
+    m.State.LOST: (m.RemovePager,),
+}
+"""The commands that the runner performs in each state."""
 
 
 class JobRunner:
@@ -74,7 +94,7 @@ class JobRunner:
             if recovered is None:
                 step = m.transition(m.State.QUEUED, self._cancel or m.JobStarted())
             else:
-                await self._steps.take_up()
+                await self._steps.recover()
                 step = recovered
                 if self._steps.serving and step.state not in m.RESTORING:
                     self.push_limit.tell_again()
@@ -149,7 +169,13 @@ class JobRunner:
     async def _perform(  # noqa: PLR0911 one for each state
         self, step: m.Transition
     ) -> m.Event | None:
-        """Does the commands in order; the event that comes of them, None once the job has ended."""
+        """Performs the commands in order and returns the event that follows; None: the job has ended.
+
+        Raises: AssertionError, before any effect, for a command that this state does not perform.
+        """
+        unknown = [command for command in step.commands if not isinstance(command, PERFORMED[step.state])]
+        if unknown:
+            raise AssertionError(f"nothing performs {unknown} in state {step.state}")
         match step.state:
             case m.State.QUEUED:
                 return m.JobStarted()
@@ -158,7 +184,7 @@ class JobRunner:
             case m.State.SWITCHOVER:
                 return await self._all(step.commands, self._steps.switch) or m.HandedOver()
             case m.State.COMMITTED | m.State.UNDECIDED:
-                return await self._find_out(step.commands)
+                return await self._find_out(bool(step.commands))
             case m.State.POSTCOPY | m.State.POSTCOPY_PAUSED:
                 return await self._watch.next_event()
             case m.State.CANCELLING | m.State.FAILING:
@@ -202,8 +228,9 @@ class JobRunner:
             self._scope = None
         return self._cancel
 
-    async def _find_out(self, commands: tuple[m.Command, ...]) -> m.Event:
-        if commands == (m.RequestStart(),):
+    async def _find_out(self, starts: bool) -> m.Event:
+        """Whether the VM runs on the destination: by a Start, or by the destination's journal."""
+        if starts:
             event = await self._steps.request_start()
         else:
             event = await self._steps.ask_outcome(self._outcome_backoff)

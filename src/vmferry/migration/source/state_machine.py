@@ -39,6 +39,9 @@ Edges (a test compares them with the code):
     FAILING         -> FAILED           Restored
     FAILING         -> FAILED           RestoreFailed
 
+The runner performs the commands of a transition in order. UNDECIDED without a command asks the destination for its
+outcome. POSTCOPY and POSTCOPY_PAUSED have no commands: the runner watches the destination.
+
 `State` has four states that the API does not show: COMMITTED (shown as SWITCHOVER: the commit is durable, the first
 Start is on its way), COMPLETING (shown as POSTCOPY), CANCELLING and FAILING (shown as the phase before: the VM is not
 back yet). COMMITTED is the point of no return: from there the only way back to the source is the destination's own
@@ -62,7 +65,6 @@ from vmferry.migration.source.commands import (
     UNDO_SWITCH,
     AbandonVmm,
     AppendJournal,
-    AskOutcome,
     AttachMemory,
     Command,
     HandOver,
@@ -76,7 +78,6 @@ from vmferry.migration.source.commands import (
     ServePages,
     StartPager,
     ThawPager,
-    WatchDestination,
 )
 from vmferry.migration.source.events import (
     CancelRequested,
@@ -105,7 +106,6 @@ __all__ = [
     "RESTORING",
     "AbandonVmm",
     "AppendJournal",
-    "AskOutcome",
     "AttachMemory",
     "CancelRequested",
     "Command",
@@ -139,7 +139,6 @@ __all__ = [
     "State",
     "ThawPager",
     "Transition",
-    "WatchDestination",
     "recovered",
     "transition",
     "visible_phase",
@@ -257,9 +256,9 @@ def _before_commit(state: State, event: Event) -> Transition | None:
 def _after_commit(event: Event) -> Transition | None:
     match event:
         case Started():
-            return Transition(State.POSTCOPY, (WatchDestination(),))
+            return Transition(State.POSTCOPY)
         case StartUnanswered(reason):
-            return Transition(State.UNDECIDED, (AskOutcome(),), Reason.UNDECIDED, reason)
+            return Transition(State.UNDECIDED, (), Reason.UNDECIDED, reason)
         case OutcomeReceived(outcome, reason):
             return _settle(outcome, reason)
         case _:
@@ -269,7 +268,7 @@ def _after_commit(event: Event) -> Transition | None:
 def _settle(outcome: Outcome, reason: str) -> Transition:
     match outcome:
         case Outcome.RUNNING | Outcome.COMPLETED:
-            return Transition(State.POSTCOPY, (WatchDestination(),))
+            return Transition(State.POSTCOPY)
         case Outcome.REFUSED:
             words = f"the destination refused after the commit: {reason or 'no reason given'}"
             return Transition(State.FAILING, TAKE_BACK, Reason.MIGRATION_REFUSED, words)
@@ -281,7 +280,7 @@ def _settle(outcome: Outcome, reason: str) -> Transition:
                 f"the destination's journal says {outcome} of a migration that it had answered ready: its journal was "
                 "lost or is another's; find out by hand whether the VM runs there, and bring the right journal back"
             )
-            return Transition(State.UNDECIDED, (AskOutcome(),), Reason.UNDECIDED, words)
+            return Transition(State.UNDECIDED, (), Reason.UNDECIDED, words)
         case _:
             assert_never(outcome)
 
@@ -289,11 +288,11 @@ def _settle(outcome: Outcome, reason: str) -> Transition:
 def _postcopy(state: State, event: Event) -> Transition | None:
     match event:
         case DestinationReported(""):
-            return Transition(State.POSTCOPY, (WatchDestination(),))
+            return Transition(State.POSTCOPY)
         case DestinationReported(why):
-            return Transition(State.POSTCOPY_PAUSED, (WatchDestination(),), Reason.LINK_DOWN, why)
+            return Transition(State.POSTCOPY_PAUSED, (), Reason.LINK_DOWN, why)
         case DestinationSilent(why):
-            return Transition(state, (WatchDestination(),), Reason.DESTINATION_UNREACHABLE, why)
+            return Transition(state, (), Reason.DESTINATION_UNREACHABLE, why)
         case DestinationCompleted():
             return Transition(State.COMPLETING, RELEASE)
         case DestinationDied(why):
@@ -348,7 +347,7 @@ def recovered(phase: Phase, kinds: Collection[str]) -> Transition | None:
         return _settle(Outcome.REFUSED, "")
     if JournalKind.COMMIT in kinds and JournalKind.ABORTED not in kinds:
         if phase in (Phase.POSTCOPY, Phase.POSTCOPY_PAUSED):
-            return Transition(State(phase.value), (WatchDestination(),))
+            return Transition(State(phase.value))
         return Transition(State.COMMITTED, (RequestStart(),))
     if JournalKind.BEGIN in kinds:
         return undo

@@ -51,7 +51,7 @@ class SourceSteps:
         self._lane = ""
         self._stop_answered = asyncio.Event()
 
-    async def take_up(self) -> None:
+    async def recover(self) -> None:
         """After a restart: what the journal and the host still know."""
         self.asked_destination = self.commit_tried = True
         for entry in await self._environment.store.journal(self.migration):

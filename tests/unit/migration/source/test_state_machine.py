@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from vmferry.errors import Reason
 from vmferry.migration.source import state_machine as m
+from vmferry.migration.source.job_runner import PERFORMED
 from vmferry.model.migration import Outcome, Phase
 
 EVENTS: tuple[m.Event, ...] = (
@@ -34,15 +38,33 @@ EVENTS: tuple[m.Event, ...] = (
 EDGE = re.compile(r"^    (\w+)\s+-> (\w+)\s+(\w+)$", re.MULTILINE)
 
 
-def edges() -> set[tuple[str, str, str]]:
-    found = set()
+KINDS = ((), ("begin",), ("begin", "commit"), ("begin", "commit", "aborted"), ("begin", "commit", "settled"))
+
+
+def transitions() -> Iterator[tuple[m.State, m.Event, m.Transition]]:
     for state, event in product(m.State, EVENTS):
-        try:
-            step = m.transition(state, event)
-        except m.IllegalEventError:
-            continue
-        found.add((state.value, step.state.value, type(event).__name__))
+        with suppress(m.IllegalEventError):
+            yield state, event, m.transition(state, event)
+
+
+def edges() -> set[tuple[str, str, str]]:
+    return {(state.value, step.state.value, type(event).__name__) for state, event, step in transitions()}
+
+
+def steps() -> list[m.Transition]:
+    """Every step that a job can take, after a restart too."""
+    found = [step for _, _, step in transitions()]
+    found += [step for phase, kinds in product(Phase, KINDS) if (step := m.recovered(phase, kinds)) is not None]
     return found
+
+
+def test_the_runner_performs_every_command_of_every_step() -> None:
+    for step in steps():
+        assert all(isinstance(command, PERFORMED[step.state]) for command in step.commands), step
+
+
+def test_every_command_comes_from_some_step() -> None:
+    assert {type(command) for step in steps() for command in step.commands} == set(get_args(m.Command))
 
 
 def test_the_chart_is_the_code() -> None:
