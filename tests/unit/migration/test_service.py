@@ -9,11 +9,14 @@ import pytest
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.environment import Environment
 from vmferry.migration.inventory import MachineState
+from vmferry.migration.service import MigrationService
 from vmferry.migration.source.job_feed import BATCH, JobFeed
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Job, PageProgress, Phase
 from vmferry.testing.host import Pair
+from vmferry.testing.peer import FakePeers
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa
 
@@ -98,6 +101,32 @@ async def test_a_reported_error_needs_memory_and_a_vm(pair: Pair) -> None:
         with pytest.raises(VmferryError) as caught:
             await pair.service.report_error(vm, gpa, 0)
         assert caught.value.reason is reason
+
+
+async def test_a_vmms_error_waits_for_the_recovery_and_is_forwarded(pair: Pair) -> None:
+    """A VMM connects again before the restarted daemon knows the pagers that serve it."""
+    pair.a.pagers.arrives = pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=frozenset({"POSTCOPY"}))
+    await pair.b.kill()
+    host = pair.b
+    service = MigrationService(
+        Environment(
+            host="b",
+            store=host.store,
+            vmms=host.vmms,
+            pagers=host.pagers,
+            peers=FakePeers(host.script, pair.network.find),
+            clock=pair.network.clock,
+        )
+    )
+    host._renew_script()
+    early = asyncio.create_task(service.record_vmm_error("web", LedgerEntry(Gpa(4096), Origin.VMM)))
+    await asyncio.sleep(0.01)
+    assert not early.done()
+    async with service:
+        await early
+        assert set(host.pagers.running["m1-destination"].poisoned) == {4096}
 
 
 async def test_watch_ends_with_the_job_and_has_every_revision(pair: Pair) -> None:
