@@ -25,7 +25,7 @@ INSTALLED := $(VENV)/.stamp-installed
 # A line for each stage, with the time that it took.
 STAGE := @.ci/stage
 
-.PHONY: help setup demo test test-rust test-unit bench profile coverage coverage-rust deny lint lint-python lint-rust \
+.PHONY: help setup demo test test-rust test-unit test-network network-page bench profile coverage coverage-rust deny lint lint-python lint-rust \
   lint-text fmt proto docs wheel clean host-tools demo-packages test-packages bench-packages profile-packages \
   coverage-packages
 
@@ -46,6 +46,12 @@ test-rust: $(INSTALLED) ## The Rust tests
 
 test-unit: $(INSTALLED) ## The Python tests that need nothing of the machine; options for pytest in ARGS
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-network: test-packages $(INSTALLED) ## Moves over every kind of network that tests/network knows; options in ARGS="-k rtt"
+	$(BIN)/python -m pytest tests/network -m "long or not long" $(ARGS)
+
+network-page: test-packages $(INSTALLED) ## The same, and docs/performance/network.md with what it took
+	VMFERRY_NETWORK_PAGE=$(or $(OUT),docs/performance/network.md) $(BIN)/python -m pytest tests/network -m "long or not long" $(ARGS)
 
 bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with QEMU, in turn; options in ARGS="--quick --out FILE"
 	cargo build $(CARGO_FLAGS) --package vmferry-bench

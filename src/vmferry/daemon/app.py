@@ -28,7 +28,7 @@ from vmferry.daemon.instance import HostUnfit
 from vmferry.daemon.readiness import HostReadiness, Listeners
 from vmferry.errors import VmferryError
 from vmferry.ops.server import OpsServer
-from vmferry.peer.contract import SERVER_OPTIONS
+from vmferry.peer.contract import server_options
 from vmferry.peer.servicer import PeerServicer
 from vmferry.v1.peer_pb2_grpc import add_PeerServicer_to_server
 
@@ -79,7 +79,7 @@ class Daemon:
 
     async def _serve(self, core: Core) -> None:
         api = ApiServer(core.migrations, core.machines)
-        peer = grpc.aio.server(options=SERVER_OPTIONS)
+        peer = grpc.aio.server(options=server_options(self._config.timeouts.peer_s))
         add_PeerServicer_to_server(PeerServicer(core.incoming), peer)
         ops = OpsServer(core.state, self._readiness, self._version)
         try:

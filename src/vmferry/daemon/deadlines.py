@@ -6,6 +6,7 @@ from vmferry.daemon.config import Timeouts
 from vmferry.migration import timeouts as core
 from vmferry.pager.settings import PagerDeadlines
 from vmferry.peer.client import PeerDeadlines
+from vmferry.peer.contract import MESSAGE_LIMIT, transfer_s
 from vmferry.vmm.session import VmmDeadlines
 
 LONGER = 3.0
@@ -15,8 +16,16 @@ LONGEST = 6.0
 
 
 def migration(limits: Timeouts) -> core.Timeouts:
-    """Of the core itself: a VMM whose connection broke has as long to come back as for any answer."""
-    return core.Timeouts(stop_s=limits.stop_s, vmm_return_s=limits.vmm_s, start_s=limits.peer_s)
+    """Of the core itself: a VMM whose connection broke has as long to come back as for any answer. A step before the
+    commit is at most one call of each partner, and its own deadlines come first."""
+    step_s = limits.attach_s + LONGEST * (limits.vmm_s + limits.pager_s + limits.peer_s) + transfer_s(MESSAGE_LIMIT)
+    return core.Timeouts(
+        step_s=step_s,
+        stop_s=limits.stop_s,
+        vmm_return_s=limits.vmm_s,
+        start_s=limits.peer_s,
+        refuse_s=limits.peer_s,
+    )
 
 
 def vmm(limits: Timeouts) -> VmmDeadlines:

@@ -39,16 +39,19 @@ MEMORY_SOCKET = "memory.sock"
 ERRORS_A_CALL = 10_000
 """MarkPoisoned is sent in pieces of so many errors, well below gRPC's 4 MiB a message."""
 
-_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", 16 * MIB),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-_AUTHORITY = ("grpc.default_authority", "localhost")
-"""gRPC would name the percent-encoded socket path as :authority, which HTTP/2 servers in Rust refuse (RST_STREAM 1)."""
+
+def _options(connect_s: float) -> tuple[tuple[str, int | str], ...]:
+    return (
+        ("grpc.max_receive_message_length", 16 * MIB),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # The deadline of one attempt to connect, whatever gRPC calls it: a busy pager takes its time.
+        ("grpc.min_reconnect_backoff_ms", int(connect_s * 1_000)),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        # gRPC would name the percent-encoded socket path, which HTTP/2 servers in Rust refuse (RST_STREAM 1).
+        ("grpc.default_authority", "localhost"),
+    )
 
 
 class GrpcPager:
@@ -59,7 +62,8 @@ class GrpcPager:
         self._vm = vm
         self._lanes = settings.lanes
         self._deadlines = settings.deadlines
-        self._channel = grpc.aio.insecure_channel(f"unix:{directory / CONTROL_SOCKET}", options=(*_OPTIONS, _AUTHORITY))
+        options = _options(settings.deadlines.call_s)
+        self._channel = grpc.aio.insecure_channel(f"unix:{directory / CONTROL_SOCKET}", options=options)
         self._stub = PagerStub(self._channel)
         self._closed = False
 

@@ -23,7 +23,7 @@ from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Outcome
 from vmferry.peer import convert
-from vmferry.peer.contract import CHANNEL_OPTIONS, PROTOCOL_VERSION
+from vmferry.peer.contract import PROTOCOL_VERSION, channel_options, transfer_s
 from vmferry.rpc import convert as wire
 from vmferry.rpc.status import error_of
 from vmferry.v1 import peer_pb2 as pb
@@ -37,9 +37,10 @@ _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, 
 @dataclass(frozen=True, slots=True)
 class PeerDeadlines:
     """How long each call may take, seconds. `prepare` makes memory and `ready` loads a device state, hence longer.
-    `prepare_s` is without the time to allocate what the source holds, which comes on top."""
+    Time to carry a large message, and to allocate what the source holds, comes on top. `hello_s` is also how long the
+    destination may be silent before the connection counts as broken."""
 
-    hello_s: float = 5.0
+    hello_s: float = 10.0
     prepare_s: float = 60.0
     ready_s: float = 60.0
     start_s: float = 30.0
@@ -58,10 +59,11 @@ class GrpcPeers:
 
     def connect(self, address: str) -> GrpcPeer:
         """Connects with the first call, and again whenever needed. Call from the event loop."""
+        options = channel_options(self.deadlines.hello_s)
         if self.credentials is None:
-            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            channel = grpc.aio.insecure_channel(address, options=options)
         else:
-            channel = grpc.aio.secure_channel(address, self.credentials, options=CHANNEL_OPTIONS)
+            channel = grpc.aio.secure_channel(address, self.credentials, options=options)
         return GrpcPeer(address, channel, self.source_host, self.deadlines)
 
 
@@ -96,7 +98,7 @@ class GrpcPeer:
             ledger=[wire.error_to_pb(entry) for entry in wanted.ledger],
             held=wire.ranges_to_pb(wanted.held),
         )
-        deadline_s = self._deadlines.prepare_s + allocation_s(held_bytes(wanted.held))
+        deadline_s = self._deadlines.prepare_s + allocation_s(held_bytes(wanted.held)) + transfer_s(request.ByteSize())
         await self._call("Prepare", self._stub.Prepare(request, timeout=deadline_s))
         await self._open_switchover()
 
@@ -106,7 +108,8 @@ class GrpcPeer:
         )
         if self._switchover is None or self._switchover.done():
             await self._open_switchover()
-        await self._step("Ready", pb.SwitchoverRequest(ready=request), self._deadlines.ready_s)
+        deadline_s = self._deadlines.ready_s + transfer_s(request.ByteSize())
+        await self._step("Ready", pb.SwitchoverRequest(ready=request), deadline_s)
 
     async def start(self, migration: str) -> int:
         request = pb.StartRequest(migration=migration)
@@ -132,7 +135,7 @@ class GrpcPeer:
         return outcome, reply.reason
 
     async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
-        """No deadline: keepalive pings notice a destination that is gone, in about 10 seconds."""
+        """No deadline: keepalive pings notice a destination that is gone, within `hello_s`."""
         call = self._stub.WatchIncoming(pb.WatchIncomingRequest(migration=migration))
         try:
             async for message in call:

@@ -12,37 +12,57 @@ MESSAGE_LIMIT = DEVICE_STATE_LIMIT + 16 * MIB
 """A `Ready` carries the device state and the ledger (about 40 bytes an error). A `Prepare` carries at most 65536 ranges
 of pages, below 2 MiB."""
 
-KEEPALIVE_TIME_MS = 5_000
-KEEPALIVE_TIMEOUT_MS = 5_000
-"""A peer that is gone without closing its connection is noticed after the sum of both."""
+ANSWER_S = 10.0
+"""How long a peer may be silent before it counts as gone, seconds; the default of `timeouts.peer_s`."""
+
+LEAST_BYTES_PER_S = MIB
+"""A network that carries less than this counts as broken: deadlines of calls that carry much grow by it."""
 
 _SIZES = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
 )
 
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    *_SIZES,
-    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Hosts of one fleet talk to each other directly, whatever the environment says.
-    ("grpc.enable_http_proxy", 0),
-    # One connection a client: not shared with others of this process that name the same address.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
-SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
-    *_SIZES,
-    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-    # The client's pings are wanted: without this the server answers them with GOAWAY "too_many_pings".
-    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
-    ("grpc.http2.max_ping_strikes", 0),
-    # A second daemon on the same address must fail to start, not share the port.
-    ("grpc.so_reuseport", 0),
-)
-"""For the `grpc.aio.server` that carries `PeerServicer`."""
+def transfer_s(size: int) -> float:
+    """Seconds that a deadline allows for a message of `size` bytes, on top of what the call itself may take."""
+    return size / LEAST_BYTES_PER_S
+
+
+def _keepalive(answer_s: float) -> tuple[tuple[str, int], ...]:
+    """A peer that is gone without closing its connection is noticed after `answer_s`: half before the ping, half after.
+    gRPC sets TCP_USER_TIMEOUT to the second."""
+    half_ms = max(1_000, int(answer_s * 500))
+    return ("grpc.keepalive_time_ms", half_ms), ("grpc.keepalive_timeout_ms", half_ms)
+
+
+def channel_options(answer_s: float = ANSWER_S) -> tuple[tuple[str, int], ...]:
+    """Of a client whose shortest deadline is `answer_s`."""
+    return (
+        *_SIZES,
+        *_keepalive(answer_s),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # The deadline of one attempt to connect, two round trips, whatever gRPC calls it. It ends before the call's own
+        # deadline, which names no cause.
+        ("grpc.min_reconnect_backoff_ms", int(answer_s * 800)),
+        # Hosts of one fleet talk to each other directly, whatever the environment says.
+        ("grpc.enable_http_proxy", 0),
+        # One connection a client: not shared with others of this process that name the same address.
+        ("grpc.use_local_subchannel_pool", 1),
+    )
+
+
+def server_options(answer_s: float = ANSWER_S) -> tuple[tuple[str, int], ...]:
+    """For the `grpc.aio.server` that carries `PeerServicer`."""
+    return (
+        *_SIZES,
+        *_keepalive(answer_s),
+        # The client's pings are wanted: without this the server answers them with GOAWAY "too_many_pings". The two
+        # daemons may be configured differently.
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 0),
+        # A second daemon on the same address must fail to start, not share the port.
+        ("grpc.so_reuseport", 0),
+    )

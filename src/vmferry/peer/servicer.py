@@ -42,7 +42,7 @@ class IncomingOperations(Protocol):
 
 
 class PeerServicer(GeneratedServicer):
-    """Serve it with `contract.SERVER_OPTIONS`."""
+    """Serve it with `contract.server_options`."""
 
     def __init__(self, operations: IncomingOperations) -> None:
         self._operations = operations

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from tests.support import pager_stand_in
+from tests.support.late_listener import late_listener
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
 from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion, PageRange
 from vmferry.model.pager import AllPresent, LinkChanged, MemoryAttached, MemoryErrorFound
 from vmferry.pager import process
+from vmferry.pager.client import CONTROL_SOCKET, GrpcPager
 from vmferry.pager.process import PagerProcesses
 from vmferry.pager.settings import LaneSettings, PagerSettings, PagerTuning
 from vmferry.units import MIB, Gpa
@@ -208,3 +210,19 @@ async def test_a_shortage_of_memory_says_how_much_and_why(pagers: PagerProcesses
         await pager.preallocate([PageRange(0, 0, 16 * 1024)])
     assert caught.value.reason is Reason.DESTINATION_NO_MEMORY
     assert "another destination" in caught.value.remedy
+
+
+async def test_a_pager_that_is_busy_is_waited_for(pagers: PagerProcesses, tmp_path: Path) -> None:
+    """The first bytes of its connection come late."""
+    await pagers.start("m11", "web-1", source=False)
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    real = tmp_path / "vms" / "m11" / CONTROL_SOCKET
+    async with late_listener(
+        lambda serve: asyncio.start_unix_server(serve, busy / CONTROL_SOCKET),
+        lambda: asyncio.open_unix_connection(real),
+        late_s=0.7,
+    ):
+        pager = GrpcPager(busy, "web-1", PagerSettings())
+        assert (await pager.status()).progress.total == 7
+        await pager.close()

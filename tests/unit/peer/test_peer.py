@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.late_listener import late_listener
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import HELD_MAX
@@ -87,7 +88,7 @@ class Loopback:
 
     def __init__(self) -> None:
         self.core = Recorder()
-        self.server = grpc.aio.server(options=contract.SERVER_OPTIONS)
+        self.server = grpc.aio.server(options=contract.server_options())
         add_PeerServicer_to_server(PeerServicer(self.core), self.server)
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
 
@@ -188,7 +189,7 @@ async def test_watch_notices_that_the_destination_went(loopback: Loopback, peer:
 
 
 async def test_another_version_is_refused_by_the_destination(loopback: Loopback) -> None:
-    async with grpc.aio.insecure_channel(loopback.address, options=contract.CHANNEL_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(loopback.address, options=contract.channel_options()) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await PeerStub(channel).Hello(
                 pb.HelloRequest(protocol_version=contract.PROTOCOL_VERSION + 1, migration="m1")
@@ -237,7 +238,7 @@ async def test_another_version_is_refused_by_the_source(implements_hello: bool) 
     ],
 )
 async def test_malformed_requests_name_the_field(loopback: Loopback, method: str, request_: Any, field: str) -> None:
-    async with grpc.aio.insecure_channel(loopback.address, options=contract.CHANNEL_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(loopback.address, options=contract.channel_options()) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await getattr(PeerStub(channel), method)(request_)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -256,7 +257,7 @@ async def test_malformed_requests_name_the_field(loopback: Loopback, method: str
 async def test_malformed_steps_of_a_switchover_name_the_field(
     loopback: Loopback, request_: pb.SwitchoverRequest, field: str
 ) -> None:
-    async with grpc.aio.insecure_channel(loopback.address, options=contract.CHANNEL_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(loopback.address, options=contract.channel_options()) as channel:
         call = PeerStub(channel).Switchover()
         await call.write(request_)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -305,7 +306,7 @@ async def test_a_destination_that_went_before_a_step_of_the_switchover(
 async def test_a_destination_that_was_restarted_before_ready_is_called_anew(loopback: Loopback, peer: GrpcPeer) -> None:
     await peer.prepare("m1", WANTED)
     await loopback.server.stop(None)
-    loopback.server = grpc.aio.server(options=contract.SERVER_OPTIONS)
+    loopback.server = grpc.aio.server(options=contract.server_options())
     add_PeerServicer_to_server(PeerServicer(loopback.core), loopback.server)
     loopback.server.add_insecure_port(loopback.address)
     await loopback.server.start()
@@ -366,3 +367,36 @@ async def test_prepare_has_the_time_that_its_memory_takes() -> None:
     await server.stop(None)
     assert left_s[0] < 61
     assert 4096 < left_s[1] < 4200
+
+
+async def test_a_far_or_busy_destination_is_reached(loopback: Loopback) -> None:
+    """A connection takes two round trips, and its first bytes wait for a daemon that is busy."""
+    _, port = loopback.address.split(":")
+    async with late_listener(
+        lambda serve: asyncio.start_server(serve, "127.0.0.1", 0),
+        lambda: asyncio.open_connection("127.0.0.1", int(port)),
+        late_s=0.7,
+    ) as listener:
+        host, late_port = listener.sockets[0].getsockname()
+        client = GrpcPeers("host-a").connect(f"{host}:{late_port}")
+        assert await client.hello("m1") == "host-b"
+        await client.close()
+
+
+async def test_a_destination_that_says_nothing_is_named_with_the_cause(loopback: Loopback) -> None:
+    """The attempt to connect ends before the call does."""
+    async with late_listener(
+        lambda serve: asyncio.start_server(serve, "127.0.0.1", 0), asyncio.Future, late_s=0
+    ) as listener:
+        host, port = listener.sockets[0].getsockname()
+        client = GrpcPeers("host-a", PeerDeadlines(hello_s=0.5)).connect(f"{host}:{port}")
+        with pytest.raises(VmferryError) as caught:
+            await client.hello("m1")
+        await client.close()
+    assert caught.value.reason is Reason.DESTINATION_UNREACHABLE
+    assert "connect" in caught.value.message
+
+
+async def test_a_large_state_has_the_time_that_a_slow_network_takes() -> None:
+    """Deadlines grow with what has to be carried."""
+    assert contract.transfer_s(contract.DEVICE_STATE_LIMIT) == pytest.approx(64.0)
