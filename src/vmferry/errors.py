@@ -1,7 +1,7 @@
-"""The one exception root and the reason codes that the API, the journal and the docs share.
+"""The root of all exceptions and the reason codes that the API, the journal and the documents share.
 
-An error names what happened, with the values that show it, and what to do (`remedy`). Each `Reason` maps to one
-gRPC status in `rpc/status.py`; docs/reference/errors.md lists them.
+An error names the fact, the values that show it, and the remedy. `rpc/status.py` maps each `Reason` to one gRPC status;
+docs/reference/errors.md lists them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why something was refused, failed or paused. The text is the `ErrorInfo.reason` of the API."""
+    """The reason of a refusal, a failure or a pause. The text is the `ErrorInfo.reason` of the API."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     VM_UNKNOWN = "VM_UNKNOWN"
@@ -44,9 +44,9 @@ class Reason(StrEnum):
 
 
 class VmferryError(Exception):
-    """Root of what vmferry raises on purpose.
+    """The root of all errors that vmferry raises on purpose.
 
-    `reason` is stable and for programs; `message` names the actual values; `remedy` says what to do.
+    `reason` is stable and for programs. `message` names the actual values. `remedy` is the operator's next step.
     """
 
     def __init__(self, reason: Reason, message: str, remedy: str = "") -> None:

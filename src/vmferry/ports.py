@@ -1,7 +1,8 @@
-"""The ports of the migration core. The adapters (`vmm`, `pager`, `peer`, `store`) implement these
-Protocols and do not know each other; `testing/` has a fake of each, run through the same contract tests.
+"""The ports of the migration core. The adapters (`vmm`, `pager`, `peer`, `store`) implement these Protocols and do not
+know each other. `testing/` has a fake of each; the contract tests run both.
 
-Every method is safe to repeat. Every method may raise `VmferryError`; the reasons that callers plan for are named.
+Every method is safe to repeat. Every method may raise `VmferryError`; a docstring names the reasons that callers plan
+for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vmferry.model.vmm import VmmIdentity
 
 
 class Clock(Protocol):
-    """Time. `now_us` is Unix microseconds, `monotonic_s` never goes back."""
+    """The clocks. `now_us` is Unix microseconds; `monotonic_s` never decreases."""
 
     def now_us(self) -> int: ...
     def monotonic_s(self) -> float: ...
@@ -28,14 +29,15 @@ class Clock(Protocol):
 
 
 class Processors(Protocol):
-    """This host's processors. One that sleeps takes tens of microseconds to wake, and the parts of a switchover wake
-    each other some thirty times, one after the other."""
+    """This host's CPUs. An idle CPU takes tens of microseconds to wake, and the threads of a switchover wake each other
+    about thirty times in sequence.
+    """
 
     def keep_awake(self, who: str) -> None:
-        """Until `let_sleep`, for a second at most."""
+        """Keeps the CPUs out of idle states until `let_sleep`, for at most a second."""
 
     def let_sleep(self, who: str) -> None:
-        """Unless somebody else keeps them awake."""
+        """Ends one request. The CPUs stay awake while another request lasts."""
 
 
 class Vmm(Protocol):
@@ -59,15 +61,16 @@ class Vmm(Protocol):
     async def reset(self) -> None: ...
 
     async def gone(self) -> str:
-        """Waits until the connection ends; returns why."""
+        """Waits until the connection ends; returns the reason."""
         ...
 
 
 class Vmms(Protocol):
-    """The VMMs connected to this daemon. One VM may have two here: one that runs and one that waits (same-host move).
+    """The VMMs connected to this daemon. A move within the host connects two of one VM: one runs and one waits.
 
-    `running` finds a VMM in state running or stopped, one that runs first; `incoming` one in state incoming, prepared
-    or loaded. A connection that ended is in none of them; the VMM's next connection is another `Vmm` with the same pid.
+    `running` finds a VMM in state running or stopped, a running one first. `incoming` finds one in state incoming,
+    prepared or loaded. Neither finds a connection that has ended; the VMM's next connection is a new `Vmm` with the
+    same pid.
     """
 
     def running(self, vm: str) -> Vmm | None: ...
@@ -76,34 +79,34 @@ class Vmms(Protocol):
 
 
 class Pager(Protocol):
-    """One VM's pager process on this host. PAGER_FAILED: it died or cannot be reached; KERNEL_LACKS_FEATURE."""
+    """The pager process of one VM on this host. PAGER_FAILED: it died or cannot be reached; KERNEL_LACKS_FEATURE."""
 
     @property
     def memory_socket(self) -> Path: ...
 
     async def status(self) -> PagerStatus: ...
     async def serve_source(self, layout: MemoryLayout, token: str, push_bytes_per_s: int) -> str:
-        """Returns the lane address "ip:port". `push_bytes_per_s`: as for `set_push_limit`."""
+        """Returns the lane address "ip:port". `push_bytes_per_s` is that of `set_push_limit`."""
         ...
 
     async def list_held(self, layout: MemoryLayout) -> Sequence[PageRange]:
-        """Source, its memory attached: what is really held of it, ascending; a hint while the VM runs."""
+        """Source, memory attached: the ranges that are really held, ascending. A hint while the VM runs."""
         ...
 
     async def set_push_limit(self, push_bytes_per_s: int) -> None:
-        """Source: bytes a second of the background push from now on; 0: no limit. Demand is never held back."""
+        """Source: limits the background push, bytes per second; 0: no limit. Demand is never delayed."""
         ...
 
     async def freeze(self) -> None: ...
     async def thaw(self) -> None: ...
     async def expect_destination(self, layout: MemoryLayout) -> Sequence[str]:
-        """Returns the uffd features that the VMM must ask for."""
+        """Returns the uffd features that the VMM must enable."""
         ...
 
     async def preallocate(self, held: Sequence[PageRange]) -> int:
-        """Destination, its memory attached: allocates memory for these pages where the backing allows it (memfd).
+        """Destination, memory attached: allocates memory for these pages where the backing allows it (memfd).
 
-        Returns the bytes for which memory is there. DESTINATION_NO_MEMORY: there is not enough; nothing is lost by it.
+        Returns the allocated bytes. DESTINATION_NO_MEMORY: the host has too little, and nothing is lost.
         """
         ...
 
@@ -120,8 +123,9 @@ class Pager(Protocol):
 
 
 class Pagers(Protocol):
-    """Starts and finds pagers. `key` names one move of one VM on one side, e.g. "m1-source"; it names the runtime
-    directory, so a restarted daemon finds the pager again."""
+    """Starts and finds pagers. `key` names one side of one migration, e.g. "m1-source". It also names the runtime
+    directory, so a restarted daemon finds the pager again.
+    """
 
     async def start(self, key: str, vm: str, source: bool) -> Pager: ...
     async def find(self, key: str) -> Pager | None: ...
@@ -131,8 +135,9 @@ class Pagers(Protocol):
 
 
 class Peer(Protocol):
-    """The destination's daemon. DESTINATION_UNREACHABLE, DESTINATION_VERSION, MIGRATION_REFUSED, MIGRATION_RUNNING, or
-    the destination's own reason, passed through."""
+    """The destination's daemon. It raises DESTINATION_UNREACHABLE, DESTINATION_VERSION, MIGRATION_REFUSED,
+    MIGRATION_RUNNING, or the destination's own reason.
+    """
 
     async def hello(self, migration: str) -> str:
         """Returns the destination's host name."""
@@ -141,7 +146,7 @@ class Peer(Protocol):
     async def prepare(self, migration: str, wanted: Wanted) -> None: ...
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None: ...
     async def start(self, migration: str) -> int:
-        """Returns when the vCPUs were told to run, Unix microseconds."""
+        """Returns the time at which the vCPUs started, Unix microseconds."""
         ...
 
     async def refuse(self, migration: str, reason: str) -> None: ...
@@ -160,7 +165,7 @@ class Store(Protocol):
 
     # jobs (source side)
     async def save_job(self, job: Job) -> Job:
-        """Writes the job under the next revision and returns it so; every revision is kept for watchers."""
+        """Writes the job under the next revision and returns it. Every revision is kept for watchers."""
         ...
 
     async def job(self, migration: str) -> Job | None: ...
@@ -182,5 +187,5 @@ class Store(Protocol):
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]: ...
     async def ledger_changes(self, vm: str, after: int, limit: int) -> Sequence[tuple[int, str, LedgerEntry]]:
-        """(revision, vm, entry) after a revision, of one VM or, for "", of all."""
+        """(revision, vm, entry) after a revision, of one VM, or of all for ""."""
         ...

@@ -1,4 +1,4 @@
-"""Addresses and sizes. Types for addresses never mix; ranges are half-open; sizes are bytes."""
+"""Addresses and sizes. Address types never mix, ranges are half-open, sizes are bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE_1G = GIB
 
 PUSH_LIMIT_LEAST = PAGE_4K
 PUSH_LIMIT_MOST = 1024 * GIB
-"""Bytes a second that the background push may be limited to: from a page a second to 1 TiB a second."""
+"""The range of a push limit, bytes per second: from one page to 1 TiB."""
 
 LSB_4K = 12
 """log2 of a 4 KiB page: `addr_lsb` of a machine check (Intel SDM vol. 3B, 17.3.2.4)."""

@@ -1,1 +1,1 @@
-"""Asyncio helpers that know nothing of migrations."""
+"""Asyncio building blocks. They know nothing of migrations."""

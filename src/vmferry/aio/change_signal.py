@@ -1,4 +1,4 @@
-"""Tells watchers that something is new. The store is the truth: a bell that is missed loses nothing."""
+"""Tells watchers that something has changed. The store keeps the facts, so a missed signal loses nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class ChangeSignal:
-    """A counter that can be waited for. Each watcher remembers the count it has seen."""
+    """A counter of changes. Each watcher remembers the count that it has seen and waits for a higher one."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -1,4 +1,4 @@
-"""Steps of which none waits for another."""
+"""Steps that run at the same time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 
 async def gather_or_cancel(*steps: Coroutine[Any, Any, object]) -> None:
-    """All of them at the same time; when one fails the others are cancelled, and it raises once they have ended:
-    of errors that come at once that of the first step."""
+    """Runs all steps concurrently. If one fails, cancels the others, waits for them, and raises the error.
+
+    If several fail together, raises the error of the first argument.
+    """
     await _until(asyncio.FIRST_EXCEPTION, steps)
 
 
 async def race(*steps: Coroutine[Any, Any, object]) -> None:
-    """Returns when the first of them has ended, or raises its error; the others are cancelled, and have ended too."""
+    """Returns when the first step has ended, or raises its error. The other steps are cancelled and have ended too."""
     await _until(asyncio.FIRST_COMPLETED, steps)
 
 

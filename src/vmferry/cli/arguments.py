@@ -1,4 +1,4 @@
-"""The command line: global options, which go before or after the verb, and the verbs."""
+"""The command line: global options, before or after the verb, and the verbs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ VERBS: Mapping[str, ModuleType] = {
     "doctor": doctor,
     "demo": demo,
 }
-"""Each has `HELP`, `add_arguments(parser)` and `async run(args, output) -> ExitCode`."""
+"""Each module has `HELP`, `add_arguments(parser)` and `async run(args, output) -> ExitCode`."""
 
 DEFAULT_API = "127.0.0.1:7600"
 DEFAULT_TIMEOUT_S = 10.0
 
 
 def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
-    """The whole command line. `VMFERRY_API` of the environment is the default of --api."""
+    """The whole command line. The environment's `VMFERRY_API` is the default of --api."""
     top = argparse.ArgumentParser(
         prog="vmferry", description="Moves running virtual machines with their memory errors."
     )
@@ -57,7 +57,7 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
 
 
 def _add_global(to: argparse.ArgumentParser) -> None:
-    """Given before the verb or after it; SUPPRESS keeps the verb's parser from resetting what came before."""
+    """Adds the options to a parser. SUPPRESS keeps the verb's parser from resetting options before the verb."""
     group = to.add_argument_group("options of every verb")
     none = argparse.SUPPRESS
     group.add_argument(
@@ -74,7 +74,7 @@ def _add_global(to: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: Sequence[str] | None, environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
-    """Reads the command line; ends the program with status 2 where it is wrong, as argparse does."""
+    """Reads the command line. On an error it ends the program with status 2, as argparse does."""
     top = parser(environment)
     args = top.parse_args(argv)
     if args.api is None:

@@ -1,4 +1,4 @@
-"""How `vmferry` ends. docs/reference/cli.md lists these; a test compares the two."""
+"""The exit codes of `vmferry`. A test compares them with docs/reference/cli.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit status of every verb."""
+    """The exit status of every verb."""
 
     OK = 0
     REFUSED = 1
@@ -19,4 +19,4 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
     """Ctrl-C: 128 + SIGINT."""
     BROKEN_PIPE = 141
-    """Whoever read the output went away: 128 + SIGPIPE."""
+    """The reader of the output closed it: 128 + SIGPIPE."""

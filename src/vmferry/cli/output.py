@@ -1,4 +1,4 @@
-"""Where a verb's results go: text and tables for people, or one JSON object a line for programs."""
+"""The output of a verb: text and tables for people, or one JSON object a line for programs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.table import Table
 from vmferry.client.refusal import ApiError
 
 UNLIMITED = 10_000
-"""Columns of an output that is no terminal: nothing is cut or wrapped there."""
+"""The columns of an output that is no terminal: nothing is cut or wrapped there."""
 
 
 class Output:
-    """Standard output carries results, standard error everything else."""
+    """The two streams of a verb: results on standard output, everything else on standard error."""
 
     def __init__(self, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self.as_json = as_json
@@ -28,11 +28,11 @@ class Output:
 
     @property
     def progress(self) -> Console:
-        """Live progress keeps out of the way of JSON."""
+        """Shows live progress, except with JSON."""
         return self.notes if self.as_json else self.results
 
     def event(self, value: dict[str, Any]) -> None:
-        """One JSON object on a line of its own, there at once for whoever reads the pipe."""
+        """Writes one JSON object on its own line and flushes it, so that a reader of the pipe gets it at once."""
         self._stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
         self._stdout.flush()
 
@@ -43,7 +43,7 @@ class Output:
         self.notes.print(words, markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-        """A table, or the words `empty` where there is no row."""
+        """Writes a table, or the words `empty` where there is no row."""
         if not rows:
             self.text(empty)
             return
@@ -55,7 +55,7 @@ class Output:
         self.results.print(table)
 
     def refused(self, error: ApiError) -> None:
-        """What was refused and what to do; in JSON as an event, too."""
+        """Writes the refusal and its remedy, with JSON also as an event."""
         if self.as_json:
             self.event({"error": {"reason": error.reason, "message": error.message, "remedy": error.remedy}})
         self.note(f"vmferry: {error.message or 'no reason given'} ({error.reason})")

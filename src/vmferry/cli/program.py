@@ -1,4 +1,4 @@
-"""Runs a verb and turns every way in which it can end into an exit code: the operator never sees a traceback."""
+"""Runs a verb and turns every end into an exit code. The operator never sees a traceback."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.note("vmferry: interrupted")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Python would complain once more when it flushes standard output at exit.
+        # Python flushes standard output again at exit and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001  # the last resort: a defect is told in one line
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(error: ApiError) -> ExitCode:
-    """The exit code that a failed call means."""
+    """The exit code of a failed call."""
     if isinstance(error, UnreachableError):
         return ExitCode.UNREACHABLE
     if isinstance(error, TimedOutError):

@@ -1,4 +1,4 @@
-"""Values of the command line: each reads one argument or says what is wrong with it."""
+"""Values of the command line: each function reads one argument or raises with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATE_UNITS = {
     "Mbit": 125 * 1000,
     "Gbit": 125 * 1000**2,
 }
-"""Bytes of one of each."""
+"""The bytes of one unit."""
 NO_LIMIT = ("0", "none")
 
 

@@ -1,5 +1,4 @@
-"""A control plane's side of the public gRPC API: what the CLI, the demo and the scenario tests share.
+"""A client of the public gRPC API, which the CLI, the demo and the scenario tests share.
 
-It knows the API only by the generated `vmferry.v1`; nothing of the daemon is imported, so that what works here works
-for any client.
+It knows the API only by the generated `vmferry.v1` and imports nothing of the daemon, so any client can do the same.
 """

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from vmferry.v1.migrations_pb2_grpc import MigrationsAsyncStub
 
 PAGE_SIZE = 200
-"""Entries asked for at a time when a list is read to its end."""
+"""The page size for a list that is read to its end."""
 
 _CHANNEL_OPTIONS = (
-    # An operator's tool must not wait out an exponential backoff of minutes after a daemon's restart.
+    # The CLI must reach a restarted daemon at once, not after minutes of exponential back-off.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
@@ -40,7 +40,7 @@ class Api:
     machines: MachinesAsyncStub
 
     async def create(self, migration_id: str, vm: str, destination: str, push_bytes_per_s: int = 0) -> mg.Migration:
-        """`push_bytes_per_s` 0: the daemon's configured limit, if there is one."""
+        """A limit of 0 is the daemon's configured one."""
         request = mg.CreateMigrationRequest(
             migration_id=migration_id, vm=vm, destination=destination, push_bytes_per_s=push_bytes_per_s
         )
@@ -55,12 +55,12 @@ class Api:
         return await answered(self.migrations.CancelMigration(request, timeout=self.timeout_s))
 
     async def set_push_limit(self, migration_id: str, push_bytes_per_s: int) -> mg.Migration:
-        """0: no limit."""
+        """Limits the push, bytes per second; 0: no limit."""
         request = mg.SetMigrationPushLimitRequest(migration_id=migration_id, push_bytes_per_s=push_bytes_per_s)
         return await answered(self.migrations.SetPushLimit(request, timeout=self.timeout_s))
 
     async def list_migrations(self, wanted: str = "") -> AsyncIterator[mg.Migration]:
-        """All that match the filter, page by page."""
+        """Yields all migrations that match the filter, page by page."""
         token = ""
         while True:
             request = mg.ListMigrationsRequest(page_size=PAGE_SIZE, page_token=token, filter=wanted)
@@ -103,7 +103,7 @@ class Api:
 
 @asynccontextmanager
 async def open_api(address: str, timeout_s: float) -> AsyncIterator[Api]:
-    """A channel to the daemon at "host:port"; connects on the first call."""
+    """A channel to the daemon at "host:port". It connects on the first call."""
     async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
         yield Api(
             address,

@@ -1,4 +1,4 @@
-"""Watching without gaps: the streams go on from the last revision seen when the daemon was away for a while."""
+"""Watching without gaps: after an absence of the daemon a stream resumes at the last revision seen."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ TERMINAL_PHASES = frozenset(
     }
 )
 SHUTTING_DOWN = "SHUTTING_DOWN"
-"""Reason with which a daemon that is being stopped ends its streams."""
+"""The reason with which a stopping daemon ends its streams."""
 RETRY_S = 0.3
-"""Pause between attempts to reach a daemon that went away."""
+"""The pause between attempts to reach an absent daemon."""
 
 
 async def follow_migrations(
     api: Api, migration_id: str = "", after: int = 0, patience_s: float = 30.0
 ) -> AsyncIterator[migrations.Migration]:
-    """Every change, in order. Of one migration: ends after its terminal phase. Of all (""): goes on for ever.
+    """Yields every change in order. A watch of one migration ends after its terminal phase; a watch of all ("") never
+    ends.
 
-    A stream that was up and breaks is taken up again for `patience_s`: a daemon may be restarted in the middle.
+    A stream that breaks after it was up is opened again for `patience_s`, because a daemon may be restarted.
 
     Raises:
         RefusedError: the daemon does not know the migration.
-        UnreachableError: no daemon from the start, or away for longer than `patience_s`.
+        UnreachableError: no daemon from the start, or none for longer than `patience_s`.
     """
     waiting = _Patience(patience_s)
     while True:
@@ -56,7 +57,7 @@ async def follow_migrations(
 async def follow_errors(
     api: Api, vm: str = "", after: int = 0, patience_s: float = 30.0
 ) -> AsyncIterator[machines.MemoryErrorChange]:
-    """Every change of a VM's ledger (of all VMs: ""), for ever; raises as `follow_migrations` does."""
+    """Yields every change of a VM's ledger ("": of all VMs), without end. It raises as `follow_migrations` does."""
     waiting = _Patience(patience_s)
     while True:
         request = machines.WatchMemoryErrorsRequest(vm=vm, after_revision=after)
@@ -71,7 +72,7 @@ async def follow_errors(
 
 
 class _Patience:
-    """How long a broken stream is taken up again: not at all before its first answer."""
+    """The time for which a broken stream is opened again: none before its first answer."""
 
     def __init__(self, patience_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self._patience_s = patience_s
@@ -82,7 +83,7 @@ class _Patience:
         self._last_answer = self._now()
 
     def broken(self, error: ApiError) -> None:
-        """Returns if it is worth another attempt, raises the error otherwise."""
+        """Returns if another attempt may succeed, else raises the error."""
         away = isinstance(error, UnreachableError) or error.reason == SHUTTING_DOWN
         if not away or self._last_answer is None:
             raise error

@@ -1,8 +1,8 @@
 """Messages of the API as JSON-ready values for programs and as words for people. Pure.
 
-Names are those of the protos. Enumerations lose their common prefix (`PHASE_POSTCOPY` → "POSTCOPY"), addresses are
-hexadecimal strings (JSON's numbers end at 2^53 in many readers), timestamps are RFC 3339, and fields without a value
-are there all the same, so that a program needs no defaults of its own.
+Names are those of the protos. Enumerations lose their common prefix (`PHASE_POSTCOPY` → "POSTCOPY"). Addresses are
+hexadecimal strings, because many readers of JSON lose integers above 2^53. Timestamps are RFC 3339. Fields without a
+value are present, so a program needs no defaults of its own.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def _value(value: Any, field: Any) -> Any:
 
 
 def enum_word(enum: Any, number: int) -> str:
-    """The name of an enumeration's value without the prefix that all its values share; a newer daemon's number as is.
+    """The name of an enumeration's value without the common prefix. A number of a newer daemon stays a number.
 
-    The first value is `<PREFIX>UNSPECIFIED` in every enumeration of ours.
+    In every enumeration of vmferry the first value is `<PREFIX>UNSPECIFIED`.
     """
     known = enum.values_by_number.get(number)
     if known is None:

@@ -1,4 +1,4 @@
-"""A moving VM on a screen: one line that is replaced on a terminal, a line at a time elsewhere."""
+"""The progress of a move on a screen: a table in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmferry.v1.migrations_pb2 import Migration
 from vmferry.v1.migrations_pb2 import Phase as PhaseEnum
 
 LINE_EVERY_S = 0.5
-"""At most so often a line of progress where lines cannot be replaced; a change of phase is always told."""
+"""The least pause between two lines of progress without a terminal. A change of phase is always shown."""
 
 
 def phase_word(migration: Migration) -> str:
@@ -23,7 +23,7 @@ def phase_word(migration: Migration) -> str:
 
 
 class Rate:
-    """Bytes a second over the last second or so, from counts that only grow."""
+    """Bytes per second over the last second or so, from growing counts."""
 
     WINDOW_S = 1.0
 
@@ -31,7 +31,7 @@ class Rate:
         self._seen: list[tuple[float, int]] = []
 
     def add(self, at_s: float, count: int) -> float:
-        """Notes the count at a monotonic time; returns the rate."""
+        """Adds the count at a monotonic time and returns the rate."""
         self._seen.append((at_s, count))
         while len(self._seen) > 2 and self._seen[1][0] <= at_s - self.WINDOW_S:
             self._seen.pop(0)
@@ -40,12 +40,12 @@ class Rate:
 
 
 def arrived(migration: Migration) -> int:
-    """Pages that need nothing more of the source."""
+    """The pages that the source is no longer needed for."""
     return int(migration.progress.total - migration.progress.absent)
 
 
 def progress_words(migration: Migration, bytes_per_s: float) -> str:
-    """Where a migration stands, in one line."""
+    """The state of a migration in one line."""
     page = migration.progress
     parts = [f"{migration.vm}: {phase_word(migration)}"]
     if page.total:
@@ -70,7 +70,7 @@ def _bar(done: int, total: int, width: int = 32) -> str:
 
 
 def progress_table(migration: Migration, bytes_per_s: float) -> Table:
-    """The same for a terminal, in a few lines."""
+    """The state of a migration for a terminal, in a few lines."""
     page, touch = migration.progress, migration.progress.first_touch
     table = Table.grid(padding=(0, 2))
     table.add_row("phase", f"[bold]{phase_word(migration)}[/bold]", _bar(arrived(migration), page.total))
@@ -85,7 +85,7 @@ def progress_table(migration: Migration, bytes_per_s: float) -> Table:
 
 
 class ProgressView:
-    """Shows each `Migration` it is given. A terminal gets a table in place, anything else plain lines."""
+    """Shows each `Migration`: as a table in place on a terminal, as plain lines elsewhere."""
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""What can go wrong with a call, in the words of the daemon: read from the rich error details of a gRPC status."""
+"""The ends of a failed call, read from the rich error details of a gRPC status."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REMEDIES = {
     "DESTINATION_UNREACHABLE": "Check that vmferryd runs there and that its [peer] address is the one given by --to.",
     "DESTINATION_NO_VMM": "Start a VMM of that name on the destination that waits to be one (`--incoming`).",
 }
-"""What to do, for the reasons where a daemon gave none."""
+"""The remedy for a reason where the daemon gave none."""
 
 
 class ApiError(Exception):
-    """A call without an answer. `reason` is for programs, `remedy` says what to do; either may be empty."""
+    """A call without an answer. `reason` is for programs, `remedy` for the operator; either may be empty."""
 
     def __init__(self, reason: str, message: str, remedy: str = "") -> None:
         super().__init__(message)
@@ -46,11 +46,11 @@ class UnreachableError(ApiError):
 
 
 class TimedOutError(ApiError):
-    """No answer within the deadline; whether the call took effect is not known."""
+    """No answer within the deadline. The call may have taken effect."""
 
 
 def refusal(error: grpc.RpcError) -> ApiError:
-    """Classifies what gRPC raised: the one place that does."""
+    """Classifies an error of gRPC."""
     code, text = error.code(), error.details() or ""
     info, words = _details(error)
     if info is not None:
@@ -69,10 +69,10 @@ def refusal(error: grpc.RpcError) -> ApiError:
 
 
 def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, str]:
-    """The ErrorInfo of ours, if any, and the words of a Help or LocalizedMessage beside it."""
+    """The ErrorInfo of vmferry, if any, and the words of a Help or LocalizedMessage next to it."""
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError has what is read
-    except ValueError:  # the details contradict the status: not from a vmferryd
+    except ValueError:  # The details contradict the status, so no vmferryd sent them.
         return None, ""
     info: error_details_pb2.ErrorInfo | None = None
     words = ""
@@ -86,7 +86,7 @@ def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, 
 
 
 def _without_remedy(text: str, remedy: str) -> str:
-    """Daemons may end the message with the remedy; it is printed on its own line."""
+    """Cuts the remedy off the end of the message: it is printed on its own line."""
     return text.removesuffix(remedy).rstrip() if remedy else text
 
 
@@ -94,7 +94,7 @@ async def answered(call: Awaitable[T]) -> T:
     """The answer of one call.
 
     Raises:
-        RefusedError, UnreachableError, TimedOutError: see there.
+        RefusedError, UnreachableError, TimedOutError: their docstrings tell when.
     """
     try:
         return await call

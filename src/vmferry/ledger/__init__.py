@@ -1,1 +1,1 @@
-"""The ledger: the memory errors of each VM. Pure rules; the store keeps them."""
+"""The ledger: the memory errors of each VM."""

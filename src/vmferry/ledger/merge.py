@@ -1,8 +1,8 @@
-"""How entries of a ledger come together, and how they travel. Once poisoned, never un-poisoned: nothing here removes.
+"""The rules for merging entries of a ledger and for their travel. No rule removes a poisoned page. Pure.
 
-An entry is keyed by its GPA. It may come again for two reasons: the page was found bad once more (a later time), or
-the same report was delivered twice (a lost answer, a daemon that restarted before it acknowledged). The times tell
-them apart: reports whose intervals overlap are the same ones, so their counts are not added.
+An entry is keyed by its GPA. It may come again for two reasons: the page was found bad once more, at a later time; or
+one report was delivered twice, after a lost answer or a restart before the acknowledgement. The times tell them apart.
+Reports whose intervals overlap are one report, so their counts are not added.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vmferry.units import Gpa
 
 
 def merge(one: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
-    """Two entries of one page as one. Commutative and idempotent; `guest_visible` is sticky, AR wins over AO.
+    """Merges two entries of one page. It is commutative and idempotent; `guest_visible` is sticky, AR wins over AO.
 
     Raises: ValueError for entries of different pages.
     """
@@ -37,7 +37,7 @@ def merge(one: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
 
 
 def merge_all(ledger: Mapping[Gpa, LedgerEntry], found: Iterable[LedgerEntry]) -> dict[Gpa, LedgerEntry]:
-    """Only the entries that are new or changed, as they are now."""
+    """Returns only the entries that are new or changed, in their new form."""
     changed: dict[Gpa, LedgerEntry] = {}
     for entry in found:
         known = changed.get(entry.gpa) or ledger.get(entry.gpa)
@@ -48,7 +48,7 @@ def merge_all(ledger: Mapping[Gpa, LedgerEntry], found: Iterable[LedgerEntry]) -
 
 
 def travel(ledger: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
-    """The ledger as it arrives on the next host: each error is one migration older."""
+    """The ledger on arrival at the next host: each error is one migration older."""
     return tuple(replace(entry, hop=entry.hop + 1) for entry in ledger)
 
 

@@ -1,6 +1,7 @@
-"""Memory errors of this host's VMs: durable first, then told to the pager that serves the VM, if there is one.
+"""Records the memory errors of this host's VMs: durable first, then forwarded to the pagers that serve the VM.
 
-A ledger that was asked for once is kept, so that a switchover reads none from the disk; only what is durable is kept.
+A ledger that was read once is cached, so that a switchover reads nothing from disk. The cache holds only durable
+entries.
 """
 
 from __future__ import annotations
@@ -25,32 +26,32 @@ BATCH = 256
 
 
 class LedgerRecorder:
-    """Owner of the ledger's writes and of who serves which VM's pages."""
+    """Owner of the ledger's writes, and of the assignment of pagers to VMs."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._changed = ChangeSignal()
         self.writes = 0
-        """That have ended, whether they came to the disk or not: between two of them no ledger has changed."""
+        """Counts ended writes, also those that failed. Between two equal counts no ledger has changed."""
         self._serving: dict[str, tuple[str, Pager]] = {}
         self._kept: dict[str, dict[Gpa, LedgerEntry]] = {}
         self._disk = asyncio.Lock()
-        """Held over every write and every first reading, so that what is kept misses no write."""
+        """Held during every write and every first read, so that the cache misses no write."""
 
     def serve(self, key: str, vm: str, pager: Pager) -> None:
-        """From now on errors of `vm` are forwarded to `pager` too."""
+        """Forwards the errors of `vm` to `pager` too, from now on."""
         self._serving[key] = (vm, pager)
 
     def forget(self, key: str) -> None:
         self._serving.pop(key, None)
 
     async def record(self, vm: str, entries: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
-        """Durable when it returns; the entries that are new or changed. Raises: VmferryError STORE_FAILED."""
+        """Makes the entries durable and returns those that are new or changed. Raises: VmferryError STORE_FAILED."""
         kept = self._kept.get(vm)
         if not entries or (kept is not None and not merge_all(kept, entries)):
             return ()
         async with self._disk:
-            before = self._kept.pop(vm, None)  # a write whose answer is lost may be done: then the disk is read again
+            before = self._kept.pop(vm, None)  # an error may hide a write that was done: read again
             try:
                 changed = await self._store.record_errors(vm, entries)
             finally:
@@ -63,10 +64,10 @@ class LedgerRecorder:
         return changed
 
     async def record_and_forward(self, vm: str, entries: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
-        """The same; then the VM's pagers answer these pages as poison.
+        """Records the entries; then the VM's pagers answer these pages as poison.
 
-        A pager that cannot be told now is told before the VM is handed over: the source tells its pager the whole
-        ledger in the switchover.
+        A pager that cannot be reached now learns of them later: the source tells its pager the whole ledger in the
+        switchover.
         """
         changed = await self.record(vm, entries)
         for key, (served, pager) in list(self._serving.items()):
@@ -78,14 +79,14 @@ class LedgerRecorder:
         return changed
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
-        """By GPA."""
+        """The ledger of a VM, by GPA."""
         if vm not in self._kept:
             async with self._disk:
                 self._kept[vm] = {entry.gpa: entry for entry in await self._store.ledger(vm)}
         return [entry for _, entry in sorted(self._kept[vm].items())]
 
     async def watch(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
-        """(revision, vm, entry) after a revision, in order, without gaps, then live; "" for all VMs."""
+        """Yields (revision, vm, entry) after a revision, in order and without gaps, then live. "" watches all VMs."""
         at = after_revision
         while True:
             seen = self._changed.count

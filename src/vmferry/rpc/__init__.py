@@ -1,1 +1,1 @@
-"""What every gRPC edge shares: conversions and statuses."""
+"""Conversions and statuses that every gRPC edge shares."""

@@ -1,7 +1,7 @@
-"""Values as they cross a wire and as the core keeps them: conversions between `common.proto` and `model/`.
+"""Conversions between `common.proto` and `model/`. Pure.
 
-Pure. Shared by the adapters that must not know each other (`vmm`, `pager`, `peer`) and by `api`. What comes in is
-checked here once; an error names the field by its path in the message, e.g. `layout.regions[1].size`.
+The adapters that must not know each other (`vmm`, `pager`, `peer`) and `api` share them. Incoming values are checked
+here once. An error names the field by its path in the message, e.g. `layout.regions[1].size`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SEVERITY_FROM_PB = {number: severity for severity, number in _SEVERITY_TO_PB.it
 
 
 def invalid(field: str, message: str) -> VmferryError:
-    """An INVALID_ARGUMENT that names the field; to be raised by the caller."""
+    """An INVALID_ARGUMENT that names the field, for the caller to raise."""
     return VmferryError(Reason.INVALID_ARGUMENT, f"{field}: {message}.", f"Correct {field} in the request.")
 
 
@@ -72,7 +72,7 @@ def ranges_to_pb(ranges: Iterable[PageRange]) -> list[pb.PageRange]:
 
 
 def ranges_from_pb(messages: Iterable[pb.PageRange]) -> tuple[PageRange, ...]:
-    """As they came: not checked against a layout."""
+    """The ranges as received. They are not checked against a layout."""
     return tuple(PageRange(one.region, one.page, one.count) for one in messages)
 
 
@@ -102,7 +102,7 @@ def error_to_pb(entry: LedgerEntry) -> pb.MemoryError:
 
 
 def error_from_pb(message: pb.MemoryError, field: str = "error") -> LedgerEntry:
-    """An `lsb` of 0 means a 4 KiB page, a `count` of 0 once (proto3 leaves unset numbers 0).
+    """An `lsb` of 0 means a 4 KiB page, a `count` of 0 means one: proto3 leaves unset numbers 0.
 
     Raises: VmferryError INVALID_ARGUMENT.
     """

@@ -1,8 +1,8 @@
-"""Reasons as gRPC statuses with google.rpc rich details, and back. The one table; a test keeps it complete.
+"""Reasons as gRPC statuses with google.rpc rich details, and back. A test keeps the table complete.
 
-An error travels as: the status code of the table, the message as details, and `google.rpc.ErrorInfo` {reason, domain
-"vmferry", metadata {"remedy": …}}. A program decides by the reason, never by the code: the code alone may also come
-from gRPC itself (UNAVAILABLE: nobody listens).
+An error travels as the table's status code, the message as details, and `google.rpc.ErrorInfo` {reason, domain
+"vmferry", metadata {"remedy": …}}. A program decides by the reason, never by the code: gRPC itself also raises codes,
+e.g. UNAVAILABLE where no server listens.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ DOMAIN = "vmferry"
 RPC_CRASHED = "rpc.crashed"
 DETAILS_KEY = "grpc-status-details-bin"
 TEXT_LIMIT = 1000
-"""Bytes of message and of remedy that are sent: gRPC refuses metadata beyond 8 KiB, and the text goes twice, once
-percent-encoded and once in base64."""
+"""The most bytes of message and of remedy. gRPC refuses metadata beyond 8 KiB, and the text travels twice: once
+percent-encoded, once in base64.
+"""
 
 Answer = TypeVar("Answer")
 
@@ -87,22 +88,24 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: VmferryError
 
 
 async def answered(context: grpc.aio.ServicerContext[Any, Any], work: Awaitable[Answer]) -> Answer:
-    """The result of `work`; its error ends the call. What was not raised on purpose is logged and answered INTERNAL."""
+    """Returns the result of `work`; its error ends the call. An error that is no VmferryError is logged and answered
+    INTERNAL.
+    """
     try:
         return await work
     except VmferryError as error:
         await abort(context, error)
     except grpc.aio.BaseError:
         raise
-    except Exception:  # the edge of the process: a bug in one call is answered, not passed on
+    except Exception:  # The edge of the process: a bug in one call becomes an answer.
         log.exception(RPC_CRASHED)
         await abort(context, VmferryError(Reason.INTERNAL, "The call failed inside vmferry.", "See the daemon's log."))
 
 
 def error_of(rpc_error: grpc.aio.AioRpcError) -> VmferryError | None:
-    """The vmferry error that a call ended with; None when the status did not come from vmferry (or was damaged).
+    """The vmferry error that ended a call. None: the status did not come from vmferry, or it was damaged.
 
-    A reason that this version does not know is passed on as INTERNAL with its name in the message.
+    A reason that this version does not know becomes INTERNAL with its name in the message.
     """
     info = _error_info(rpc_error)
     if info is None or info.domain != DOMAIN:

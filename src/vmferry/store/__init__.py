@@ -1,1 +1,1 @@
-"""What must outlive the daemon: jobs with their revisions, journals, incoming migrations, ledgers. SQLite."""
+"""The durable state of a daemon: jobs with their revisions, journals, incoming migrations, ledgers. SQLite."""

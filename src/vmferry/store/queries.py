@@ -1,6 +1,6 @@
-"""What the store does in its thread: plain functions over one connection, each in one transaction of the caller's.
+"""The statements of the store: plain functions over one connection, each in a transaction of its caller.
 
-Statements are composed once, here: that takes longer than to carry one out.
+Each statement is composed once, here, because composing takes longer than executing.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def job_revisions(db: Connection, after: int, limit: int) -> list[Job]:
 
 
 def append_journal(db: Connection, entry: JournalEntry) -> None:
-    """As text for the driver, which is quicker still: a VM stands still."""
+    """Text for the driver: the quickest way, because this write is part of the blackout."""
     data = msgspec.json.encode(entry.data).decode()
     db.exec_driver_sql(_APPEND_JOURNAL, (entry.migration, entry.kind, entry.at_us, data))
 
@@ -141,5 +141,5 @@ def _entry(text: str) -> LedgerEntry:
 
 
 def _signed(gpa: Gpa) -> int:
-    """SQLite's integers are signed: a GPA of 2^63 and above is kept as its two's complement."""
+    """SQLite's integers are signed: a GPA of 2^63 or more is kept as its two's complement."""
     return gpa - (1 << 64) if gpa >= 1 << 63 else gpa

@@ -1,10 +1,10 @@
-"""`ports.Store` on SQLite: write-ahead log, every commit synced (`synchronous=FULL`), all in one thread of its own.
+"""`ports.Store` on SQLite: a write-ahead log, every commit synced (`synchronous=FULL`), all in one thread.
 
-The log's file is given its size when the store is opened: a commit that overwrites it is on the disk once its data is,
-while one that lengthens the file waits for the file system's own journal too, and so for what others write.
+The log's file gets its full size when the store is opened. A commit that overwrites it is durable once its data is on
+disk. A commit that lengthens it would also wait for the file system's journal, and so for other writers.
 
-One thread means one connection, and that writes are in the order they were asked for. A caller that is cancelled
-while it waits may find its write done: that is the same as a lost answer.
+One thread has one connection and keeps the order of writes. A caller that is cancelled while it waits may find its
+write done, as after a lost answer.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from vmferry.units import MIB
 Result = TypeVar("Result")
 
 BUSY_S = 5.0
-"""For a lock that another process holds, e.g. a backup."""
+"""The longest wait for a lock of another process, e.g. of a backup."""
 LOG_BYTES = 6 * MIB
-"""Size of the write-ahead log's file. SQLite begins it anew after 1000 pages of 4 KiB (wal_autocheckpoint)."""
+"""The size of the write-ahead log's file. SQLite restarts it after 1000 pages of 4 KiB (wal_autocheckpoint)."""
 
 
 class SqliteStore:
-    """Open it with `open_store`."""
+    """The store. `open_store` makes it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -95,7 +95,7 @@ class SqliteStore:
         self._engine = await self._in_thread(lambda: _engine(self._path))
 
     async def _do(self, query: Callable[..., Result], *arguments: Any) -> Result:
-        """One transaction; durable once it returns."""
+        """Runs one transaction, which is durable when this returns."""
         engine = self._engine
         if engine is None:
             raise VmferryError(Reason.STORE_FAILED, f"the store {self._path} is not open.")
@@ -118,7 +118,7 @@ class SqliteStore:
 
 
 async def open_store(path: Path) -> SqliteStore:
-    """The store in a file, made if it is not there. Raises: VmferryError STORE_FAILED."""
+    """Opens the store in a file and makes the file if it is missing. Raises: VmferryError STORE_FAILED."""
     store = SqliteStore(path)
     await store.open()
     return store
@@ -141,8 +141,9 @@ def _engine(path: Path) -> Engine:
 
 
 def _lengthen_log(db: DBAPICursor) -> None:
-    """Pages that do not fit into the cache are written to the log; rolled back they are never read, but their place in
-    the file stays (journal_size_limit is none). Before, what the log holds goes to the database: it begins anew."""
+    """Lengthens the log by a transaction that overflows the cache and is rolled back. The pages stay in the file,
+    because journal_size_limit is not set, and are never read. A checkpoint comes first, so that the log restarts.
+    """
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.execute("BEGIN IMMEDIATE")
     db.execute("CREATE TABLE lengthens_the_log (bytes BLOB)")
@@ -151,7 +152,7 @@ def _lengthen_log(db: DBAPICursor) -> None:
 
 
 def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
-    """Transactions are begun by `_begin`, not by the driver, which would leave out DDL."""
+    """`_begin` begins transactions. The driver would leave DDL out of them."""
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")

@@ -1,7 +1,7 @@
 """The tables as the code uses them; `schema/versions/` makes them.
 
-A job, an incoming migration and a ledger entry are kept as JSON of their dataclass, beside the columns that queries
-need: a field that is added to the model with a default needs no change of the schema.
+A job, an incoming migration and a ledger entry are kept as JSON of their dataclass, next to the columns that queries
+need. A new field of the model with a default needs no change of the schema.
 """
 
 from __future__ import annotations
@@ -57,4 +57,4 @@ ledger = Table(
     Index("ledger_by_page", "vm", "gpa", "revision"),
     sqlite_autoincrement=True,
 )
-"""Append-only: the entry of a page is the newest of its rows."""
+"""Append-only: the newest row of a page is its entry."""

@@ -1,10 +1,10 @@
-"""Fakes of the ports, for tests of this project and of those who build on it. They run through the same contract tests
-as the real adapters.
+"""Fakes of the ports, for the tests of this project and of projects that build on it. The contract tests run both the
+fakes and the real adapters.
 
-    script.py   what fails, hangs or is lost, and where; the transcript of what was done
+    script.py   planned failures, hangs and lost answers, and the transcript of all steps
     clock.py    ManualClock
     store.py    MemoryStore
     vmm.py      FakeVmm, FakeVmms
     pager.py    FakePager, FakePagers
-    peer.py     FakePeers: another daemon's arrivals, over a wire that can be cut
+    peer.py     FakePeers: another daemon's destination side, over a wire that can be cut
 """

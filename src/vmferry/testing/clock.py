@@ -1,4 +1,4 @@
-"""A clock that tests move. It may move by itself: then sleeping takes no time, but time passes by it."""
+"""A clock that tests move. If it moves by itself, each sleep moves it and takes no real time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MICROSECONDS = 1_000_000
 
 
 class ManualClock:
-    """`now_us` and `monotonic_s` move together, by `advance`, or by every `sleep` if `by_itself`."""
+    """`now_us` and `monotonic_s` move together: by `advance`, and with `by_itself` by every `sleep`."""
 
     def __init__(self, *, by_itself: bool = True, now_us: int = 1_700_000_000 * MICROSECONDS) -> None:
         self._now_us = now_us
@@ -28,7 +28,7 @@ class ManualClock:
         moved.set()
 
     def stop(self) -> None:
-        """It moves by `advance` only from now on."""
+        """From now on only `advance` moves it."""
         self._by_itself = False
 
     async def sleep(self, seconds: float) -> None:

@@ -1,6 +1,6 @@
-"""Whole hosts in memory: a real `MigrationService` over fakes, that can be killed and started again.
+"""Whole hosts in memory: a real `MigrationService` over fakes. A test can kill a host and start it again.
 
-VMMs, pagers and the store outlive the daemon, as they do on a real host.
+VMMs, pagers and the store outlive the daemon, as on a real host.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEOUTS = Timeouts(start_s=1.0, vmm_return_s=1.0, refuse_attempts=5, stop_s=5.0
 
 
 class Network:
-    """Who listens where."""
+    """The daemons that listen, by address."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -42,7 +42,7 @@ class Network:
 
 
 class FakeProcessors:
-    """Remembers who keeps them awake, and everyone who ever did."""
+    """The requests to keep CPUs awake: those that last, and all so far."""
 
     def __init__(self) -> None:
         self.awake: set[str] = set()
@@ -69,7 +69,7 @@ class FakeHost:
         self.processors = FakeProcessors()
         self.service: MigrationService | None = None
         self.push_bytes_per_s = 0
-        """Configured limit; read at the next start."""
+        """The configured limit, read at the next start."""
         self._task: asyncio.Task[None] | None = None
         self._end = asyncio.Event()
 
@@ -90,14 +90,14 @@ class FakeHost:
         return self.service
 
     async def stop(self) -> None:
-        """As SIGTERM."""
+        """Stops the daemon as SIGTERM does."""
         self._end.set()
         if self._task is not None:
             await self._task
             self._task = None
 
     async def kill(self) -> None:
-        """As SIGKILL."""
+        """Ends the daemon as SIGKILL does."""
         self.service = None
         self.script.kill()
         if self._task is not None:
@@ -107,7 +107,7 @@ class FakeHost:
             self._task = None
 
     async def job_where(self, migration: str, *, phases: frozenset[str] | None = None, within_s: float = 30) -> Job:
-        """The job once it is in one of the phases; by default, once it has ended."""
+        """Waits until the job is in one of the phases, by default until it has ended."""
         wanted = phases or frozenset(TERMINAL)
         async with asyncio.timeout(within_s):
             while True:
@@ -137,7 +137,7 @@ class FakeHost:
         self.service = None
 
     def _renew_script(self) -> None:
-        """A new daemon: the old one's tasks must not come to life again."""
+        """Gives a new daemon a new script, so that no task of the old daemon runs again."""
         if not self.script.dead:
             return
         observe = self.script.observe
@@ -164,7 +164,7 @@ class Pair:
 
     @property
     def service(self) -> MigrationService:
-        """Of the source's host."""
+        """The service of the source's host."""
         if self.a.service is None:
             raise AssertionError("host a does not run")
         return self.a.service
@@ -174,12 +174,12 @@ class Pair:
         return int(self.source.runs) + int(self.destination.runs)
 
     def nothing_left(self) -> bool:
-        """No pagers, and the destination's VMM waits as before."""
+        """Whether no pager is left, and the destination's VMM waits as before."""
         waits = not self.destination.alive or self.destination.identity.state == "incoming"
         return not self.a.pagers.running and not self.b.pagers.running and waits
 
     def look(self) -> None:
-        """After every effect on either host."""
+        """Checks I3 and I4. It runs after every effect on either host."""
         at = f"{self.a.script.transcript[-1:]} {self.b.script.transcript[-1:]}"
         here, there = self.a.store.kinds(), self.b.store.kinds()
         if self.running > 1:
@@ -193,7 +193,7 @@ class Pair:
 
 
 async def make_pair() -> Pair:
-    """Both hosts are up."""
+    """A pair with both hosts running."""
     network = Network()
     a, b = network.host("a"), network.host("b")
     pair = Pair(network, a, b, a.add_vmm("web", "running", 100), b.add_vmm("web", "incoming", 200))

@@ -1,5 +1,5 @@
-# ruff: noqa: ARG002 a fake takes what its port is given
-"""Pagers without pages: they keep numbered events, and the test says when the last page has come."""
+# ruff: noqa: ARG002 a fake has the parameters of its port
+"""Pagers without pages. They keep numbered events, and the test decides when the last page arrives."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vmferry.model.pager import AllPresent, LinkChanged, PagerEvent, PagerEventB
 from vmferry.testing.script import Script
 
 HELD = (PageRange(0, 0, 16), PageRange(0, 32, 4))
-"""What every source holds."""
+"""The pages that every source holds."""
 
 
 class FakePager:
-    """Steps: `pager.METHOD`. With `arrives`, all pages are there once the push starts."""
+    """A fake pager. Its steps are `pager.METHOD`. With `arrives`, all pages arrive once the push starts."""
 
     def __init__(self, key: str, script: Script, *, arrives: bool) -> None:
         self.key = key
@@ -31,12 +31,12 @@ class FakePager:
         self.poisoned: dict[int, LedgerEntry] = {}
         self.serving = False
         self.push_bytes_per_s: int | None = None
-        """None: never told."""
+        """None: no call has set it."""
         self.preallocated: tuple[PageRange, ...] = ()
         self.layout = MemoryLayout(())
         self.ended = False
         self.looked = 0
-        """How often its status was asked for."""
+        """The number of calls of `status`."""
         self.state = PagerStatus(1, True, "", False, "", False, PageProgress(total=16, absent=16))
         self._events: list[PagerEvent] = []
         self._numbered = 0
@@ -149,7 +149,7 @@ class FakePager:
 
 
 class FakePagers:
-    """The pagers of one host; they outlive the daemon."""
+    """The pagers of one host. They outlive the daemon."""
 
     def __init__(self, script: Script, *, arrives: bool = True) -> None:
         self.script = script

@@ -1,4 +1,4 @@
-"""Another daemon's destination side, in this process, over a wire that can be cut."""
+"""The destination side of another daemon, in this process, over a wire that can be cut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Answer = TypeVar("Answer")
 
 
 class Destination(Protocol):
-    """What `IncomingService` offers to a peer."""
+    """The part of `IncomingService` that a peer calls."""
 
     async def hello(self, migration: str) -> str: ...
     async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None: ...
@@ -29,13 +29,13 @@ class Destination(Protocol):
 
 
 NOTICE_S = 0.01
-"""After this a stream whose daemon went is seen as broken."""
+"""A stream notices the end of its daemon after this time."""
 
 Find = Callable[[str], Destination | None]
 
 
 class FakePeers:
-    """`find` gives the daemon that listens on an address now; None: nobody does. Steps: `peer.METHOD`."""
+    """Peers by address. `find` returns the daemon that listens there, or None. Steps: `peer.METHOD`."""
 
     def __init__(self, script: Script, find: Find) -> None:
         self.script = script
@@ -46,7 +46,7 @@ class FakePeers:
 
 
 class FakePeer:
-    """As over a network: the other side's work goes on in a task of its own when the caller goes away."""
+    """One peer. As over a network, a call keeps running on the other side when its caller is cancelled."""
 
     def __init__(self, peers: FakePeers, address: str) -> None:
         self._peers = peers
@@ -95,12 +95,12 @@ class FakePeer:
         pass
 
     async def _call(self, name: str, ask: Callable[[Destination], Coroutine[Any, Any, Answer]]) -> Answer:
-        """Fails before it is sent, or after it was done: then the answer is lost."""
+        """A call that can fail before it is sent, or after its effect: then its answer is lost."""
         answers: list[Answer] = []
         await self._peers.script.do(f"peer.{name}")
         there = self._there()
         work = asyncio.ensure_future(ask(there))
-        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be left to hear it
+        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # the caller may be gone
         try:
             answers.append(await _apart(work))
         except asyncio.CancelledError:

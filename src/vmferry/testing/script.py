@@ -1,7 +1,7 @@
-"""Decides at every step of a fake what happens there, and writes down what happened.
+"""Plans the failures of a fake's steps and records the steps.
 
-A step has a name such as `vmm.stop` or `store.journal commit`. It can fail before its effect, or after it (the answer
-is lost); it can hang, for a test to look or to kill the host at that very point.
+A step has a name such as `vmm.stop` or `store.journal commit`. It can fail before its effect, or after it, so that the
+answer is lost. It can also hang: a test then looks at the host, or kills it, at that very point.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Fault:
-    """Something planned for one step."""
+    """One planned failure or hang of a step."""
 
     error: Exception | None
     after: bool
@@ -22,34 +22,34 @@ class Fault:
 
 @dataclass(slots=True)
 class Script:
-    """One host's script. `dead`: the host was killed; nothing that it does any more has an effect."""
+    """The script of one host. `dead`: the host was killed, and none of its steps has an effect any more."""
 
     host: str = ""
     transcript: list[str] = field(default_factory=list)
     dead: bool = False
     faults: dict[str, Fault] = field(default_factory=dict)
     hung: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once a step hangs."""
+    """Set when a step hangs."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     observe: Callable[[], None] = lambda: None
-    """Called after every effect, to look whether the world is as it must be at that moment."""
+    """Called after every effect, so that a test can check its invariants."""
     points: int = 0
     hang_at_point: int | None = None
-    """Hang at the n-th point; every step has two, before and after its effect."""
+    """Hang at the n-th point. Every step has two points: before and after its effect."""
 
     def fail_at(self, step: str, error: Exception, *, after: bool = False, times: int = 1) -> None:
-        """The next `times` calls of a step raise; `after`: once the effect is there."""
+        """Lets the next `times` calls of a step raise; `after`: after the effect."""
         self.faults[step] = Fault(error, after, times)
 
     def hang_at(self, step: str, *, after: bool = False) -> None:
-        """The next call of a step waits until `release` or `kill`."""
+        """Lets the next call of a step wait until `release` or `kill`."""
         self.faults[step] = Fault(None, after, 1)
 
     def release(self) -> None:
         self.released.set()
 
     def kill(self) -> None:
-        """As SIGKILL: what hangs ends there, and what is not done yet never is."""
+        """Ends the host as SIGKILL does: a step that hangs ends there, and no later step has an effect."""
         self.dead = True
         self.released.set()
 

@@ -1,4 +1,4 @@
-"""`ports.Store` in memory: outlives the service of a test, as a file outlives a daemon."""
+"""`ports.Store` in memory. It outlives the service of a test, as a file outlives a daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmferry.testing.script import Script
 
 
 class MemoryStore:
-    """Steps: `store.job PHASE`, `store.journal KIND`, `store.incoming OUTCOME`, `store.errors`."""
+    """A store in memory. Steps: `store.job PHASE`, `store.journal KIND`, `store.incoming OUTCOME`, `store.errors`."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
@@ -79,7 +79,7 @@ class MemoryStore:
         return [change for change in self._ledger[after:] if vm in ("", change[1])][:limit]
 
     def kinds(self) -> set[str]:
-        """Of all journal entries, without a point at which a test could stop."""
+        """The kinds of all journal entries. Reading them is no step."""
         return {entry.kind for entry in self._journal}
 
     def _newest(self) -> dict[str, Job]:

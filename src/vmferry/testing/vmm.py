@@ -1,5 +1,5 @@
-# ruff: noqa: ARG002 a fake takes what its port is given
-"""VMMs that hold no memory but know what they were told, and whether their vCPUs run."""
+# ruff: noqa: ARG002 a fake has the parameters of its port
+"""VMMs without memory. They keep the requests they received and whether their vCPUs run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 64 * MIB, PAGE_4K, Backing.MEMFD),))
 
 
 def identity(vm: str, state: str = "running", pid: int = 100, platform: str = "x86_64/process") -> VmmIdentity:
-    """A VMM as it says hello; one that waits has no memory yet."""
+    """The identity in a VMM's hello. A waiting VMM has no memory yet."""
     waits = state == "incoming"
     layout, vcpus = (MemoryLayout(()), 0) if waits else (LAYOUT, 2)
     return VmmIdentity(vm, pid, platform, vcpus, layout, frozenset({"source", "destination"}), state)
 
 
 class FakeVmm:
-    """Steps: `vmm.METHOD`. `gone` ends when `die` is called."""
+    """A fake VMM. Its steps are `vmm.METHOD`. `gone` returns after `die`."""
 
     def __init__(self, who: VmmIdentity, script: Script) -> None:
         self._identity = who
@@ -44,11 +44,11 @@ class FakeVmm:
 
     @property
     def runs(self) -> bool:
-        """vCPUs run."""
+        """Whether vCPUs run."""
         return self.alive and self._identity.state == "running"
 
     def make_memory_of(self, kind: MemoryKind) -> None:
-        """As it would have said in `hello`."""
+        """Sets the memory that its `hello` announced."""
         self._identity = replace(self._identity, memory=kind)
 
     def die(self, why: str = "killed") -> None:
@@ -100,7 +100,7 @@ class FakeVmm:
     async def _do(
         self, name: str, required: tuple[str, ...], state: str, effect: Callable[[], None] = lambda: None
     ) -> None:
-        """One after the other. Safe to repeat: a request whose end state is reached is done."""
+        """Performs one request after the other. A request whose end state is reached is done: it is safe to repeat."""
         async with self._in_turn:
             await self._carry_out(name, required, state, effect)
 
@@ -124,7 +124,7 @@ class FakeVmm:
 
 
 class FakeVmms:
-    """The VMMs of one host; those that died are no more connected. They outlive the daemon."""
+    """The VMMs of one host. They outlive the daemon; a dead VMM is not connected."""
 
     def __init__(self) -> None:
         self.everyone: list[FakeVmm] = []

@@ -1,1 +1,1 @@
-"""What this host can do, found out by trying it: the checks of `vmferry doctor`."""
+"""The checks of `vmferry doctor`. Each one tries an ability of this host."""

@@ -1,4 +1,4 @@
-"""Tries something in a child process: what it tries may hang, or kill the process that does it."""
+"""Tries an operation in a child process, because the operation may hang or kill its process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 DEADLINE_S = 5.0
-"""A probe takes milliseconds; one that takes this long hangs in the kernel or waits for a fault nobody answers."""
+"""A probe takes milliseconds. One that takes this long hangs in the kernel, or waits for a fault without a handler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """`worked`, and in `seen` what was found or why it failed."""
+    """The end of a probe. `seen` is the finding, or the reason of the failure."""
 
     worked: bool
     seen: str
 
 
 def attempt(probe: Callable[[], str], deadline_s: float = DEADLINE_S) -> Attempt:
-    """Runs `probe` in a child. It returns what it saw, or raises OSError.
+    """Runs `probe` in a child. The probe returns its finding or raises OSError.
 
     A fork, not a new interpreter: a probe is a handful of system calls, and the caller has no threads yet.
     """
@@ -49,7 +49,7 @@ def attempt(probe: Callable[[], str], deadline_s: float = DEADLINE_S) -> Attempt
 
 def _run_and_exit(probe: Callable[[], str], writing: int) -> None:
     status = 1
-    faulthandler.disable()  # dying is an answer here, not a defect
+    faulthandler.disable()  # The child's death is a result, not a defect.
     try:
         words = probe()
         status = 0
@@ -62,7 +62,7 @@ def _run_and_exit(probe: Callable[[], str], writing: int) -> None:
 
 
 def _read_until_end(reading: int, deadline_s: float) -> str | None:
-    """All that the child wrote; None if it has not closed its end in time."""
+    """Everything that the child wrote. None: it did not close its end in time."""
     end = time.monotonic() + deadline_s
     answer = b""
     while True:

@@ -1,4 +1,4 @@
-"""All checks in the order in which they are told."""
+"""All checks, in the order of their output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKS: Sequence[Callable[[], Finding]] = (
 
 
 def run_all(checks: Sequence[Callable[[], Finding]] = CHECKS) -> list[Finding]:
-    """Runs every check; one that fails in an unforeseen way is a finding, too."""
+    """Runs every check. An unforeseen failure of a check is a finding too."""
     return [_run(check) for check in checks]
 
 

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The finding of a check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """WARN: something works less well, or a feature is not to be had. MISSING: no migration is possible here."""
+    """WARN: a feature works less well or is missing. MISSING: no migration is possible on this host."""
 
     OK = "ok"
     WARN = "warn"
@@ -16,7 +16,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`seen`: the actual value; `todo`: what to do, empty if all is well."""
+    """One finding. `seen` is the actual value; `todo` is the remedy, empty if all is well."""
 
     name: str
     state: State

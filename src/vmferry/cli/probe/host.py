@@ -15,14 +15,14 @@ from vmferry.demo.programs import ProgramMissingError, find_program
 from vmferry.units import GIB, MIB
 
 DESCRIPTORS_WANTED = 4096
-"""A daemon with a hundred moving VMs: sockets, lanes, event streams."""
+"""Enough for a daemon with a hundred moving VMs: sockets, lanes, event streams."""
 MEMLOCK_WANTED = 8 * MIB
 DEMO_MEMORY = 3 * GIB // 2
-"""Both copies of a 512 MiB guest and what moves them."""
+"""Room for both copies of a 512 MiB guest and for the programs that move them."""
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _SHARED = ctypes.create_string_buffer(b"vmferry!")
-"""At the same address in a forked child as here."""
+"""A forked child has it at the same address."""
 
 
 def check_descriptors() -> Finding:
@@ -46,7 +46,7 @@ def check_locked_memory() -> Finding:
 
 
 def try_read_process() -> str:
-    """Reads the parent's memory: like a pager and its VMM the two are related by nothing but the user."""
+    """Reads the parent's memory. As with a pager and its VMM, the two processes share only the user."""
     seen = libc.read_process(os.getppid(), ctypes.addressof(_SHARED), 8)
     return f"another process's memory can be read ({len(seen)} bytes)"
 
@@ -91,7 +91,7 @@ def _meminfo(name: str) -> int:
 
 
 def try_huge_page(size: int) -> str:
-    """Maps one: reserved at once, touched by nobody."""
+    """Maps a huge page. The kernel reserves it at once; nothing touches it."""
     libc.mmap(size, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB | (size.bit_length() - 1) << 26)
     return "can be mapped"
 
@@ -115,7 +115,7 @@ def check_huge_pages() -> Finding:
 
 
 def check_kernel() -> Finding:
-    """The version is told, not judged: what it can do is tried by the other checks."""
+    """Shows the version. The other checks try the abilities that it should have."""
     system = os.uname()
     if system.sysname == "Linux" and system.machine == "x86_64":
         return ok("kernel", f"{system.sysname} {system.release} {system.machine}")

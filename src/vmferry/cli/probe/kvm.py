@@ -1,4 +1,4 @@
-"""KVM, tried: a VM with one vCPU is made and taught machine checks. Source: Documentation/virt/kvm/api.rst."""
+"""KVM: the probe makes a VM with one vCPU and enables machine checks. Source: Documentation/virt/kvm/api.rst."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KVM_CAP_MEMORY_FAULT_INFO = 232
 API_VERSION = 12
 BANKS = 10
 MCG_SER_P = 1 << 24
-"""The CPU can tell action-required from action-optional errors (Intel SDM vol. 3B, 17.3.1.1)."""
+"""Checks that the CPU tells action-required from action-optional errors (Intel SDM vol. 3B, 17.3.1.1)."""
 
 
 def _open() -> int:
@@ -39,7 +39,7 @@ def try_kvm() -> str:
 
 
 def try_machine_checks() -> str:
-    """A vCPU accepts banks for machine checks with software error recovery."""
+    """Checks that a vCPU accepts machine-check banks with software error recovery."""
     kvm = _open()
     banks = libc.ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_MCE, "KVM_CAP_MCE")
     if banks < BANKS:

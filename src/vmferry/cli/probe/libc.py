@@ -1,4 +1,4 @@
-"""The system calls that Python has no function for, as thin as possible. x86-64 Linux.
+"""Thin wrappers of system calls that Python has no function for. x86-64 Linux.
 
 Sources: ioctl_userfaultfd(2), userfaultfd(2), linux/userfaultfd.h, linux/fs.h (PAGEMAP_SCAN), madvise(2).
 """
@@ -61,7 +61,7 @@ def mmap(size: int, flags: int, fd: int = -1) -> int:
 
 
 def madvise_errno(address: int, size: int, advice: int) -> int:
-    """0, or the errno with which madvise(2) failed."""
+    """Returns 0, or the errno of madvise(2)."""
     ctypes.set_errno(0)
     arguments = [ctypes.c_long(value) for value in (SYS_MADVISE, address, size, advice)]
     return 0 if _libc.syscall(*arguments) == 0 else ctypes.get_errno()
@@ -96,7 +96,7 @@ def ioctl(fd: int, request: int, argument: bytearray | int, what: str) -> int:
 
 
 def uffd_api(fd: int, features: int) -> int:
-    """Agrees on the API with these features; returns those that the kernel has."""
+    """Negotiates the API with these features. Returns the features that the kernel has."""
     argument = bytearray(struct.pack("=QQQ", UFFD_API, features, 0))
     ioctl(fd, UFFDIO_API, argument, "UFFDIO_API")
     return int(struct.unpack("=QQQ", argument)[1])

@@ -1,6 +1,6 @@
-"""userfaultfd, tried: each probe runs in a child process and touches only memory of its own.
+"""userfaultfd: each probe runs in a child process and touches only its own memory.
 
-No probe touches a page that waits for a handler; what poison did is asked of madvise, which raises no SIGBUS.
+No probe touches a page that waits for a handler. madvise shows the effect of poison without a SIGBUS.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ EHWPOISON = 133
 
 
 def open_userfaultfd() -> tuple[int, str]:
-    """A userfaultfd that also sees faults of the kernel (KVM's among them), and how it was had.
+    """Opens a userfaultfd that also handles kernel faults, KVM's among them. Returns it with the way it was opened.
 
     Raises:
-        OSError: of the system call, if the device does not give one either.
+        OSError: of the system call, if the device gives none either.
     """
     try:
         return libc.userfaultfd(0), "system call"
@@ -56,7 +56,7 @@ def try_user_mode_only() -> str:
 
 
 def try_poison() -> str:
-    """A marker is placed on an absent page, is seen there, and stays one."""
+    """Checks that a marker can be set on an absent page, is seen there, and stays."""
     fd = _with_features(libc.FEATURE_POISON)
     address = libc.mmap(2 * libc.PAGE, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS)
     libc.register(fd, address, 2 * libc.PAGE, libc.REGISTER_MODE_MISSING)
@@ -68,7 +68,7 @@ def try_poison() -> str:
 
 
 def try_minor() -> str:
-    """A page that lies in the page cache of a memfd is mapped by UFFDIO_CONTINUE."""
+    """Checks that UFFDIO_CONTINUE maps a page from a memfd's page cache."""
     memory = os.memfd_create("probe")
     os.write(memory, b"vmferry!" * (libc.PAGE // 8))
     fd = _with_features(libc.FEATURE_MINOR_SHMEM)
@@ -82,7 +82,7 @@ def try_minor() -> str:
 
 
 def _written_pages(pagemap: int, address: int, pages: int) -> set[int]:
-    """Pages written since the last scan, which arms them again."""
+    """Returns the pages written since the last scan, and arms them again."""
     regions = bytearray(24 * pages)
     buffer = (ctypes.c_char * len(regions)).from_buffer(regions)
     flags = libc.PM_SCAN_WP_MATCHING | libc.PM_SCAN_CHECK_WPASYNC
@@ -100,7 +100,7 @@ def _written_pages(pagemap: int, address: int, pages: int) -> set[int]:
 
 
 def try_dirty_tracking() -> str:
-    """Of four pages one is written: PAGEMAP_SCAN says which."""
+    """Checks that PAGEMAP_SCAN finds the one written page of four."""
     pages = 4
     fd = _with_features(libc.FEATURE_WP_ASYNC | libc.FEATURE_WP_UNPOPULATED | libc.FEATURE_PAGEFAULT_FLAG_WP)
     address = libc.mmap(pages * libc.PAGE, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS)

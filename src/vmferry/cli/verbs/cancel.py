@@ -1,4 +1,4 @@
-"""Cancels a migration; possible until the commit of its switchover. The VM goes on running here."""
+"""Cancels a migration, until the commit of its switchover. The VM stays on its source and keeps running."""
 
 from __future__ import annotations
 

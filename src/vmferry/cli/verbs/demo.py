@@ -25,7 +25,7 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
 
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     if task is not None:
-        for number in (signal.SIGTERM, signal.SIGHUP):  # as for Ctrl-C: take down what was started
+        for number in (signal.SIGTERM, signal.SIGHUP):  # As for Ctrl-C: the demo ends everything that it started.
             loop.add_signal_handler(number, task.cancel)
     options = from_arguments(args)
     result = await perform(options, output.progress, output.note if output.as_json else output.text)

@@ -1,4 +1,4 @@
-"""Tells what this host can do, by trying it, and what to do where it cannot."""
+"""Tries the abilities that this host needs, and names a remedy for each that is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLE = {State.OK: "green", State.WARN: "yellow", State.MISSING: "bold red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Takes nothing but the options of every verb."""
+    """Adds nothing: the verb has only the common options."""
     del parser
 
 

@@ -1,4 +1,4 @@
-"""Lists a VM's memory errors; with --watch, goes on with every change until interrupted."""
+"""Lists a VM's memory errors. With --watch, also shows every change until interrupted."""
 
 from __future__ import annotations
 

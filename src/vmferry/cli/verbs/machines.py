@@ -15,7 +15,7 @@ COLUMNS = ("VM", "STATE", "MEMORY", "VCPUS", "PLATFORM", "MEMORY ERRORS", "MIGRA
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Takes nothing but the options of every verb."""
+    """Adds nothing: the verb has only the common options."""
     del parser
 
 

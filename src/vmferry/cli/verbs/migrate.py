@@ -1,4 +1,4 @@
-"""Starts moving a VM to another host; with --watch, follows it to its end."""
+"""Starts moving a VM to another host. With --watch, follows the migration to its end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def new_id(vm: str) -> str:
-    """An id in the form the API asks for, which tells the VM's name and is not used yet."""
+    """A free id in the form that the API requires, with the VM's name in it."""
     slug = re.sub(r"[^a-z0-9]+", "-", vm.lower()).strip("-")[:40].rstrip("-")
     if not slug or not slug[0].isalpha():
         slug = f"vm-{slug}".rstrip("-")
@@ -54,7 +54,7 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
 
 
 async def _create(api: Api, args: argparse.Namespace) -> Migration:
-    """In the request 0 is the daemon's configured limit, so "none" takes a second call where there is one."""
+    """Sets "none" by a second call if the daemon has a configured limit: in the request, 0 means that limit."""
     migration = await api.create(args.id or new_id(args.vm), args.vm, args.to, args.push_limit or 0)
     if args.push_limit == 0 and migration.push_bytes_per_s and migration.phase not in TERMINAL_PHASES:
         migration = await api.set_push_limit(migration.migration_id, 0)

@@ -1,4 +1,4 @@
-"""Changes how much the background push of a migration under way may send; demand is never held back."""
+"""Changes the limit of the background push of a running migration. Demand is never delayed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the daemon of a memory error that it cannot see by itself, for example one from EDAC."""
+"""Reports a memory error that the daemon cannot see itself, for example one from EDAC."""
 
 from __future__ import annotations
 

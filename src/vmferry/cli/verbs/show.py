@@ -1,4 +1,4 @@
-"""Shows one migration with everything that is known of it."""
+"""Shows one migration with all its fields."""
 
 from __future__ import annotations
 

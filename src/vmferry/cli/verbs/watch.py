@@ -25,7 +25,7 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
 
 
 async def follow(api: Api, migration_id: str, output: Output) -> ExitCode:
-    """Shows every change; the exit code tells whether the migration completed."""
+    """Shows every change. The exit code tells whether the migration completed."""
     last: migrations_pb2.Migration | None = None
     with ProgressView(output.progress) as view:
         async for migration in follow_migrations(api, migration_id):
@@ -34,7 +34,7 @@ async def follow(api: Api, migration_id: str, output: Output) -> ExitCode:
                 output.event(plain(migration))
             else:
                 view.show(migration)
-    if last is None:  # no change ever came: only a stream that ended without one does that
+    if last is None:  # A stream without any change ends only this way.
         return ExitCode.REFUSED
     if not output.as_json:
         output.text(ending(last))
@@ -42,7 +42,7 @@ async def follow(api: Api, migration_id: str, output: Output) -> ExitCode:
 
 
 def ending(migration: migrations_pb2.Migration) -> str:
-    """The last line about a migration that is over."""
+    """The last line about a migration that has ended."""
     words = f"{migration.migration_id}: {phase_word(migration)} after {duration_words(migration.total_s)}"
     if migration.downtime_s:
         words += f", downtime {duration_words(migration.downtime_s)}"

@@ -1,1 +1,1 @@
-"""alembic's home: run at every opening of the store, so that a newer vmferry finds an older state directory usable."""
+"""The schema for alembic. It runs at every opening of the store and upgrades an older state directory."""

@@ -1,4 +1,4 @@
-"""Read by alembic, which runs it as a script: upgrades over the connection that the store opened."""
+"""The script that alembic runs: it upgrades over the connection that the store opened."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One module a step of the schema, in order."""
+"""The steps of the schema, one module each, in order."""
