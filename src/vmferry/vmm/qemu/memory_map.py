@@ -1,11 +1,11 @@
 """Where a QEMU has its guest's memory, read from its monitors' answers. Pure.
 
-Guest RAM is what memory backends hold (`query-memdev`); their blocks become the regions of the layout. All other RAM
+The blocks of memory backends (`query-memdev`) are guest RAM and become the regions of the layout. All other RAM
 blocks (firmware, option ROMs, ACPI tables, VGA memory) are small and travel with the device state.
 
-A block may be mapped at several places (below and above 4 GiB). What covers it, such as VGA, a ROM or SMRAM, is not
-the same on both hosts and changes while the guest runs; so a region is the whole stretch of a block that is mapped with
-one distance between GPA and offset.
+A block may be mapped at several places (below and above 4 GiB). VGA, ROMs and SMRAM cover parts of it. They differ
+between the hosts and change while the guest runs. So a region is a whole stretch of a block with one distance between
+GPA and offset.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _of_block(block: RamBlock, runs: list[MappedRun]) -> list[GuestRegion]:
     starts = [run for before, run in pairwise([None, *runs]) if run and _shift(before) != _shift(run)]
     regions = []
     for number, run in enumerate(starts):
-        begin = run.offset if number else 0  # what lies before the first run is covered
+        begin = run.offset if number else 0  # the part before the first run is covered
         end = starts[number + 1].offset if number + 1 < len(starts) else block.total
         gpa = Gpa(run.gpa - run.offset + begin)
         if gpa < 0 or end > block.total or run.offset + run.size > end:

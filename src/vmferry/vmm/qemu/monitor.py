@@ -26,7 +26,7 @@ CLOSE_S = 2.0
 """For a monitor that takes nothing more; then the socket is shut."""
 REMEDY = "Look at QEMU's log, and whether another program holds this monitor: it serves one client."
 
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)  # what goes wrong is raised here, and logged once
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)  # errors are raised here, and logged once
 
 
 class Monitor:
@@ -82,7 +82,7 @@ class Monitor:
             raise self._said(Reason.VMM_PROTOCOL, f"answered {command} with something else: {error}") from error
 
     async def human(self, line: str, within_s: float) -> str:
-        """What the human monitor prints."""
+        """The text that the human monitor prints."""
         return await self.ask_for(str, "human-monitor-command", within_s, {"command-line": line})
 
     async def ask_with_fd(
@@ -118,12 +118,12 @@ class Monitor:
             await self._client.runstate_changed()
         try:
             await self._client.disconnect()
-        except Exception as error:  # noqa: BLE001 the library hands on what its reader met, of any kind
+        except Exception as error:  # noqa: BLE001 the library passes on any error of its reader
             return str(error) or type(error).__name__
         return "closed"
 
     async def close(self) -> None:
-        """Ends the connection. A monitor that does not take what was sent is cut off."""
+        """Ends the connection. A monitor that reads nothing more is cut off."""
         cut = asyncio.get_running_loop().call_later(CLOSE_S, self._cut)
         try:
             with suppress(Exception):  # as in `gone`
