@@ -1,0 +1,80 @@
+"""The stage of a move, kept in QEMU itself, where a restarted daemon finds it.
+
+A mark is a descriptor set of QEMU's monitor with a text. QEMU keeps such a set while its vCPUs are stopped, also
+without a client on the monitor.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from vmferry.vmm.qemu.facts import FdsetInfo
+from vmferry.vmm.qemu.monitor import Monitor
+
+_TEXT = re.compile(r"vmferry:(stopped|prepared|loading)(?::uffd=(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """`uffd`: number of the userfaultfd in QEMU."""
+
+    stage: str
+    uffd: int | None = None
+
+    @property
+    def text(self) -> str:
+        return f"vmferry:{self.stage}" + (f":uffd={self.uffd}" if self.uffd is not None else "")
+
+
+def parse_mark(text: str) -> Mark | None:
+    found = _TEXT.fullmatch(text)
+    return Mark(found[1], int(found[2]) if found[2] else None) if found else None
+
+
+def vm_state(status: str, mark: Mark | None) -> str | None:
+    """The state that the VMM protocol knows; None where vmferry must leave the VM alone."""
+    match status, mark.stage if mark else None:
+        case "running", _:
+            return "running"
+        case "inmigrate", "prepared" | "loading":
+            return mark.stage if mark and mark.stage == "prepared" else "loaded"
+        case "inmigrate", None:
+            return "incoming"
+        case "paused", "loading":
+            return "loaded"
+        case "paused" | "postmigrate", "stopped":
+            return "stopped"
+        case _:
+            return None
+
+
+class Marks:
+    """The marks of one QEMU."""
+
+    def __init__(self, monitor: Monitor, within_s: float) -> None:
+        self._monitor = monitor
+        self._within_s = within_s
+
+    async def read(self) -> Mark | None:
+        """The newest."""
+        found = [mark for _, mark in await self._all()]
+        return found[-1] if found else None
+
+    async def replace(self, mark: Mark | None) -> None:
+        """The new one is there before the old ones go."""
+        old = await self._all()
+        if mark is not None:
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                await self._monitor.ask_with_fd(nothing, "add-fd", self._within_s, {"opaque": mark.text})
+            finally:
+                os.close(nothing)
+        for number, _ in old:
+            await self._monitor.ask("remove-fd", self._within_s, {"fdset-id": number})
+
+    async def _all(self) -> list[tuple[int, Mark]]:
+        sets = await self._monitor.ask_for(list[FdsetInfo], "query-fdsets", self._within_s)
+        marks = [(one.fdset_id, mark) for one in sets for fd in one.fds if (mark := parse_mark(fd.opaque))]
+        return sorted(marks, key=lambda pair: pair[0])
