@@ -14,11 +14,14 @@ from vmferry.migration.destination.incoming_service import IncomingService
 from vmferry.migration.environment import Environment, SystemClock, UncheckedProcessors
 from vmferry.migration.service import MigrationService
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.pager.process import PagerProcesses
+from vmferry.pager.process import PagerProcesses, locate
 from vmferry.pager.settings import LaneSettings, PagerSettings
 from vmferry.peer.client import GrpcPeers
 from vmferry.ports import Store
 from vmferry.store.sqlite import open_store
+from vmferry.vmm.every import EveryVmm
+from vmferry.vmm.qemu.monitors import QemuMonitors
+from vmferry.vmm.qemu.reach import ReachProgram
 from vmferry.vmm.server import VmmCallbacks, VmmServer
 
 
@@ -28,12 +31,14 @@ class HostCore:
     def __init__(self, config: Config, store: Store) -> None:
         clock, limits = SystemClock(), config.timeouts
         self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(self._record), clock.now_us, deadlines.vmm(limits))
+        reach = ReachProgram(lambda: locate(config.qemu.reach_program, "[qemu] reach_program"), limits.vmm_s)
+        self._qemus = QemuMonitors(config.qemu.monitors, reach, deadlines.vmm(limits), self._vmms)
         self.pagers = PagerProcesses(config.runtime_dir, config.pager.program, pager_settings(config))
         self._service = MigrationService(
             Environment(
                 host=config.host,
                 store=store,
-                vmms=self._vmms,
+                vmms=EveryVmm(self._vmms, self._qemus),
                 pagers=self.pagers,
                 peers=GrpcPeers(config.host, deadlines.peer(limits)),
                 clock=clock,
@@ -43,6 +48,7 @@ class HostCore:
             )
         )
         self._state = HostState(config.host, self._service)
+        self._running = asyncio.Event()
 
     @property
     def migrations(self) -> MigrationService:
@@ -61,11 +67,11 @@ class HostCore:
         return self._state
 
     def services(self) -> Mapping[str, Coroutine[object, object, None]]:
-        return {"vmms": self._vmms.serve(), "migrations": self._run()}
+        return {"vmms": self._vmms.serve(), "qemus": self._qemus.run(), "migrations": self._run()}
 
     async def started(self) -> None:
         await self._vmms.listening.wait()
-        await self._service.recovered.wait()
+        await self._running.wait()
 
     async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
         """`limit_s` bounds the service's own stop as well (`Timeouts.stop_s`); this limit ends a stop that hangs."""
@@ -82,9 +88,11 @@ class HostCore:
         """Takes up what an earlier daemon left, and runs jobs, until it is cancelled: pagers live on."""
         await self._vmms.listening.wait()
         async with self._service:
+            self._running.set()
             await asyncio.Event().wait()
 
     async def _record(self, vm: str, entry: LedgerEntry) -> None:
+        await self._running.wait()
         await self._service.record_vmm_error(vm, entry)
 
 

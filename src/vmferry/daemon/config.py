@@ -46,6 +46,16 @@ class Pager:
 
 
 @dataclass(frozen=True, slots=True)
+class Qemu:
+    """QEMUs that this host adopts: they know nothing of vmferry."""
+
+    monitors: tuple[str, ...]
+    """Paths of QMP sockets, with `*`; watched as they come and go."""
+    reach_program: str
+    """The program that steps into a QEMU."""
+
+
+@dataclass(frozen=True, slots=True)
 class Timeouts:
     """Longest waits, seconds. Each ends in a named refusal or a paused job, never in a hang."""
 
@@ -75,6 +85,7 @@ class Config:
     keep_awake: bool
     """Whether this host's processors are kept from sleeping while a VM stands still, or its guest asks for pages."""
     vmm_socket: Path
+    qemu: Qemu
     api: Address
     peer: Address
     ops: Address
@@ -114,6 +125,7 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
         state_dir=root.path("state_dir", DEFAULT_STATE_DIR),
         keep_awake=keep_awake is not False,
         vmm_socket=vmm.socket("socket", runtime_dir / "vmm.sock"),
+        qemu=_qemu(root.section("qemu")),
         api=api.address("listen", Address("127.0.0.1", 7600)),
         peer=peer.address("listen", Address("127.0.0.1", 7601)),
         ops=ops.address("listen", Address("127.0.0.1", 7680)),
@@ -175,6 +187,15 @@ def _pager(table: Table, keep_awake: bool | None) -> Pager:
     )
     table.finish()
     return pager
+
+
+def _qemu(table: Table) -> Qemu:
+    qemu = Qemu(
+        monitors=table.patterns("monitors"),
+        reach_program=table.text("reach_program", "vmferry-reach", r"[^\0]+", "a program name or path"),
+    )
+    table.finish()
+    return qemu
 
 
 def _timeouts(table: Table) -> Timeouts:

@@ -93,6 +93,16 @@ class Table:
             )
         return path
 
+    def patterns(self, key: str) -> tuple[str, ...]:
+        """Absolute paths, each may hold `*`, `?` and `[...]`."""
+        value = self._take(key)
+        if value is None:
+            return ()
+        if isinstance(value, list) and all(isinstance(one, str) and re.fullmatch(r"/[^\0]+", one) for one in value):
+            return tuple(value)
+        self.problem(key, value, "a list of absolute paths, each of which may hold *")
+        return ()
+
     def address(self, key: str, default: Address) -> Address:
         value = self._take(key)
         if value is None:

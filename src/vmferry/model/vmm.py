@@ -6,6 +6,15 @@ from dataclasses import dataclass, field
 
 from vmferry.model.memory import MemoryKind, MemoryLayout
 
+SLOT_OF_STATE = {
+    "running": "running",
+    "stopped": "stopped",
+    "incoming": "incoming",
+    "prepared": "incoming",
+    "loaded": "incoming",
+}
+"""A VM may have one VMM in each slot on a host."""
+
 
 @dataclass(frozen=True, slots=True)
 class VmmIdentity:

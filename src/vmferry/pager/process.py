@@ -216,7 +216,7 @@ class PagerProcesses:
         return directory
 
 
-def locate(program: str) -> str:
+def locate(program: str, key: str = "[pager] program") -> str:
     """The pager's program: a path as it is; a name beside the Python that runs, as the wheel puts it, else on PATH.
 
     Raises: VmferryError PAGER_FAILED.
@@ -227,7 +227,7 @@ def locate(program: str) -> str:
         raise VmferryError(
             Reason.PAGER_FAILED,
             f"The program {program} is neither beside {sys.executable} nor on PATH.",
-            "Install the vmferry wheel, or set [pager] program to its path.",
+            f"Install the vmferry wheel, or set {key} to its path.",
         )
     return found
 

@@ -26,6 +26,7 @@ import structlog
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.names import SOCKET_PATH_LIMIT
+from vmferry.model.vmm import SLOT_OF_STATE
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError
 from vmferry.vmm.session import RecordError, VmmDeadlines, VmmSession
@@ -44,14 +45,6 @@ ACCEPT_RETRY_S = 1.0
 CLOSE_GRACE_S = 2.0
 """For what was sent last to be read, before the connection is dropped."""
 SOCKET_MODE = 0o600
-
-_SLOT = {
-    "running": "running",
-    "stopped": "stopped",
-    "incoming": "incoming",
-    "prepared": "incoming",
-    "loaded": "incoming",
-}
 
 
 def _ignore(_vmm: VmmSession) -> None:
@@ -171,7 +164,7 @@ class VmmServer:
         if not isinstance(hello, protocol.Hello):
             raise ProtocolError("type", "the first message must be hello")
         identity = protocol.identity_of(hello)
-        rival = self._in_slot(identity.vm, _SLOT[identity.state])
+        rival = self._in_slot(identity.vm, SLOT_OF_STATE[identity.state])
         if rival is not None:
             message = (
                 f"a VMM of {identity.vm} that is {rival.identity.state} is connected already (pid {rival.identity.pid})"
@@ -199,7 +192,7 @@ class VmmServer:
 
     def _in_slot(self, vm: str, slot: str) -> VmmSession | None:
         for session in self._sessions:
-            if session.identity.vm == vm and _SLOT.get(session.identity.state) == slot:
+            if session.identity.vm == vm and SLOT_OF_STATE.get(session.identity.state) == slot:
                 return session
         return None
 

@@ -1,0 +1,160 @@
+"""What a QEMU does as the source of a move.
+
+```
+ attach ─▶ stop ─▶ save ─▶ abandon (quit)
+             └──────┴───▶ resume (cont)
+```
+From QEMU 8.2 on the state is that of `xen-save-devices-state`, completed here; older ones `migrate` with
+`x-ignore-shared`, since they give no addresses of small blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmferry.errors import Reason, VmferryError
+from vmferry.v1 import reach_pb2 as pb
+from vmferry.vmm.qemu import stream
+from vmferry.vmm.qemu.adopted import Adopted, close_survey
+from vmferry.vmm.qemu.facts import Facts
+from vmferry.vmm.qemu.findings import refuse_if_any, source_findings
+from vmferry.vmm.qemu.mark import Mark
+from vmferry.vmm.qemu.memory_map import RamBlock, ram_blocks
+
+UNLIMITED = 1 << 40
+"""Bytes a second, for the small blocks of `migrate`."""
+STATE_FD = "vmferry-state"
+_SAVES_AGAIN = ("paused", "postmigrate")
+
+
+class QemuSource:
+    """The source side of one QEMU; its owner calls one method at a time."""
+
+    def __init__(self, qemu: Adopted) -> None:
+        self._qemu = qemu
+        self._facts: Facts | None = None
+        self._state: bytes | None = None
+        self._limit: int | None = None
+
+    async def attach(self, socket: Path) -> None:
+        """Checks that the VM can be moved, and hands its memory to the pager."""
+        survey = await self._qemu.survey(pb.OPEN_BACKING_READ)
+        try:
+            refuse_if_any(self._qemu.vm, source_findings(survey.facts))
+            await self._qemu.attach(socket, "source", survey, None)
+        finally:
+            close_survey(survey)
+        self._facts = survey.facts
+
+    async def stop(self) -> None:
+        self._state = None
+        await self._qemu.marks.replace(Mark("stopped"))
+        await self._qemu.ask("stop", self._qemu.deadlines.stop_s)
+        status = await self._qemu.status()
+        if status not in _SAVES_AGAIN:
+            raise self._qemu.error(Reason.VMM_REFUSED, f"is {status!r} after it was stopped, not paused")
+
+    async def save(self) -> bytes:
+        """The device state as a stream that any QEMU loads. Repeated, it gives the same."""
+        if self._state is None:
+            facts = self._facts or await self._look()
+            try:
+                if facts.machine.tells_addresses:
+                    self._state = await self._save_devices(facts)
+                else:
+                    self._state = await self._migrate()
+            except stream.StreamError as error:
+                raise self._qemu.error(Reason.VMM_PROTOCOL, f"saved a state that is not known: {error}") from error
+        return self._state
+
+    async def resume(self) -> None:
+        """The VM continues here."""
+        self._state = None
+        await self._qemu.ask("cont", self._qemu.deadlines.resume_s)
+        if await self._qemu.status() != "running":
+            raise self._qemu.error(Reason.VMM_REFUSED, f"is {await self._qemu.status()!r} after `cont`")
+        await self._qemu.marks.replace(None)
+        await self._restore_limit()
+        await self._qemu.announce()
+
+    async def abandon(self) -> None:
+        """The VM has moved away."""
+        await self._qemu.end_process()
+
+    async def _look(self) -> Facts:
+        survey = await self._qemu.survey()
+        close_survey(survey)
+        return survey.facts
+
+    async def _save_devices(self, facts: Facts) -> bytes:
+        saved = await self._xen_save()
+        devices = stream.paused(stream.devices_of_save(saved))
+        now = ram_blocks(await self._qemu.monitor.human("info ramblock", self._qemu.within_s))
+        small = [now[block.name] for block in facts.small_blocks if block.name in now]
+        return stream.encode(facts.machine.machine_type, self._contents(small), devices)
+
+    async def _xen_save(self) -> bytes:
+        memory = os.memfd_create("vmferry-state", os.MFD_CLOEXEC)
+        try:
+            # QEMU compares access modes and truncates: neither a pipe nor a descriptor that may also read will do.
+            writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                added = await self._qemu.give_fd(writable)
+            finally:
+                os.close(writable)
+            name = f"/dev/fdset/{added.fdset_id}"
+            await self._qemu.ask("xen-save-devices-state", self._qemu.deadlines.save_state_s, filename=name)
+            await self._qemu.take_fd_back(added)
+            return os.pread(memory, os.fstat(memory).st_size, 0)
+        finally:
+            os.close(memory)
+
+    def _contents(self, blocks: Sequence[RamBlock]) -> list[stream.Block]:
+        """The small blocks, read in the process. Raises: VmferryError VMM_REFUSED."""
+        found = []
+        try:
+            memory = os.open(f"/proc/{self._qemu.process.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                for block in blocks:
+                    assert block.hva is not None, "this version tells addresses"
+                    contents = os.pread(memory, block.used, block.hva)
+                    if len(contents) != block.used:
+                        raise OSError(f"{len(contents)} of {block.used} bytes")
+                    found.append(stream.Block(block.name, contents))
+            finally:
+                os.close(memory)
+        except OSError as error:
+            what = f"has RAM block {block.name} that cannot be read: {error}"
+            raise self._qemu.error(Reason.VMM_REFUSED, what) from error
+        return found
+
+    async def _migrate(self) -> bytes:
+        qemu = self._qemu
+        await qemu.set_capabilities({"x-ignore-shared": True})
+        parameters = await qemu.ask("query-migrate-parameters")
+        self._limit = int(parameters["max-bandwidth"])
+        await qemu.ask("migrate-set-parameters", **{"max-bandwidth": UNLIMITED})
+        memory = os.memfd_create("vmferry-state", os.MFD_CLOEXEC)
+        try:
+            await qemu.monitor.ask_with_fd(memory, "getfd", qemu.within_s, {"fdname": STATE_FD})
+            await qemu.ask("migrate", uri=f"fd:{STATE_FD}")
+            await qemu.until_migrated(qemu.deadlines.save_state_s)
+            await qemu.until_status("postmigrate", qemu.deadlines.save_state_s)  # before it `cont` does nothing
+            data = os.pread(memory, os.fstat(memory).st_size, 0)
+        finally:
+            os.close(memory)
+        whole = stream.decode(data)
+        return stream.encode(whole.machine, whole.blocks, stream.paused(whole.devices))
+
+    async def _restore_limit(self) -> None:
+        if self._limit is None:
+            return
+        try:
+            await self._qemu.ask("migrate-set-parameters", **{"max-bandwidth": self._limit})
+            await self._qemu.set_capabilities({"x-ignore-shared": False})
+        except VmferryError as error:
+            if error.reason is Reason.VMM_GONE:
+                raise
+        self._limit = None
