@@ -48,7 +48,6 @@ class HostCore:
             )
         )
         self._state = HostState(config.host, self._service)
-        self._running = asyncio.Event()
 
     @property
     def migrations(self) -> MigrationService:
@@ -71,7 +70,7 @@ class HostCore:
 
     async def started(self) -> None:
         await self._vmms.listening.wait()
-        await self._running.wait()
+        await self._service.recovered.wait()
 
     async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
         """`limit_s` bounds the service's own stop as well (`Timeouts.stop_s`); this limit ends a stop that hangs."""
@@ -88,11 +87,9 @@ class HostCore:
         """Takes up what an earlier daemon left, and runs jobs, until it is cancelled: pagers live on."""
         await self._vmms.listening.wait()
         async with self._service:
-            self._running.set()
             await asyncio.Event().wait()
 
     async def _record(self, vm: str, entry: LedgerEntry) -> None:
-        await self._running.wait()
         await self._service.record_vmm_error(vm, entry)
 
 

@@ -53,6 +53,8 @@ class MigrationService:
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._ended = ChangeSignal()
+        self.recovered = asyncio.Event()
+        """Set once everything that an earlier daemon left is taken up."""
         self.incoming = IncomingService(environment, self._recorder, self._spawn)
         """What the Peer servicer calls: hello, prepare, ready, start, refuse, outcome, watch, finish."""
 
@@ -61,6 +63,7 @@ class MigrationService:
         await self.incoming.recover()
         for job in await self._environment.store.jobs():
             await self._recover(job)
+        self.recovered.set()
         return self
 
     async def __aexit__(
@@ -214,7 +217,11 @@ class MigrationService:
         return changed[0] if changed else entry
 
     async def record_vmm_error(self, vm: str, entry: LedgerEntry) -> None:
-        """A VMM's `memory_error`: durable when it returns; told to the pagers that serve the VM, on either side."""
+        """Records a VMM's `memory_error` and forwards it to the pagers that serve the VM, on either side.
+
+        It is durable when this returns. It waits for the recovery at the start, which finds those pagers.
+        """
+        await self.recovered.wait()
         now = self._environment.clock.now_us()
         if not entry.last_seen_us:
             entry = replace(entry, first_seen_us=now, last_seen_us=now)
