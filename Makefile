@@ -88,11 +88,12 @@ deny: | host-tools ## Licences and sources of all crates, by cargo-deny
 	$(STAGE) "cargo-deny built" cargo install --quiet --locked --root target/tools cargo-deny@$(CARGO_DENY)
 	$(STAGE) "cargo-deny" target/tools/bin/cargo-deny --offline check bans licenses sources
 
-fmt: $(DEPENDENCIES) ## Format Python and Rust
+fmt: $(DEPENDENCIES) ## Format Python, Rust and Markdown
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --exit-zero .
 	cargo fmt --all
 	RUST_LOG=warn $(BIN)/taplo fmt
+	$(BIN)/rumdl fmt --silent .
 
 proto: $(GENERATED) ## Generate src/vmferry/v1 from proto/
 

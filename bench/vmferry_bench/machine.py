@@ -49,6 +49,6 @@ def machine_words(where: dict[str, Any]) -> str:
         return words
     thread = "real-time thread" if late["real_time"] else "thread (this process may have no real-time one)"
     return (
-        f"{words} Before the run, with nothing to do, a {thread} on each CPU that slept for 1 ms at a time woke up to "
-        f"{late['longest_ms']:.1f} ms too late, and {late['over_1_ms']} times more than 1 ms, in {late['seconds']:g} s."
+        f"{words} Before the run, a {thread} on each idle CPU slept for 1 ms at a time, for {late['seconds']:g} s. "
+        f"It woke up to {late['longest_ms']:.1f} ms too late, and {late['over_1_ms']} times more than 1 ms."
     )

@@ -12,7 +12,7 @@ from typing import Any
 from vmferry.demo.admin import AdminError
 from vmferry.errors import VmferryError
 from vmferry_bench import sampler
-from vmferry_bench.machine import machine, machine_words
+from vmferry_bench.machine import machine
 from vmferry_bench.native import BenchError
 from vmferry_bench.network import enter_own_network
 from vmferry_bench.ours import our_side
@@ -20,7 +20,7 @@ from vmferry_bench.phases import shares
 from vmferry_bench.sampler import Sampler
 from vmferry_bench.shape import Shape
 from vmferry_bench.stages import measure_stages, stages_table
-from vmferry_bench.table import put, write_raw
+from vmferry_bench.table import machine_paragraph, put, write_raw
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def stages_text(found: dict[str, Any]) -> str:
     """The machine, and the stages of a fault."""
-    return "\n".join([machine_words(found["machine"]), "", *stages_table(found["stages"])])
+    return "\n".join([machine_paragraph(found), "", *stages_table(found["stages"])])
 
 
 def samples_text(found: dict[str, Any]) -> str:

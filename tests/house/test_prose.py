@@ -27,6 +27,11 @@ def test_numbers_and_signs_are_no_words() -> None:
     assert count("It's 4 KiB → 2 MiB, the pager's own `memory_error`.") == 7
 
 
+def test_code_is_one_word_whatever_it_says() -> None:
+    assert count("Run `vmferry migrate whoever --to what` now.") == 3
+    assert not faults("Run `whoever`.", "Run `what`.", "Run `what`.")
+
+
 def test_a_sentence_of_30_words_passes_and_one_of_31_does_not() -> None:
     assert not faults("word " * 29 + "word.")
     assert faults("word " * 30 + "word.") == [f"31 words, at most 30 pass: {'word ' * 30}word."]
@@ -65,7 +70,7 @@ def test_good_prose_has_no_fault() -> None:
 
 def test_the_prose_of_a_document() -> None:
     text = "# What is it\n\nA [page](what.md) of `what`.\n\n| what | b |\n|---|---|\n| c | d |\n\n```\nwhat\n```\n"
-    assert list(prose(Path("a.md"), text)) == ["A page of what.", "what", "b", "c", "d"]
+    assert list(prose(Path("a.md"), text)) == ["A page of `what`.", "what", "b", "c", "d"]
 
 
 def test_the_prose_of_python() -> None:
@@ -81,7 +86,7 @@ def test_the_prose_of_rust() -> None:
 
 
 def test_the_prose_of_other_files() -> None:
-    assert list(prose(Path("a.proto"), "// One.\nmessage A {\n  // Two.\n}\n")) == ["One.", "Two."]
+    assert list(prose(Path("a.proto"), "// One.\n//\n//   what\nmessage A {\n  // Two.\n}\n")) == ["One.", "Two."]
     assert list(prose(Path("a.toml"), '# One.\nkey = "what"\n')) == ["One."]
     with pytest.raises(ValueError, match=r"known: \.md"):
         list(prose(Path("a.txt"), ""))

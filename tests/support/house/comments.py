@@ -30,7 +30,7 @@ def prose(path: Path, text: str) -> Iterator[str]:
         case ".rs":
             blocks = _blocks(text, _RUST)
         case ".proto":
-            blocks = _blocks(text, _PROTO)
+            blocks = (_with_code(block) for block in _blocks(text, _PROTO))
         case ".toml":
             blocks = _blocks(text, _HASH)
         case _:
@@ -72,6 +72,11 @@ def _without_sections(docstring: str) -> str:
 def _blocks(text: str, comment: re.Pattern[str]) -> Iterator[str]:
     found = ((number, match["text"]) for number, line in enumerate(text.splitlines()) if (match := comment.match(line)))
     yield from _runs(list(found))
+
+
+def _with_code(comment: str) -> str:
+    """An indented line of a comment is code for the API reference, and so for the gate."""
+    return re.sub(r"(?m)^  ", "      ", comment)
 
 
 def _runs(lines: list[tuple[int, str]]) -> Iterator[str]:

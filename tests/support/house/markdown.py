@@ -50,8 +50,5 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def _plain(inline: Token) -> str:
-    return "".join(
-        " " if child.type in ("softbreak", "hardbreak") else child.content
-        for child in inline.children or ()
-        if child.type in ("text", "code_inline", "softbreak", "hardbreak")
-    )
+    parts = {"text": "{}", "code_inline": "`{}`", "softbreak": " ", "hardbreak": " "}
+    return "".join(parts.get(child.type, "").format(child.content) for child in inline.children or ())

@@ -15,7 +15,8 @@ RELATIVES_A_HUNDRED = 0.4
 
 _RELATIVE = re.compile(r"\b(what|whatever|who|whoever|whom|whose|(?:of|by|in|to|on|for|from) which)\b", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z][\w'-]*")
-_END = re.compile(r"(?<=[.!?:;])[*_\")]*\s+(?=[A-Z`\"'(*_\[])")
+_CODE = re.compile(r"`[^`]*`")
+_END = re.compile(r"(?<=[.!?:;])[*_\")]*\s+(?=(?:vmferry|gRPC|userfaultfd|rumdl)\b|[A-Z`\"'(*_\[])")
 BANNED = {
     re.compile(rf"\b(?:{words})\b", re.IGNORECASE): remedy
     for words, remedy in {
@@ -59,12 +60,12 @@ def measure(paragraphs: Iterable[str]) -> Measure:
     return Measure(
         words=sum(count(sentence) for sentence in found),
         long=tuple(sentence for sentence in found if count(sentence) > WORDS_A_SENTENCE),
-        relatives=tuple(s for s in found if not s.endswith("?") for _ in _RELATIVE.findall(s)),
+        relatives=tuple(s for s in found if not s.endswith("?") for _ in _RELATIVE.findall(_without_code(s))),
         banned=tuple(
             f"{match[0]!r} ({remedy}): {sentence}"
             for sentence in found
             for pattern, remedy in BANNED.items()
-            for match in pattern.finditer(sentence)
+            for match in pattern.finditer(_without_code(sentence))
         ),
     )
 
@@ -75,5 +76,10 @@ def sentences(paragraph: str) -> list[str]:
 
 
 def count(sentence: str) -> int:
-    """Words: numbers, signs and punctuation do not count."""
-    return len(_WORD.findall(sentence))
+    """Words: numbers, signs and punctuation do not count, and code is one."""
+    return len(_WORD.findall(_without_code(sentence)))
+
+
+def _without_code(sentence: str) -> str:
+    """Code between backticks is one word."""
+    return _CODE.sub("`code`", sentence)

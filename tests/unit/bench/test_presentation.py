@@ -96,4 +96,4 @@ def test_the_machine_says_what_it_withholds(real_time: bool, thread: str) -> Non
     late = {"seconds": 10.0, "cpus": 2, "real_time": real_time, "longest_ms": 9.87, "over_1_ms": 12}
     words = machine_words({**where, "late": late})
     assert thread in words
-    assert "up to 9.9 ms too late, and 12 times more than 1 ms, in 10 s" in words
+    assert "for 10 s. It woke up to 9.9 ms too late, and 12 times more than 1 ms." in words

@@ -1,0 +1,90 @@
+"""Promises that documents make about each other and about the tree."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.house.files import ROOT, ending, text_of, tracked
+
+SPECIFICATION = Path("docs/reference/specification.md")
+DECISIONS = sorted(path for path in ending(".md") if re.match(r"\d{4}-", path.name))
+EXPLANATIONS = [path for path in ending(".md") if path.parent == Path("docs/explanation")]
+PROMISE = re.compile(r"^\| (?P<words>[^|]+) \| (?P<tests>\[.+) \|$", re.MULTILINE)
+TEST = re.compile(r"\[`(\w+)`\]\(\.\./\.\./([\w./-]+)\)")
+
+
+def promises() -> list[tuple[str, str, str]]:
+    """Each promise with the name and the file of one of its tests."""
+    return [
+        (row["words"], name, path)
+        for row in PROMISE.finditer(text_of(SPECIFICATION))
+        for name, path in TEST.findall(row["tests"])
+    ]
+
+
+def test_the_specification_has_promises() -> None:
+    assert len({words for words, _, _ in promises()}) > 40
+    rows = [line for line in text_of(SPECIFICATION).splitlines() if line.startswith("| ") and "enforced by" not in line]
+    assert len(rows) == len({words for words, _, _ in promises()}), "a row names no test, or two rows are the same"
+
+
+@pytest.mark.parametrize(("words", "name", "path"), promises())
+def test_the_test_of_a_promise_exists(words: str, name: str, path: str) -> None:
+    found = re.search(rf"\b(?:def|fn) {name}\(", text_of(Path(path)))
+    assert found, f"{path} has no test {name}, which {SPECIFICATION} names for: {words}"
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=str)
+def test_a_decision_has_every_part_and_is_listed(path: Path) -> None:
+    text = text_of(path)
+    parts = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert parts == ["Context", "Decision", "Figures", "Consequences", "Rejected"]
+    title = re.match(r"# (\d{4})\. (.+)", text)
+    assert title and path.name.startswith(title[1])
+    assert f"| [{title[1]}]({path.name}) | {title[2]} |" in text_of(path.parent / "README.md")
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    assert [int(path.name[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+
+
+@pytest.mark.parametrize("path", EXPLANATIONS, ids=str)
+def test_an_explanation_is_short(path: Path) -> None:
+    assert len(text_of(path).splitlines()) <= 150
+
+
+def test_the_thread_model_is_a_page_without_figures() -> None:
+    text = text_of(Path("docs/explanation/thread-model.md"))
+    assert len(text.splitlines()) <= 60
+    assert not re.search(r"\d (?:µs|ms|GiB|%)", text)
+
+
+def test_every_document_is_reached_from_the_index() -> None:
+    pages = {path for path in ending(".md") if path.is_relative_to("docs")}
+    reached = {Path("docs/index.md")}
+    while True:
+        linked = {
+            Path(*_normal(page.parent, target))
+            for page in reached
+            for target in re.findall(r"\]\(([^)#:]+\.md)", text_of(page))
+        }
+        more = (linked & pages) - reached
+        if not more:
+            break
+        reached |= more
+    assert not pages - reached
+
+
+def _normal(folder: Path, target: str) -> tuple[str, ...]:
+    return (ROOT / folder / target).resolve().relative_to(ROOT).parts
+
+
+def test_every_fragment_of_the_changelog_has_a_known_kind() -> None:
+    kinds = [kind["directory"] for kind in tomllib.loads(text_of(Path("pyproject.toml")))["tool"]["towncrier"]["type"]]
+    fragments = [path.name for path in tracked() if path.parent == Path("changes") and path.name != "README.md"]
+    wrong = [name for name in fragments if not re.fullmatch(rf"[\w-]+\.({'|'.join(kinds)})\.md", name)]
+    assert not wrong, f"a fragment is named NAME.KIND.md, KIND one of {kinds}"
