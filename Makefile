@@ -12,7 +12,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/vmferry/v1/*.proto)
-PROGRAM_SOURCES := $(shell find pager refvm deploy/wheel -type f -not -path '*/target/*') Cargo.toml Cargo.lock pyproject.toml $(PROTOS)
+PROGRAM_SOURCES := $(shell find pager reach refvm deploy/wheel -type f -not -path '*/target/*') Cargo.toml Cargo.lock pyproject.toml $(PROTOS)
 # One profile for build, tests and clippy, so that nothing is compiled twice.
 CARGO_FLAGS := --release --locked
 
@@ -100,7 +100,7 @@ proto: $(GENERATED) ## Generate src/vmferry/v1 from proto/
 docs: $(GENERATED) ## Generate docs/reference/api.md from the comments of proto/
 	$(BIN)/python docs/generate_api.py
 
-wheel: $(GENERATED) ## Build the wheel, with both Rust programs, into dist/
+wheel: $(GENERATED) ## Build the wheel, with the Rust programs, into dist/
 	$(BIN)/maturin build $(CARGO_FLAGS) --out dist
 
 clean: ## Remove everything that was built or generated

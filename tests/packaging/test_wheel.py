@@ -1,4 +1,4 @@
-"""A wheel holds all that an installation needs: the package with generated code and data files, and four programs."""
+"""A wheel holds all that an installation needs: the package with generated code and data files, and five programs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,13 @@ def test_package_in_the_wheel_is_the_package_in_the_tree(wheel: zipfile.ZipFile)
 @pytest.mark.timeout(BUILD_LIMIT_S)
 @pytest.mark.parametrize(
     ("program", "magic"),
-    [("vmferry-pager", b"\x7fELF"), ("vmferry-refvm", b"\x7fELF"), ("vmferry", b"#!python"), ("vmferryd", b"#!python")],
+    [
+        ("vmferry-pager", b"\x7fELF"),
+        ("vmferry-reach", b"\x7fELF"),
+        ("vmferry-refvm", b"\x7fELF"),
+        ("vmferry", b"#!python"),
+        ("vmferryd", b"#!python"),
+    ],
 )
 def test_program_is_in_the_wheel_and_executable(wheel: zipfile.ZipFile, program: str, magic: bytes) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(f".data/scripts/{program}")]

@@ -1,0 +1,11 @@
+//! The program, and processes that it steps into: each says afterwards what it noticed.
+#![allow(clippy::unwrap_used)]
+
+mod asleep;
+mod identity;
+mod memory;
+mod rig;
+mod running;
+mod seccomp;
+mod served;
+mod userfaultfd;
