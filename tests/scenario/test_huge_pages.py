@@ -124,7 +124,7 @@ async def test_pages_that_do_not_fit_the_sources_regions(pair: Pair, vm):
     await pair.home_api.create(vm, vm, pair.away.place.peer)
     last = await ended(pair.home_api, vm)
     assert (last.phase, last.reason_code) == (migrations_pb2.PHASE_FAILED, "LAYOUT_MISMATCH")
-    assert "region 0: size 53477376" in last.reason
+    assert "layout.regions[0].size: 0x3300000 is not a positive multiple" in last.reason
     assert last.downtime_s == 0
     await goes_on(players.source)
 

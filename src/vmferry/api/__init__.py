@@ -1,1 +1,1 @@
-"""The control plane's gRPC services: thin servicers over what `control.py` asks of the daemon."""
+"""The control plane's gRPC services: thin servicers over the Protocols of `control.py`."""

@@ -1,4 +1,4 @@
-"""Ends calls: results, refusals with rich details, streams. As `rpc.status`, plus the fields of a bad request."""
+"""Ends calls: results, refusals with rich details, streams. It adds the fields of a bad request to `rpc.status`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 async def answered(context: Context, work: Awaitable[Answer]) -> Answer:
-    """The result of `work`; its error ends the call with `google.rpc` details."""
+    """Returns the result of `work`. Its error ends the call with `google.rpc` details."""
 
     async def refused_by_field() -> Answer:
         try:
@@ -32,7 +32,7 @@ async def answered(context: Context, work: Awaitable[Answer]) -> Answer:
 
 
 async def streamed(context: Context, items: AsyncIterator[Item]) -> AsyncIterator[Item]:
-    """The items until they end or the client goes away (gRPC then cancels this task); `items` is closed either way."""
+    """Yields the items until they end, or the client goes away and gRPC cancels this task. It always closes `items`."""
     iterator = items.__aiter__()
     async with aclosing(_Closing(iterator)):
         while (item := await answered(context, _next(iterator))) is not None:
@@ -44,7 +44,7 @@ async def _next(iterator: AsyncIterator[Item]) -> Item | None:
 
 
 class _Closing:
-    """Closes an iterator that can be closed: an async generator ends its `finally` clauses at once, not some day."""
+    """Closes an iterator that can be closed, so that an async generator runs its `finally` clauses at once."""
 
     def __init__(self, iterator: AsyncIterator[object]) -> None:
         self._iterator = iterator
@@ -72,5 +72,5 @@ def _field(violation: Violation) -> error_details_pb2.BadRequest.FieldViolation:
 
 
 def invalid(field: str, description: str) -> VmferryError:
-    """A request with one field that is wrong; to be raised."""
+    """A request with one wrong field, for the caller to raise."""
     return InvalidRequest((Violation(field, description),))

@@ -22,12 +22,12 @@ LENGTH_MAX = 1024
 
 
 class FilterError(ValueError):
-    """The filter does not follow the grammar; the text says where and what was expected."""
+    """The filter breaks the grammar. The text names the place and the expected word."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A parsed filter. None: not asked for."""
+    """A parsed filter. None: the filter does not ask for this field."""
 
     vm: str | None = None
     phase: Phase | None = None

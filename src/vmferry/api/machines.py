@@ -19,7 +19,9 @@ from vmferry.v1.machines_pb2_grpc import MachinesServicer as GeneratedServicer
 
 
 class MachinesServicer(GeneratedServicer):
-    """`VmferryError` of the control becomes the call's status; the server's work ends with the client's deadline."""
+    """Machines. A `VmferryError` of the control becomes the call's status. The client's deadline ends the server's work
+    too.
+    """
 
     def __init__(self, control: MachineControl) -> None:
         self._control = control
@@ -96,7 +98,7 @@ class MachinesServicer(GeneratedServicer):
 
 
 def _machine_key(machine: Machine) -> str:
-    """By name, and of two VMMs with one name (a move within a host) the one that runs or goes out first."""
+    """Orders machines by name. Of two with one name (a move within the host) the running or leaving one is first."""
     return f"{machine.vm}\0{machine.state in (MachineState.INCOMING, MachineState.MIGRATING_IN):d}"
 
 

@@ -16,7 +16,7 @@ STATES: dict[MachineState, machines_pb2.MachineState.ValueType] = {
 
 
 def job_to_pb(job: Job, now_us: int) -> migrations_pb2.Migration:
-    """`now_us` (Unix microseconds) ends `total_s` of a job that goes on."""
+    """The job as a message. `now_us` (Unix microseconds) ends the `total_s` of a running job."""
     message = migrations_pb2.Migration(
         migration_id=job.migration,
         vm=job.vm,

@@ -17,7 +17,9 @@ from vmferry.v1.migrations_pb2_grpc import MigrationsServicer as GeneratedServic
 
 
 class MigrationsServicer(GeneratedServicer):
-    """`VmferryError` of the control becomes the call's status; the server's work ends with the client's deadline."""
+    """Migrations. A `VmferryError` of the control becomes the call's status. The client's deadline ends the server's
+    work too.
+    """
 
     def __init__(self, control: MigrationControl) -> None:
         self._control = control

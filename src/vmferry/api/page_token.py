@@ -1,7 +1,7 @@
-"""Opaque page tokens: where the next page begins, bound to the query they came from.
+"""Opaque page tokens: the start of the next page, bound to the query.
 
-A token holds the last key shown and a digest of the query's other parameters, so that a token used with another filter
-is refused (AIP-158), and a check sum, so that a token that was cut or made up is refused as well. It is no secret.
+A token holds the last key shown and a digest of the query's other parameters: a token used with another filter is
+refused (AIP-158). A check sum refuses a token that was cut or made up. A token is no secret.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SUM_LENGTH = 8
 
 
 class PageTokenError(ValueError):
-    """The token was not made by this daemon for this query."""
+    """This daemon did not make the token for this query."""
 
 
 def encode(after: str, query: str) -> str:
@@ -30,7 +30,7 @@ def encode(after: str, query: str) -> str:
 
 
 def decode(token: str, query: str) -> str:
-    """Gives the key that the page begins after. Raises: PageTokenError."""
+    """Returns the last key before the page. Raises: PageTokenError."""
     try:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
@@ -52,8 +52,8 @@ class Page(Generic[T]):
 
 
 def paginate(items: Sequence[T], key: Callable[[T], str], size: int, token: str, query: str) -> Page[T]:
-    """Cuts one page from `items`, which must ascend by `key`. A key that is gone meanwhile does no harm: the page
-    begins with the first greater one.
+    """Cuts one page from `items`, which must ascend by `key`. If the key has been removed, the page begins with the
+    first greater one.
 
     Raises:
         PageTokenError: the token is not of this query.

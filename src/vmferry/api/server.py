@@ -23,7 +23,7 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20
 
 
 class ApiServer:
-    """Starts not serving; `set_serving` follows the daemon's readiness."""
+    """The server. It starts as not serving; `set_serving` follows the daemon's readiness."""
 
     def __init__(self, migrations: MigrationControl, machines: MachineControl) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
@@ -34,7 +34,7 @@ class ApiServer:
         reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), self._server)
 
     def bind(self, address: str) -> int:
-        """Takes the address; gives the port. Nobody is answered before `start`.
+        """Takes the address and returns the port. Calls are answered after `start`.
 
         Raises:
             VmferryError: INTERNAL, the address cannot be bound.
@@ -58,10 +58,10 @@ class ApiServer:
             await self._health.set(name, state)
 
     async def wait(self) -> None:
-        """Until the server has ended, whether it was stopped or not."""
+        """Returns when the server has ended, after a stop or by itself."""
         await self._server.wait_for_termination()
 
     async def stop(self, grace_s: float) -> None:
-        """No new calls; those that are open have `grace_s`, then are cancelled."""
+        """Takes no new calls. Open calls have `grace_s`, then they are cancelled."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)

@@ -1,4 +1,4 @@
-"""Checks requests and names every field that is wrong. Pure: messages in, violations out."""
+"""Checks requests and names every wrong field. Pure: messages in, violations out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LSB_1G = 30
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field that is wrong, and what it must be."""
+    """One wrong field and its rule."""
 
     field: str
     description: str
 
 
 class InvalidRequest(VmferryError):  # noqa: N818 - names the state, as gRPC does
-    """A request with fields that are wrong; becomes INVALID_ARGUMENT with a BadRequest detail."""
+    """A request with wrong fields. It becomes INVALID_ARGUMENT with a BadRequest detail."""
 
     def __init__(self, violations: tuple[Violation, ...]) -> None:
         text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
@@ -32,7 +32,7 @@ class InvalidRequest(VmferryError):  # noqa: N818 - names the state, as gRPC doe
 
 
 class Checks:
-    """Collects the violations of one request; `done` raises if there are any."""
+    """Collects the violations of one request. `done` raises if there are any."""
 
     def __init__(self) -> None:
         self._violations: list[Violation] = []
@@ -61,7 +61,7 @@ class Checks:
             self.violation(field, f"must be 0 or from {PUSH_LIMIT_LEAST} to {PUSH_LIMIT_MOST}, is {value}")
 
     def memory_error(self, gpa: int, lsb: int) -> int:
-        """Checks the block and gives its `lsb`: 12 where none is given."""
+        """Checks the block and returns its `lsb`, by default 12."""
         block = lsb or LSB_4K
         if not LSB_4K <= block <= LSB_1G:
             self.violation("lsb", f"must be from {LSB_4K} to {LSB_1G}, or 0 for {LSB_4K}; is {lsb}")

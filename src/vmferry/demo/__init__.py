@@ -1,1 +1,1 @@
-"""The demo, and the stage on which it and the scenario tests play: real daemons and real guests on this machine."""
+"""The demo, and its stage, which the scenario tests use too: real daemons and real guests on this machine."""

@@ -14,11 +14,11 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.units import LSB_4K, PAGE_4K
 
 ANSWER_S = patient(10.0)
-"""A report reads guest memory, which may have to come from the source first."""
+"""A report reads guest memory, and its pages may have to come from the source first."""
 
 
 class AdminError(VmferryError):
-    """The reference VMM refused, or is not there (any more)."""
+    """The reference VMM refused, or does not run."""
 
     def __init__(self, message: str) -> None:
         super().__init__(Reason.VMM_REFUSED, message)
@@ -26,7 +26,7 @@ class AdminError(VmferryError):
 
 @dataclass(frozen=True, slots=True)
 class MachineCheck:
-    """One that the guest took; `severity` "AR" or "AO"; `lsb`: log2 of the bytes that are lost, 12 for 4 KiB."""
+    """A machine check in the guest. `severity` is "AR" or "AO"; `lsb` is log2 of the lost bytes, 12 for 4 KiB."""
 
     gpa: int
     severity: str
@@ -35,13 +35,13 @@ class MachineCheck:
 
     @property
     def pages(self) -> range:
-        """GPAs of the 4 KiB pages that are lost."""
+        """The GPAs of the lost 4 KiB pages."""
         return range(self.gpa, self.gpa + (1 << self.lsb), PAGE_4K)
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A region of guest memory in its VMM; bytes."""
+    """A region of guest memory in its VMM, in bytes."""
 
     gpa: int
     hva: int
@@ -55,7 +55,7 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class GuestReport:
-    """What the guest says of itself. The counts are in its memory, so they move with it."""
+    """The guest's report. Its counts are in guest memory, so they move with the guest."""
 
     state: str = ""
     touches: int = 0
@@ -69,12 +69,12 @@ class GuestReport:
 
     @property
     def pages_touched_here(self) -> int:
-        """Pages that the guest has touched at least once since it runs on this host."""
+        """The pages that the guest has touched at least once on this host."""
         return int(dict(self.first_touch_us).get("count", 0))
 
 
 def report_of(answer: dict[str, Any]) -> GuestReport:
-    """Reads the answer to `report`; a field that is missing is a KeyError, never a zero that looks like success."""
+    """Reads the answer to `report`. A missing field is a KeyError, never a zero that looks like success."""
     return GuestReport(
         state=answer["state"],
         touches=answer["touches"],
@@ -92,7 +92,7 @@ def report_of(answer: dict[str, Any]) -> GuestReport:
 
 
 class Admin:
-    """One connection, opened on first use and again after it broke. Commands go out in the order of the calls."""
+    """One connection, opened on first use and again after it broke. Commands are sent in the order of the calls."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -103,7 +103,7 @@ class Admin:
         """Sends all commands at once and returns their answers in order.
 
         Raises:
-            AdminError: no connection, or no answer in time. A command that was refused is an answer with `ok` False.
+            AdminError: no connection, or no answer in time. A refused command is an answer with `ok` False.
         """
         async with self._lock:
             try:
@@ -134,7 +134,7 @@ class Admin:
         return report_of(answer)
 
     async def regions(self) -> list[Mapped]:
-        """The guest's memory; none on a VMM that waits."""
+        """The guest's memory. A waiting VMM has none."""
         (answer,) = await self.ask([{"cmd": "status"}])
         if not answer.get("ok"):
             raise AdminError(f"status: {answer.get('error')}")
@@ -143,9 +143,12 @@ class Admin:
         ]
 
     async def inject(self, gpas: Sequence[tuple[int, bool]], real_frames: bool = False) -> list[str]:
-        """Makes memory errors at the pages, (GPA, tell the daemon?). Returns for each "" or why it was refused.
+        """Makes memory errors at the pages, each (GPA, tell the daemon?). Returns "" or the reason of the refusal for
+        each.
 
-        `real_frames`: the host keeps the frames out of service until it boots again; else a marker stands for each."""
+        `real_frames`: the host takes the frames out of service until it boots again. Otherwise a marker stands for
+        each.
+        """
         commands = [{"cmd": "inject", "gpa": gpa, "tell": tell, "real_frame": real_frames} for gpa, tell in gpas]
         answers = await self.ask(commands)
         return ["" if answer.get("ok") else str(answer.get("error")) for answer in answers]

@@ -1,4 +1,4 @@
-"""One move of a guest, with the evidence gathered on the way: shared by the demo and the scenario tests."""
+"""One move of a guest and its evidence, for the demo and the scenario tests."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vmferry.v1.common_pb2 import MemoryLayout
 from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY, Migration
 
 SETTLE_S = patient(30.0)
-"""For the guest to touch every page once more; a guest without pauses needs a second or two."""
+"""Time for the guest to touch every page once more. A guest without pauses needs a second or two."""
 SOURCE_ENDS_S = patient(10.0)
 LEDGER_S = patient(60.0)
-"""For the ledger to have what the pager told the guest: each error is written for itself."""
+"""Time for the ledger to record the errors that the pager reported to the guest. Each error is a write of its own."""
 
 Page = tuple[int, bool]
-"""GPA of a page to go bad, and whether the daemon is told."""
+"""The GPA of a page that goes bad, and whether the daemon is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Cast:
 
 
 def workload_pages(layout: MemoryLayout) -> list[int]:
-    """GPAs of the 4 KiB pages that the guest touches: any but the payload's."""
+    """The GPAs of the 4 KiB pages that the guest touches: all but the payload's."""
     return [
         gpa
         for region in layout.regions
@@ -50,7 +50,7 @@ def workload_pages(layout: MemoryLayout) -> list[int]:
 
 
 def pages_to_lose(layout: MemoryLayout) -> list[int]:
-    """GPAs of the pages that may go bad, as large as the backing has them: those without a byte of the payload."""
+    """The GPAs of the pages that may go bad, in the page size of their backing: those without a byte of the payload."""
     return [
         gpa
         for region in layout.regions
@@ -60,22 +60,23 @@ def pages_to_lose(layout: MemoryLayout) -> list[int]:
 
 
 def lost_with(pages: Sequence[Page], regions: Sequence[Mapped]) -> frozenset[int]:
-    """GPAs of the 4 KiB pages that go bad with these: each takes the page of its backing along."""
+    """The GPAs of the 4 KiB pages that go bad with these. Each takes the whole page of its backing with it."""
     sizes = {gpa: region.page_size for gpa, _ in pages for region in regions if gpa in region.gpas}
     starts = {gpa - gpa % size: size for gpa, size in sizes.items()}
     return frozenset(gpa for start, size in starts.items() for gpa in range(start, start + size, PAGE_4K))
 
 
 def largest_page(layout: MemoryLayout) -> int:
-    """Bytes of the largest page that a region is made of."""
+    """The bytes of the largest page of any region."""
     return max(region.page_size for region in layout.regions)
 
 
 class Course:
-    """Use in this order: `poison_before`, `move`, `judge`. `idle`: the guest touches nothing after its first pass.
-    `real_frames`: frames of the host go bad, not only the guest's mapping of them.
+    """One move. Use `poison_before`, `move` and `judge` in this order.
 
-    Bad pages are named by GPA, 4 KiB each: a huge page is many of them."""
+    `idle`: the guest touches nothing after its first pass. `real_frames`: frames of the host go bad, not only the
+    guest's mapping of them. Bad pages are named by GPA, 4 KiB each: a huge page is many of them.
+    """
 
     def __init__(self, cast: Cast, idle: bool = False, real_frames: bool = False) -> None:
         self.cast = cast
@@ -105,7 +106,7 @@ class Course:
         during: Sequence[Page] = (),
         show: Callable[[Migration], None] = lambda _: None,
     ) -> Migration:
-        """Asks for the migration and follows it to its end; `during` turn bad on the source once postcopy runs."""
+        """Starts the migration and follows it to its end. The pages `during` turn bad on the source in postcopy."""
         cast = self.cast
         self.at_source = await cast.source.admin.report()
         self.migration = await cast.home.create(migration_id, cast.source.vm, destination)
@@ -121,7 +122,7 @@ class Course:
         return self.migration
 
     async def _turn_bad(self, pages: Sequence[Page]) -> frozenset[int]:
-        """Those that did: a source that has been let go of already has no memory that could go bad."""
+        """Returns the pages that turned bad. A source that has been released has no memory that could."""
         try:
             regions = await self.cast.source.admin.regions()
             refused = await self.cast.source.admin.inject(pages, self._real_frames)
@@ -130,7 +131,7 @@ class Course:
         return lost_with([page for page, why in zip(pages, refused, strict=True) if not why], regions)
 
     async def judge(self, settle_s: float = SETTLE_S) -> Evidence:
-        """Lets the guest go through all of its memory once more, and gathers what there is to know."""
+        """Lets the guest pass once more through all of its memory, and gathers the evidence."""
         cast, migration = self.cast, self.migration
         arrival = end = await report_or(cast.destination, GuestReport())
         destination_page = PAGE_4K
@@ -157,7 +158,7 @@ class Course:
         )
 
     async def _ledger_with(self, told: set[int]) -> list[LedgerError]:
-        """The destination's ledger; waits a while for the 4 KiB pages that the guest was told of."""
+        """The destination's ledger. It waits a while for the 4 KiB pages that were reported to the guest."""
         ledger: list[LedgerError] = []
 
         async def complete() -> bool:
@@ -172,11 +173,13 @@ class Course:
         return ledger
 
     async def _settle(self, first: GuestReport, settle_s: float) -> GuestReport:
-        """The last that the guest said. Not to get through in time is no fault by itself: the result tells how far."""
+        """The guest's last report. A guest that does not finish in time is no fault in itself: the report tells how far
+        it came.
+        """
         guest = self.cast.destination
         last = await report_or(guest, first)
         machine = await self.cast.away.machine(guest.vm)
-        # A page that a vCPU was in the middle of when it moved is counted on neither host.
+        # A page that a vCPU was touching during the move is counted on neither host.
         pages = len(workload_pages(machine.layout)) - machine.vcpus
 
         async def everywhere() -> bool:

@@ -1,4 +1,4 @@
-"""Where the two hosts of a stage live: each in a network namespace of its own, or both on loopback."""
+"""The network of a stage: each host has a network namespace of its own, or both share loopback."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CLONE_NEWNET = 0x40000000
 PAGE_PORTS = 16
 """Ports for source pagers of one host."""
 NETWORKS = ("10.213.77.1", "10.213.77.2")
-"""Seen only inside the two namespaces, which nothing else is connected to."""
+"""An address inside the two namespaces. Nothing else is connected to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One host's addresses. `netns` "": the network we are in ourselves."""
+    """The addresses of one host. `netns` "": the network of this process."""
 
     ip: str
     netns: str
@@ -52,7 +52,7 @@ def _is_free(port: int) -> bool:
 
 
 def loopback_places(count: int = 2) -> list[Place]:
-    """Ports that are free now, below the range from which the kernel takes those of outgoing connections."""
+    """Ports that are free now, below the kernel's range for outgoing connections."""
     size = PAGE_PORTS + 3
     for _ in range(200):
         first = random.randrange(10_000, 32_000)  # not a secret
@@ -63,7 +63,7 @@ def loopback_places(count: int = 2) -> list[Place]:
 
 
 class NamespacePair:
-    """Two network namespaces joined by a veth pair; `enter` takes this process into the first, which reaches both."""
+    """Two network namespaces joined by a veth pair. `enter` takes this process into the first, which reaches both."""
 
     def __init__(self) -> None:
         tag = f"{os.getpid():x}{secrets.token_hex(2)}"
@@ -72,7 +72,7 @@ class NamespacePair:
         self._home: int | None = None
 
     async def make(self) -> str:
-        """Makes them; returns "" or why that is not possible here, with nothing left behind."""
+        """Makes the namespaces. Returns "" or the reason of the failure, with nothing left behind."""
         first, second = self.names
         one, two = self._links
         steps = [
@@ -98,7 +98,7 @@ class NamespacePair:
         return first, second
 
     def enter(self) -> None:
-        """Must come before gRPC starts its threads, which inherit the namespace of the one that starts them."""
+        """Enters the first namespace. It must come before gRPC starts its threads, which inherit the namespace."""
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         target = os.open(f"/run/netns/{self.names[0]}", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -107,17 +107,17 @@ class NamespacePair:
             os.close(target)
 
     async def cut(self) -> None:
-        """Takes the link away, as a pulled cable would."""
+        """Takes the link down, as if its cable were pulled."""
         await _run(f"ip -n {self.names[0]} link set {self._links[0]} down")
 
     async def remove(self) -> None:
-        """A namespace ends with the last process in it; what is removed is its name."""
+        """Removes the names. A namespace itself ends with its last process."""
         if self._home is not None:
             _setns(self._home)
             os.close(self._home)
             self._home = None
         for name in self.names:
-            await _run(f"ip netns del {name}")  # complains of one that was never made: no harm
+            await _run(f"ip netns del {name}")  # An error here means that the namespace was never made.
 
 
 def _setns(fd: int) -> None:
@@ -128,7 +128,7 @@ def _setns(fd: int) -> None:
 
 
 async def _run(command: str) -> str:
-    """Runs it; returns "" or what it complained of."""
+    """Runs a command. Returns "" or its complaint."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command.split(), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE

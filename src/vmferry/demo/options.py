@@ -1,4 +1,4 @@
-"""What the demo can be asked for."""
+"""The options of the demo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACCELERATORS = ("auto", "kvm", "process")
 BACKINGS = ("anonymous", "memfd")
 PAGE_SIZES = {"4K": PAGE_4K, "2M": PAGE_2M, "1G": PAGE_1G}
 PAYLOAD_BYTES = 16 * MIB
-"""The start of guest memory belongs to the reference VMM's payload; no page of it is poisoned."""
+"""The start of guest memory holds the reference VMM's payload. No page of it is poisoned."""
 SMALLEST = 32 * MIB
 KVM_GET_API_VERSION = 0xAE00
 KVM_API_VERSION = 12
@@ -25,7 +25,7 @@ _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 
 @dataclass(frozen=True, slots=True)
 class GuestShape:
-    """How a `vmferry-refvm` is started; sizes in bytes."""
+    """The shape of a guest: the options of its `vmferry-refvm`. Sizes are bytes."""
 
     memory: int = 512 * MIB
     vcpus: int = 2
@@ -38,7 +38,7 @@ class GuestShape:
 
 @dataclass(frozen=True, slots=True)
 class WaitingShape:
-    """What a `vmferry-refvm` that waits to be a destination makes memory of; None: of what it is on the source."""
+    """The memory that a waiting `vmferry-refvm` makes. None: the same as on the source."""
 
     backing: str | None = None
     page_size: int | None = None
@@ -46,9 +46,10 @@ class WaitingShape:
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """`poison_before` pages are bad before the migration, `poison_during` turn bad during postcopy.
+    """The demo's options. `poison_before` pages are bad before the migration, `poison_during` turn bad during postcopy.
 
-    `real_frames`: the host's frames, which then are out of service until it boots again."""
+    `real_frames`: frames of the host go bad, and are then out of service until it boots again.
+    """
 
     shape: GuestShape
     waiting: WaitingShape
@@ -61,7 +62,7 @@ class DemoOptions:
 
 
 def memory_size(text: str) -> int:
-    """Bytes of "512M"; a multiple of 4 KiB."""
+    """The bytes of "512M": a multiple of 4 KiB."""
     match = re.fullmatch(r"(\d+)([KMG]?)", text)
     size = int(match[1]) * _UNITS[match[2]] if match else 0
     if size < SMALLEST or size % PAGE_4K:
@@ -70,7 +71,7 @@ def memory_size(text: str) -> int:
 
 
 def poison_counts(text: str) -> tuple[int, int]:
-    """ "BEFORE" or "BEFORE,DURING"."""
+    """Reads "BEFORE" or "BEFORE,DURING"."""
     match = re.fullmatch(r"(\d+)(?:,(\d+))?", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not BEFORE[,DURING]")
@@ -90,7 +91,7 @@ def vcpu_count(text: str) -> int:
 
 
 def page_size(text: str) -> int:
-    """Bytes of "2M"."""
+    """The bytes of "2M"."""
     if text not in PAGE_SIZES:
         raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(PAGE_SIZES)}")
     return PAGE_SIZES[text]
@@ -139,7 +140,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> DemoOptions:
-    from vmferry.demo.patience import patient  # refuses a wrong environment, which concerns no other verb
+    from vmferry.demo.patience import patient  # It refuses a wrong environment, and no other verb depends on that.
 
     before, during = args.poison
     shape = GuestShape(
@@ -151,7 +152,7 @@ def from_arguments(args: argparse.Namespace) -> DemoOptions:
 
 
 def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]:
-    """The accelerator to use, and words if it is not the one that was hoped for."""
+    """The accelerator, and words for the operator if it is not the preferred one."""
     if asked == "process":
         return "process", ""
     why = why_not_kvm(device)
@@ -161,7 +162,7 @@ def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]
 
 
 def why_not_kvm(device: Path) -> str:
-    """Asks KVM for its API version (Documentation/virt/kvm/api.rst, 4.1); the reason if it does not answer 12."""
+    """Asks KVM for its API version (Documentation/virt/kvm/api.rst, 4.1). Returns "", or why it is not 12."""
     try:
         with device.open("rb+", buffering=0) as kvm:
             version = fcntl.ioctl(kvm, KVM_GET_API_VERSION)

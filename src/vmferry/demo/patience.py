@@ -1,4 +1,4 @@
-"""How long the demo and the tests wait before they give up, on machines of any speed."""
+"""The waits of the demo and the tests, on machines of any speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of a stage: started with a log each, ended by pid, none left behind."""
+"""The processes of a stage. Each has a log, is ended by pid, and never outlives the stage."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from vmferry.demo.patience import patient
 
 GRACE_S = patient(5.0)
-"""Between SIGTERM and SIGKILL."""
+"""The wait between SIGTERM and SIGKILL."""
 END_S = patient(2.0)
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Finishes the work although the caller is cancelled meanwhile; the cancellation goes on afterwards."""
+    """Finishes the work even if the caller is cancelled during it. The cancellation then takes effect."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -32,7 +32,7 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 class Process:
-    """One that we started. Its output is in `log`."""
+    """A process that the stage started. Its output is in `log`."""
 
     def __init__(self, name: str, inner: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -43,7 +43,9 @@ class Process:
     async def start(
         cls, name: str, argv: Sequence[str], log: Path, netns: str = "", environment: Mapping[str, str] | None = None
     ) -> Process:
-        """Starts it in a session of its own: Ctrl-C in the terminal is for us, and we end it in the right order."""
+        """Starts the process in a session of its own. Ctrl-C then reaches only this process, which ends the others in
+        order.
+        """
         enter = ["nsenter", f"--net=/run/netns/{netns}", "--"] if netns else []
         with log.open("ab") as output:
             inner = await asyncio.create_subprocess_exec(
@@ -74,7 +76,7 @@ class Process:
             self._inner.send_signal(number)
 
     async def ended(self, within_s: float) -> bool:
-        """Waits for its end."""
+        """Waits for the end of the process."""
         try:
             async with asyncio.timeout(within_s):
                 await self._inner.wait()
@@ -83,7 +85,7 @@ class Process:
         return True
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
-        """SIGTERM, and SIGKILL for one that does not listen."""
+        """Sends SIGTERM, and SIGKILL to a process that ignores it."""
         self.signal(signal.SIGTERM)
         if not await self.ended(grace_s):
             await self.kill()
@@ -93,14 +95,15 @@ class Process:
         await self.ended(GRACE_S)
 
     def last_words(self, lines: int = 8) -> str:
-        """The end of its log."""
+        """The end of the process's log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
 
 def processes_of(root: Path) -> list[int]:
-    """Processes whose command line names a path below `root`: those that our daemons started (pagers live in sessions
-    of their own and outlive their daemon). `root` is a fresh temporary directory, so nobody else's match."""
+    """The processes whose command line names a path below `root`. They are pagers: each has its own session and
+    outlives its daemon. `root` is a fresh temporary directory, so no other process matches.
+    """
     needle = f"{root}/".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -109,14 +112,14 @@ def processes_of(root: Path) -> list[int]:
         try:
             line = (entry / "cmdline").read_bytes()
         except OSError:
-            continue  # ended meanwhile
+            continue  # It ended before its command line was read.
         if needle in line:
             found.append(int(entry.name))
     return found
 
 
 async def end_processes_of(root: Path, grace_s: float = END_S) -> list[int]:
-    """Ends all of them, and returns those that would not go even by SIGKILL within the time."""
+    """Ends all processes and returns those that survive SIGKILL for the time."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in processes_of(root):
             try:

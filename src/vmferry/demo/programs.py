@@ -1,4 +1,4 @@
-"""Finds the programs that travel in the wheel."""
+"""Finds the programs of the wheel."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from vmferry.errors import Reason, VmferryError
 
 DIRECTORY_VARIABLE = "VMFERRY_PROGRAMS"
-"""A directory that is searched first: for programs that were built, not installed."""
+"""The directory to search first, for programs that were built and not installed."""
 
 
 class ProgramMissingError(VmferryError):
-    """A program of ours is nowhere to be found."""
+    """A program of vmferry is missing."""
 
 
 def find_program(name: str) -> Path:
-    """The program in $VMFERRY_PROGRAMS, beside this interpreter, or on PATH.
+    """The program in $VMFERRY_PROGRAMS, next to this interpreter, or on PATH.
 
     Raises:
-        ProgramMissingError: names the places where it was looked for.
+        ProgramMissingError: names the searched places.
     """
     given = os.environ.get(DIRECTORY_VARIABLE)
     places = [Path(given)] if given else []
@@ -40,7 +40,7 @@ def find_program(name: str) -> Path:
 
 
 def daemon_command() -> list[str]:
-    """How to start a daemon: the installed program, or the package that this interpreter has."""
+    """The command of a daemon: the installed program, or the package of this interpreter."""
     try:
         return [str(find_program("vmferryd"))]
     except ProgramMissingError:

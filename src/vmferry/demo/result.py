@@ -1,4 +1,4 @@
-"""What the demo found, as one object."""
+"""The result of the demo as one object."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vmferry.v1.migrations_pb2 import Migration
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """`network`: "namespaces" or "loopback"; `logs`: where they were kept, if they were."""
+    """The result. `network` is "namespaces" or "loopback"; `logs` is the directory of the logs, if they were kept."""
 
     accel: str
     network: str
     migration: Migration
     evidence: Evidence
     found_by: dict[str, int]
-    """Memory errors of the destination's ledger by origin."""
+    """The memory errors of the destination's ledger, counted by origin."""
     logs: str = ""
 
     @property
@@ -30,7 +30,7 @@ class DemoResult:
         return not self.problems
 
     def plain(self) -> dict[str, Any]:
-        """The object of `--json`. Addresses are hexadecimal strings, as everywhere in the CLI's JSON."""
+        """The object of `--json`. Addresses are hexadecimal strings, as in all JSON of the CLI."""
         move, page, end = self.migration, self.migration.progress, self.evidence.at_end
         touch = page.first_touch
         return {

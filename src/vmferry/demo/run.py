@@ -26,13 +26,13 @@ from vmferry.v1.migrations_pb2 import PHASE_COMPLETED
 
 VM = "demo"
 WARM_S = patient(60.0)
-"""For the guest to have been through all of its memory once before it moves."""
+"""Time for the guest to pass through all of its memory once before it moves."""
 
 Say = Callable[[str], None]
 
 
 async def perform(options: DemoOptions, progress: Console, say: Say) -> DemoResult:
-    """Runs it.
+    """Runs the demo.
 
     Raises:
         VmferryError, ApiError: the stage did not come up, or the migration was refused; logs are kept.
@@ -73,7 +73,7 @@ async def perform(options: DemoOptions, progress: Console, say: Say) -> DemoResu
 
 
 class _Play:
-    """One run on a stage that is empty."""
+    """One run on an empty stage."""
 
     def __init__(self, options: DemoOptions, accel: str, stage: Stage, say: Say) -> None:
         self._options = options
@@ -109,12 +109,12 @@ class _Play:
         return DemoResult(self._accel, "", course.migration, evidence, dict(found))
 
     def _pages(self, layout: MemoryLayout) -> tuple[list[Page], list[Page]]:
-        """Pages to go bad before and during the move, each once; every other one is told to the daemon."""
+        """The pages that go bad before and during the move, each once. Every other one is reported to the daemon."""
         options = self._options
         pages = pages_to_lose(layout)
         wanted = options.poison_before + options.poison_during
         if wanted > len(pages):
             raise StageError(f"{wanted} pages to poison, the guest has {len(pages)}", "Give it more --memory.")
-        chosen = random.Random(options.shape.seed).sample(pages, wanted)  # need not be secret
+        chosen = random.Random(options.shape.seed).sample(pages, wanted)  # The choice need not be secret.
         marked = [(gpa, index % 2 == 0) for index, gpa in enumerate(chosen)]
         return marked[: options.poison_before], marked[options.poison_before :]

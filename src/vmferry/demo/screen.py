@@ -1,4 +1,4 @@
-"""The demo's last table."""
+"""The last table of the demo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ADDRESSES_A_LINE = 6
 
 
 def print_result(result: DemoResult, console: Console) -> None:
-    """Figures, machine checks and the verdict."""
+    """Prints figures, machine checks and the verdict."""
     plain = result.plain()
     page, touch, guest = plain["pages"], plain["first_touch_us"], plain["guest"]
     poisoned = plain["poisoned"]

@@ -1,7 +1,7 @@
-"""Real daemons and real reference VMMs on this machine: the demo and the scenario tests play on it.
+"""Real daemons and real reference VMMs on this machine, for the demo and the scenario tests.
 
-A stage has a directory of its own below /tmp (unix socket paths must stay short). Everything it starts is ended when it
-is left, in whatever way: guests first, then daemons, then the pagers, which outlive their daemons on purpose.
+A stage has a directory of its own below /tmp, because unix socket paths must stay short. At its end, however it comes,
+the stage ends everything that it started: guests first, then daemons, then pagers, which outlive their daemons.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vmferry.units import MIB
 from vmferry.v1 import machines_pb2
 
 START_S = patient(30.0)
-"""For a daemon or a guest to be there: migrations of the database, first contents of the guest's memory."""
+"""The wait for a daemon or a guest: migrations of the database, first contents of the guest's memory."""
 ANSWER_S = patient(10.0)
 LOOK_S = patient(2.0)
 END_S = patient(2.0)
@@ -37,23 +37,23 @@ TIME_OUTS_S = {
     "timeouts": {"stop_s": 60.0, "vmm_s": 10.0, "attach_s": 10.0, "pager_s": 10.0, "peer_s": 10.0},
     "pages": {"demand_timeout_s": 10.0},
 }
-"""A daemon's time-outs by section and key: the daemon's own defaults, for machines that need no patience."""
+"""The daemon's own default time-outs by section and key, for machines of normal speed."""
 LONGEST_S = 600.0
-"""What the configuration permits for each of them."""
+"""The range that the configuration permits for each time-out."""
 
 
 class StageError(VmferryError):
-    """A part of the stage did not come up, or went away."""
+    """A part of the stage did not come up, or ended."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(Reason.INTERNAL, message, remedy)
 
 
 async def until(what: str, condition: Callable[[], Awaitable[bool]], within_s: float = START_S) -> None:
-    """Waits for a condition, looking often.
+    """Polls a condition until it holds.
 
     Raises:
-        StageError: names `what` was waited for.
+        StageError: names the condition `what`.
     """
     end = time.monotonic() + within_s
     while not await condition():
@@ -63,7 +63,7 @@ async def until(what: str, condition: Callable[[], Awaitable[bool]], within_s: f
 
 
 def _with_durations(lines: str, defaults: Mapping[str, float]) -> str:
-    """The section's lines with every duration that has a default, each as patient as the configuration permits."""
+    """The section's lines with a longer time-out for each duration that has a default, within the permitted range."""
     rows = dict(line.split(" = ", 1) for line in lines.splitlines())
     for key, seconds in defaults.items():
         rows[key] = f"{min(patient(float(rows.get(key, seconds))), LONGEST_S):g}"
@@ -71,7 +71,7 @@ def _with_durations(lines: str, defaults: Mapping[str, float]) -> str:
 
 
 class Host:
-    """A daemon with directories, configuration and addresses of its own."""
+    """A daemon with its own directories, configuration and addresses."""
 
     def __init__(self, name: str, place: Place, root: Path) -> None:
         self.name = name
@@ -82,7 +82,7 @@ class Host:
         self._root = root
 
     def write_config(self, **extra: str) -> Path:
-        """The daemon's TOML file; `extra` are lines by section, which come before those here."""
+        """The daemon's TOML file. `extra` are lines by section, placed before the lines made here."""
         for part in ("run", "state"):
             (self.directory / part).mkdir(parents=True, exist_ok=True)
         first, last = self.place.page_ports
@@ -107,7 +107,7 @@ class Host:
         return path
 
     async def start(self) -> None:
-        """Starts the daemon (again) and waits until its API answers."""
+        """Starts the daemon and waits until its API answers. It may be called again."""
         config = self.directory / "vmferryd.toml"
         if not config.exists():
             self.write_config()
@@ -129,7 +129,7 @@ class Host:
         return True
 
     async def kill(self) -> None:
-        """SIGKILL: as a crash."""
+        """Ends the daemon with SIGKILL, as a crash would."""
         if self.process is not None:
             await self.process.kill()
 
@@ -145,10 +145,10 @@ class Guest:
 
 
 class Stage:
-    """Owns the directory, the processes and the connections. Use with `async with`."""
+    """Owner of the directory, the processes and the connections. Use it with `async with`."""
 
     def __init__(self, keep: bool = False) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="vmferry-", dir="/tmp"))  # short on purpose
+        self.root = Path(tempfile.mkdtemp(prefix="vmferry-", dir="/tmp"))  # The path must stay short.
         self.hosts: list[Host] = []
         self.guests: list[Guest] = []
         self.kept = keep
@@ -187,8 +187,11 @@ class Stage:
     async def guest(
         self, vm: str, host: Host, accel: str, shape: GuestShape | WaitingShape | None, options: Sequence[str] = ()
     ) -> Guest:
-        """Starts a reference VMM on the host: one that runs, or one that waits to be a destination (None: its memory
-        will be made of what the source's is); returns when the daemon knows it. `options`: further ones for it."""
+        """Starts a reference VMM on the host and returns when the daemon knows it.
+
+        It runs a guest, or it waits to be a destination; with None it makes memory as the source's is. `options` are
+        further options of the program.
+        """
         role = "running" if isinstance(shape, GuestShape) else "incoming"
         self._guests_made += 1
         number = self._guests_made
@@ -216,14 +219,14 @@ class Stage:
         return bool(machine.state == state)
 
     async def dismiss_guests(self) -> None:
-        """Ends every guest of the stage; their pagers end with them."""
+        """Ends every guest of the stage. Their pagers end with them."""
         guests, self.guests = self.guests, []
         for guest in guests:
             await guest.admin.close()
             await guest.process.kill()
 
     async def warm(self, guest: Guest, passes: int = 1, within_s: float = START_S) -> None:
-        """Waits until the guest has been through all of its memory."""
+        """Waits until the guest has passed through all of its memory."""
 
         async def done() -> bool:
             try:

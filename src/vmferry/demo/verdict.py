@@ -1,4 +1,4 @@
-"""Whether the move was right: decided from the evidence alone, without I/O. The guest is the judge."""
+"""Decides from the evidence alone whether the move was right. The guest is the judge. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vmferry.units import LSB_4K, PAGE_4K
 
 COMPLETED = "COMPLETED"
 NAMED = 8
-"""Addresses that a problem names."""
+"""The most addresses that one problem names."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerPage:
-    """A memory error as the destination's daemon knows it."""
+    """A memory error in the ledger of the destination's daemon."""
 
     gpa: int
     guest_visible: bool
@@ -24,58 +24,58 @@ class LedgerPage:
 
     @property
     def pages(self) -> range:
-        """GPAs of the 4 KiB pages that are lost."""
+        """The GPAs of the lost 4 KiB pages."""
         return range(self.gpa, self.gpa + (1 << self.lsb), PAGE_4K)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was seen. Bad pages are named by GPA, 4 KiB each: a huge page is many of them."""
+    """The evidence of one move. Bad pages are named by GPA, 4 KiB each: a huge page is many of them."""
 
     phase: str
     reason: str
     poisoned_before: frozenset[int]
-    """Bad before the migration was asked for."""
+    """Pages that were bad before the migration started."""
     poisoned_during: frozenset[int]
-    """Turned bad on the source while postcopy ran: healed where the good copy had arrived already."""
+    """Pages that turned bad on the source during postcopy. A good copy that had already arrived heals one."""
     at_source: GuestReport
-    """The last that the guest said on the source."""
+    """The guest's last report on the source."""
     at_arrival: GuestReport
-    """The first that the guest said on the destination after the migration was over."""
+    """The guest's first report on the destination after the end of the migration."""
     at_end: GuestReport
-    """The last that the guest said."""
+    """The guest's last report."""
     ledger: tuple[LedgerPage, ...]
     poison_pages: int
-    """Pages that came as poison, by the API."""
+    """The pages that arrived as poison, counted by the API."""
     pages_total: int
     pages_arrived: int
     source_running: bool
     idle: bool = False
-    """The workload touches nothing after its first pass: its touches need not grow."""
+    """The workload touches nothing after its first pass, so its touches need not grow."""
     destination_page: int = PAGE_4K
-    """Bytes of a page of the backing there, the unit of the API's counts; it goes bad as a whole."""
+    """The bytes of a page of the destination's backing. The API counts such pages, and each goes bad as a whole."""
 
     @property
     def told(self) -> frozenset[int]:
-        """GPAs of the 4 KiB pages of which the guest has been told."""
+        """The GPAs of the 4 KiB pages that were reported to the guest."""
         return frozenset(gpa for check in self.at_end.machine_checks for gpa in check.pages)
 
     @property
     def may_be_bad(self) -> frozenset[int]:
-        """Pages that may be bad now: one of 4 KiB takes the destination's huge page around it along."""
+        """The pages that may be bad now. A bad 4 KiB page takes the destination's huge page around it with it."""
         size = self.destination_page
         starts = {gpa - gpa % size for gpa in self.poisoned_before | self.poisoned_during}
         return frozenset(gpa for start in starts for gpa in range(start, start + size, PAGE_4K))
 
 
 def healed(evidence: Evidence) -> frozenset[int]:
-    """Pages that turned bad when their good copy was on the destination already: no machine check is due."""
+    """The pages that turned bad after their good copy had arrived: no machine check is due."""
     return evidence.poisoned_during - evidence.told
 
 
 def problems(evidence: Evidence) -> list[str]:
-    """Everything that is wrong; empty if the move was right."""
-    if evidence.phase != COMPLETED:  # the rest would only say the same in other words
+    """All faults of the move. None: the move was right."""
+    if evidence.phase != COMPLETED:  # The other checks would only repeat this fault.
         return [f"the migration is {evidence.phase}, not COMPLETED: {evidence.reason or 'no reason given'}"]
     return [*_move(evidence), *_memory(evidence), *_machine_checks(evidence), *_ledger(evidence)]
 
@@ -103,7 +103,8 @@ def _memory(evidence: Evidence) -> Iterator[str]:
 
 
 def _machine_checks(evidence: Evidence) -> Iterator[str]:
-    # Two vCPUs may stumble over one huge page at the same time, and both are told; a small page is one vCPU's alone.
+    # Two vCPUs may touch one huge page at the same time, and both get a machine check. A small page belongs to one
+    # vCPU.
     seen = Counter((check.gpa, check.lsb > LSB_4K and check.vcpu) for check in evidence.at_end.machine_checks)
     may_be_bad = evidence.may_be_bad
     for gpa in sorted(
@@ -118,7 +119,7 @@ def _machine_checks(evidence: Evidence) -> Iterator[str]:
 
 
 def _some(pages: frozenset[int]) -> str:
-    """The first few addresses, and how many more there are."""
+    """The first few addresses, and the number of the others."""
     first = ", ".join(f"{gpa:#x}" for gpa in sorted(pages)[:NAMED])
     return first if len(pages) <= NAMED else f"{first} and {len(pages) - NAMED} more"
 

@@ -1,6 +1,6 @@
-"""The state as one JSON document: what /api/state answers, the event stream sends and the page is rendered from.
+"""The state as one JSON document, for /api/state, the event stream and the page.
 
-Addresses are hexadecimal text, sizes bytes, times Unix microseconds, so that nothing is lost in a JavaScript number.
+Addresses are hexadecimal text, sizes bytes, times Unix microseconds, so that a JavaScript number loses nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from vmferry.ops.state import EventView, MachineView, State
 
 MIGRATIONS_SHOWN = 100
 ERRORS_SHOWN = 500
-"""A VM's newest memory errors; `memory_errors` counts all of them."""
+"""The most memory errors shown of a VM, the newest first. `memory_errors` counts all."""
 
 Document = dict[str, object]
 
 
 def render(state: State, rates: Rates, now_s: float, version: str) -> Document:
-    """Builds the document. `now_s` is monotonic: the rates' time."""
+    """Builds the document. `now_s` is the monotonic time of the rates."""
     jobs = sorted(state.jobs, key=lambda job: (job.phase in TERMINAL, -job.created_us))
     document: Document = {
         "host": state.host,

@@ -1,4 +1,4 @@
-"""Is the process alive, and is its loop on time: what /healthz answers."""
+"""The answer of /healthz: the process lives, and its event loop is on time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 BEAT_S = 0.5
 LAG_LIMIT_S = 5.0
-"""A loop that comes round later than this does not serve its VMMs and peers in time."""
+"""An event loop that is later than this does not serve its VMMs and peers in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,14 @@ class Health:
 
 
 class Pulse:
-    """Measures how late the event loop is: a task that wants to wake every `BEAT_S`."""
+    """Measures the lag of the event loop by a task that wakes every `BEAT_S`."""
 
     def __init__(self) -> None:
         self._due_s = time.monotonic() + BEAT_S
         self._lag_s = 0.0
 
     async def run(self) -> None:
-        """The measuring task: never returns."""
+        """The measuring task. It never returns."""
         while True:
             self._due_s = time.monotonic() + BEAT_S
             await asyncio.sleep(BEAT_S)
@@ -35,7 +35,7 @@ class Pulse:
 
     @property
     def lag_s(self) -> float:
-        """The last lag, or how late the beat now due already is."""
+        """The last lag, or the lateness of the beat that is due."""
         return max(self._lag_s, time.monotonic() - self._due_s)
 
     def health(self) -> Health:

@@ -1,6 +1,6 @@
-"""Prometheus metrics, made from the state when they are asked for: they outlive the daemon as the store does.
+"""Prometheus metrics, made from the state at each request. They outlive the daemon, because the store does.
 
-Label values are outcome enums; no VM, host or migration is a label. docs/reference/metrics.md lists them.
+Label values are outcome enums. No VM, host or migration is a label. docs/reference/metrics.md lists the metrics.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class StateCollector(Collector):
-    """Turns the state it was last given into metric families."""
+    """Turns the newest state into metric families."""
 
     def __init__(self, version: str) -> None:
         self._version = version
@@ -52,7 +52,7 @@ class StateCollector(Collector):
 
 
 class Metrics:
-    """The registry of one daemon."""
+    """The metrics registry of one daemon."""
 
     def __init__(self, version: str) -> None:
         self._registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""The dashboard as HTML, from the document that /api/state answers: one set of templates for page and live updates."""
+"""The dashboard as HTML, from the document of /api/state. The page and its live updates share their templates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jinja2
 from vmferry.ops.document import Document
 
 SECTIONS = ("machines", "migrations", "incoming", "errors", "events")
-"""Parts of the page that are replaced when they change; each has a template `_NAME.html`."""
+"""The parts of the page that are replaced when they change. Each has a template `_NAME.html`."""
 
 
 class Page:

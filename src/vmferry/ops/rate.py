@@ -1,4 +1,4 @@
-"""Rates of growing counts over a short sliding window. Pure: the caller says what time it is."""
+"""Rates of growing counts over a short sliding window. The caller gives the time. Pure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections import deque
 
 WINDOW_S = 3.0
 LEAST_S = 0.2
-"""Two samples nearer than this say nothing; the second takes the first's place."""
+"""The least distance of two samples. A nearer sample replaces the one before."""
 
 
 class Rates:
-    """Bytes a second of each key, from its samples of the last `WINDOW_S`."""
+    """The bytes per second of each key, from its samples of the last `WINDOW_S`."""
 
     def __init__(self) -> None:
         self._samples: dict[str, deque[tuple[float, int]]] = {}
 
     def observe(self, key: str, value: int, at_s: float) -> float:
-        """Notes a sample and gives the rate, 0.0 until two samples are far enough apart. A count that fell (a new
-        move under the same key) starts anew."""
+        """Adds a sample and returns the rate: 0.0 until two samples are far enough apart. A count that fell, by a new
+        move under the same key, starts anew.
+        """
         samples = self._samples.setdefault(key, deque())
         if samples and value < samples[-1][1]:
             samples.clear()
@@ -31,6 +32,6 @@ class Rates:
         return (value - samples[0][1]) / span if span >= LEAST_S else 0.0
 
     def keep(self, keys: set[str]) -> None:
-        """Forgets all keys but these."""
+        """Drops all keys but these."""
         for key in self._samples.keys() - keys:
             del self._samples[key]

@@ -1,7 +1,7 @@
-"""Reads the daemon's state for all who look at it: one reading at a time, shared.
+"""Reads the daemon's state for all viewers: one read at a time, shared by all.
 
-One owner of `Rates` and of the newest document. With a page open the state is read every `FAST_S`, otherwise every
-`SLOW_S`; a reading that fails leaves the last document and is reported (`error`), it does not end the endpoint.
+It owns `Rates` and the newest document. It reads every `FAST_S` while a page is open, otherwise every `SLOW_S`. A read
+that fails keeps the last document and is reported as `error`; it does not end the endpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = structlog.stdlib.get_logger()
 
 
 class Sampler:
-    """The newest state, its document, and a stream of those that differ."""
+    """The newest state, its document, and a stream of the documents that differ."""
 
     def __init__(self, source: StateSource, version: str) -> None:
         self._source = source
@@ -40,7 +40,7 @@ class Sampler:
         self.error = ""
 
     async def sample(self) -> tuple[State, Document]:
-        """Reads the state now. Raises what the source raises."""
+        """Reads the state now. Raises: the source's error."""
         async with self._reading:
             state = await self._source.state()
             document = render(state, self._rates, time.monotonic(), self._version)
@@ -53,7 +53,9 @@ class Sampler:
         return state, document
 
     async def documents(self, heartbeat_s: float) -> AsyncGenerator[Document | None, None]:
-        """The document now, and each that differs from the one before; None after `heartbeat_s` without a change."""
+        """Yields the document now, then each that differs from the one before; None after `heartbeat_s` without a
+        change.
+        """
         self._watchers += 1
         self._look.set()
         try:
@@ -73,7 +75,7 @@ class Sampler:
             self._watchers -= 1
 
     async def run(self) -> None:
-        """The reading task: never returns."""
+        """The reading task. It never returns."""
         while True:
             try:
                 await self.sample()
@@ -89,7 +91,7 @@ class Sampler:
                 continue
 
     async def _wait_for_look(self) -> None:
-        """Waits out the interval; somebody who begins to look cuts it short once."""
+        """Waits for the interval. A new viewer cuts it short once."""
         await self._look.wait()
         await asyncio.sleep(FAST_S)
 

@@ -1,6 +1,6 @@
 """The aiohttp application: /, /healthz, /readyz, /metrics, /api/state, /api/events.
 
-Nothing here changes anything: every route is a GET. The page may load only from its own origin (CSP header).
+It changes nothing: every route is a GET. The page may load only from its own origin (CSP header).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADERS = {
 
 
 def _plainly(record: logging.LogRecord) -> bool:
-    """A client that does not speak HTTP is no fault of ours: one line, no traceback."""
+    """Logs a client that does not speak HTTP in one line without a traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, http_exceptions.HttpProcessingError):
         record.exc_info = None
@@ -47,7 +47,7 @@ _LOG.addFilter(_plainly)
 
 
 class OpsServer:
-    """Serves on one address; `run` is the task that keeps its figures fresh."""
+    """Serves on one address. `run` is the task that keeps its figures fresh."""
 
     def __init__(self, source: StateSource, readiness: Readiness, version: str) -> None:
         self._sampler = Sampler(source, version)
@@ -76,7 +76,7 @@ class OpsServer:
         return app
 
     async def start(self, host: str, port: int) -> int:
-        """Listens; gives the port. Raises: OSError."""
+        """Listens and returns the port. Raises: OSError."""
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
@@ -84,7 +84,7 @@ class OpsServer:
         return bound
 
     async def run(self) -> None:
-        """Never returns."""
+        """Refreshes the figures. It never returns."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pulse.run(), name="ops-pulse")
             group.create_task(self._sampler.run(), name="ops-sampler")
@@ -146,7 +146,7 @@ class OpsServer:
                     shown |= changed
                     await response.write(_frames(document, changed))
         except ConnectionResetError:
-            pass  # the reader went away
+            pass  # The reader has gone.
         finally:
             if task is not None:
                 self._streams.discard(task)
@@ -158,7 +158,7 @@ class OpsServer:
 
 
 def _frames(document: Document | None, parts: dict[str, str]) -> bytes:
-    """One or two events; a comment line keeps the connection alive when nothing changed."""
+    """One or two events. A comment line keeps the connection alive when nothing changed."""
     if document is None:
         return b": nothing new\n\n"
     text = f"event: state\ndata: {json.dumps(document)}\n\n"

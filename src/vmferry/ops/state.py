@@ -1,4 +1,4 @@
-"""What the ops endpoint reads of the daemon: values, and the Protocols that give them. No grpc here."""
+"""The values that the ops endpoint reads from the daemon, and the Protocols that give them. It imports no grpc."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EventView:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything shown and measured, at one moment (`at_us`, Unix microseconds). `ledgers` by VM."""
+    """All figures at one moment (`at_us`, Unix microseconds). `ledgers` are by VM."""
 
     host: str
     at_us: int
@@ -49,7 +49,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One condition of readiness; `detail` says what was found, and, if not ok, what to do."""
+    """One condition of readiness. `detail` is the finding and, if `ok` is False, the remedy."""
 
     name: str
     ok: bool
@@ -57,12 +57,12 @@ class Check:
 
 
 class StateSource(Protocol):
-    """Gives the state. The daemon implements it; tests have a scripted one."""
+    """The source of the state. The daemon implements it; tests have a scripted one."""
 
     async def state(self) -> State: ...
 
 
 class Readiness(Protocol):
-    """Tries every condition that the daemon needs to do its work."""
+    """Tries every condition that the daemon needs for its work."""
 
     async def checks(self) -> Sequence[Check]: ...
