@@ -1,4 +1,4 @@
-"""What the core is given: the ports, this host's name and the deadlines. Plugged together by `daemon/app.py`."""
+"""The environment of the core: ports, host name, deadlines. `daemon/assembly.py` puts it together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SystemClock:
 
 
 class UncheckedProcessors:
-    """They sleep when they like."""
+    """CPUs that may enter idle states at any time."""
 
     def keep_awake(self, who: str) -> None:
         pass
@@ -38,7 +38,7 @@ class UncheckedProcessors:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether the process is there and no zombie (proc_pid_stat(5), field 3)."""
+    """Whether the process exists and is no zombie (proc_pid_stat(5), field 3)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -48,7 +48,7 @@ def process_lives(pid: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Everything outside the core."""
+    """Everything outside the core, frozen."""
 
     host: str
     store: Store
@@ -58,9 +58,9 @@ class Environment:
     clock: Clock = field(default_factory=SystemClock)
     timeouts: Timeouts = field(default_factory=Timeouts)
     vmm_lives: Callable[[int], bool] = process_lives
-    """Whether a VMM's process is there: one that is not will not connect again."""
+    """Whether a VMM's process lives. A dead one will not connect again."""
     push_bytes_per_s: int = 0
-    """Push limit of jobs that ask for none, bytes a second; 0: no limit."""
+    """The push limit of jobs that request none, bytes per second; 0: no limit."""
     processors: Processors = field(default_factory=UncheckedProcessors)
 
     def backoff(self) -> Backoff:
@@ -69,4 +69,4 @@ class Environment:
 
 
 Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
-"""Starts a task of the service, by name; it goes on when its starter ends."""
+"""Starts a named task of the service. The task outlives its starter."""

@@ -1,4 +1,4 @@
-"""The VMs that a daemon knows, put together from the VMMs connected and the migrations under way. Pure."""
+"""The VMs that a daemon knows, from its connected VMMs and its active migrations. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MachineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A VM that this daemon knows. `layout` has no regions while the VM has none; `progress`: incoming only."""
+    """A VM that this daemon knows. `layout` is empty while the VM has no memory. Only an incoming VM has `progress`."""
 
     vm: str
     state: MachineState
@@ -43,7 +43,7 @@ def machines(
     incomings: Sequence[Incoming],
     known_errors: Mapping[str, int],
 ) -> list[Machine]:
-    """One entry a VM, by name. Of two VMMs of one VM (a move within the host) the one that runs is shown."""
+    """One entry per VM, by name. Of two VMMs of one VM (a move within the host) it shows the running one."""
     leaving = {job.vm: job for job in jobs if job.phase not in TERMINAL}
     arriving = {record.vm: record for record in incomings if record.vm and _under_way(record)}
     best: dict[str, VmmIdentity] = {}

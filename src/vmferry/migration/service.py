@@ -1,10 +1,11 @@
-"""The core's face to `api/`, `ops/` and the wiring. Use it as a context: it takes up what a dead daemon left, runs
-jobs, and stops gracefully.
+"""The core's interface for `api/`, `ops/` and the wiring.
+
+As a context it recovers the state of an earlier daemon, runs jobs, and stops gracefully.
 
     async with MigrationService(environment) as service:
         …    # serve `service` (API), `service.incoming` (Peer), `service.record_vmm_error` (VMMs)
 
-Every method raises `VmferryError` with the reason that the caller is told.
+Every method raises `VmferryError` with the reason for the caller.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ STILL_RUNNING = "service.left_running"
 
 
 class MigrationService:
-    """Owner of this host's jobs, arrivals and ledger, and of every task that they need."""
+    """Owner of this host's jobs, incoming migrations and ledger, and of all their tasks."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -54,9 +55,9 @@ class MigrationService:
         self._stopping = False
         self._ended = ChangeSignal()
         self.recovered = asyncio.Event()
-        """Set once everything that an earlier daemon left is taken up."""
+        """Set once the state of an earlier daemon is recovered."""
         self.incoming = IncomingService(environment, self._recorder, self._spawn)
-        """What the Peer servicer calls: hello, prepare, ready, start, refuse, outcome, watch, finish."""
+        """The operations for the Peer servicer: hello, prepare, ready, start, refuse, outcome, watch, finish."""
 
     async def __aenter__(self) -> MigrationService:
         await self._tasks.__aenter__()
@@ -78,9 +79,9 @@ class MigrationService:
             await self._tasks.__aexit__(kind, error, trace)
 
     async def stop(self) -> None:
-        """No new jobs; those before the commit are cancelled, the others waited for up to `Timeouts.stop_s`.
+        """Takes no new jobs, cancels those before the commit, and waits for the others up to `Timeouts.stop_s`.
 
-        What is left then goes on after the next start: pagers outlive this process.
+        The next daemon continues the rest: pagers outlive this process.
         """
         self._stopping = True
         asked = m.CancelRequested(Reason.SHUTTING_DOWN, "the source's daemon was stopped before the commit")
@@ -98,8 +99,10 @@ class MigrationService:
     # jobs
 
     async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int = 0) -> Job:
-        """Durable when it returns; the move goes on by itself. The same request again answers the job as it stands:
-        same migration, VM and destination, whatever its push limit. A limit of 0 is the configured one.
+        """Makes the job durable; the move then runs by itself.
+
+        A repeated request (same migration, VM and destination) returns the job as it is now, at any push limit. A limit
+        of 0 is the configured one.
 
         Raises: VmferryError INVALID_ARGUMENT, MIGRATION_EXISTS, VM_UNKNOWN, VM_NOT_RUNNING, VM_ALREADY_MIGRATING,
         SHUTTING_DOWN.
@@ -132,11 +135,11 @@ class MigrationService:
         return await self._jobs.get(migration)
 
     async def jobs(self) -> Sequence[Job]:
-        """All, oldest first."""
+        """All jobs, oldest first."""
         return await self._jobs.all()
 
     def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:
-        """See `JobFeed.watch`; "" for all."""
+        """As `JobFeed.watch`; "" watches all."""
         return self._jobs.watch(migration, after_revision)
 
     async def cancel(self, migration: str) -> Job:
@@ -150,7 +153,7 @@ class MigrationService:
         raise m.IllegalEventError(m.State(job.phase.value), m.CancelRequested(), m.CANCELLABLE)
 
     async def set_push_limit(self, migration: str, push_bytes_per_s: int) -> Job:
-        """Bytes a second of the job's background push from now on; 0: no limit. Durable when it returns.
+        """Limits the job's background push, bytes per second; 0: no limit. The limit is durable when this returns.
 
         Raises: VmferryError MIGRATION_UNKNOWN, MIGRATION_ENDED, PAGER_FAILED.
         """
@@ -180,25 +183,27 @@ class MigrationService:
         return self.incoming.all()
 
     async def events(self, migration: str) -> Sequence[JournalEntry]:
-        """The journal of a migration, either side."""
+        """The journal of a migration on either side."""
         return await self._environment.store.journal(migration)
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
-        """By GPA. Raises: VmferryError VM_UNKNOWN."""
+        """The memory errors of a VM by GPA. Raises: VmferryError VM_UNKNOWN."""
         found = await self._recorder.ledger(vm)
         if not found:
             await self._check_known(vm)
         return found
 
     async def watch_errors(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
-        """(revision, vm, entry) after a revision, then live; "" for all VMs. Raises: VmferryError VM_UNKNOWN."""
+        """Yields (revision, vm, entry) after a revision, then live. "" watches all VMs. Raises: VmferryError
+        VM_UNKNOWN.
+        """
         if vm:
             await self.ledger(vm)
         async for change in self._recorder.watch(vm, after_revision):
             yield change
 
     async def report_error(self, vm: str, gpa: int, lsb: int) -> LedgerEntry:
-        """An error that only the operator knows of. Durable when it returns.
+        """Records an error that only the operator knows. It is durable when this returns.
 
         Raises: VmferryError VM_UNKNOWN, INVALID_ARGUMENT: no memory there.
         """
@@ -270,7 +275,7 @@ class MigrationService:
         self._spawn(f"migration {job.migration}", self._drive(runner, recovered))
 
     async def _drive(self, runner: JobRunner, recovered: m.Transition | None) -> None:
-        """Until the job has ended. A defect in here is logged, and the job taken up as after a restart."""
+        """Runs the job to its end. A defect is logged, and the job continues as after a restart."""
         backoff = self._environment.backoff()
         migration = runner.job.migration
         while True:
@@ -298,7 +303,7 @@ class MigrationService:
         return task
 
     async def _guard(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """One job's defect ends neither the daemon nor the others."""
+        """Logs a defect of one task. Neither the daemon nor another job ends by it."""
         try:
             await work
         except Exception:

@@ -1,4 +1,4 @@
-"""Finds the VMM of a VM on this host, also while its connection is away."""
+"""Finds the VMM of a VM on this host. It waits while the VMM's connection is broken."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SOURCE_STATES: frozenset[str] = frozenset({"running", "stopped"})
 
 
 async def vmm_by_pid(environment: Environment, vm: str, pid: int | None) -> Vmm:
-    """The VMM that is on this host for `vm`, waited for if its connection is away for the moment.
+    """The VMM of `vm` on this host. It waits for a VMM whose connection is broken.
 
-    `pid` tells two VMMs of one VM apart (a move within the host); None: unknown, take the one that holds the VM.
-    Raises: VmferryError VMM_GONE if its process has ended, or it does not come back in time.
+    `pid` tells two VMMs of one VM apart (a move within the host). None: unknown, so the VMM that holds the VM is taken.
+    Raises: VmferryError VMM_GONE if its process has ended, or if it does not connect again in time.
     """
     deadline = environment.clock.monotonic_s() + environment.timeouts.vmm_return_s
     while True:

@@ -1,1 +1,1 @@
-"""A migration on its destination: pure state machine, and what runs it."""
+"""A migration on its destination: a pure state machine and its runner."""

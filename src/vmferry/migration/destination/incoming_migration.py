@@ -1,4 +1,4 @@
-"""One migration on its destination: its journalled state, and the hands that do the commands of `state_machine.py`."""
+"""One migration on its destination: its journalled state, and the effect of each command of `state_machine.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PREALLOCATED = "incoming.preallocated"
 
 
 class IncomingMigration:
-    """Owner of one incoming migration. Requests come one at a time, under `lock`."""
+    """Owner of one incoming migration. `lock` admits one request at a time."""
 
     def __init__(self, environment: Environment, recorder: LedgerRecorder, record: Incoming) -> None:
         self.record = record
@@ -40,7 +40,7 @@ class IncomingMigration:
         self.pid: int | None = None
         self.starting = asyncio.Event()
         self.link_up = False
-        """The newest of the pager's events says so, as long as they are listened to. False: not known."""
+        """Whether the newest event of the pager reports the link up. False also while no event stream is open."""
         self._environment = environment
         self._recorder = recorder
         self._vmm: Vmm | None = None
@@ -53,7 +53,7 @@ class IncomingMigration:
 
     @property
     def holds_memory(self) -> bool:
-        """Something on this host may be made for it."""
+        """Whether memory of this host may be allocated for the migration."""
         waits = self.record.outcome in (Outcome.UNKNOWN, Outcome.PREPARED)
         return bool(self.record.vm) and waits
 
@@ -62,7 +62,7 @@ class IncomingMigration:
         return self.state is inc.State.RUNNING
 
     def recover(self, journal: Sequence[JournalEntry]) -> None:
-        """The journal is the truth; the record beside it is only what people read."""
+        """Reads the state from the journal. The stored record is only for people."""
         outcome = inc.outcome_of(inc.state_of([entry.kind for entry in journal]))
         self.record = replace(self.record, outcome=outcome)
         for entry in journal:
@@ -90,7 +90,7 @@ class IncomingMigration:
         self.changed.notify()
 
     async def append(self, kind: JournalKind, reason: str = "") -> None:
-        """Durable when it returns; then the outcome is what the journal says."""
+        """Appends to the journal. The entry is durable when this returns, and the outcome follows it."""
         data: dict[str, object] = {"reason": reason} if reason else {}
         if kind is JournalKind.PREPARED:
             data["vmm_pid"] = self.pid
@@ -106,7 +106,7 @@ class IncomingMigration:
         self.changed.notify()
 
     async def save_guard(self, guarded_pages: int) -> None:
-        """The record is durable as COMPLETED before the journal says so."""
+        """Saves the guarded pages. The record shows COMPLETED before the journal does."""
         self.record = replace(self.record, guarded_pages=guarded_pages, paused_reason="")
         await self._environment.store.save_incoming(replace(self.record, outcome=Outcome.COMPLETED))
 
@@ -117,16 +117,17 @@ class IncomingMigration:
             raise VmferryError(
                 Reason.PAGER_FAILED,
                 f"the pager {self.key} does not run.",
-                "Look at pager.log in its runtime directory; faults of the VM wait meanwhile.",
+                "Look at pager.log in its runtime directory. Until then the VM waits at its next missing page.",
             )
         self._recorder.serve(self.key, self.record.vm, found)
         self._pager = found
         return found
 
     async def make_memory(self, layout: MemoryLayout, vcpus: int, held: Sequence[PageRange]) -> None:
-        """`layout` is the source's; it becomes one of the pages and the backing that the waiting VMM has.
+        """Lets the waiting VMM make its memory and attach it to a new pager.
 
-        Memory for what is `held` is allocated, as far as that backing allows it: a shortage shows before the blackout.
+        `layout` is the source's; the memory takes the page size and backing of the waiting VMM. Memory for the `held`
+        pages is allocated where the backing allows it, so a shortage shows before the blackout.
         """
         vmm = self._environment.vmms.incoming(self.record.vm)
         if vmm is None:
@@ -142,11 +143,11 @@ class IncomingMigration:
             log.info(PREALLOCATED, migration=self.record.migration, vm=self.record.vm, bytes=made)
 
     async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
-        """Durable; the entries that are new here."""
+        """Makes the ledger durable and returns the entries that are new here."""
         return await self._recorder.record(self.record.vm, travel(ledger))
 
     async def connect_lanes(self, wanted: Wanted) -> None:
-        """What travelled is marked, and what this host knew of the VM before."""
+        """Connects the lanes and marks all known poison: the source's, and this host's own from an earlier stay."""
         pager = await self._the_pager()
         await pager.connect_lanes(wanted.lane_address, wanted.lane_token)
         known = await self._recorder.ledger(self.record.vm)
@@ -158,7 +159,7 @@ class IncomingMigration:
             await (await self._the_pager()).mark_poisoned(entries)
 
     async def check_pager(self) -> None:
-        """Asks the pager unless its events say that the link is up: the VM stands still meanwhile.
+        """Asks the pager for its link, unless its events report the link up: during the blackout each call counts.
 
         Raises: VmferryError PAGER_FAILED, LINK_DOWN.
         """
@@ -187,7 +188,7 @@ class IncomingMigration:
         self.changed.notify()
 
     async def give_back(self, reset_vmm: bool) -> None:
-        """Nothing stays. A VMM that is gone has nothing to give back."""
+        """Frees everything that this host made for the migration. A dead VMM has nothing to free."""
         self._recorder.forget(self.key)
         if reset_vmm:
             vmm = self._environment.vmms.incoming(self.record.vm)
@@ -201,7 +202,7 @@ class IncomingMigration:
         await self._environment.pagers.remove(self.key)
 
     async def vmm_returns(self) -> bool:
-        """Whether the VMM is there, or comes back in time."""
+        """Whether the VMM is connected, or connects again in time."""
         try:
             await self.vmm()
         except VmferryError:
@@ -211,14 +212,14 @@ class IncomingMigration:
     async def vmm(self) -> Vmm:
         """The VMM prepared for this migration, also after it connected again.
 
-        Raises: VmferryError VMM_GONE once it has not come back in time.
+        Raises: VmferryError VMM_GONE if it does not connect again in time.
         """
         if self._vmm is None or not any(self._vmm is vmm for vmm in self._environment.vmms.all()):
             self._vmm = await vmm_by_pid(self._environment, self.record.vm, self.pid)
         return self._vmm
 
     async def _the_pager(self) -> Pager:
-        """The one that this daemon knows, without asking whether it lives: what it is asked for tells."""
+        """The known pager, without a check that it lives: the next call to it shows that."""
         return self._pager or await self.pager()
 
 

@@ -34,11 +34,11 @@ OUTCOME = "incoming.outcome"
 CLEANING_FAILED = "incoming.cleaning_failed"
 
 UPDATE_S = 0.1
-"""At most 10 updates a second go to the source (peer.proto), until the end, which goes at once."""
+"""At most 10 updates a second go to the source (peer.proto). The last update goes at once."""
 CHANGES_AT_ONCE = 1000
-"""Memory errors in one update."""
+"""The most memory errors in one update."""
 HOLDS_STATE = frozenset({"loaded", "running"})
-"""States of a VMM that has taken the device state."""
+"""The states of a VMM that holds the device state."""
 
 
 class IncomingService:
@@ -81,7 +81,10 @@ class IncomingService:
         return self._environment.host
 
     async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None:
-        """Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_NO_MEMORY, DESTINATION_HAS_VM, PLATFORM_MISMATCH, …"""
+        """Prepares this host for the VM.
+
+        Raises: VmferryError DESTINATION_NO_VMM, DESTINATION_NO_MEMORY, DESTINATION_HAS_VM, PLATFORM_MISMATCH, …
+        """
         incoming = await self._load(migration)
         async with self._interruptible(incoming):
             found = inc.answer(incoming.state, inc.PrepareRequested(), migration)
@@ -114,7 +117,7 @@ class IncomingService:
                 raise AssertionError(f"nothing performs {command} for a Prepare")
 
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
-        """Known poison is durable and marked, and the device state loaded, when it returns."""
+        """Makes known poison durable, marks it, and loads the device state."""
         incoming = await self._load(migration)
         self._environment.processors.keep_awake(incoming.key)
         async with self._interruptible(incoming):
@@ -136,7 +139,7 @@ class IncomingService:
                 raise AssertionError(f"nothing performs {command} for a Ready")
 
     async def start(self, migration: str) -> int:
-        """Returns when the vCPUs were told to run, Unix microseconds."""
+        """Starts the VM. Returns the time at which its vCPUs started, Unix microseconds."""
         incoming = await self._load(migration)
         async with incoming.lock:
             found = inc.answer(incoming.state, inc.StartRequested(), migration)
@@ -154,7 +157,7 @@ class IncomingService:
             return incoming.record.started_us
 
     async def refuse(self, migration: str, reason: str) -> None:
-        """Raises: VmferryError MIGRATION_RUNNING."""
+        """Refuses the migration for good. Raises: VmferryError MIGRATION_RUNNING."""
         incoming = await self._load(migration)
         if incoming.scope is not None:
             incoming.scope.reschedule(asyncio.get_running_loop().time())
@@ -162,13 +165,15 @@ class IncomingService:
             await self._refuse(incoming, reason)
 
     async def outcome(self, migration: str) -> tuple[Outcome, str]:
-        """What the journal says, read through the lock: not between a decision and its entry."""
+        """The outcome in the journal. The lock keeps the answer out of the gap between a decision and its entry."""
         incoming = await self._load(migration)
         async with incoming.lock:
             return incoming.record.outcome, incoming.record.lost_reason or incoming.record.reason
 
     async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
-        """Progress, and every memory error once a stream; ends with COMPLETED, REFUSED or the loss of the VM."""
+        """Yields progress, and every memory error once per stream. It ends with COMPLETED, REFUSED or the loss of the
+        VM.
+        """
         incoming = await self._load(migration)
         if not incoming.record.vm:
             raise VmferryError(Reason.MIGRATION_UNKNOWN, f"{migration} never came to this host.", "")
@@ -178,9 +183,7 @@ class IncomingService:
             seen = incoming.changed.count
             record = incoming.record
             changes: Sequence[tuple[int, str, LedgerEntry]] = ()
-            if (
-                record.ended or read != self._recorder.writes
-            ):  # at the end also what was written by nobody who came back
+            if record.ended or read != self._recorder.writes:  # the last update holds every write
                 read = self._recorder.writes
                 changes = await self._environment.store.ledger_changes(record.vm, revision, CHANGES_AT_ONCE)
             if changes:
@@ -199,7 +202,7 @@ class IncomingService:
                 await race(self._environment.clock.sleep(UPDATE_S), incoming.until_ended())
 
     async def finish(self, migration: str) -> None:
-        """The source is gone; what this host keeps, it keeps for itself (journal, ledger, poison guard)."""
+        """Accepts that the source has ended. This host keeps its journal, its ledger and its poison guard."""
         await self._load(migration)
 
     async def _load(self, migration: str) -> IncomingMigration:
@@ -215,7 +218,7 @@ class IncomingService:
 
     @asynccontextmanager
     async def _interruptible(self, incoming: IncomingMigration) -> AsyncIterator[None]:
-        """Under the lock, until done or until a Refuse comes."""
+        """Holds the lock until the request is done, or until a Refuse ends it."""
         async with incoming.lock:
             try:
                 async with asyncio.timeout(None) as scope:
@@ -226,7 +229,7 @@ class IncomingService:
                         incoming.scope = None
             except TimeoutError:
                 raise VmferryError(
-                    Reason.MIGRATION_REFUSED, f"{incoming.record.migration} was refused meanwhile.", ""
+                    Reason.MIGRATION_REFUSED, f"{incoming.record.migration} was refused while this call ran.", ""
                 ) from None
 
     async def _check_vm(self, incoming: IncomingMigration, vm: str, platform: str) -> None:
@@ -267,10 +270,11 @@ class IncomingService:
             kind=kind.value,
             reason=reason,
         )
-        asyncio.get_running_loop().call_soon(said)  # behind what this task does next: a VM may stand still
+        # Logged after the next step of this task: during the blackout each write to the log counts.
+        asyncio.get_running_loop().call_soon(said)
 
     async def _vmm_or_refuse(self, incoming: IncomingMigration) -> None:
-        """Behind `running` there is no way back, so what can be known before is."""
+        """Checks the VMM before `running` is journalled, because nothing is refused after it."""
         try:
             vmm = await incoming.vmm()
         except VmferryError as error:
@@ -285,7 +289,7 @@ class IncomingService:
         await self._end(incoming, found, reason)
 
     async def _end(self, incoming: IncomingMigration, found: inc.Answer, reason: str) -> None:
-        """The way to REFUSED or LOST."""
+        """Performs the way to REFUSED or LOST."""
         for command in found.commands:
             match command:
                 case inc.AppendJournal(kind):
@@ -300,7 +304,9 @@ class IncomingService:
         await incoming.save()
 
     async def _give_back(self, incoming: IncomingMigration) -> None:
-        """Only this migration's: the VMM may have been prepared for a later one meanwhile."""
+        """Frees the memory of this migration. The VMM may already be prepared for a later one, and then it is not
+        reset.
+        """
         if not incoming.record.vm:
             return
         taken = any(
@@ -310,7 +316,7 @@ class IncomingService:
         await incoming.give_back(reset_vmm=not taken)
 
     async def _clean(self, incoming: IncomingMigration) -> None:
-        """After a Prepare that failed: nothing stays, and the name is free for another try."""
+        """After a failed Prepare: frees everything, so that the name is free for another attempt."""
         await self._quietly(self._give_back(incoming))
         incoming.record = replace(incoming.record, vm="", source_host="")
         await self._quietly(incoming.save())
@@ -324,7 +330,9 @@ class IncomingService:
     async def _refuse_cut_off(self, incoming: IncomingMigration) -> None:
         async with incoming.lock:
             if incoming.record.outcome in (Outcome.UNKNOWN, Outcome.REFUSED):
-                await self._quietly(self._refuse(incoming, "the destination's daemon was restarted meanwhile"))
+                await self._quietly(
+                    self._refuse(incoming, "the destination's daemon was restarted during the preparation")
+                )
 
     def _follow(self, incoming: IncomingMigration) -> None:
         decisions = Decisions(self._start_vcpus, self._vm_died, self._all_arrived)
@@ -332,7 +340,7 @@ class IncomingService:
         self._spawn(f"follow {incoming.record.migration}", watch.run())
 
     async def _start_vcpus(self, incoming: IncomingMigration) -> None:
-        """Behind `running` there is no way back: a VMM that is gone now has taken the VM with it."""
+        """Starts the vCPUs. If the VMM has died after `running` was journalled, the VM is lost with it."""
         try:
             await incoming.start_vcpus()
         except VmferryError as error:
@@ -345,7 +353,7 @@ class IncomingService:
             await self._vm_gone(incoming, reason)
 
     async def _vm_gone(self, incoming: IncomingMigration, reason: str) -> None:
-        """Before it ran: this host refuses. After: the VM is lost, and the source is told."""
+        """Refuses a VM that has not run here. Declares one that has run lost, and the source is told."""
         found = inc.answer(incoming.state, inc.VmDied(), incoming.record.migration)
         if found.commands:
             why = reason if found.state is inc.State.LOST else f"the waiting VMM died: {reason}"

@@ -9,7 +9,7 @@ from vmferry.model.memory import MemoryKind, MemoryLayout, layout_problem
 
 
 def check_layout(layout: MemoryLayout) -> None:
-    """Raises: VmferryError LAYOUT_MISMATCH that names the field and what is wrong with it."""
+    """Raises: VmferryError LAYOUT_MISMATCH that names the field and its error."""
     problem = layout_problem(layout)
     if problem is not None:
         raise VmferryError(

@@ -1,7 +1,7 @@
-"""Follows one pager on the destination, from Prepare until its VM needs it no more, across restarts of either.
+"""Follows one pager on the destination, from Prepare until its VM needs it no longer, across restarts of either.
 
-Events are acknowledged after they are durable here; a restarted daemon gets the others again. Two tasks: one takes
-events, one looks at progress; whichever sees the last page first completes the migration.
+Events are acknowledged once they are durable here, so a restarted daemon gets the others again. One task receives
+events, another polls progress. The first to see the last page completes the migration.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LINK = "incoming.link"
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """The ways of the watch into the state machine. `start_vcpus` is called under the migration's lock."""
+    """The calls of the watch into the state machine. The watch calls `start_vcpus` under the migration's lock."""
 
     start_vcpus: Callable[[IncomingMigration], Awaitable[None]]
     vm_died: Callable[[IncomingMigration, str], Awaitable[None]]
@@ -47,7 +47,7 @@ class Decisions:
 
 
 class PagerWatch:
-    """The task of one incoming's pager."""
+    """The watch of one incoming migration's pager."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class PagerWatch:
         self._log = log.bind(migration=incoming.record.migration, vm=incoming.record.vm)
 
     async def run(self) -> None:
-        """Returns once the pager has nothing more to do; connects again until then."""
+        """Returns once the pager has no more work. It connects again until then."""
         backoff = self._environment.backoff()
         while not self._finished():
             try:
@@ -85,7 +85,7 @@ class PagerWatch:
         await self._remove_pager()
 
     async def _remove_pager(self) -> None:
-        """After COMPLETED with nothing, or nobody, to guard; in the other ends whoever ended it gave the pager back."""
+        """Removes a pager that guards nothing after COMPLETED. In the other ends the pager was given back before."""
         if self._incoming.record.outcome is not Outcome.COMPLETED:
             return
         self._recorder.forget(self._incoming.key)
@@ -109,10 +109,10 @@ class PagerWatch:
                 await pager.acknowledge(event.number)
         finally:
             self._incoming.link_up = False
-        # A stream that ends is a pager that went; `_poll` finds out.
+        # A stream that ends shows that the pager has ended; `_poll` finds that out.
 
     async def _handle(self, pager: Pager, body: PagerEventBody) -> None:
-        # Behind another event there may be more, and one of them a link that is down.
+        # More events may follow this one, and one of them may report the link down.
         self._incoming.link_up = isinstance(body, LinkChanged) and body.up
         match body:
             case MemoryErrorFound():
@@ -135,7 +135,9 @@ class PagerWatch:
                 assert_never(body)
 
     async def _detached(self, pager: Pager, reason: str) -> None:
-        """The VMM died, unless every page is there: then it may hang up, and its control connection tells."""
+        """The VM died, unless all pages are present. A VMM may then close this connection, and the control connection
+        tells.
+        """
         status = await pager.status()
         if status.memory_attached:
             return
@@ -146,7 +148,7 @@ class PagerWatch:
             await self._decisions.vm_died(self._incoming, reason)
 
     async def _poll(self, pager: Pager) -> None:
-        """Until it is over: progress, the push once the VM runs, and the end once the last page is there."""
+        """Polls progress, starts the push once the VM runs, and completes once the last page is present."""
         while not self._finished():
             seen = self._incoming.changed.count
             if self._incoming.running:
@@ -164,7 +166,7 @@ class PagerWatch:
             self._last_page.clear()
 
     async def _push(self, pager: Pager) -> None:
-        """Also after a daemon's restart between `running` and the first vCPU: the VM is started first."""
+        """Starts the push. After a restart between `running` and the first vCPU it starts the VM first."""
         if self._pushed:
             return
         async with self._incoming.lock:
@@ -174,7 +176,7 @@ class PagerWatch:
         await self._incoming.save()
 
     async def _complete(self, pager: Pager) -> None:
-        """Poisoned pages stay guarded: then pager and uffd live as long as the VM."""
+        """Ends the pager's work. If pages are poisoned, pager and uffd stay for the life of the VM."""
         guarded = await pager.complete()
         if not await self._tell_complete(guarded > 0):
             return
@@ -183,7 +185,7 @@ class PagerWatch:
             self._log.info(COMPLETED, guarded_pages=guarded)
 
     async def _tell_complete(self, keep_uffd: bool) -> bool:
-        """False: the VMM died meanwhile. One whose connection broke is waited for, and told again."""
+        """Tells the VMM that its memory is complete. It waits for a VMM whose connection broke. False: the VMM died."""
         while True:
             try:
                 vmm = await self._incoming.vmm()

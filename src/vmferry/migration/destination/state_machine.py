@@ -27,13 +27,13 @@ Edges (a test compares them with the code):
     REFUSED   -> REFUSED    RefuseRequested
     REFUSED   -> REFUSED    VmDied
 
-A repeated request is a lost answer and is answered as done. `running` and `refused` exclude each other: whichever is
-journalled first wins, and the other request is refused from then on, also for a migration that never came this far: a
-refusal of an unknown migration is journalled, so that its late Prepare or Start finds it.
+A repeated request follows a lost answer, and is answered as done. `running` and `refused` exclude each other: the first
+one in the journal wins, and the other request is refused from then on. A refusal of an unknown migration is journalled
+too, so that a late Prepare or Start is refused.
 
-That Ready was answered is in no journal here: the VMM holds the device state only once all that Ready is about
-(ledger, markers, lane) was done, and that it does is looked up before `running`. So a Start whose Ready never came, or
-came only half, is refused: the source may have committed while Ready was still under way.
+The journal has no entry for Ready. The VMM loads the device state as the last step of Ready, after ledger, markers and
+link. Start checks that the VMM holds it. A Start without a complete Ready is refused, because the source may have
+committed while Ready was running.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class State(StrEnum):
 
 
 def outcome_of(state: State) -> Outcome:
-    """The outcome that the source is told."""
+    """The outcome that the source receives."""
     return Outcome.RUNNING if state is State.LOST else Outcome(state.value)
 
 
@@ -76,7 +76,7 @@ class ReadyRequested:
 
 @dataclass(frozen=True, slots=True)
 class StartRequested:
-    """The source has committed."""
+    """The source has committed, and asks for the VM to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,12 @@ class RefuseRequested:
 
 @dataclass(frozen=True, slots=True)
 class AllArrived:
-    """The pager has every page, and the VMM knows."""
+    """The pager has every page, and the VMM knows that."""
 
 
 @dataclass(frozen=True, slots=True)
 class VmDied:
-    """The VMM's process is gone, and with it the VM if it ran here."""
+    """The VMM's process is gone, and the VM with it if it ran here."""
 
 
 Event: TypeAlias = PrepareRequested | ReadyRequested | StartRequested | RefuseRequested | AllArrived | VmDied
@@ -99,49 +99,49 @@ Event: TypeAlias = PrepareRequested | ReadyRequested | StartRequested | RefuseRe
 
 @dataclass(frozen=True, slots=True)
 class MakeMemory:
-    """Start the pager; let the VMM make its memory and attach it."""
+    """Start the pager. The VMM makes its memory and attaches it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeLedger:
-    """Merge the source's ledger, one hop older; durable."""
+    """Merge the source's ledger, each entry one hop older, and make it durable."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectLanes:
-    """Faults are answered once the source's VM stands still; known poison is marked."""
+    """Connect the lanes and mark known poison. Faults are answered once the source's VM is frozen."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckPager:
-    """The pager must be there, and its lane up."""
+    """Check that the pager runs and its link is up."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
-    """The VMM takes the device state."""
+    """Load the device state into the VMM."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckVmm:
-    """The VMM must be there with its device state, or this host refuses while it still may."""
+    """Check that the VMM is connected and holds the device state. Otherwise this host refuses while it still can."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppendJournal:
-    """Append to the journal."""
+    """Append an entry to the journal."""
 
     kind: JournalKind
 
 
 @dataclass(frozen=True, slots=True)
 class StartVcpus:
-    """The VM runs here."""
+    """Run the VM here."""
 
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """The VMM waits again as before the migration; the pager goes."""
+    """Reset the VMM to its state before the migration, and remove the pager."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class SaveGuard:
 
 @dataclass(frozen=True, slots=True)
 class RemovePager:
-    """The pager of a VM that was lost goes."""
+    """Remove the pager of a lost VM."""
 
 
 Command: TypeAlias = (
@@ -171,17 +171,17 @@ Command: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The state once `commands` are done, in order."""
+    """The next state, and the commands that lead there, in order."""
 
     state: State
     commands: tuple[Command, ...] = ()
 
 
 PREPARE: tuple[Command, ...] = (MakeMemory(), TakeLedger(), ConnectLanes(), AppendJournal(JournalKind.PREPARED))
-# The state comes last: a VMM that holds it is ready, whoever asks for the start, and whatever was restarted meanwhile.
-# A Ready that is repeated loads it again, which a VMM that has it answers as done.
+# LoadState comes last. A VMM that holds the state is ready, also after a restart of either daemon. A repeated Ready
+# loads it again, and a VMM that holds it answers as done.
 READY: tuple[Command, ...] = (TakeLedger(), CheckPager(), LoadState())
-# `running` is durable before a vCPU runs: from then on a Refuse is refused.
+# `running` is durable before a vCPU runs. From then on this host refuses a Refuse.
 START: tuple[Command, ...] = (CheckVmm(), AppendJournal(JournalKind.RUNNING), StartVcpus())
 REFUSE: tuple[Command, ...] = (AppendJournal(JournalKind.REFUSED), GiveBack())
 
@@ -192,7 +192,7 @@ _ORDER = (State.UNKNOWN, State.PREPARED, State.RUNNING, State.COMPLETED, State.L
 
 
 def answer(state: State, event: Event, migration: str) -> Answer:
-    """The next state and the commands that lead there.
+    """Decides about an event.
 
     Raises: VmferryError MIGRATION_REFUSED, MIGRATION_RUNNING, VMM_GONE, or MIGRATION_UNKNOWN for a step out of order.
     """
@@ -223,7 +223,7 @@ def _refuse(state: State, migration: str) -> Answer:
             raise VmferryError(
                 Reason.MIGRATION_RUNNING,
                 f"{migration} is {state} on this host; it can be refused only before it runs.",
-                "The VM is here now; migrate it back if it is wanted elsewhere.",
+                "The VM is on this host now. To move it back, start a new migration from this host.",
             )
         case _:
             assert_never(state)

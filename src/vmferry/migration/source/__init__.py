@@ -1,1 +1,1 @@
-"""A migration on its source: pure state machine, and what runs it."""
+"""A migration on its source: a pure state machine and its runner."""

@@ -1,4 +1,4 @@
-"""What `state_machine.py` asks to be done on the source, and in which order. Values only; `steps.py` does them."""
+"""The commands of `state_machine.py`, and their order. Values only; `steps.py` performs them."""
 
 from __future__ import annotations
 
@@ -15,70 +15,73 @@ class StartPager:
 
 @dataclass(frozen=True, slots=True)
 class ServePages:
-    """Open the source pager's port for lanes."""
+    """Open the source pager's port for the lanes."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachMemory:
-    """Let the VMM hand its memory to the pager."""
+    """Have the VMM hand its memory to the pager."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendHello:
-    """Agree on the protocol with the destination."""
+    """Negotiate the protocol with the destination."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestPrepare:
-    """Let the destination make layout, pager and memory, and connect the lane."""
+    """Have the destination make layout, pager and memory, and connect the lanes."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppendJournal:
-    """Make a fact durable."""
+    """Make a fact durable in the journal."""
 
     kind: JournalKind
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """The blackout begins: the vCPUs stop. Then device state and ledger go to the destination, and meanwhile the pager
-    is told the ledger, and that pages may be served, and the commit is made durable."""
+    """Begin the blackout and hand the VM over: the vCPUs stop, then two things run concurrently.
+
+    Device state and ledger go to the destination. The pager gets the ledger and may serve pages, and the commit is
+    journalled.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStart:
-    """Ask the destination to run the VM; repeated until answered or the deadline."""
+    """Ask the destination to run the VM, repeatedly until its answer or the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThawPager:
-    """No more pages are served."""
+    """Have the pager serve no more pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeVcpus:
-    """The VM runs on the source again."""
+    """Run the VM on the source again."""
 
 
 @dataclass(frozen=True, slots=True)
 class AbandonVmm:
-    """The VM has moved: its VMM here may go."""
+    """Release the VMM of a VM that has moved."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemovePager:
-    """The source's pager ends and its directory goes."""
+    """End the source's pager and remove its directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRefuse:
-    """The destination shall refuse and keep nothing."""
+    """Have the destination refuse and keep nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendFinish:
-    """The destination may forget the source."""
+    """Tell the destination that the source has ended."""
 
 
 Command: TypeAlias = (
@@ -104,8 +107,8 @@ SWITCH: tuple[Command, ...] = (
     HandOver(),
 )
 UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), RequestRefuse())
-# The VM comes first: it must not wait for a destination that may be what failed. `aborted` is durable before it runs,
-# so that a commit that was written before the destination failed can never be taken up after a restart.
+# The VM comes first: it must not wait for a destination that may have failed. `aborted` is durable before the VM runs.
+# A commit that was written before the destination failed then never counts after a restart.
 UNDO_SWITCH: tuple[Command, ...] = (
     AppendJournal(JournalKind.ABORTED),
     ThawPager(),

@@ -18,7 +18,7 @@ from vmferry.model.migration import Outcome
 
 
 class DestinationWatch:
-    """Owner of one job's stream of reports; connects again for ever."""
+    """Owner of one job's stream of reports. It connects again without end."""
 
     def __init__(
         self, environment: Environment, recorder: LedgerRecorder, record: JobRecord, steps: SourceSteps
@@ -31,7 +31,7 @@ class DestinationWatch:
         self._backoff = environment.backoff()
 
     async def next_event(self) -> m.Event:
-        """The next report that changes the job; progress alone is only shown."""
+        """The next report that changes the job. Progress alone is only shown."""
         while True:
             try:
                 update = await self._next_update()
@@ -48,7 +48,7 @@ class DestinationWatch:
                 return event
 
     async def close(self) -> None:
-        """Ends the stream, if there is one; `next_event` opens another."""
+        """Ends the stream, if there is one. `next_event` opens another."""
         updates, self._updates = self._updates, None
         close = getattr(updates, "aclose", None)
         if close is not None:
@@ -71,7 +71,7 @@ class DestinationWatch:
         self._record.show_progress(update.progress, known)
 
     def _event(self, update: IncomingUpdate) -> m.Event | None:
-        """None: the job stays as it is shown."""
+        """The event of a report. None: the job does not change."""
         if update.lost_reason:
             return m.DestinationDied(update.lost_reason)
         if update.outcome is Outcome.COMPLETED:

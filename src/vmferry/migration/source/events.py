@@ -1,4 +1,4 @@
-"""What can happen to a job on its source: the events of `state_machine.py`. Values only."""
+"""The events of a job on its source, for `state_machine.py`. Values only."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from vmferry.model.migration import Outcome
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
-    """The job's turn has come."""
+    """The job starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class DestinationPrepared:
-    """Both pagers and the destination's VMM stand ready."""
+    """Both pagers and the destination's VMM are ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """The commit is in the journal, and the destination holds all that it needs to run the VM."""
+    """The commit is in the journal, and the destination holds everything to run the VM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The destination answered Start. `started_us`: its clock, Unix microseconds."""
+    """The destination answered Start. `started_us`: by its clock, Unix microseconds."""
 
     started_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class StartUnanswered:
-    """After the commit, no answer within the deadline."""
+    """The destination did not answer Start within the deadline."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeReceived:
-    """The destination's journal spoke."""
+    """The destination's journal gave the outcome."""
 
     outcome: Outcome
     reason: str = ""
@@ -48,21 +48,21 @@ class OutcomeReceived:
 
 @dataclass(frozen=True, slots=True)
 class DestinationReported:
-    """The destination reported. `paused_reason`: why its link is down, empty while it is up."""
+    """The destination reported. `paused_reason` is the cause of a broken link, empty while the link is up."""
 
     paused_reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class DestinationSilent:
-    """The destination's daemon does not answer during postcopy; pagers go on without it."""
+    """The destination's daemon does not answer during postcopy. The pagers work without it."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class DestinationCompleted:
-    """All pages are there."""
+    """The destination has all pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ class DestinationDied:
 
 @dataclass(frozen=True, slots=True)
 class SourceReleased:
-    """The source's VMM and pager are gone."""
+    """The source's VMM and pager have ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """The operator, or a daemon that stops, asks for the VM back. `code` says which."""
+    """The operator, or a stopping daemon, wants the VM back. `code` tells which."""
 
     code: Reason = Reason.CANCELLED
     reason: str = "cancelled on request"
@@ -100,7 +100,7 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class RestoreFailed:
-    """The VM could not be resumed on the source: its VMM is gone."""
+    """The VM could not be resumed on the source."""
 
     code: Reason
     reason: str

@@ -1,4 +1,4 @@
-"""This daemon's jobs as the others see them: the durable revision, and the progress that has come since."""
+"""The jobs of this daemon as watchers see them: the durable revision, and the progress since."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from vmferry.ports import Store
 
 BATCH = 256
 TELL_LATER_S = 0.02
-"""Of a switchover: about the length of a blackout."""
+"""The delay before watchers see a switchover: about the length of a blackout."""
 
 
 class JobFeed:
-    """Owner of what watchers see. Writes go through here, so that none is missed."""
+    """Owner of the watchers' view. All writes go through it, so watchers miss none."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._changed = ChangeSignal()
         self._saves = 0
-        """That have ended, whether they came to the disk or not: between two of them there is nothing new on it."""
+        """Counts ended saves, also those that failed. Between two equal counts the disk has nothing new."""
         self._progress: dict[str, Job] = {}
 
     async def save(self, job: Job) -> Job:
-        """Durable under the next revision, then seen by watchers: at once, but for a VM that is about to stand still,
-        which what they do with it would keep waiting."""
+        """Makes the job durable under the next revision, then shows it to watchers.
+
+        Watchers see it at once, except a switchover: their work would lengthen the blackout.
+        """
         try:
             saved = await self._store.save_job(job)
         finally:
@@ -41,7 +43,7 @@ class JobFeed:
         return saved
 
     def show_progress(self, job: Job, progress: PageProgress, memory_errors: int) -> Job:
-        """Seen by watchers at once, without a revision of its own."""
+        """Shows progress to watchers at once, without a revision of its own."""
         now = replace(job, progress=progress, memory_errors=memory_errors)
         if now != job:
             self._progress[job.migration] = now
@@ -49,7 +51,7 @@ class JobFeed:
         return now
 
     async def get(self, migration: str) -> Job:
-        """Raises: VmferryError MIGRATION_UNKNOWN."""
+        """One job with its newest progress. Raises: VmferryError MIGRATION_UNKNOWN."""
         job = await self._store.job(migration)
         if job is None:
             raise VmferryError(
@@ -63,10 +65,11 @@ class JobFeed:
         return [self._live(job) for job in await self._store.jobs()]
 
     async def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:
-        """Every revision after one, without gaps, then live; between them progress under the same revision.
+        """Yields every revision after one, without gaps, then live. Between revisions it yields progress under the same
+        one.
 
-        Of one migration it ends after the terminal revision; "" watches all, for ever.
-        Raises: VmferryError MIGRATION_UNKNOWN.
+        A watch of one migration ends after the terminal revision; "" watches all, without end. Raises: VmferryError
+        MIGRATION_UNKNOWN.
         """
         ended = bool(migration) and (await self.get(migration)).phase in TERMINAL
         shown: dict[str, Job] = {}

@@ -1,7 +1,7 @@
-"""One job of this host, as it is known here and durable in the store.
+"""One job of this host, in memory and in the store.
 
-The job's own task writes its phase, its reason and what it sees of the pages; anybody writes its push limit. Writes to
-the store come one at a time, and each keeps what the others have written.
+The job's own task writes its phase, its reason and its progress. Any task may write its push limit. Writes to the store
+come one at a time, and each keeps the values of the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vmferry.ports import Clock
 
 
 class JobRecord:
-    """Owner of the job's values. All but `save_push_limit` belongs to the job's own task."""
+    """Owner of the job's values. All methods but `save_push_limit` are for the job's own task."""
 
     def __init__(self, jobs: JobFeed, clock: Clock, job: Job) -> None:
         self._jobs = jobs
@@ -29,20 +29,22 @@ class JobRecord:
         return self._job
 
     def stage(self, job: Job) -> None:
-        """Known here from now on; durable, and seen by watchers, with the next save. `job` is made from the one that
-        is known, with no wait in between."""
+        """Changes the job in memory; the next save makes it durable and shows it to watchers.
+
+        `job` must be made from the current one without an await in between.
+        """
         self._job = job
 
     async def save(self, job: Job) -> None:
-        """Durable under the next revision when it returns; the push limit is the newest, whatever `job` holds.
+        """Makes the job durable under the next revision. The push limit is always the newest, not that of `job`.
 
-        Raises: VmferryError STORE_FAILED: the job known here is the one before.
+        Raises: VmferryError STORE_FAILED: the job in memory is the one before.
         """
         async with self._saving:
             self._job = await self._jobs.save(replace(job, push_bytes_per_s=self._job.push_bytes_per_s))
 
     async def save_push_limit(self, push_bytes_per_s: int) -> None:
-        """Durable when it returns; without a write if it is the limit already.
+        """Makes the limit durable. It writes nothing if the limit is the same.
 
         Raises: VmferryError MIGRATION_ENDED, STORE_FAILED.
         """
@@ -54,16 +56,16 @@ class JobRecord:
             now = self._clock.now_us()
             limited = replace(self._job, push_bytes_per_s=push_bytes_per_s, updated_us=now)
             revision = (await self._jobs.save(limited)).revision
-            # Progress may have come meanwhile.
+            # Progress may have changed during the save.
             self._job = replace(self._job, push_bytes_per_s=push_bytes_per_s, updated_us=now, revision=revision)
 
     def show_progress(self, progress: PageProgress, memory_errors: int) -> None:
-        """Seen by watchers at once, without a revision of its own."""
+        """Shows progress to watchers at once, without a revision of its own."""
         self._job = self._jobs.show_progress(self._job, progress, memory_errors)
 
 
 def ended(job: Job) -> VmferryError:
-    """A job that nothing can be changed of any more; to be raised."""
+    """The error for a change to an ended job, for the caller to raise."""
     return VmferryError(
         Reason.MIGRATION_ENDED,
         f"{job.migration} has ended ({job.phase}); it pushes nothing any more.",

@@ -2,16 +2,16 @@
 
 | part of a job | module |
 |---|---|
-| its values, here and in the store | job_record.py |
-| what each step does | steps.py |
-| up to the commit, and whether the VM runs on the destination | this one |
-| reports from there in postcopy | destination_watch.py |
-| the VM back here, or let go once it has moved | teardown.py |
-| a change of the push limit, beside all of them | push_limit.py |
+| its values, in memory and in the store | job_record.py |
+| the effect of each command | steps.py |
+| the way to the commit, and the answer whether the VM runs on the destination | this one |
+| the destination's reports in postcopy | destination_watch.py |
+| the VM's return, or the release of a VM that has moved | teardown.py |
+| a change of the push limit, at any time | push_limit.py |
 
-Downtime is measured on the source's monotonic clock, from the answer to `stop` to the answer to Start: it holds the
-network's way back, and so is never too small. After a restart in between it is the difference of the two hosts' wall
-clocks, if that is not negative.
+Downtime runs from the reply to `stop` to the reply to `Start`, on the source's monotonic clock. It includes the return
+trip, so it is an upper bound. After a restart in between it is the difference of the two hosts' wall clocks, if that is
+not negative.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PERFORMED: Mapping[m.State, tuple[type[m.Command], ...]] = {
 
 
 class JobRunner:
-    """Owner of where one job stands. `run` is its own task; `cancel` and `push_limit` may be used from any other."""
+    """Owner of one job's state. `run` is its own task; any task may call `cancel` and `push_limit`."""
 
     def __init__(
         self, environment: Environment, jobs: JobFeed, recorder: LedgerRecorder, job: Job, spawn: Spawn
@@ -89,7 +89,7 @@ class JobRunner:
         return self._state in m.CANCELLABLE
 
     async def run(self, recovered: m.Transition | None = None) -> None:
-        """Until the job has ended. `recovered`: where it goes on after a restart."""
+        """Runs the job to its end. `recovered` is its first step after a restart."""
         try:
             if recovered is None:
                 step = m.transition(m.State.QUEUED, self._cancel or m.JobStarted())
@@ -110,9 +110,9 @@ class JobRunner:
             await self._steps.peer.close()
 
     async def cancel(self, asked: m.CancelRequested) -> Job:
-        """Returns the job once the VM is back, or the commit is past.
+        """Returns the job once the VM is back on the source.
 
-        Raises: VmferryError PAST_NO_RETURN.
+        Raises: VmferryError PAST_NO_RETURN: the commit is done.
         """
         if self._state in m.CANCELLABLE:
             self._cancel = asked
@@ -126,7 +126,7 @@ class JobRunner:
         return self.job
 
     async def _enter(self, step: m.Transition) -> m.Event | None:
-        """Makes the new state durable. An event: that failed, where failing is still allowed."""
+        """Makes the new state durable. Returns Failed if that fails before the commit."""
         before, self._state = self._state, step.state
         if step.state is m.State.SWITCHOVER:
             self._environment.processors.keep_awake(self._steps.key)
@@ -138,14 +138,16 @@ class JobRunner:
         job = replace(self.job, phase=phase, reason_code=reason[0], reason=reason[1])
         if before is not step.state:
             said = partial(self._log.info, STATE, state=step.state.value, reason=step.reason)
-            asyncio.get_running_loop().call_soon(said)  # behind what this task does next: a VM may stand still
+            # Logged after the next step of this task: during the blackout each write to the log counts.
+            asyncio.get_running_loop().call_soon(said)
         if step.state in (m.State.COMMITTED, m.State.COMPLETING):
             self._decided.set()
             return None
         if job == self.job:
             return None
         if step.state in m.RESTORING:
-            self._record.stage(job)  # durable with its end; the VM must not wait for a store that may be what failed
+            # The end of the job saves it: the VM must not wait for a store that may have failed.
+            self._record.stage(job)
             return None
         return await self._save(job)
 
@@ -206,7 +208,7 @@ class JobRunner:
         return None
 
     async def _interruptible(self, command: m.Command, work: Awaitable[None]) -> m.Event | None:
-        """One step before the commit: it ends at the latest with its deadline, or when the job is cancelled."""
+        """Runs one step before the commit. The step ends at its deadline, or when the job is cancelled."""
         name = type(command).__name__
         loop = asyncio.get_running_loop()
         limit_s = self._environment.timeouts.step_s + self._steps.allowance_s(command)
@@ -229,7 +231,7 @@ class JobRunner:
         return self._cancel
 
     async def _find_out(self, starts: bool) -> m.Event:
-        """Whether the VM runs on the destination: by a Start, or by the destination's journal."""
+        """Finds out whether the VM runs on the destination: by a Start, or by the destination's journal."""
         if starts:
             event = await self._steps.request_start()
         else:

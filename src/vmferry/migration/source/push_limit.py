@@ -1,6 +1,6 @@
-"""The limit of a job's background push on its source: durable first, then told to the pager.
+"""The limit of a job's background push on its source: durable first, then sent to the pager.
 
-A change can come at every moment of the job, and beside any of its steps.
+A change can come at any moment of the job, during any of its steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 class PushLimit:
-    """Tasks of their own, beside the job's."""
+    """Changes of one job's push limit, in tasks of their own."""
 
     def __init__(self, environment: Environment, record: JobRecord, steps: SourceSteps, spawn: Spawn) -> None:
         self._environment = environment
@@ -30,11 +30,12 @@ class PushLimit:
         self._log = log.bind(migration=record.job.migration, vm=record.job.vm)
 
     async def change(self, push_bytes_per_s: int) -> Job:
-        """Durable first, then told to the source's pager, also when it is the limit already. Goes on by itself when the
-        caller goes away: what is durable and what is known here must not part.
+        """Makes the limit durable and sends it to the source's pager, also if it is the same limit.
+
+        The change continues if its caller is cancelled, so that the store and the pager agree.
 
         Raises: VmferryError MIGRATION_ENDED; STORE_FAILED; PAGER_FAILED: the limit is durable, and the pager does not
-        know it yet.
+        have it yet.
         """
         answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self._spawn(self._task, self._change(push_bytes_per_s, answer))
@@ -55,7 +56,7 @@ class PushLimit:
             answer.cancel()
 
     def tell_again(self) -> None:
-        """After a restart: the daemon before may have died between the store and the pager."""
+        """Sends the limit again after a restart: the daemon may have died between the store and the pager."""
         self._spawn(self._task, self._tell_until_heard())
 
     async def _tell_until_heard(self) -> None:

@@ -42,10 +42,9 @@ Edges (a test compares them with the code):
 The runner performs the commands of a transition in order. UNDECIDED without a command asks the destination for its
 outcome. POSTCOPY and POSTCOPY_PAUSED have no commands: the runner watches the destination.
 
-`State` has four states that the API does not show: COMMITTED (shown as SWITCHOVER: the commit is durable, the first
-Start is on its way), COMPLETING (shown as POSTCOPY), CANCELLING and FAILING (shown as the phase before: the VM is not
-back yet). COMMITTED is the point of no return: from there the only way back to the source is the destination's own
-word that it has journalled `refused`.
+The API does not show four of the states. COMMITTED, shown as SWITCHOVER, is the point of no return: the commit is
+durable, and the first Start is sent. From there the VM returns to the source only if the destination has journalled
+`refused`. COMPLETING is shown as POSTCOPY. CANCELLING and FAILING are shown as the phase before, until the VM is back.
 """
 
 from __future__ import annotations
@@ -143,11 +142,11 @@ __all__ = [
     "transition",
     "visible_phase",
 ]
-"""The whole vocabulary of a job on its source: its values live in three modules, and are read through this one."""
+"""All names of a job on its source. Its values live in three modules; other modules read them through this one."""
 
 
 class State(StrEnum):
-    """Where the job stands; finer than `Phase`, see the module's docstring."""
+    """The state of the job. It is finer than `Phase`, see the module's docstring."""
 
     QUEUED = "QUEUED"
     PREPARING = "PREPARING"
@@ -171,7 +170,7 @@ RESTORING: frozenset[State] = frozenset({State.CANCELLING, State.FAILING})
 
 
 def visible_phase(state: State, before: Phase) -> Phase:
-    """The phase that the API shows in `state`, when it showed `before` until now."""
+    """The phase that the API shows in `state`, when it showed `before`."""
     match state:
         case State.COMMITTED:
             return Phase.SWITCHOVER
@@ -183,7 +182,7 @@ def visible_phase(state: State, before: Phase) -> Phase:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Where the job stands now, why, and what is to be done there, in order."""
+    """The next state, its reason, and its commands in order."""
 
     state: State
     commands: tuple[Command, ...] = ()
@@ -338,7 +337,7 @@ def _admitting(event: Event) -> frozenset[State]:  # noqa: PLR0911 one for each 
 
 
 def recovered(phase: Phase, kinds: Collection[str]) -> Transition | None:
-    """Where a job goes on after a restart of its daemon, by its last phase and its journal; None: it has ended."""
+    """The step with which a job continues after a restart, by its last phase and its journal. None: it has ended."""
     stopped = "the daemon was restarted before the commit"
     undo = Transition(State.FAILING, UNDO_SWITCH, Reason.SHUTTING_DOWN, stopped)
     if State(phase.value) in ENDED:

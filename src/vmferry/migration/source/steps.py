@@ -1,4 +1,4 @@
-"""What the commands of `state_machine.py` do, on the source. No decisions here; each step is safe to repeat."""
+"""The effects of the commands of `state_machine.py` on the source. No decisions here; each step is safe to repeat."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RETRY = "migration.step_retried"
 
 
 class SourceSteps:
-    """The hands of one job; they keep what one step leaves for the next."""
+    """The steps of one job, and the values that one step leaves for the next."""
 
     def __init__(self, environment: Environment, recorder: LedgerRecorder, job: Job) -> None:
         self.migration, self.vm = job.migration, job.vm
@@ -40,7 +40,7 @@ class SourceSteps:
         self.commit_tried = False
         self.push_bytes_per_s = job.push_bytes_per_s
         self.serving = False
-        """The source's pager takes a push limit: from ServePages until it is removed."""
+        """Whether the source's pager takes a push limit: from ServePages until its removal."""
         self._telling = asyncio.Lock()
         self._environment = environment
         self._recorder = recorder
@@ -52,7 +52,7 @@ class SourceSteps:
         self._stop_answered = asyncio.Event()
 
     async def recover(self) -> None:
-        """After a restart: what the journal and the host still know."""
+        """Reads the journal and the host after a restart."""
         self.asked_destination = self.commit_tried = True
         for entry in await self._environment.store.journal(self.migration):
             pid = entry.data.get("vmm_pid")
@@ -64,14 +64,15 @@ class SourceSteps:
         self.serving = self.serving and self._pager is not None
 
     def allowance_s(self, command: m.Command) -> float:
-        """What a step may take beyond `Timeouts.step_s`, seconds: before Prepare is answered the source lists what
-        it holds, and the destination allocates it."""
+        """Seconds that a step may take beyond `Timeouts.step_s`. During Prepare the source lists its held memory, and
+        the destination allocates it.
+        """
         if not isinstance(command, m.RequestPrepare) or self._vmm is None:
             return 0.0
         return 2 * allocation_s(layout_bytes(self._vmm.identity.layout))
 
     async def prepare(self, command: m.Command) -> None:
-        """The steps before the VM stands still."""
+        """Performs a step before the blackout."""
         vmm = self._running_vmm()
         match command:
             case m.StartPager():
@@ -106,11 +107,11 @@ class SourceSteps:
         limit = self.push_bytes_per_s
         self._lane = await self._the_pager().serve_source(vmm.identity.layout, self._token, limit)
         self.serving = True
-        if self.push_bytes_per_s != limit:  # changed meanwhile
+        if self.push_bytes_per_s != limit:  # It was changed during the call.
             await self.tell_push_limit()
 
     async def tell_push_limit(self) -> None:
-        """One call at a time, each with the newest limit: so the newest is the last that the pager hears."""
+        """Sends one limit at a time, always the newest, so that the pager's last one is the newest."""
         async with self._telling:
             if not self.serving:
                 return
@@ -118,13 +119,13 @@ class SourceSteps:
                 await self._the_pager().set_push_limit(self.push_bytes_per_s)
             except VmferryError:
                 if self.serving:
-                    raise  # one that was removed meanwhile has nothing to push
+                    raise  # A pager that was removed during the call has nothing to push.
 
     async def switch(self, command: m.Command) -> None:
-        """The steps of the blackout before the commit."""
+        """Performs a step of the blackout before the commit."""
         match command:
             case m.HandOver():
-                # The state is asked for behind `stop`, which the VMM carries out first.
+                # The request for the state follows `stop`, and the VMM performs requests in order.
                 await gather_or_cancel(self._stop_and_commit(), self._send_ready())
             case m.AppendJournal(kind):
                 await self.journal(kind)
@@ -132,7 +133,7 @@ class SourceSteps:
                 raise AssertionError(f"not a step of the switchover: {command}")
 
     async def _stop_and_commit(self) -> None:
-        """The pager gives pages first, and tells which of them are bad: a commit that is taken up finds it so."""
+        """The pager learns of bad pages and serves pages before the commit: a recovered commit finds it so."""
         try:
             await self._running_vmm().stop()
         finally:
@@ -149,7 +150,8 @@ class SourceSteps:
         try:
             state = await self._running_vmm().save_state()
         except VmferryError:
-            await self._stop_answered.wait()  # what went wrong with `stop` comes first, and nothing goes back before
+            # An error of `stop` is raised first, and the VM does not return before its reply.
+            await self._stop_answered.wait()
             raise
         await self.peer.ready(self.migration, state, await self._recorder.ledger(self.vm))
 
@@ -165,7 +167,7 @@ class SourceSteps:
         await self._environment.store.append_journal(entry)
 
     async def request_start(self) -> m.Event:
-        """Start, again and again until the destination answers or the deadline."""
+        """Sends Start repeatedly, until the destination answers or the deadline passes."""
         clock, timeouts = self._environment.clock, self._environment.timeouts
         deadline = clock.monotonic_s() + timeouts.start_s
         backoff = self._environment.backoff()
@@ -181,12 +183,12 @@ class SourceSteps:
             await backoff.pause()
 
     async def ask_outcome(self, backoff: Backoff) -> m.Event:
-        """One look into the destination's journal, after a pause."""
+        """Asks once for the outcome in the destination's journal, after a pause."""
         await backoff.pause()
         return await self._outcome_or_unanswered()
 
     async def _outcome_or_unanswered(self) -> m.Event:
-        """Only the journal itself settles; the answer to a Start may be an old one."""
+        """Only the journal settles the outcome. The answer to a Start may be an old one."""
         try:
             return m.OutcomeReceived(*await self.peer.outcome(self.migration))
         except VmferryError as error:
@@ -200,7 +202,7 @@ class SourceSteps:
             await self._pager.thaw()
 
     async def resume(self) -> None:
-        """Raises: VmferryError VMM_GONE once the VMM has not come back in time."""
+        """Resumes the VM. Raises: VmferryError VMM_GONE if the VMM does not connect again in time."""
         vmm = await self._source_vmm()
         try:
             await vmm.resume()
@@ -211,7 +213,7 @@ class SourceSteps:
             await (await self._source_vmm()).resume()
 
     async def abandon(self) -> None:
-        """A VMM that is gone has nothing to give back."""
+        """Releases the VMM. A dead VMM has nothing to release."""
         try:
             await (await self._source_vmm()).abandon()
         except VmferryError as error:
@@ -231,7 +233,7 @@ class SourceSteps:
         await self.peer.finish(self.migration)
 
     def _running_vmm(self) -> Vmm:
-        """The one that holds the VM now; remembered, so that a move within the host never mixes up its two VMMs."""
+        """The VMM that holds the VM now. Remembered, because a move within the host has two VMMs of the VM."""
         if self._vmm is None:
             self._vmm = self._environment.vmms.running(self.vm)
         if self._vmm is None:

@@ -1,13 +1,13 @@
-"""How a job ends on its source: the VM runs here again, or it has moved and is let go.
+"""The ends of a job on its source: the VM runs here again, or it has moved and is released.
 
-A cancel ends none of these steps, and only the VM's own return can fail the job. How often each is tried:
+A cancel ends none of these steps, and only the VM's own return can fail the job. The attempts at each step:
 
-| step | tried |
+| step | attempts |
 |---|---|
-| journal of the way back | until it is durable, once a commit was tried; else once |
+| journal of the way back | until it is durable, if a commit was tried; else one |
 | the VM's return | until its VMM is gone, or for `Timeouts.vmm_return_s` |
-| refusal by the destination | once in the job, then `Timeouts.refuse_attempts` times in the background |
-| all others | `ATTEMPTS` times |
+| refusal by the destination | one in the job, then `Timeouts.refuse_attempts` in the background |
+| all others | `ATTEMPTS` |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vmferry.model.migration import Job
 log = structlog.get_logger()
 
 ATTEMPTS = 3
-"""At a step that the VM's own return does not depend on."""
+"""The attempts at a step that the VM's return does not depend on."""
 
 
 class Teardown:
@@ -41,7 +41,7 @@ class Teardown:
         self._log = log.bind(migration=job.migration, vm=job.vm)
 
     async def restore(self, commands: tuple[m.Command, ...], reason: str) -> m.Event:
-        """The VM back on the source. `reason`: why, for the destination and for people."""
+        """Brings the VM back on the source. `reason` is for the destination and for people."""
         outcome: m.Event = m.Restored()
         for command in commands:
             match command:
@@ -60,7 +60,7 @@ class Teardown:
         return outcome
 
     async def release(self, commands: tuple[m.Command, ...]) -> None:
-        """What the source still holds of a VM that has moved, or is lost."""
+        """Frees the source's parts of a VM that has moved, or is lost."""
         for command in commands:
             match command:
                 case m.AbandonVmm():
@@ -73,7 +73,9 @@ class Teardown:
                     raise AssertionError(f"not a step after the move: {command}")
 
     async def _journal(self, kind: m.JournalKind) -> None:
-        """Once a commit was tried the VM must not run before this is durable: the commit may be."""
+        """Journals the way back. Once a commit was tried this must be durable before the VM runs, because the commit
+        may be.
+        """
         backoff = self._environment.backoff()
         while True:
             try:
@@ -103,7 +105,7 @@ class Teardown:
             await backoff.pause()
 
     async def _refuse(self, reason: str) -> None:
-        """One try now, so that nothing is left behind when the job ends; the others in the background."""
+        """Asks once now, so that the job leaves nothing behind. The other attempts run in the background."""
         if not self._steps.asked_destination:
             return
         try:
