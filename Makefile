@@ -25,12 +25,12 @@ INSTALLED := $(VENV)/.stamp-installed
 # A line for each stage, with the time that it took.
 STAGE := @.ci/stage
 
-.PHONY: help setup demo test test-rust test-unit test-network network-page bench profile coverage coverage-rust deny lint lint-python lint-rust \
+.PHONY: help setup demo test test-rust test-unit test-network network-page test-kernels test-kernels-short bench profile coverage coverage-rust deny lint lint-python lint-rust \
   lint-text fmt proto docs wheel clean host-tools demo-packages test-packages bench-packages profile-packages \
-  coverage-packages
+  coverage-packages lab-packages
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Virtual environment, generated code, Rust programs: all that demo and test need
 
@@ -52,6 +52,13 @@ test-network: test-packages $(INSTALLED) ## Moves over every kind of network tha
 
 network-page: test-packages $(INSTALLED) ## The same, and docs/performance/network.md with what it took
 	VMFERRY_NETWORK_PAGE=$(or $(OUT),docs/performance/network.md) $(BIN)/python -m pytest tests/network -m "long or not long" $(ARGS)
+
+# The emulator needs no hardware of this machine. Kernels come by apt into target/lab.
+test-kernels: lab-packages $(INSTALLED) ## Tests with really bad frames on other kernels, in an emulator; KERNELS="6.12 6.18 7.3"
+	@$(BIN)/python -m tests.lab $(KERNELS)
+
+test-kernels-short: lab-packages $(INSTALLED) ## The same on one kernel: kernel facts and real memory errors
+	@$(BIN)/python -m tests.lab --short $(or $(KERNELS),6.12)
 
 bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with QEMU, in turn; options in ARGS="--quick --out FILE"
 	cargo build $(CARGO_FLAGS) --package vmferry-bench
@@ -118,6 +125,9 @@ demo-packages:
 	@deploy/debian/packages ip=iproute2
 
 bench-packages:
+	@deploy/debian/packages qemu-system-x86_64=qemu-system-x86
+
+lab-packages:
 	@deploy/debian/packages qemu-system-x86_64=qemu-system-x86
 
 profile-packages:

@@ -7,6 +7,7 @@ SIGBUS would end it. They are C because Python cannot touch registered memory wi
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ CASES = Path(__file__).parent
 DEADLINE_S = patient(60)
 LACKING = 77
 HUGE_PAGES_NEEDED = 4
+RECOVERY = Path("/proc/sys/vm/memory_failure_recovery")
 
 Answers: TypeAlias = dict[str, str]
 Ask: TypeAlias = Callable[[str, str, str], Answers]
@@ -53,6 +55,17 @@ def ask(compiled: Callable[[str], Path]) -> Ask:
         return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def real_frames() -> None:
+    """Leave to take frames of this host out of service, and a kernel that can."""
+    if not RECOVERY.exists():
+        pytest.skip("this kernel has no CONFIG_MEMORY_FAILURE")
+    if "VMFERRY_TEST_HWPOISON" not in os.environ:
+        pytest.skip("takes frames out of service until the next boot: set VMFERRY_TEST_HWPOISON=1 to run it")
+    if os.geteuid() != 0:
+        pytest.skip("only root may poison a frame")
 
 
 @pytest.fixture

@@ -45,6 +45,9 @@ struct pm_scan_arg {
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #define PAGE_IS_WRITTEN (1ULL << 1)
 #define PAGE_IS_SWAPPED (1ULL << 4)
+#ifndef MFD_HUGETLB
+#define MFD_HUGETLB 4U
+#endif
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
@@ -81,6 +84,11 @@ static inline struct memory map_memory(const char *backing, size_t pages)
 	} else if (!strcmp(backing, "hugetlb")) {
 		memory.page = HUGE_PAGE;
 		flags |= MAP_HUGETLB;
+	} else if (!strcmp(backing, "hugefile")) {
+		memory.page = HUGE_PAGE;
+		memory.memfd = memfd_create("facts", MFD_CLOEXEC | MFD_HUGETLB);
+		NEED(memory.memfd >= 0 && !ftruncate(memory.memfd, pages * HUGE_PAGE));
+		flags = MAP_SHARED;
 	} else {
 		NEED(!strcmp(backing, "anon"));
 	}
@@ -305,7 +313,7 @@ static inline int run_fact(const struct fact *facts, int argc, char **argv)
 			return 0;
 		}
 	}
-	fprintf(stderr, "usage: %s CASE anon|shmem|hugetlb\n", argv[0]);
+	fprintf(stderr, "usage: %s CASE anon|shmem|hugetlb|hugefile\n", argv[0]);
 	return 2;
 }
 #endif

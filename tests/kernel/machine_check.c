@@ -23,7 +23,7 @@ static void make_vm(const char *backing)
 	if (kvm < 0)
 		LACKING("/dev/kvm: %s", strerrorname_np(errno));
 	NEED((vm = ioctl(kvm, KVM_CREATE_VM, 0)) >= 0);
-	ram = map_memory(backing, RAM / PAGE);
+	ram = map_memory(backing, strncmp(backing, "huge", 4) ? RAM / PAGE : 1);
 	struct kvm_userspace_memory_region slot = {.memory_size = RAM, .userspace_addr = (uintptr_t)ram.at};
 	NEED(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot));
 	NEED((vcpu = ioctl(vm, KVM_CREATE_VCPU, 0)) >= 0);
@@ -142,6 +142,19 @@ static void ring_3_touch(const char *backing)
 	run_into_the_page();
 }
 
+/* The frame itself goes bad. */
+static void ring_3_touch_of_a_frame(const char *backing)
+{
+	static const unsigned char code[] = {0x48, 0xa1, 8, 0, 4, 0, 0, 0, 0, 0, /* mov rax, [BAD + 8] */ 0xeb, 0xfe /* jmp . */};
+	make_vm(backing);
+	memset(ram.at, 0, RAM);
+	memcpy(ram.at + CODE, code, sizeof code);
+	ram.at[BAD] = 7;
+	fail_frame(ram.at + BAD, PAGE);
+	start_in_ring_3();
+	run_into_the_page();
+}
+
 static const unsigned char real_mode_touch[] = {0xa1, 0, 0, /* mov ax, [BAD] */ 0xf4 /* hlt */};
 
 static void real_mode_touch_of_poison(const char *backing)
@@ -237,6 +250,7 @@ int main(int argc, char **argv)
 {
 	static const struct fact facts[] = {
 		{"ring-3-touch", ring_3_touch},
+		{"ring-3-touch-of-a-frame", ring_3_touch_of_a_frame},
 		{"real-mode-touch", real_mode_touch_of_poison},
 		{"missing-page", missing_page},
 		{"injected", injected},

@@ -279,17 +279,6 @@ static void copy_over_present(const char *backing)
 	say_touch("page2", memory.at + 2 * PAGE);
 }
 
-/* Takes a frame out of service for good; the Python test runs it only where it was asked to. */
-static void hardware_error_in_memfd(const char *backing)
-{
-	struct memory memory = map_memory(backing, 2);
-	char byte;
-	memory.at[PAGE] = 7;
-	fail_frame(memory.at + PAGE, PAGE);
-	say("pread", name_of(pread(memory.memfd, &byte, 1, PAGE) < 0 ? errno : 0));
-	say_touch("touch", memory.at + PAGE);
-}
-
 int main(int argc, char **argv)
 {
 	static const struct fact facts[] = {
@@ -317,7 +306,6 @@ int main(int argc, char **argv)
 		{"in-pagemap", in_pagemap},
 		{"in-scan", in_scan},
 		{"copy-over-present", copy_over_present},
-		{"hardware-error-in-memfd", hardware_error_in_memfd},
 		{NULL, NULL},
 	};
 	return run_fact(facts, argc, argv);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +162,3 @@ def test_copy_never_replaces_a_present_page(ask: Any, backing: str) -> None:
     assert (answers["single"], answers["single_copied"]) == ("EEXIST", "-17")
     assert (answers["range"], answers["range_copied"]) == ("EAGAIN", str(2 * PAGE))
     assert (answers["page1"], answers["page2"]) == ("byte:9", "byte:7")
-
-
-def test_read_of_a_memfd_frame_that_went_bad_is_eio(ask: Any) -> None:
-    if "VMFERRY_TEST_HWPOISON" not in os.environ:
-        pytest.skip("takes a frame out of service until the next boot: set VMFERRY_TEST_HWPOISON=1 to run it")
-    assert ask("poison", "hardware-error-in-memfd", "shmem") == {"pread": "EIO", "touch": "sigbus"}

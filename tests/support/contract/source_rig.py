@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # names of the stubs' types only: the generated code has no s
     from vmferry.v1.pages_pb2_grpc import PagesAsyncStub
 
 PAGES = 64
+HUGE_PAGES = 1024
+"""Pages of 4 KiB of a memory of huge pages."""
+PAGE_SIZES = {"hugetlb": 2 << 20}
 TOKEN = "one-time"
 WITH_TOKEN = (("vmferry-lane-token", TOKEN),)
 PATIENCE_S = patient(30)
@@ -51,6 +54,10 @@ class Source:
     control: PagerAsyncStub
     lane: str
     pager: subprocess.Popen[bytes]
+    vmm: subprocess.Popen[bytes]
+    hva: int
+    """Of the memory in the VMM."""
+    pages: int = PAGES
 
     async def freeze(self) -> None:
         await self.control.Freeze(pager_pb2.FreezeRequest(), timeout=PATIENCE_S)
@@ -73,7 +80,7 @@ class Source:
             host, _, port = (reply.address or self.lane).rpartition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             try:
-                yield Lane(reader, writer)
+                yield Lane(reader, writer, self.pages)
             finally:
                 writer.transport.abort()
 
@@ -92,6 +99,7 @@ class Lane:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    layout_pages: int
 
     def say(self, said: bytes) -> None:
         self.writer.write(said)
@@ -114,7 +122,7 @@ class Lane:
             return None
         frame = Frame.decode(head)
         frame = Frame.decode(head, await self.reader.readexactly(frame.body_bytes))
-        check_form(frame)
+        check_form(frame, self.layout_pages)
         return frame
 
     async def pages(self, count: int) -> dict[int, Frame]:
@@ -150,12 +158,12 @@ class Lane:
         return bytes(said)
 
 
-def check_form(frame: Frame) -> None:
+def check_form(frame: Frame, pages: int) -> None:
     """The source writes what the contract allows, and in the layout."""
     if frame.kind in {Kind.DATA, Kind.ZERO, Kind.POISON}:
         assert frame.region == 0
         assert frame.count > 0
-        assert frame.page + frame.count <= PAGES
+        assert frame.page + frame.count <= pages
     if frame.kind == Kind.DATA:
         assert frame.count <= lanes.MOST_DATA_PAGES
     if frame.kind == Kind.POISON:
@@ -209,10 +217,14 @@ def check(pages: dict[int, Frame], poisoned: set[int]) -> None:
 
 
 def layout(backing: str) -> common_pb2.MemoryLayout:
-    number = common_pb2.BACKING_MEMFD if backing == "memfd" else common_pb2.BACKING_ANONYMOUS
-    return common_pb2.MemoryLayout(
-        regions=[common_pb2.MemoryRegion(gpa=0, size=PAGES * PAGE, page_size=PAGE, backing=number)]
-    )
+    number = common_pb2.BACKING_ANONYMOUS if backing == "anonymous" else common_pb2.BACKING_MEMFD
+    size, page_size = pages_of(backing) * PAGE, PAGE_SIZES.get(backing, PAGE)
+    region = common_pb2.MemoryRegion(gpa=0, size=size, page_size=page_size, backing=number)
+    return common_pb2.MemoryLayout(regions=[region])
+
+
+def pages_of(backing: str) -> int:
+    return HUGE_PAGES if backing in PAGE_SIZES else PAGES
 
 
 def start_pager(program: str, directory: Path) -> subprocess.Popen[bytes]:
@@ -223,7 +235,7 @@ def start_pager(program: str, directory: Path) -> subprocess.Popen[bytes]:
 
 def start_vmm(backing: str, path: Path) -> subprocess.Popen[bytes]:
     script = str(Path(__file__).with_name("vmm_stand_in.py"))
-    command = [sys.executable, script, backing, str(PAGES), str(path)]
+    command = [sys.executable, script, backing, str(pages_of(backing)), str(path)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -254,7 +266,7 @@ async def source_of(program: str, backing: str, directory: Path) -> AsyncIterato
             async with asyncio.timeout(PATIENCE_S):
                 answer = json.loads(await asyncio.to_thread(vmm.stdout.readline))
             assert answer["type"] == "attached", answer
-            yield Source(control, lane, pager)
+            yield Source(control, lane, pager, vmm, answer["hva"], pages_of(backing))
     finally:
         for process in (vmm, pager):
             if process is not None:

@@ -143,7 +143,10 @@ static _Thread_local sigjmp_buf thread_return;
 
 static void on_thread_sigbus(int signal, siginfo_t *info, void *context)
 {
-	(void)signal, (void)info, (void)context;
+	(void)signal, (void)context;
+	/* The host found a bad frame that no thread has touched. */
+	if (info->si_code == BUS_MCEERR_AO)
+		return;
 	siglongjmp(thread_return, 1);
 }
 

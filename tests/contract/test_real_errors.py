@@ -1,0 +1,193 @@
+"""Pagers on hosts whose frames really go bad. `make test-kernels` runs them; elsewhere they cost the host memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.contract.destination_rig import Destination, destination_of
+from tests.support.contract.lanes import Frame, Kind
+from tests.support.contract.page_source import FIRST_PAGES, PAGES, expected
+from tests.support.contract.real_errors import (
+    EARLY_KILL,
+    PAGE,
+    SOFT_OFFLINE,
+    fail_frame,
+    frame_at,
+    mapping_of,
+    soft_offline,
+    why_not,
+)
+from tests.support.contract.source_rig import Source, bulk, check, demand, push, source_of
+
+NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+HUGE_PAGES = 4
+BAD = {4, 5, 8}
+"""Pages of the source; also the pieces of 4 KiB of a huge page."""
+
+
+@pytest.fixture(autouse=True)
+def real_frames() -> None:
+    if why := why_not():
+        pytest.skip(why)
+
+
+@pytest.fixture(params=["late", "early"])
+def host_policy(request: pytest.FixtureRequest, real_frames: None) -> Iterator[str]:
+    """When the host tells processes of a bad frame: at a touch, or as soon as it finds it."""
+    before = EARLY_KILL.read_text()
+    EARLY_KILL.write_text(str(int(request.param == "early")))
+    yield request.param
+    EARLY_KILL.write_text(before)
+
+
+@pytest.fixture
+def huge_pages(real_frames: None) -> Iterator[None]:
+    before = int(NR_HUGEPAGES.read_text())
+    NR_HUGEPAGES.write_text(str(before + HUGE_PAGES))
+    if int(NR_HUGEPAGES.read_text()) < before + HUGE_PAGES:
+        pytest.skip("the host has too little room for huge pages")
+    yield
+    NR_HUGEPAGES.write_text(str(before))
+
+
+@pytest.fixture(params=["anonymous", "memfd", "hugetlb"])
+async def source(
+    request: pytest.FixtureRequest, huge_pages: None, pager_program: str, tmp_path: Path
+) -> AsyncIterator[Source]:
+    async with source_of(pager_program, request.param, tmp_path) as made:
+        yield made
+
+
+def fail_pages(source: Source) -> None:
+    for page in BAD:
+        fail_frame(frame_at(source.vmm.pid, source.hva + page * PAGE))
+
+
+def poisoned(pages: dict[int, Frame]) -> set[int]:
+    return {page for page, frame in pages.items() if frame.kind == Kind.POISON}
+
+
+@pytest.mark.parametrize("when", ["idle", "frozen"])
+async def test_exactly_the_bad_frames_of_a_source_are_poison(source: Source, host_policy: str, when: str) -> None:
+    """Also of a huge page only the bad 4 KiB. "frozen": the pager has mapped them already."""
+    if when == "frozen":
+        await source.freeze()
+        check(await demand(source, 0, 4), set())
+    fail_pages(source)
+    if when == "idle":
+        await source.freeze()
+    for way in (demand, push):
+        got = await way(source, 0, source.pages)
+        assert poisoned(got) == BAD, way.__name__
+        assert len(got) == source.pages
+        check(got, BAD)
+    assert source.pager.poll() is None, "the pager lives on"
+
+
+async def test_a_frame_that_goes_bad_while_it_is_pushed_is_poison_or_was_sent(source: Source) -> None:
+    await source.freeze()
+    async with source.opened(bulk((0, source.pages))) as lane:
+        first = await lane.pages(1)
+        fail_pages(source)
+        rest = await lane.pages(0)
+    check(first | rest, poisoned(rest))
+    assert poisoned(rest) <= BAD
+    assert poisoned(await push(source, 0, source.pages)) == BAD
+    assert source.pager.poll() is None
+
+
+async def test_soft_offlined_frames_of_a_source_are_sent_as_ever(source: Source) -> None:
+    if not SOFT_OFFLINE.exists():
+        pytest.skip(f"this kernel has no {SOFT_OFFLINE}")
+    await source.freeze()
+    check(await demand(source, 0, 8), set())
+    for page in BAD:
+        soft_offline(frame_at(source.vmm.pid, source.hva + page * PAGE))
+    check(await demand(source, 0, 16), set())
+    check(await push(source, 0, source.pages), set())
+
+
+@pytest.fixture
+async def ahead(uffd_poison: None, pager_program: str, vmm_child: Path, tmp_path: Path) -> AsyncIterator[Destination]:
+    """A destination whose memory is allocated, and no page of it has come."""
+    async with destination_of(pager_program, vmm_child, "memfd", tmp_path) as made:
+        made.ahead = True
+        await made.attach()
+        yield made
+
+
+def frame_ahead(destination: Destination, page: int) -> int:
+    """The frame that waits for a page of the first region, which the VMM does not map yet."""
+    return frame_at(
+        destination.pager.pid, mapping_of(destination.pager.pid, "memfd", FIRST_PAGES[1] * PAGE) + page * PAGE
+    )
+
+
+async def all_as_the_source_has_it(destination: Destination, *but: int) -> None:
+    for page in range(PAGES):
+        if page not in but:
+            assert await destination.vmm.touch(page) == expected(page), page
+
+
+@pytest.mark.parametrize("bad", [(1,), (8, 9, 15), (0, 63)], ids=str)
+@pytest.mark.parametrize("how", ["touch", "push"])
+async def test_a_frame_that_goes_bad_before_its_page_comes_is_replaced(
+    ahead: Destination, host_policy: str, bad: tuple[int, ...], how: str
+) -> None:
+    """The source has the page still: the guest notices nothing."""
+    for page in bad:
+        fail_frame(frame_ahead(ahead, page))
+    await ahead.connect()
+    if how == "touch":
+        for page in bad:
+            assert await ahead.vmm.touch(page) == expected(page)
+    await ahead.push()
+    await ahead.event("all_present")
+    await all_as_the_source_has_it(ahead)
+    assert ahead.vmm.frames == [], "no memory error for the guest"
+    assert (await ahead.status()).progress.poison == 0
+    assert ahead.pager.poll() is None
+
+
+async def test_a_frame_that_goes_bad_under_a_page_that_came_is_the_vmms(ahead: Destination, host_policy: str) -> None:
+    await ahead.connect()
+    await ahead.push()
+    await ahead.event("all_present")
+    assert await ahead.vmm.touch(2) == expected(2)
+    fail_frame(frame_at(ahead.vmm.process.pid, ahead.vmm.hva + 2 * PAGE))
+    assert await ahead.vmm.touch(2) == "sigbus"
+    await all_as_the_source_has_it(ahead, 2)
+    assert ahead.pager.poll() is None
+    await ahead.complete()
+
+
+async def test_a_bad_frame_of_a_page_that_the_vmm_maps_no_longer_is_poison(ahead: Destination) -> None:
+    """Its contents, which the guest may have written, are nowhere else."""
+    await ahead.connect()
+    await ahead.push()
+    await ahead.event("all_present")
+    await ahead.vmm.advise(2, "dontneed")
+    fail_frame(frame_ahead(ahead, 2))
+    assert await ahead.vmm.touch(2) == "sigbus"
+    (frame,) = ahead.vmm.frames
+    assert (frame["type"], frame["severity"], frame["hva"]) == ("memory_error", "AR", ahead.vmm.hva + 2 * PAGE)
+    assert await ahead.vmm.touch(2) == "sigbus", "again: the page is reported once"
+    assert len(ahead.vmm.frames) == 1
+    await all_as_the_source_has_it(ahead, 2)
+    assert (await ahead.status()).progress.poison == 1
+
+
+async def test_soft_offlined_frames_of_a_destination_are_replaced_unseen(ahead: Destination) -> None:
+    if not SOFT_OFFLINE.exists():
+        pytest.skip(f"this kernel has no {SOFT_OFFLINE}")
+    soft_offline(frame_ahead(ahead, 1))
+    await ahead.connect()
+    assert await ahead.vmm.touch(1) == expected(1)
+    soft_offline(frame_at(ahead.vmm.process.pid, ahead.vmm.hva + PAGE))
+    await ahead.push()
+    await ahead.event("all_present")
+    await all_as_the_source_has_it(ahead)
+    assert ahead.vmm.frames == []
