@@ -1,7 +1,7 @@
 """A VMM in a process of its own, as far as a source's pager sees one: makes memory, fills it, attaches it, waits.
 
 Arguments: backing (of huge pages where "hugetlb"), number of pages, path of the memory socket. Page n holds byte
-n % 251 + 1 throughout, but every fourth is left untouched. Prints the pager's answer with the memory's address. Lives until
+n % 251 + 1 throughout, but every fourth is left untouched. Prints the pager's answer with its own address. Lives until
 its standard input closes.
 """
 

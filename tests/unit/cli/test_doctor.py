@@ -12,7 +12,7 @@ import pytest
 
 from vmferry.cli import main
 from vmferry.cli.exit_codes import ExitCode
-from vmferry.cli.probe import host, kvm, userfaultfd
+from vmferry.cli.probe import host, kvm, memory_failure, userfaultfd
 from vmferry.cli.probe.attempt import attempt
 from vmferry.cli.probe.checks import run_all
 from vmferry.cli.probe.finding import State, missing, ok, warn
@@ -82,6 +82,7 @@ def test_only_what_is_needed_and_missing_makes_it_fail(monkeypatch, capsys, find
         kvm.check_kvm,
         kvm.check_machine_checks,
         kvm.check_memory_fault_exit,
+        memory_failure.check_memory_failure,
         host.check_huge_pages,
         host.check_descriptors,
         host.check_locked_memory,
@@ -102,6 +103,24 @@ def test_without_the_device_kvm_is_a_warning_with_a_way_out(monkeypatch):
     finding = kvm.check_kvm()
     assert finding.state is State.WARN
     assert "--accel process" in finding.todo
+
+
+@pytest.mark.parametrize(
+    ("sysctls", "state", "words"),
+    [
+        ({}, State.WARN, "no CONFIG_MEMORY_FAILURE"),
+        ({"memory_failure_recovery": 1, "memory_failure_early_kill": 0}, State.OK, "at a touch, or at once if it asks"),
+        ({"memory_failure_recovery": 1, "memory_failure_early_kill": 1}, State.OK, "hears of a bad frame at once"),
+        ({"memory_failure_recovery": 0, "memory_failure_early_kill": 0}, State.WARN, "memory_failure_recovery 0"),
+    ],
+)
+def test_it_tells_when_processes_hear_of_bad_frames(monkeypatch, tmp_path, sysctls, state, words):
+    for name, value in sysctls.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    monkeypatch.setattr(memory_failure, "SYSCTLS", tmp_path)
+    finding = memory_failure.check_memory_failure()
+    assert finding.state is state
+    assert words in finding.seen
 
 
 def test_without_userfaultfd_migration_is_impossible(monkeypatch):

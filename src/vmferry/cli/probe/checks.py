@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vmferry.cli.probe import host, kvm, userfaultfd
+from vmferry.cli.probe import host, kvm, memory_failure, userfaultfd
 from vmferry.cli.probe.finding import Finding, warn
 
 REINSTALL = "Install the wheel of vmferry (`make setup`), which carries it."
@@ -18,6 +18,7 @@ CHECKS: Sequence[Callable[[], Finding]] = (
     kvm.check_kvm,
     kvm.check_machine_checks,
     kvm.check_memory_fault_exit,
+    memory_failure.check_memory_failure,
     host.check_huge_pages,
     host.check_descriptors,
     host.check_locked_memory,

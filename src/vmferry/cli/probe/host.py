@@ -75,14 +75,15 @@ def check_network_namespace() -> Finding:
 
 
 def check_memory() -> Finding:
-    available = _meminfo("MemAvailable")
+    available = meminfo("MemAvailable")
     seen = f"{size_words(available)} available"
     if available >= DEMO_MEMORY:
         return ok("memory", seen)
     return warn("memory", seen, f"The demo wants {size_words(DEMO_MEMORY)}: give it less with --memory.")
 
 
-def _meminfo(name: str) -> int:
+def meminfo(name: str) -> int:
+    """A field of /proc/meminfo in bytes; 0 if there is none."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         key, _, value = line.partition(":")
         if key == name:
