@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 import pytest
 
+from tests.support import c_programs
 from vmferry.demo.patience import patient
 
-CASES = Path(__file__).parent
 DEADLINE_S = patient(60)
 LACKING = 77
 HUGE_PAGES_NEEDED = 4
@@ -31,15 +31,7 @@ Ask: TypeAlias = Callable[[str, str, str], Answers]
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Compiles a program once a session; returns its path."""
     directory = tmp_path_factory.mktemp("kernel")
-
-    def compile_program(name: str) -> Path:
-        program = directory / name
-        if not program.exists():
-            flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"]
-            subprocess.run(["gcc", *flags, "-o", program, CASES / f"{name}.c"], check=True)
-        return program
-
-    return compile_program
+    return lambda name: c_programs.compiled(c_programs.KERNEL / f"{name}.c", directory)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ static void make_vm(const char *backing)
 	if (kvm < 0)
 		LACKING("/dev/kvm: %s", strerrorname_np(errno));
 	NEED((vm = ioctl(kvm, KVM_CREATE_VM, 0)) >= 0);
-	ram = map_memory(backing, strncmp(backing, "huge", 4) ? RAM / PAGE : 1);
+	ram = map_memory(backing, RAM / PAGE);
 	struct kvm_userspace_memory_region slot = {.memory_size = RAM, .userspace_addr = (uintptr_t)ram.at};
 	NEED(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot));
 	NEED((vcpu = ioctl(vm, KVM_CREATE_VCPU, 0)) >= 0);

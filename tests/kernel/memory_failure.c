@@ -218,13 +218,15 @@ static void given_back(const char *backing)
 static void in_transparent_huge_page(const char *backing)
 {
 	int fd = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	char *at = mmap(NULL, 2 * HUGE_PAGE, PROT_NONE, flags, -1, 0);
+	NEED(at != MAP_FAILED);
 	if (!strcmp(backing, "shmem")) {
 		fd = memfd_create("thp", MFD_CLOEXEC), flags = MAP_SHARED;
-		NEED(fd >= 0 && !ftruncate(fd, 2 * HUGE_PAGE));
+		NEED(fd >= 0 && !ftruncate(fd, HUGE_PAGE));
 	}
-	char *at = mmap(NULL, 2 * HUGE_PAGE, PROT_READ | PROT_WRITE, flags, fd, 0);
-	NEED(at != MAP_FAILED);
+	/* Address and offset in the file are aligned alike: no huge page is mapped otherwise. */
 	char *huge = (char *)(((uintptr_t)at + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
+	NEED(mmap(huge, HUGE_PAGE, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0) == huge);
 	madvise(huge, HUGE_PAGE, MADV_HUGEPAGE);
 	memset(huge, 4, HUGE_PAGE);
 	if (!kpageflag(entry_of(huge) & PFN, KPF_THP) && madvise(huge, HUGE_PAGE, MADV_COLLAPSE))

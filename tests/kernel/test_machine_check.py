@@ -24,15 +24,13 @@ def test_ring_3_touch_of_a_marker_is_sigbus_in_the_vcpu_thread(ask: Any, backing
     }
 
 
-@pytest.mark.parametrize("backing", ["anon", "shmem", "hugefile"])
-def test_ring_3_touch_of_a_bad_frame_is_sigbus_in_the_vcpu_thread(
-    ask: Any, backing: str, real_frames: None, huge_pages: None
-) -> None:
+@both
+def test_ring_3_touch_of_a_bad_frame_is_sigbus_in_the_vcpu_thread(ask: Any, backing: str, real_frames: None) -> None:
     assert ask("machine_check", "ring-3-touch-of-a-frame", backing) == {
         "told": "sigbus",
         "run": "EINTR",
         "code": "BUS_MCEERR_AR",
-        "lsb": "21" if backing == "hugefile" else "12",
+        "lsb": "12",
         "gpa": BAD,
         "in_vcpu_thread": "1",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.debian import ROOT
+from tests.lab.debian import CACHE, ROOT
+from tests.support import c_programs
 
 PATIENCE = 10
 """The guest is slower than a machine by about as much."""
+COMPILED = CACHE / "c"
 PACKAGES = {"vmferry-pager": "pager", "vmferry-refvm": "refvm"}
 
 
@@ -99,6 +102,10 @@ def rust_binaries() -> dict[str, list[tuple[str, Path]]]:
 
 
 def short_suites() -> list[Suite]:
+    """Raises: CalledProcessError: C programs do not compile."""
+    shutil.rmtree(COMPILED, ignore_errors=True)
+    COMPILED.mkdir(parents=True)
+    c_programs.compile_all(COMPILED)
     return [
         pytest_suite("kernel", "tests/kernel"),
         pytest_suite("real-errors", "tests/contract/test_real_errors.py"),
@@ -106,7 +113,7 @@ def short_suites() -> list[Suite]:
 
 
 def all_suites() -> list[Suite]:
-    """Raises: CalledProcessError: Rust tests do not compile."""
+    """Raises: CalledProcessError: tests do not compile."""
     binaries = rust_binaries()
     demo = f"{ROOT}/.venv/bin/vmferry demo --memory 64M --poison 8,4 --real-frames"
     return [
@@ -119,7 +126,7 @@ def all_suites() -> list[Suite]:
 
 def script(suites: Iterable[Suite]) -> str:
     """What the guest runs: a line a suite in /out/results, of name and seconds."""
-    lines = [f"export VMFERRY_PATIENCE={PATIENCE} VMFERRY_TEST_HWPOISON=1 CARGO_TERM_COLOR=never"]
+    lines = [f"export VMFERRY_PATIENCE={PATIENCE} VMFERRY_TEST_HWPOISON=1 {c_programs.VARIABLE}={COMPILED}"]
     for suite in suites:
         lines.append("began=$(date +%s)")
         for command in suite.commands:

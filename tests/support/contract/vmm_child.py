@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tests.support import TESTS
+from tests.support.c_programs import VMM_CHILD, compiled
 from vmferry.demo.patience import patient
 
 PAGE = 4096
 PATIENCE_S = patient(30.0)
-HERE = Path(__file__).parent
-FLAGS = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"]
 
 # The bits this project may ask for, linux/userfaultfd.h
 FEATURES = {
@@ -38,10 +35,7 @@ Json: TypeAlias = dict[str, Any]
 
 def compile_child(directory: Path) -> Path:
     """`vmm_child.c`, compiled; what it shares with the programs of the kernel tests is in their directory."""
-    program = directory / "vmm_child"
-    include = ["-I", str(TESTS / "kernel")]
-    subprocess.run(["gcc", *FLAGS, *include, "-o", program, HERE / "vmm_child.c"], check=True)
-    return program
+    return compiled(VMM_CHILD, directory)
 
 
 def feature_bits(names: Sequence[str]) -> int:
