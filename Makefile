@@ -26,8 +26,8 @@ INSTALLED := $(VENV)/.stamp-installed
 STAGE := @.ci/stage
 
 .PHONY: help setup demo test test-rust test-unit test-network network-page test-kernels test-kernels-short \
-  bench profile coverage coverage-rust deny lint lint-python lint-rust lint-text fmt proto docs wheel clean host-tools demo-packages test-packages \
-  bench-packages profile-packages coverage-packages lab-packages
+  bench profile coverage coverage-rust deny lint lint-python lint-rust lint-text fmt proto docs wheel clean host-tools \
+  demo-packages test-packages bench-packages profile-packages coverage-packages lab-packages
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,4 +1,4 @@
-"""Pagers on hosts whose frames really go bad. `make test-kernels` runs them; elsewhere they cost the host memory."""
+"""Pagers on a host with bad frames. `make test-kernels` runs these tests; elsewhere they cost the host memory."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_soft_offlined_frames_of_a_source_are_sent_as_ever(source: Source)
 
 @pytest.fixture
 async def ahead(uffd_poison: None, pager_program: str, vmm_child: Path, tmp_path: Path) -> AsyncIterator[Destination]:
-    """A destination whose memory is allocated, and no page of it has come."""
+    """A destination with all its memory allocated, before the first page arrives."""
     async with destination_of(pager_program, vmm_child, "memfd", tmp_path) as made:
         made.ahead = True
         await made.attach()
@@ -120,7 +120,7 @@ async def ahead(uffd_poison: None, pager_program: str, vmm_child: Path, tmp_path
 
 
 def frame_ahead(destination: Destination, page: int) -> int:
-    """The frame that waits for a page of the first region, which the VMM does not map yet."""
+    """The frame that waits for a page of the first region. The VMM does not map it yet."""
     return frame_at(
         destination.pager.pid, mapping_of(destination.pager.pid, "memfd", FIRST_PAGES[1] * PAGE) + page * PAGE
     )

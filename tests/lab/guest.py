@@ -57,9 +57,9 @@ def served(folder: Path, tag: str, run: Path, cache: str) -> Iterator[list[str]]
 
 def emulator_words(booted: Kernel, run: Path, memory: str) -> list[str]:
     line = [
-        f"root=root rootfstype=virtiofs ro init={HERE}/init.sh console=ttyS0 panic=-1",
+        f"root=root rootfstype=virtiofs ro init={run}/init.sh console=ttyS0 panic=-1",
         "mitigations=off nokaslr random.trust_cpu=on no_timer_check tsc=reliable",
-        f"LAB_TOOLS={tools()} LAB_KERNEL={booted.where} LAB_HERE={HERE}",
+        f"LAB_TOOLS={tools()} LAB_KERNEL={booted.where} LAB_HERE={run}",
     ]
     return [
         *emulator(),
@@ -82,7 +82,7 @@ def run_in(
     limit_s: float = 3600,
     look: Callable[[], None] = lambda: None,
 ) -> Ended:
-    """`look` is called now and then while the guest runs.
+    """Calls `look` several times a second while the guest runs.
 
     Raises: LackingError: the emulator cannot run here.
     """
@@ -90,6 +90,8 @@ def run_in(
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     (run / "command").write_text(f"{command}\n")
+    for name in ("init.sh", "system.sh"):
+        shutil.copy(HERE / name, run)
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     # Files that change here while the guest runs are not seen there: looking each time costs too much.
     with served(Path("/"), "root", run, "always") as root, served(out.absolute(), "out", run, "auto") as shared:

@@ -52,7 +52,7 @@ def attach(backing: str, pages: int, path: str) -> tuple[mmap.mmap, int, socket.
 
 
 def main() -> None:
-    # As a VMM that is told of bad frames before it touches them.
+    # A VMM asks the kernel for early errors, and outlives them.
     signal.signal(signal.SIGBUS, signal.SIG_IGN)
     _memory, hva, connection = attach(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     with connection.makefile("rb") as answers:
