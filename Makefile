@@ -45,7 +45,7 @@ test-rust: $(INSTALLED) ## The Rust tests
 	$(STAGE) "Rust tests" cargo test $(CARGO_FLAGS) --workspace
 
 test-unit: $(INSTALLED) ## The Python tests that need nothing of the machine; options for pytest in ARGS
-	@$(BIN)/python -m pytest tests/unit $(ARGS)
+	@$(BIN)/python -m pytest tests/unit tests/house $(ARGS)
 
 test-network: test-packages $(INSTALLED) ## Moves over every kind of network that tests/network knows; options in ARGS="-k rtt"
 	$(BIN)/python -m pytest tests/network -m "long or not long" $(ARGS)

@@ -1,6 +1,6 @@
 """Writes docs/reference/api.md from the comments of proto/. `make docs` runs it; a test compares.
 
-Comments come from the compiler's own descriptor set with source info: what is documented is what is served.
+Comments come from the compiler's own descriptor set with source info, so the page documents the served contract.
 """
 
 from __future__ import annotations

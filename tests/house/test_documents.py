@@ -63,6 +63,26 @@ def test_the_thread_model_is_a_page_without_figures() -> None:
     assert not re.search(r"\d (?:µs|ms|GiB|%)", text)
 
 
+def test_the_architecture_names_every_folder_of_code() -> None:
+    inside = {Path("src/vmferry"), Path("pager/src")}
+    folders = {Path(path.parts[0]) for path in tracked() if len(path.parts) > 1} - {Path(".github"), Path(".ci")}
+    folders |= {place for path in tracked() for place in path.parents if place.parent in inside}
+    named = text_of(Path("docs/explanation/architecture.md"))
+    assert [folder for folder in sorted(folders) if f"`{folder}/" not in named] == []
+
+
+def test_the_architecture_has_the_import_layers() -> None:
+    settings = tomllib.loads(text_of(Path("pyproject.toml")))["tool"]["importlinter"]["contracts"]
+    layers = "\n".join(settings[0]["layers"])
+    assert f"```text\n{layers}\n```" in text_of(Path("docs/explanation/architecture.md"))
+
+
+def test_development_names_every_target_of_make() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", text_of(Path("Makefile")), re.MULTILINE)
+    named = text_of(Path("docs/contributing/development.md"))
+    assert [target for target in targets if f"`make {target}`" not in named] == []
+
+
 def test_every_document_is_reached_from_the_index() -> None:
     pages = {path for path in ending(".md") if path.is_relative_to("docs")}
     reached = {Path("docs/index.md")}
