@@ -30,4 +30,4 @@ def _program(name: str) -> Path:
     for directory in [*beside, Path(sys.executable).parent]:
         if (directory / name).exists():
             return directory / name
-    pytest.fail(f"{name} is neither beside {sys.executable} nor in $VMFERRY_PROGRAMS; `make setup` installs it")
+    pytest.fail(f"{name} is neither next to {sys.executable} nor in $VMFERRY_PROGRAMS; `make setup` installs it")

@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `vmferryd`; gives its exit code."""
+    """Runs `vmferryd` and returns its exit code."""
     from vmferry.daemon.assembly import assemble
     from vmferry.daemon.program import run
 

@@ -36,15 +36,15 @@ _log = structlog.stdlib.get_logger()
 
 READINESS_S = 2.0
 GRACE_S = 1.0
-"""For calls that are open when the servers stop; a watch has no other end."""
+"""Time for open calls when the servers stop. A watch has no other end."""
 
 
 class ServiceReturned(Exception):  # noqa: N818 - what happened
-    """A task that was to run as long as the daemon has returned."""
+    """A task that must run as long as the daemon has returned."""
 
 
 class Daemon:
-    """One run of the daemon. `run` returns after a stop that was asked for; every other end is an exception."""
+    """One run of the daemon. `run` returns after a requested stop. Every other end is an exception."""
 
     def __init__(self, config: Config, assemble: Assemble, version: str) -> None:
         self._config = config
@@ -56,7 +56,7 @@ class Daemon:
         self._readiness = HostReadiness(config, self._listeners)
 
     def ask_to_stop(self) -> None:
-        """The first time: gracefully; the second: without waiting for jobs."""
+        """The first call stops gracefully. The second one does not wait for jobs."""
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def run(self) -> None:
@@ -144,7 +144,7 @@ class Daemon:
             raise ServiceReturned(f"the {name} server ended")
 
     async def _lead(self, core: Core, api: ApiServer, peer: grpc.aio.Server, ports: dict[str, int]) -> NoReturn:
-        """Into service, and then after readiness."""
+        """Starts the servers, then follows readiness."""
         await core.started()
         _keep_what_is_made()
         await peer.start()
@@ -153,7 +153,7 @@ class Daemon:
         await self._follow_readiness(api)
 
     async def _follow_readiness(self, api: ApiServer) -> NoReturn:
-        """Tells the health service what /readyz answers, and the log when it changes."""
+        """Hands the answer of /readyz to the health service, and each change of it to the log."""
         before: tuple[str, ...] | None = None
         while True:
             checks = await self._readiness.checks()
@@ -169,8 +169,9 @@ class Daemon:
 
 
 def _keep_what_is_made() -> None:
-    """A collection that looks at every object of the program takes tens of milliseconds, and may fall into a
-    switchover: later ones look only at what is made from here on."""
+    """Freezes the objects made so far. A full garbage collection takes tens of milliseconds and may fall into a
+    switchover; later ones look only at newer objects.
+    """
     gc.collect()
     gc.freeze()
 

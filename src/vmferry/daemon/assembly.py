@@ -1,4 +1,4 @@
-"""The only place where the adapters meet the core: store, VMMs, pagers and peers are plugged together here."""
+"""The wiring: the only place where store, VMMs, pagers and peers meet the core."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vmferry.vmm.server import VmmCallbacks, VmmServer
 
 
 class HostCore:
-    """Implements `core.Core`: the service and what it stands on."""
+    """The service and its adapters: `core.Core`."""
 
     def __init__(self, config: Config, store: Store) -> None:
         clock, limits = SystemClock(), config.timeouts
@@ -84,7 +84,7 @@ class HostCore:
             await asyncio.gather(stopping, hurried, return_exceptions=True)
 
     async def _run(self) -> None:
-        """Takes up what an earlier daemon left, and runs jobs, until it is cancelled: pagers live on."""
+        """Recovers the state of an earlier daemon and runs jobs until it is cancelled. Pagers outlive it."""
         await self._vmms.listening.wait()
         async with self._service:
             await asyncio.Event().wait()

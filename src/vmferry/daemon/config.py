@@ -1,7 +1,7 @@
-"""The daemon's configuration: read once at the edge from TOML, frozen, passed on by sub-tree.
+"""The daemon's configuration: read once from TOML, frozen, and passed on by sub-tree.
 
-Every key has a default; an unknown key is refused; all problems are reported together. The meaning, unit and default of
-each key stand in docs/reference/configuration.md and in configs/vmferryd.toml, which tests compare with this file.
+Every key has a default. An unknown key is refused. All problems are reported together. The reference
+docs/reference/configuration.md and configs/vmferryd.toml explain each key; tests compare them with this file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PUSH_LANES_MOST = 64
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Where source pagers of this host listen, and how long a demanded page may stay without an answer."""
+    """The addresses of this host's source pagers, and the longest wait for a demanded page."""
 
     ip: str
     ports: tuple[int, int]
@@ -39,7 +39,7 @@ class Pager:
 
     program: str
     push_bytes_per_s: int
-    """Limit of migrations that ask for none; 0: no limit. Demand is never held back."""
+    """The limit of migrations that request none; 0: no limit. Demand is never delayed."""
     push_lanes: int
     """Push lanes that a destination's pager opens; 0: the pager's default."""
     tuning: PagerTuning
@@ -57,14 +57,14 @@ class Qemu:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest waits, seconds. Each ends in a named refusal or a paused job, never in a hang."""
+    """The longest waits, seconds. Each ends in a named refusal or a paused job, never in a hang."""
 
     stop_s: float
-    """Graceful stop: how long jobs past the point of no return are waited for."""
+    """A graceful stop waits this long for jobs past the point of no return."""
     vmm_s: float
     """A VMM's answer; three times as long to save or reset, six times to make memory or load a state."""
     attach_s: float
-    """A VMM's memory to be attached to its pager."""
+    """The attachment of a VMM's memory to its pager."""
     pager_s: float
     """A pager's answer; three times as long to connect lanes, six times to complete."""
     peer_s: float
@@ -83,7 +83,7 @@ class Config:
     runtime_dir: Path
     state_dir: Path
     keep_awake: bool
-    """Whether this host's processors are kept from sleeping while a VM stands still, or its guest asks for pages."""
+    """Whether this host's CPUs are kept out of idle states during a blackout, and while a guest faults."""
     vmm_socket: Path
     qemu: Qemu
     api: Address
@@ -100,7 +100,7 @@ class Config:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; `problems` are all that is wrong with it."""
+    """The configuration cannot be used. `problems` has every problem."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
@@ -108,7 +108,7 @@ class ConfigError(Exception):
 
 
 def parse(values: Mapping[str, object], default_host: str) -> Config:
-    """Checks `values` (a TOML document) and gives the configuration.
+    """Checks `values` (a TOML document) and returns the configuration.
 
     Raises:
         ConfigError: with every problem found.
@@ -169,7 +169,7 @@ def _pages(table: Table) -> Pages:
 
 
 def _pager(table: Table, keep_awake: bool | None) -> Pager:
-    """A key of the tuning that is absent stays None: the default is the pager's."""
+    """The tuning keeps None for an absent key: the default is the pager's."""
     tuning = PagerTuning(
         page_path_cpus=table.cpu_list("page_path_cpus"),
         lane_cpus=table.cpu_list("lane_cpus"),
@@ -211,7 +211,7 @@ def _timeouts(table: Table) -> Timeouts:
 
 
 def _clashes(config: Config) -> list[Problem]:
-    """Two listeners on one port, or a listener inside the pagers' range."""
+    """Finds two listeners on one port, and a listener inside the pagers' range."""
     problems: list[Problem] = []
     seen: dict[int, str] = {}
     first, end = config.pages.ports

@@ -1,4 +1,4 @@
-"""What the daemon's frame (`app.py`) needs of the parts behind it; `assembly.py` makes them, tests have a small one."""
+"""The parts that the daemon's frame (`app.py`) needs. `assembly.py` makes them; tests have a small one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vmferry.peer.servicer import IncomingOperations
 
 
 class Core(Protocol):
-    """The parts, plugged together, opened and not yet running."""
+    """The parts: connected to each other, opened, and not yet running."""
 
     @property
     def migrations(self) -> MigrationControl: ...
@@ -26,15 +26,17 @@ class Core(Protocol):
     def state(self) -> StateSource: ...
 
     def services(self) -> Mapping[str, Coroutine[object, object, None]]:
-        """The tasks that run as long as the daemon does, by name: one that returns is a fault."""
+        """The tasks that run as long as the daemon, by name. A task that returns is a fault."""
         ...
 
     async def started(self) -> None:
-        """Waits until calls can be answered: VMMs can connect, jobs of an earlier daemon are taken up."""
+        """Waits until calls can be answered: VMMs can connect, and jobs of an earlier daemon are recovered."""
         ...
 
     async def drain(self, limit_s: float, hurry: asyncio.Event) -> None:
-        """No new jobs; cancels those before switchover and waits for the others, up to `limit_s` or until `hurry`."""
+        """Takes no new jobs, cancels those before switchover, and waits for the others up to `limit_s` or until
+        `hurry`.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ _RUN = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
 class CpuListError(ValueError):
-    """The text is not a CPU list; it says which part, and why."""
+    """The text is not a CPU list. The message names the part and its fault."""
 
 
 def parse_cpu_list(text: str) -> frozenset[int]:

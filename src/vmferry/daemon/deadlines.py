@@ -10,9 +10,9 @@ from vmferry.peer.contract import MESSAGE_LIMIT, transfer_s
 from vmferry.vmm.session import VmmDeadlines
 
 LONGER = 3.0
-"""Calls that move what fits in memory: a device state, a journal and its clean-up."""
+"""The factor for calls that move data: a device state, a journal and its clean-up."""
 LONGEST = 6.0
-"""Calls that make a guest's memory or load its state."""
+"""The factor for calls that make a guest's memory or load its state."""
 
 
 def migration(limits: Timeouts) -> core.Timeouts:

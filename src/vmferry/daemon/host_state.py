@@ -1,4 +1,4 @@
-"""The service's figures as the ops endpoint reads them."""
+"""The service's state for the ops endpoint."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vmferry.ops.state import EventView, MachineView, State
 
 EVENTS_SHOWN = 100
 JOURNALS_READ = 20
-"""Of so many migrations, the newest, events are shown."""
+"""The events of this many migrations are shown, the newest."""
 
 
 class HostState:
-    """Implements `ops.state.StateSource`."""
+    """The state of this host: `ops.state.StateSource`."""
 
     def __init__(self, host: str, service: MigrationService) -> None:
         self._host = host
@@ -63,7 +63,7 @@ class HostState:
 
 
 def _words(data: Iterable[tuple[str, object]]) -> str:
-    """`key value` of what is short enough to read."""
+    """`key value` for each value that is short enough to read."""
     return ", ".join(f"{key} {value}" for key, value in data if isinstance(value, str | int | float) and value != "")
 
 

@@ -1,4 +1,4 @@
-"""What a daemon must have of its host before it starts: writable directories, and the state's for itself."""
+"""The conditions on the host before the daemon starts: writable directories, and a lock on the state."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LOCK_NAME = "lock"
 
 
 class HostUnfit(Exception):  # noqa: N818 - names the state of the host
-    """The daemon cannot run here as configured: one line with the cause and the remedy."""
+    """The daemon cannot run on this host with this configuration. The message has cause and remedy in one line."""
 
 
 def make_directory(path: Path, key: str, mode: int) -> None:
-    """Makes the directory if it is not there, and tries to write in it.
+    """Makes the directory if it is missing, and tries to write in it.
 
     Raises:
         HostUnfit: it cannot be made or written.
@@ -33,10 +33,10 @@ def make_directory(path: Path, key: str, mode: int) -> None:
 
 
 class InstanceLock:
-    """Held for the daemon's life; the kernel drops it with the process, so a crash leaves nothing behind."""
+    """A lock for the daemon's life. The kernel drops it with the process, so a crash leaves nothing behind."""
 
     def __init__(self, state_dir: Path) -> None:
-        """Raises: HostUnfit, another daemon has it."""
+        """Raises: HostUnfit, if another daemon has it."""
         path = state_dir / LOCK_NAME
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

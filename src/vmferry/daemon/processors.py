@@ -1,7 +1,7 @@
-"""Keeps the host's processors out of their sleep states while a VM stands still: `ports.Processors`.
+"""Keeps the host's CPUs out of idle states during a blackout: `ports.Processors`.
 
-By the PM QoS request of a process: as long as it holds /dev/cpu_dma_latency open with 0 in it, idle processors poll
-(Documentation/power/pm_qos_interface.rst, Linux). It ends with the process, however that ends.
+It uses the PM QoS request of a process: while the process holds /dev/cpu_dma_latency open with 0 in it, idle CPUs poll
+(Documentation/power/pm_qos_interface.rst, Linux). The request ends with the process.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ log = structlog.get_logger()
 LATENCY_FILE = Path("/dev/cpu_dma_latency")
 NONE_US = struct.pack("i", 0)
 AT_MOST_S = 1.0
-"""About a hundred blackouts: whoever has not let them sleep by then is stuck."""
+"""The longest request. It is about a hundred blackouts, so a longer one is stuck."""
 NOT_KEPT_AWAKE = "processors.not_kept_awake"
 
 
 class HostProcessors:
-    """Awake while anybody wants it. To be used in the event loop."""
+    """The requests of this process. Use it in the event loop."""
 
     def __init__(self, latency_file: Path = LATENCY_FILE, at_most_s: float = AT_MOST_S) -> None:
         self._file = latency_file
@@ -48,7 +48,7 @@ class HostProcessors:
             self._request = None
 
     def _open(self) -> int | None:
-        """None where this process may not, or there is no such file: said once."""
+        """Opens the request. None: the process may not, or the file is missing; the first time this is logged."""
         try:
             request = os.open(self._file, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:

@@ -25,7 +25,7 @@ from vmferry.model.names import HOST_NAME
 
 
 class Exit(IntEnum):
-    """Exit codes."""
+    """The exit codes of `vmferryd`."""
 
     STOPPED = 0
     FAULT = 1
@@ -89,12 +89,12 @@ def _parser() -> argparse.ArgumentParser:
 def version() -> str:
     try:
         return package_version("vmferry")
-    except PackageNotFoundError:  # run from a source tree
+    except PackageNotFoundError:  # A source tree is not installed.
         return "0+source"
 
 
 def default_host() -> str:
-    """The machine's host name, as far as it is a name that `host` may have."""
+    """The machine's host name in the form that `host` requires."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63]
     return name if re.fullmatch(HOST_NAME, name) else "localhost"
 

@@ -1,4 +1,4 @@
-"""The conditions of readiness, each tried for real: what /readyz and the health service answer by."""
+"""The conditions of readiness, tried at each call, for /readyz and the health service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 _UFFDIO_API = 0xC018AA3F
 _UFFD_API = 0xAA
 UFFD_FEATURES = {"UFFD_FEATURE_THREAD_ID": 1 << 8, "UFFD_FEATURE_POISON": 1 << 14}
-"""Features that pagers ask for (linux/userfaultfd.h)."""
+"""The features that pagers request (linux/userfaultfd.h)."""
 
 CONNECT_S = 1.0
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -32,13 +32,13 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 @dataclass
 class Listeners:
-    """Ports as bound, by key; app.py fills it as it starts."""
+    """The bound ports by key. app.py fills it at its start."""
 
     ports: dict[str, int] = field(default_factory=dict)
 
 
 class HostReadiness:
-    """Tries the conditions anew at each call; the blocking ones on a thread."""
+    """Tries the conditions at each call, the blocking ones on a thread."""
 
     def __init__(self, config: Config, listeners: Listeners) -> None:
         self._config = config
@@ -63,7 +63,7 @@ class HostReadiness:
         ]
 
     async def _port(self, key: str, address: Address) -> Check:
-        """Connects as a client would: a server that ended leaves its port closed."""
+        """Connects as a client would. The port of an ended server is closed."""
         port = self._listeners.ports.get(key)
         if port is None:
             return Check(key, False, "not bound yet; see the log")
@@ -113,7 +113,7 @@ def _listens(path: Path) -> bool:
 
 
 def find_program(program: str) -> Path | None:
-    """A path as it is; a name on PATH or beside this Python."""
+    """The program: a path as it is, or a name on PATH or next to this Python."""
     beside = Path(sys.executable).parent / program
     found = shutil.which(program) or shutil.which(str(beside))
     return Path(found) if found else None
@@ -127,12 +127,12 @@ def pager_check(program: str) -> Check:
 
 
 def online_cpus() -> frozenset[int]:
-    """Documentation/admin-guide/cputopology.rst."""
+    """The online CPUs (Documentation/admin-guide/cputopology.rst)."""
     return parse_cpu_list(Path("/sys/devices/system/cpu/online").read_text().strip())
 
 
 def cpus_check(tuning: PagerTuning, online: frozenset[int]) -> Check:
-    """A pager that is told to run on CPUs that are not there would not start."""
+    """Checks that the configured CPUs are online. Otherwise a pager would not start."""
     causes = []
     for key in ("page_path_cpus", "lane_cpus"):
         missing = parse_cpu_list(getattr(tuning, key) or "") - online
@@ -143,7 +143,7 @@ def cpus_check(tuning: PagerTuning, online: frozenset[int]) -> Check:
 
 
 def userfaultfd_check() -> Check:
-    """Opens a userfaultfd as a pager's VMM must and asks for the features."""
+    """Opens a userfaultfd as a pager's VMM does, and requests the features."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = _SYS_USERFAULTFD.get(os.uname().machine)
     if number is None:

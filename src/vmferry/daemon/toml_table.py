@@ -1,8 +1,8 @@
 """Reads one TOML table key by key and collects every problem instead of stopping at the first.
 
-Each reader method takes the key out of the table, checks type and range, and gives the default when the key is absent
-or wrong; a wrong value is noted as a `Problem`. `finish` notes the keys that nobody asked for: a misspelt key is a
-problem, not a silent default.
+Each reader takes its key out of the table, checks type and range, and returns the default if the key is absent or
+wrong. A wrong value becomes a `Problem`. `finish` reports the remaining keys, so a misspelt key is a problem and no
+silent default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Default = TypeVar("Default")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong: where (`api.listen`), what stands there, what must."""
+    """One problem: the key (`api.listen`), the actual value, and the required one."""
 
     key: str
     actual: str
@@ -33,7 +33,7 @@ class Problem:
 
 
 class Table:
-    """A TOML table being read. `path` is its dotted name, "" for the root."""
+    """A TOML table during its reading. `path` is its dotted name, "" for the root."""
 
     def __init__(self, path: str, values: Mapping[str, object], problems: list[Problem]) -> None:
         self._path = path
@@ -159,7 +159,7 @@ class Table:
         return default
 
     def push_limit(self, key: str) -> int:
-        """Bytes a second; 0, the default: no limit."""
+        """Bytes per second; 0, the default: no limit."""
         least, most = PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
         value = self._take(key)
         if value is None:

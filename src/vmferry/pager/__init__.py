@@ -1,1 +1,1 @@
-"""The pagers of this host: starts, finds, drives and ends them. One process a VM and side, apart from the daemon."""
+"""The pagers of this host: starts, finds, calls and ends them. A pager is one process per VM and side."""

@@ -1,4 +1,4 @@
-"""One pager as the daemon drives it, over `pager.sock`: `ports.Pager`.
+"""The client of one pager over `pager.sock`: `ports.Pager`.
 
 | gRPC status of the pager | reason |
 |---|---|
@@ -37,7 +37,7 @@ CONTROL_SOCKET = "pager.sock"
 MEMORY_SOCKET = "memory.sock"
 
 ERRORS_A_CALL = 10_000
-"""MarkPoisoned is sent in pieces of so many errors, well below gRPC's 4 MiB a message."""
+"""The most errors in one MarkPoisoned, well below gRPC's 4 MiB per message."""
 
 
 def _options(connect_s: float) -> tuple[tuple[str, int | str], ...]:
@@ -55,7 +55,7 @@ def _options(connect_s: float) -> tuple[tuple[str, int | str], ...]:
 
 
 class GrpcPager:
-    """Made by `process.py`, which knows that the process is there."""
+    """The client of a pager process, which `process.py` has found."""
 
     def __init__(self, directory: Path, vm: str, settings: PagerSettings) -> None:
         self._directory = directory
@@ -75,7 +75,7 @@ class GrpcPager:
         return convert.status_from_pb(await self.raw_status(self._deadlines.call_s))
 
     async def raw_status(self, deadline_s: float) -> pb.PagerStatus:
-        """All that GetStatus says."""
+        """The whole answer of GetStatus."""
         return await self._call("GetStatus", self._stub.GetStatus, pb.GetStatusRequest(), deadline_s)
 
     async def serve_source(self, layout: MemoryLayout, token: str, push_bytes_per_s: int) -> str:
@@ -161,7 +161,9 @@ class GrpcPager:
             await self._call("MarkPoisoned", self._stub.MarkPoisoned, request, self._deadlines.call_s)
 
     async def events(self, after: int) -> AsyncIterator[PagerEvent]:
-        """Until the caller stops, or the pager ends: then VmferryError, or the end where it ended on purpose."""
+        """Yields events until the caller stops or the pager ends. A pager that did not end on purpose raises
+        VmferryError.
+        """
         call = None
         try:
             call = self._stub.WatchEvents(pb.WatchEventsRequest(after=after))
@@ -188,7 +190,7 @@ class GrpcPager:
         await self._call("Shutdown", self._stub.Shutdown, request, self._deadlines.call_s)
 
     async def close(self) -> None:
-        """Closes this end of the connection; the pager goes on."""
+        """Closes this end of the connection. The pager keeps running."""
         self._closed = True
         await self._channel.close(None)
 
@@ -212,8 +214,11 @@ class GrpcPager:
             raise self._removed(name) from error
 
     def _was_closed(self) -> bool:
-        """gRPC cancels the calls of a channel that is closed: to the caller that is the end of the pager, not of its
-        own task, which goes on. A real cancellation stays one."""
+        """Whether the channel of this call was closed.
+
+        gRPC cancels the calls of a closed channel. For the caller that is the end of the pager, not of its own task. A
+        real cancellation stays one.
+        """
         task = asyncio.current_task()
         return self._closed and not (task is not None and task.cancelling())
 
@@ -221,7 +226,7 @@ class GrpcPager:
         return VmferryError(Reason.PAGER_FAILED, f"{name} to the pager of {self._vm}: it was removed.")
 
     def _failed(self, name: str, error: grpc.aio.AioRpcError) -> VmferryError:
-        """The table of the module's text."""
+        """Maps a status by the table of the module's docstring."""
         code, words = error.code(), error.details() or "no details"
         reason, remedy = Reason.PAGER_FAILED, f"See {self._directory}/pager.log."
         if code is grpc.StatusCode.FAILED_PRECONDITION and name == "ExpectDestination":

@@ -1,4 +1,4 @@
-"""`pager.proto`'s own messages ⇄ the ports' values. What other protos share is in `rpc/convert.py`."""
+"""`pager.proto`'s own messages ⇄ the model. `rpc/convert.py` has the shared messages."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def status_from_pb(message: pb.PagerStatus) -> PagerStatus:
 
 
 def event_from_pb(message: pb.PagerEvent) -> PagerEvent | None:
-    """None: an event that this version does not know, or a link state that means nothing to the daemon (DONE comes
-    with AllPresent)."""
+    """Converts an event. None: this version does not know it, or it is the link state DONE: AllPresent follows."""
     body = _body_from_pb(message)
     return None if body is None else PagerEvent(message.number, message.at_us, body)
 

@@ -1,15 +1,15 @@
 """Pager processes: `ports.Pagers`. A pager runs in a session of its own and outlives the daemon that started it.
 
 ```
- <runtime_dir>/vms/<key>/   pager.sock   control, by which a restarted daemon finds the pager again
+<runtime_dir>/vms/<key>/   pager.sock   control; a restarted daemon finds the pager by it
                             memory.sock  for the VMM
                             pages        the page table (destination)
                             pager.log    standard error of the pager
                             vm           name of the VM
 ```
 
-A process is ended by force only if the kernel says, at that moment, that the process of that id is the one that
-listens on this directory's `pager.sock` (SO_PEERCRED), held by a pidfd against reuse of the id.
+A process is killed only if the kernel names it at that moment as the listener of this directory's `pager.sock`
+(SO_PEERCRED). A pidfd guards against reuse of the process id.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PagerProcesses:
         self._watched: set[int] = set()
 
     async def start(self, key: str, vm: str, source: bool) -> GrpcPager:
-        """Answers the pager that runs under this key, if one does."""
+        """Returns the pager that runs under this key, if there is one."""
         directory = self._directory(key)
         running = await self.find(key)
         if running is not None:
@@ -125,11 +125,11 @@ class PagerProcesses:
         log.info(REMOVED, key=key)
 
     def keys(self) -> list[str]:
-        """Runtime directories that are there, whether or not their pagers run."""
+        """The keys of all runtime directories, with or without a running pager."""
         return sorted(path.name for path in self._root.iterdir()) if self._root.is_dir() else []
 
     async def close(self) -> None:
-        """Closes the connections; the pagers go on."""
+        """Closes the connections. The pagers keep running."""
         for key in list(self._pagers):
             await self._forget(key)
         for process in self._watched:
@@ -138,7 +138,7 @@ class PagerProcesses:
         self._watched.clear()
 
     def _reap_when_it_ends(self, key: str, child: subprocess.Popen[bytes]) -> None:
-        """Takes the exit status of an own pager as it ends; it would stay as a zombie."""
+        """Reaps a pager of this daemon when it ends, so that no zombie stays."""
         process = os.pidfd_open(child.pid)
         loop = asyncio.get_running_loop()
 
@@ -170,7 +170,7 @@ class PagerProcesses:
             )
 
     async def _ended(self, process: int) -> bool:
-        """Whether the process of that pidfd ends within STOP_S. A pidfd is readable once its process has ended."""
+        """Whether the process of a pidfd ends within STOP_S. The pidfd is readable once the process has ended."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(process, ended.set)
@@ -217,7 +217,8 @@ class PagerProcesses:
 
 
 def locate(program: str, key: str = "[pager] program") -> str:
-    """The pager's program: a path as it is; a name beside the Python that runs, as the wheel puts it, else on PATH.
+    """The path of the pager's program: a path as it is; a name next to this Python, where the wheel puts it, or on
+    PATH.
 
     Raises: VmferryError PAGER_FAILED.
     """
@@ -226,14 +227,14 @@ def locate(program: str, key: str = "[pager] program") -> str:
     if found is None:
         raise VmferryError(
             Reason.PAGER_FAILED,
-            f"The program {program} is neither beside {sys.executable} nor on PATH.",
+            f"The program {program} is neither next to {sys.executable} nor on PATH.",
             f"Install the vmferry wheel, or set {key} to its path.",
         )
     return found
 
 
 async def _spawned(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
-    """Who is cancelled meanwhile leaves no pager behind: the thread starts it all the same."""
+    """Starts the process. A caller that is cancelled leaves no pager behind: the thread would start it all the same."""
     spawning = asyncio.create_task(asyncio.to_thread(_spawn, command, log_path))
     try:
         return await asyncio.shield(spawning)
@@ -249,7 +250,7 @@ async def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def _spawn(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
-    """In a session of its own: signals for the daemon's process group do not reach it."""
+    """Starts the process in a session of its own: it gets no signal for the daemon's process group."""
     with log_path.open("ab") as log_file:
         try:
             return subprocess.Popen(
@@ -262,7 +263,7 @@ def _spawn(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
 
 
 def _listener(path: Path) -> int | None:
-    """A pidfd of the process that listens on the socket; None: nobody does. The kernel names it (SO_PEERCRED)."""
+    """A pidfd of the process that listens on the socket. None: no process does. The kernel names it (SO_PEERCRED)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(FIND_S)
         try:

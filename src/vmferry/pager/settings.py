@@ -1,4 +1,4 @@
-"""The settings of every pager of this host. Defaults of the tuning are the pager program's own."""
+"""The settings of every pager of this host. The defaults of the tuning are those of the pager program."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PagerTuning:
     lane_cpus: str | None = None
     """CPU list of the push lanes' threads; "": any."""
     spin_us: int | None = None
-    """How long the fault thread polls before it sleeps, microseconds; 0: it sleeps at once."""
+    """The time for which the fault thread polls before it sleeps, microseconds; 0: it sleeps at once."""
     real_time: bool | None = None
     """Whether the fault thread is real-time during a heavy push."""
     keep_awake: bool | None = None

@@ -1,1 +1,1 @@
-"""Daemon ⇄ daemon over gRPC: the source's client, the destination's servicer, and the one table of gRPC statuses."""
+"""Daemon ⇄ daemon over gRPC: the source's client and the destination's servicer."""

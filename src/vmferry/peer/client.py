@@ -1,10 +1,10 @@
-"""The destination's daemon, as the source's daemon calls it: `ports.Peers` and `ports.Peer` over gRPC.
+"""The source's client of the destination's daemon: `ports.Peers` and `ports.Peer` over gRPC.
 
-What a VM that stands still waits for goes over a call that is open before, `Switchover`; a Start that it loses is asked
-again in calls of its own.
+The steps of the blackout go over the call `Switchover`, which is open before it. A Start that this call loses is sent
+again in a call of its own.
 
-Every call has a deadline. A call that ends without the destination's own word (nobody listens, no answer in time, the
-connection broke) is DESTINATION_UNREACHABLE: whether it took effect is then unknown, and the caller asks again.
+Every call has a deadline. A call that ends without the destination's own answer is DESTINATION_UNREACHABLE: no daemon
+listens, it does not answer in time, or the connection broke. The effect is then unknown, and the caller asks again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, 
 
 @dataclass(frozen=True, slots=True)
 class PeerDeadlines:
-    """How long each call may take, seconds. `prepare` makes memory and `ready` loads a device state, hence longer.
-    Time to carry a large message, and to allocate what the source holds, comes on top. `hello_s` is also how long the
-    destination may be silent before the connection counts as broken."""
+    """The deadlines of calls, seconds. `prepare` makes memory and `ready` loads a device state, so they have more time.
+
+    The time to carry a large message, and to allocate the held memory, is added. `hello_s` is also the longest silence
+    of a destination before the connection counts as broken.
+    """
 
     hello_s: float = 10.0
     prepare_s: float = 60.0
@@ -51,14 +53,14 @@ class PeerDeadlines:
 
 @dataclass(frozen=True, slots=True)
 class GrpcPeers:
-    """Makes clients. `source_host` is this host's name, told to the destination; no credentials: plain TCP."""
+    """Makes clients. The destination learns `source_host`, this host's name. No credentials: plain TCP."""
 
     source_host: str
     deadlines: PeerDeadlines = field(default_factory=PeerDeadlines)
     credentials: grpc.ChannelCredentials | None = None
 
     def connect(self, address: str) -> GrpcPeer:
-        """Connects with the first call, and again whenever needed. Call from the event loop."""
+        """Returns a client. It connects with the first call, and again when needed. Call it from the event loop."""
         options = channel_options(self.deadlines.hello_s)
         if self.credentials is None:
             channel = grpc.aio.insecure_channel(address, options=options)
@@ -135,7 +137,7 @@ class GrpcPeer:
         return outcome, reply.reason
 
     async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
-        """No deadline: keepalive pings notice a destination that is gone, within `hello_s`."""
+        """Watches without a deadline. Keepalive pings notice a dead destination within `hello_s`."""
         call = self._stub.WatchIncoming(pb.WatchIncomingRequest(migration=migration))
         try:
             async for message in call:
@@ -162,7 +164,7 @@ class GrpcPeer:
         async with self._answer_within("Switchover", self._deadlines.hello_s):
             await call.initial_metadata()
             if call.done():
-                await call.read()  # raises what it ended with
+                await call.read()  # It raises the error that ended the call.
 
     def _close_switchover(self) -> None:
         if self._switchover is not None:
@@ -170,8 +172,11 @@ class GrpcPeer:
         self._switchover = None
 
     async def _step(self, name: str, request: pb.SwitchoverRequest, deadline_s: float) -> pb.SwitchoverReply:
-        """One request of the open call, and its answer. Whatever the transport says of a call that was open, INTERNAL
-        too where it ended while this was written: it broke."""
+        """Sends one request of the open call and returns its answer.
+
+        Any error of the transport in the open call means that the connection broke, also INTERNAL, with which a write
+        to an ended call fails.
+        """
         call = self._switchover
         assert call is not None, "opened by the caller"
         async with self._answer_within(name, deadline_s):
@@ -202,7 +207,7 @@ class GrpcPeer:
             raise self._failed(name, error) from error
 
     def _failed(self, name: str, error: grpc.aio.AioRpcError) -> VmferryError:
-        """The destination's own reason if it gave one, else what the transport says."""
+        """The destination's own reason, or the transport's error."""
         own = error_of(error)
         if own is not None:
             return own

@@ -1,11 +1,11 @@
-"""What both ends of `peer.proto` must agree on beyond the messages: version, sizes, keepalive."""
+"""The agreements of both ends of `peer.proto` besides its messages: version, sizes, keepalive."""
 
 from __future__ import annotations
 
 from vmferry.units import MIB
 
 PROTOCOL_VERSION = 3
-"""Of peer.proto."""
+"""The version of peer.proto."""
 
 DEVICE_STATE_LIMIT = 64 * MIB
 MESSAGE_LIMIT = DEVICE_STATE_LIMIT + 16 * MIB
@@ -13,10 +13,10 @@ MESSAGE_LIMIT = DEVICE_STATE_LIMIT + 16 * MIB
 of pages, below 2 MiB."""
 
 ANSWER_S = 10.0
-"""How long a peer may be silent before it counts as gone, seconds; the default of `timeouts.peer_s`."""
+"""The longest silence of a peer before it counts as gone, seconds: the default of `timeouts.peer_s`."""
 
 LEAST_BYTES_PER_S = MIB
-"""A network that carries less than this counts as broken: deadlines of calls that carry much grow by it."""
+"""A slower network counts as broken. Deadlines of large calls grow by the time at this rate."""
 
 _SIZES = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
@@ -25,19 +25,21 @@ _SIZES = (
 
 
 def transfer_s(size: int) -> float:
-    """Seconds that a deadline allows for a message of `size` bytes, on top of what the call itself may take."""
+    """Seconds that a deadline adds for a message of `size` bytes."""
     return size / LEAST_BYTES_PER_S
 
 
 def _keepalive(answer_s: float) -> tuple[tuple[str, int], ...]:
-    """A peer that is gone without closing its connection is noticed after `answer_s`: half before the ping, half after.
-    gRPC sets TCP_USER_TIMEOUT to the second."""
+    """Keepalive options. A peer that dies without closing its connection is noticed after `answer_s`.
+
+    Half of the time passes before the ping, half after it; gRPC sets TCP_USER_TIMEOUT to the second half.
+    """
     half_ms = max(1_000, int(answer_s * 500))
     return ("grpc.keepalive_time_ms", half_ms), ("grpc.keepalive_timeout_ms", half_ms)
 
 
 def channel_options(answer_s: float = ANSWER_S) -> tuple[tuple[str, int], ...]:
-    """Of a client whose shortest deadline is `answer_s`."""
+    """The options of a client with `answer_s` as its shortest deadline."""
     return (
         *_SIZES,
         *_keepalive(answer_s),
@@ -47,15 +49,15 @@ def channel_options(answer_s: float = ANSWER_S) -> tuple[tuple[str, int], ...]:
         # The deadline of one attempt to connect, two round trips, whatever gRPC calls it. It ends before the call's own
         # deadline, which names no cause.
         ("grpc.min_reconnect_backoff_ms", int(answer_s * 800)),
-        # Hosts of one fleet talk to each other directly, whatever the environment says.
+        # Hosts of one fleet talk to each other directly, at any proxy setting of the environment.
         ("grpc.enable_http_proxy", 0),
-        # One connection a client: not shared with others of this process that name the same address.
+        # One connection per client: it is not shared with other clients of this process for the same address.
         ("grpc.use_local_subchannel_pool", 1),
     )
 
 
 def server_options(answer_s: float = ANSWER_S) -> tuple[tuple[str, int], ...]:
-    """For the `grpc.aio.server` that carries `PeerServicer`."""
+    """The options of the `grpc.aio.server` that carries `PeerServicer`."""
     return (
         *_SIZES,
         *_keepalive(answer_s),

@@ -1,4 +1,4 @@
-"""`peer.proto`'s own messages ⇄ the model. What other protos share is in `rpc/convert.py`."""
+"""`peer.proto`'s own messages ⇄ the model. `rpc/convert.py` has the shared messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def outcome_to_pb(outcome: Outcome) -> pb.Outcome.ValueType:
 
 
 def outcome_from_pb(number: pb.Outcome.ValueType) -> Outcome | None:
-    """None: not an outcome that this version knows."""
+    """Converts an outcome. None: this version does not know it."""
     return _OUTCOME_FROM_PB.get(number)
 
 
@@ -37,7 +37,7 @@ def update_to_pb(update: IncomingUpdate) -> pb.IncomingUpdate:
 
 
 def update_from_pb(message: pb.IncomingUpdate) -> IncomingUpdate | None:
-    """None: the outcome is not one that this version knows.
+    """Converts an update. None: this version does not know its outcome.
 
     Raises: VmferryError INVALID_ARGUMENT for a malformed memory error.
     """

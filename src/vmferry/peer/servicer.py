@@ -1,4 +1,4 @@
-"""What the destination's daemon answers to the source's: thin. It checks and converts; `IncomingOperations` decides."""
+"""The destination's servicer. It checks and converts requests; `IncomingOperations` decides."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class IncomingOperations(Protocol):
-    """The destination's side of a migration: what this servicer needs of the core. It mirrors `ports.Peer`.
+    """The part of the core that this servicer calls. It mirrors `ports.Peer`.
 
-    Every method is idempotent by `migration`. A caller that goes away, or whose deadline passes, cancels the call:
-    what must not stop half-way is carried on by the implementation in a task of its own.
+    Every method is idempotent by `migration`. The call is cancelled if its caller goes away or its deadline passes. The
+    implementation finishes indivisible work in a task of its own.
     """
 
     async def hello(self, migration: str) -> str: ...
@@ -42,7 +42,7 @@ class IncomingOperations(Protocol):
 
 
 class PeerServicer(GeneratedServicer):
-    """Serve it with `contract.server_options`."""
+    """The servicer. Serve it with `contract.server_options`."""
 
     def __init__(self, operations: IncomingOperations) -> None:
         self._operations = operations

@@ -1,7 +1,7 @@
 """The control socket's messages and frames (docs/reference/vmm-protocol.md). Pure: bytes in, messages out.
 
-A frame is a 4-byte big-endian length and that many bytes of JSON, an object with a `type`. Unknown fields are ignored;
-anything else malformed raises `ProtocolError`, which names the field.
+A frame is a 4-byte big-endian length and that many bytes of JSON, an object with a `type`. Unknown fields are ignored.
+Any other error raises `ProtocolError`, which names the field.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ CODE_NO_MEMORY = "NO_MEMORY"
 
 
 class ProtocolError(Exception):
-    """The other end sent something malformed: the connection is to be closed after an `error` frame that says so.
+    """The other end sent a malformed message. An `error` frame says so, and the connection is closed.
 
-    `field` is its path in the message, e.g. `regions[0].size`; empty when no field is to blame.
+    `field` is its path in the message, e.g. `regions[0].size`; it is empty if no field is at fault.
     """
 
     def __init__(self, field: str, message: str, code: str = CODE_BAD_MESSAGE) -> None:
@@ -49,14 +49,14 @@ class ProtocolError(Exception):
         self.code = code
 
 
-# JSON integers up to 2^64-1; the bound is checked where a value becomes part of the model.
+# JSON integers up to 2^64-1. The bound is checked where a value enters the model.
 Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 State: TypeAlias = Literal["running", "stopped", "incoming", "prepared", "loaded"]
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{VM_NAME}\Z")]
 
 
 class HelloRegion(msgspec.Struct, frozen=True):
-    """A region as the VMM has it."""
+    """A region in the VMM."""
 
     gpa: Natural
     hva: Natural
@@ -66,14 +66,14 @@ class HelloRegion(msgspec.Struct, frozen=True):
 
 
 class HelloMemory(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a destination makes memory of; what is absent is as on the source."""
+    """The memory that a destination makes. An absent field is as on the source."""
 
     page_size: Natural | None = None
     backing: Backing | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
-    """First message of a VMM."""
+    """The first message of a VMM."""
 
     version: int
     vm: Name
@@ -87,7 +87,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
 
 
 class MemoryErrorReport(msgspec.Struct, frozen=True, tag="memory_error", tag_field="type"):
-    """A page of the guest went bad. `severity` None: no machine check was injected."""
+    """A page of the guest went bad. `severity` None: the VMM injected no machine check."""
 
     seq: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     gpa: Natural
@@ -98,7 +98,7 @@ class MemoryErrorReport(msgspec.Struct, frozen=True, tag="memory_error", tag_fie
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply", tag_field="type"):
-    """A request was done. Only the answers to `stop`, `save_state` and `start` carry a value."""
+    """A request is done. Only the replies to `stop`, `save_state` and `start` carry a value."""
 
     id: Natural
     stopped_us: int | None = None
@@ -107,7 +107,7 @@ class Reply(msgspec.Struct, frozen=True, tag="reply", tag_field="type"):
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="error", tag_field="type"):
-    """A request was not done."""
+    """A request is not done."""
 
     id: Natural
     code: str
@@ -119,13 +119,13 @@ FromVmm: TypeAlias = Hello | MemoryErrorReport | Reply | Refusal
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="type"):
-    """Answer to `hello`."""
+    """The answer to `hello`."""
 
     version: int = VERSION
 
 
 class ErrorFrame(msgspec.Struct, frozen=True, tag="error", tag_field="type"):
-    """What the VMM sent was malformed or is refused; the connection is closed after it."""
+    """The VMM's message was malformed or is refused. The connection is closed after it."""
 
     code: str
     field: str
@@ -133,7 +133,7 @@ class ErrorFrame(msgspec.Struct, frozen=True, tag="error", tag_field="type"):
 
 
 class Recorded(msgspec.Struct, frozen=True, tag="recorded", tag_field="type"):
-    """The memory error of that number is durable."""
+    """The memory error with this number is durable."""
 
     seq: int
 
@@ -160,7 +160,7 @@ class Abandon(msgspec.Struct, frozen=True, tag="abandon", tag_field="type"):
 
 
 class PrepareRegion(msgspec.Struct, frozen=True):
-    """A region that a destination is to make."""
+    """A region for a destination to make."""
 
     gpa: int
     size: int
@@ -205,7 +205,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(message: FromVmm | ToVmm) -> bytes:
-    """The message as a frame. Raises: ProtocolError if it is longer than a frame may be."""
+    """The message as a frame. Raises: ProtocolError if the message is too long for a frame."""
     body = _encoder.encode(message)
     if len(body) > FRAME_LIMIT:
         raise ProtocolError("", f"message of {len(body)} bytes, a frame holds at most {FRAME_LIMIT}")
@@ -221,7 +221,7 @@ def decode_from_vmm(body: bytes) -> FromVmm:
 
 
 def decode_to_vmm(body: bytes) -> ToVmm:
-    """The daemon's messages as a VMM reads them: for stand-ins of a VMM. Raises: ProtocolError."""
+    """The daemon's messages as a VMM reads them, for stand-ins of a VMM. Raises: ProtocolError."""
     try:
         return _to_vmm.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -229,7 +229,7 @@ def decode_to_vmm(body: bytes) -> ToVmm:
 
 
 def _malformed(error: Exception) -> ProtocolError:
-    """Takes the field out of msgspec's words: "Expected `int`, got `str` - at `$.regions[0].size`"."""
+    """Extracts the field from msgspec's words: "Expected `int`, got `str` - at `$.regions[0].size`"."""
     if not isinstance(error, msgspec.ValidationError):
         return ProtocolError("", f"not JSON: {error}")
     text, _, path = str(error).partition(" - at `")
@@ -241,9 +241,10 @@ def _malformed(error: Exception) -> ProtocolError:
 
 
 class FrameDecoder:
-    """Takes bytes as they come, gives the bodies of whole frames. Holds at most one frame and what was fed with it.
+    """Takes bytes as they arrive and gives the bodies of whole frames. It holds at most one frame and the last bytes
+    fed.
 
-    After a ProtocolError it is of no further use: where the next frame begins is unknown.
+    After a ProtocolError it cannot be used: the start of the next frame is unknown.
     """
 
     def __init__(self, limit: int = FRAME_LIMIT) -> None:
@@ -252,11 +253,11 @@ class FrameDecoder:
 
     @property
     def in_frame(self) -> bool:
-        """Whether the end of the stream would come in the middle of a frame."""
+        """Whether the stream would end in the middle of a frame."""
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Bodies completed by `data`. Use up the iterator before feeding more.
+        """Yields the bodies that `data` completes. Use up the iterator before the next feed.
 
         Raises: ProtocolError for a length beyond the limit, before its bytes are kept.
         """
@@ -274,7 +275,7 @@ class FrameDecoder:
 
 
 def identity_of(hello: Hello) -> VmmIdentity:
-    """What `hello` says, checked beyond its types. Raises: ProtocolError naming the field; code VERSION."""
+    """The identity in a `hello`, checked beyond its types. Raises: ProtocolError naming the field; code VERSION."""
     if hello.version != VERSION:
         raise ProtocolError("version", f"is {hello.version}, this daemon speaks {VERSION}", CODE_VERSION)
     layout = MemoryLayout(tuple(model_region(region) for region in hello.regions))
@@ -305,8 +306,9 @@ def identity_of(hello: Hello) -> VmmIdentity:
 
 
 def entry_of(report: MemoryErrorReport, layout: MemoryLayout, now_us: int) -> LedgerEntry:
-    """The ledger's form of a report, its `gpa` that of the block's first byte. Linux gives an `lsb` of 0 where it does
-    not know the size: taken as a 4 KiB page.
+    """The ledger entry of a report. Its `gpa` is the first byte of the block.
+
+    Linux gives an `lsb` of 0 where it does not know the size: it is read as a 4 KiB page.
 
     Raises: ProtocolError if the address is not in the layout.
     """

@@ -1,13 +1,14 @@
-"""The control socket: accepts VMMs, keeps who is connected, and sees that a bad one harms nobody else.
+"""The control socket: accepts VMMs and keeps their sessions. A faulty VMM disturbs no other.
 
-`serve()` owns every task: one that accepts, and two for each connection (one reads, one records memory errors).
+`serve()` owns every task: one that accepts, and two for each connection. One of these reads, the other records memory
+errors.
 
 A VM may be connected twice, for a move within the host, but only once in each slot:
 
 | slot | states |
 |---|---|
 | `running` | running |
-| `stopped` | stopped: its vCPUs stand still, its memory is kept |
+| `stopped` | stopped: no vCPU runs, the memory is kept |
 | `incoming` | incoming, prepared, loaded |
 """
 
@@ -43,7 +44,7 @@ READ_BYTES = 256 * 1024
 BACKLOG = 128
 ACCEPT_RETRY_S = 1.0
 CLOSE_GRACE_S = 2.0
-"""For what was sent last to be read, before the connection is dropped."""
+"""Time for the VMM to read the last frame before the connection is dropped."""
 SOCKET_MODE = 0o600
 
 
@@ -53,9 +54,12 @@ def _ignore(_vmm: VmmSession) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VmmCallbacks:
-    """What the wiring wants to hear. `on_memory_error` returns once the error is durable; it may be called again for
-    the same error. The other two must not block: they are called from the event loop, `on_connected` after `welcome`
-    was sent, `on_disconnected` after the pending requests failed."""
+    """The callbacks of the wiring.
+
+    `on_memory_error` returns once the error is durable, and may be called again for the same error. The other two must
+    not block. The event loop calls `on_connected` after `welcome` was sent, `on_disconnected` after the pending
+    requests failed.
+    """
 
     on_memory_error: RecordError
     on_connected: Callable[[VmmSession], None] = _ignore
@@ -63,7 +67,7 @@ class VmmCallbacks:
 
 
 class VmmServer:
-    """Implements `ports.Vmms`."""
+    """The server of the control socket: `ports.Vmms`."""
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class VmmServer:
         """Set once VMMs can connect."""
 
     def running(self, vm: str) -> VmmSession | None:
-        """The one that runs, else the one that stands still."""
+        """The running VMM, else the stopped one."""
         return self._in_slot(vm, "running") or self._in_slot(vm, "stopped")
 
     def incoming(self, vm: str) -> VmmSession | None:
@@ -108,7 +112,7 @@ class VmmServer:
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
-            except OSError as error:  # EMFILE, ENFILE, ENOMEM, ECONNABORTED: the next one may do
+            except OSError as error:  # EMFILE, ENFILE, ENOMEM, ECONNABORTED: the next accept may succeed.
                 log.warning(ACCEPT_FAILED, error=str(error))
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
@@ -128,11 +132,11 @@ class VmmServer:
                 writer.write(protocol.encode(protocol.ErrorFrame(error.code, error.field, error.message)))
         except OSError as error:
             log.info(REFUSED, error=str(error))
-        except Exception:  # a bug met by one VMM must not take the others' connections down
+        except Exception:  # A defect with one VMM must not end the connections of others.
             log.exception(CRASHED)
         finally:
             writer.close()
-            # a VMM that reads nothing more must not keep the descriptor
+            # A VMM that no longer reads must not keep the descriptor.
             asyncio.get_running_loop().call_later(CLOSE_GRACE_S, writer.transport.abort)
 
     async def _conversation(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,7 +182,7 @@ class VmmServer:
         return session
 
     async def _session(self, session: VmmSession, messages: _Messages) -> str:
-        """Until the VMM closes the connection; returns how."""
+        """Serves until the VMM closes the connection. Returns the kind of end."""
         recorder = asyncio.create_task(
             session.record_errors(self._callbacks.on_memory_error), name=f"vmm.errors.{session.identity.vm}"
         )
@@ -206,7 +210,7 @@ class _Messages:
         self._bodies = self._decoder.feed(b"")
 
     async def next(self) -> FromVmm | None:
-        """None: the VMM closed the connection between two frames. Raises: ProtocolError, OSError."""
+        """The next message. None: the VMM closed the connection between two frames. Raises: ProtocolError, OSError."""
         while True:
             for body in self._bodies:
                 return protocol.decode_from_vmm(body)
@@ -219,9 +223,9 @@ class _Messages:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening unix socket at `path`, mode 0600, in the place of one that nobody serves any more.
+    """A listening unix socket at `path`, mode 0600. It replaces a socket that no process serves any more.
 
-    Raises: VmferryError INVALID_ARGUMENT, saying what is wrong with the path.
+    Raises: VmferryError INVALID_ARGUMENT, naming the fault of the path.
     """
     if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
         raise _unusable(path, f"is longer than {SOCKET_PATH_LIMIT} bytes", "Choose a shorter path.")
@@ -257,7 +261,7 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
         except BlockingIOError:
-            pass  # a full backlog: somebody listens
+            pass  # The backlog is full, so a process listens.
     raise _unusable(path, "is served by another process", "Stop the other vmferryd, or give this one another path.")
 
 

@@ -1,13 +1,13 @@
-"""One connected VMM: requests with ids out, answers in. Implements `ports.Vmm`.
+"""One connected VMM: requests with ids out, replies in. Implements `ports.Vmm`.
 
 ```
- core ──request──▶ session ──frame──▶ VMM          requests of one VM may overlap; answers are told apart by `id`
+core ──request──▶ session ──frame──▶ VMM          requests of one VM may overlap; `id` tells the replies apart
       ◀──result───         ◀──frame──
- VMM ──memory_error──▶ session ──▶ queue ──▶ on_memory_error (durable) ──▶ recorded
+VMM ──memory_error──▶ session ──▶ queue ──▶ on_memory_error (durable) ──▶ recorded
 ```
 
-The VMM's state as this daemon knows it follows the answers, also of those that come after their time-out. Errors are
-recorded by a task of their own, in order, so that the ledger never holds up an answer that the core waits for.
+The known state of the VMM follows its replies, also those that come after their time-out. A task of its own records
+errors in order, so that the ledger never delays a reply that the core waits for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ERROR_NOT_RECORDED = "vmm.memory_error_not_recorded"
 LATE_ANSWER = "vmm.late_answer"
 
 ERRORS_KEPT = 1024
-"""Memory errors that wait to be recorded; a VMM that sends more is not read from meanwhile."""
+"""The most memory errors that wait to be recorded. While the queue is full the VMM's messages are not read."""
 RECORD_RETRY_S = 1.0
 
 RecordError = Callable[[str, LedgerEntry], Awaitable[None]]
@@ -40,7 +40,7 @@ RecordError = Callable[[str, LedgerEntry], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class VmmDeadlines:
-    """How long a VMM may take to answer, seconds. `prepare` makes the guest's memory, the states may be large."""
+    """The deadlines for a VMM's replies, seconds. `prepare` makes the guest's memory; device states may be large."""
 
     hello_s: float = 10.0
     attach_memory_s: float = 10.0
@@ -62,7 +62,7 @@ class _Pending:
 
 
 class VmmSession:
-    """Made by `server.py` once the VMM has said hello; ends with its connection."""
+    """The session of a VMM, from its hello to the end of its connection."""
 
     def __init__(
         self, identity: VmmIdentity, writer: asyncio.StreamWriter, deadlines: VmmDeadlines, now_us: Callable[[], int]
@@ -131,7 +131,7 @@ class VmmSession:
         self._writer.write(protocol.encode(message))
 
     async def take(self, message: FromVmm) -> None:
-        """A message of the VMM. Raises: ProtocolError if it is none that may come now."""
+        """Handles a message of the VMM. Raises: ProtocolError if the message may not come now."""
         match message:
             case Reply() | Refusal():
                 self._take_answer(message)
@@ -142,7 +142,7 @@ class VmmSession:
                 raise ProtocolError("type", "a second hello on one connection")
 
     async def record_errors(self, record: RecordError) -> None:
-        """Has the errors recorded, one after the other, each tried again until it is. Ends with the connection."""
+        """Records the errors in order, and retries each until it is recorded. It ends with the connection."""
         while True:
             seq, entry = await self._errors.get()
             while not await self._recorded(record, entry):  # noqa: ASYNC110 a retry, no event to wait for
@@ -154,7 +154,7 @@ class VmmSession:
                 return
 
     def end(self, reason: Reason, why: str) -> None:
-        """The connection is over: fails what is pending. `why` completes "the VMM …"."""
+        """Ends the session and fails its pending requests. `why` completes "the VMM …"."""
         if self._ended.is_set():
             return
         self._why = why
@@ -170,7 +170,7 @@ class VmmSession:
         except VmferryError as error:
             log.warning(ERROR_NOT_RECORDED, vm=self._identity.vm, gpa=hex(entry.gpa), error=str(error))
             return False
-        except Exception:  # whatever is wrong behind the callback: the error must not be acknowledged, nor dropped
+        except Exception:  # After any fault of the callback the error must be neither acknowledged nor dropped.
             log.exception(ERROR_NOT_RECORDED, vm=self._identity.vm, gpa=hex(entry.gpa))
             return False
         return True
@@ -215,7 +215,7 @@ class VmmSession:
         if isinstance(answer, Reply):
             _check_reply(pending.request, answer)
             self._identity = _identity_after(self._identity, pending.request)
-        del self._pending[answer.id]  # only now: a wrong answer ends the connection, which fails what is pending
+        del self._pending[answer.id]  # Only now: a wrong reply ends the connection, which fails the pending requests.
         if pending.answer.done():
             log.info(LATE_ANSWER, vm=self._identity.vm, request=_name(pending.request))
         else:
@@ -229,7 +229,7 @@ class VmmSession:
         )
 
     def _refused(self, request: Request, refusal: Refusal) -> VmferryError:
-        """NO_MEMORY has a reason of its own: it is the destination host that lacks something, not the VMM."""
+        """NO_MEMORY has its own reason: the destination host lacks memory, and the VMM is not at fault."""
         no_memory = refusal.code == protocol.CODE_NO_MEMORY
         where = f" {refusal.field}:" if refusal.field else ""
         return VmferryError(
@@ -246,7 +246,7 @@ def _name(request: Request) -> str:
 
 
 def _check_reply(request: Request, reply: Reply) -> None:
-    """Raises: ProtocolError if the value is missing that the answer must carry."""
+    """Raises: ProtocolError if the reply lacks the value that it must carry."""
     match request:
         case protocol.Stop() if reply.stopped_us is None:
             raise ProtocolError("stopped_us", "missing in the answer to stop")
@@ -267,11 +267,11 @@ _STATE_AFTER: dict[type, str] = {
     protocol.Start: "running",
     protocol.Reset: "incoming",
 }
-"""The protocol's table "required state → state"; the other requests change nothing."""
+"""The protocol's table "required state → state". The other requests change no state."""
 
 
 def _identity_after(identity: VmmIdentity, request: Request) -> VmmIdentity:
-    """What the VMM is once it has done the request."""
+    """The VMM's state after the request."""
     state = _STATE_AFTER.get(type(request), identity.state)
     match request:
         case protocol.Prepare():

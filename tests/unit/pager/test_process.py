@@ -159,7 +159,7 @@ async def test_a_key_that_makes_no_directory_is_refused(pagers: PagerProcesses, 
 
 
 def test_a_program_that_is_nowhere_is_named() -> None:
-    with pytest.raises(VmferryError, match="no-such-program is neither beside"):
+    with pytest.raises(VmferryError, match="no-such-program is neither next to"):
         process.locate("no-such-program")
 
 
