@@ -1,13 +1,12 @@
-//! The bound: what a guest is served with where nothing has to be asked, decided or kept.
+//! The bound: a guest is served without a request, a decision or a record.
 //!
 //! ```text
 //!  vCPU ──▶ kernel ──▶ handler: read(uffd), a copy of the page that is here already, COPY or CONTINUE
 //!                      receiver ◀────────── all pages, in order ────────── source: one write after the other
 //! ```
-//! The guest runs here with its memory absent, but all contents were copied to this process before: the answer to a fault
-//! costs no network. Beside it the memory comes once more over TCP, from a process that sends what is its own, into memory
-//! that was made ready before; a page that is there already is dropped. Each page belongs to whoever claims it first, of
-//! which a byte is kept. Whoever moves a guest by userfaultfd and TCP has to do all of that at least.
+//! The guest runs here with absent memory, but this process has a copy of all contents: the answer to a fault costs no
+//! network. A second process sends the memory once more over TCP, into preallocated memory; a present page is dropped.
+//! The first claim of a page wins; a byte a page records it. Every move by userfaultfd and TCP has to do at least this.
 
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
@@ -43,36 +42,36 @@ const PACED_TOUCHES: u64 = 1000;
 /// Between the last page and the reading of the report: for touches under way to end.
 const AFTER: Duration = Duration::from_millis(50);
 
-/// What is moved.
+/// The moved guest.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Moved {
     /// Guest memory, bytes.
     pub memory: u64,
-    /// What it is made of.
+    /// The backing.
     pub backing: Backing,
     /// The guest.
     pub config: GuestConfig,
 }
 
-/// What came of it.
+/// The figures of one round.
 #[derive(Debug, Serialize)]
 pub struct Served {
     /// vCPUs told to run to last page.
     seconds: f64,
-    /// What came in that time.
+    /// Bytes that came in that time.
     bytes: u64,
     /// Of handler, receiver and sender.
     machinery_cpu_s: f64,
     /// Of all other threads of the destination: its vCPUs.
     vcpu_cpu_s: f64,
-    /// What the guest says of it.
+    /// The guest's report.
     report: Report,
 }
 
 impl Moved {
     fn machine(&self) -> Result<(GuestMemory, Box<dyn Machine>), Box<dyn std::error::Error>> {
         let memory = GuestMemory::new(&split(self.memory, 1, self.backing)?)?;
-        // Nobody hears of machine checks: there are none.
+        // No machine check can come, so no channel is kept.
         let machine = kvm::make(memory.ram(), self.config, channel().0)?;
         Ok((memory, machine))
     }
@@ -103,7 +102,7 @@ pub fn source(moved: &Moved) -> Result<(), Box<dyn std::error::Error>> {
     let (mut stream, _) = listener.accept()?;
     stream.write_all(&(state.len() as u64).to_le_bytes())?;
     stream.write_all(&state)?;
-    // SAFETY: the whole mapping, which `memory` keeps; the guest stands still.
+    // SAFETY: the whole mapping, which `memory` keeps; the guest is stopped.
     let contents = unsafe { std::slice::from_raw_parts(mapped.hva as *const u8, mapped.size as usize) };
     stream.write_all(contents)?;
     stream.read_exact(&mut [0])?;
@@ -118,7 +117,7 @@ pub fn source(moved: &Moved) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The destination's memory, of which each page is put in place by whoever claims it first.
+/// The destination's memory. The first claim of a page installs it.
 #[derive(Debug)]
 struct Destination {
     hva: u64,
@@ -153,7 +152,7 @@ impl Destination {
         }
     }
 
-    /// Receives all pages, at most so many bytes a second where that is not 0.
+    /// Receives all pages, at most so many bytes a second unless that is 0.
     fn receive(&self, stream: &mut TcpStream, bytes_per_s: u64) -> io::Result<()> {
         let begun = Instant::now();
         let mut buffer = vec![0; CHUNK_BYTES];

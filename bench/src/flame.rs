@@ -1,4 +1,4 @@
-//! Flame graphs of what `perf script` printed.
+//! Flame graphs of the output of `perf script`.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

@@ -1,4 +1,4 @@
-//! The floor: what a page fault costs with nothing but userfaultfd and TCP between two processes.
+//! The floor: the cost of a page fault with nothing but userfaultfd and TCP between two processes.
 //!
 //! ```text
 //!  touch ──▶ kernel ──▶ handler: read(uffd) ──8 bytes──▶ source: read, write
@@ -60,8 +60,8 @@ pub fn run(
     Ok(touch(hva, &Wanted { pages: scattered(touches, pages), pause_us }))
 }
 
-/// `touches` of `pages` pages, none twice, in no order; `pages` is a power of two, with which an odd stride has no
-/// divisor in common.
+/// `touches` of `pages` pages, none twice, in no order. `pages` is a power of two, so an odd stride shares no
+/// divisor with it.
 pub fn scattered(touches: u64, pages: u64) -> Vec<u64> {
     (0..touches).map(|n| n.wrapping_mul(0x9e37_79b1) % pages).collect()
 }

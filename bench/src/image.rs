@@ -1,7 +1,7 @@
 //! The guest of `vmferry-refvm`, as files for `qemu-system-x86_64`: the same tables and code, the same workload.
 //!
-//! What differs, since QEMU is a whole PC and knows nothing of our guest: the pages get their first content from the guest
-//! itself, pauses are timed by the local APIC, and the KVM clock page tells that the guest was moved.
+//! QEMU is a whole PC and knows nothing of our guest, so three things differ. The guest itself writes the first content of
+//! the pages. The local APIC times its pauses. The KVM clock page tells it that it has moved.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const HIGH_START: u64 = 0x10_0000;
 pub struct Loaded {
     /// Where.
     pub gpa: u64,
-    /// What.
+    /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
@@ -36,7 +36,7 @@ pub fn tsc_khz() -> Result<u64, kvm_ioctls::Error> {
     Ok(u64::from(Kvm::new()?.create_vm()?.create_vcpu(0)?.get_tsc_khz()?))
 }
 
-/// What goes into guest memory, below and above the hole.
+/// The contents of guest memory, below and above the hole.
 pub fn loaded(memory: u64, config: &GuestConfig, tsc_khz: u64) -> Vec<Loaded> {
     let regions = [MappedRegion { gpa: 0, hva: 0, size: memory }];
     let mut pieces = processor_pieces(&regions, config.vcpus);

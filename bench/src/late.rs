@@ -1,4 +1,4 @@
-//! What the machine itself withholds: how late a thread wakes for which nothing else has to make room.
+//! Measures how late the machine wakes a thread that competes with no other.
 
 use std::io;
 use std::thread;
@@ -21,7 +21,7 @@ pub struct Lateness {
     seconds: f64,
     /// CPUs.
     cpus: usize,
-    /// The threads were real-time; else what other processes did is in it.
+    /// Whether the threads were real-time; otherwise the work of other processes is in it.
     real_time: bool,
     /// Of all CPUs.
     longest_ms: f64,

@@ -1,4 +1,4 @@
-//! What the benchmark needs that is not Python.
+//! The part of the benchmark that is not Python.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -71,11 +71,11 @@ enum Command {
         #[command(flatten)]
         guest: GuestArguments,
     },
-    /// Serve a guest whose memory is here already, beside a bare stream of as much: what every move has to do.
+    /// Serve a guest with all contents at hand, during a bare stream of as much: the least work of any move.
     Bound {
         #[command(flatten)]
         guest: GuestArguments,
-        /// What the memory is made of.
+        /// Backing of the memory.
         #[arg(long, value_enum, default_value = "anonymous")]
         backing: Backing,
         /// The limit of the stream, MiB/s; 0: none.
@@ -85,7 +85,7 @@ enum Command {
     /// The other process of `bound`.
     #[command(hide = true)]
     BoundSource {
-        /// What is moved, as JSON.
+        /// The guest, as JSON.
         moved: String,
     },
     /// Be the VMM of a source: memory full of content, attached to a pager until standard input ends.
@@ -98,7 +98,7 @@ enum Command {
         /// Guest memory, MiB.
         #[arg(long)]
         memory_mib: u64,
-        /// What it is made of.
+        /// Backing of the memory.
         #[arg(long, value_enum, default_value = "anonymous")]
         backing: Backing,
     },
@@ -112,7 +112,7 @@ enum Command {
         /// Guest memory, MiB.
         #[arg(long)]
         memory_mib: u64,
-        /// What it is made of.
+        /// Backing of the memory.
         #[arg(long, value_enum, default_value = "anonymous")]
         backing: Backing,
         /// Features of userfaultfd, by their kernel names.
@@ -127,7 +127,7 @@ enum Command {
         /// After each.
         #[arg(long, default_value_t = 500)]
         pause_us: u64,
-        /// What the memory is made of.
+        /// Backing of the memory.
         #[arg(long, value_enum, default_value = "anonymous")]
         backing: Backing,
         /// CPUs of the other process; none: anywhere.
@@ -142,7 +142,7 @@ enum Command {
         /// After each.
         #[arg(long, default_value_t = 500)]
         pause_us: u64,
-        /// What the memory is made of.
+        /// Backing of the memory.
         #[arg(long, value_enum, default_value = "anonymous")]
         backing: Backing,
     },
@@ -160,7 +160,7 @@ enum Command {
         #[arg(long, default_value_t = 1024)]
         memory_gib: u64,
     },
-    /// Draw a flame graph of what `perf script` printed, and write the same as folded stacks.
+    /// Draw a flame graph of the output of `perf script`, and write the same as folded stacks.
     Flame {
         /// Output of `perf script`.
         script: PathBuf,
@@ -170,7 +170,7 @@ enum Command {
         /// The folded stacks to write.
         #[arg(long)]
         folded: PathBuf,
-        /// What it says at the top.
+        /// Its title.
         #[arg(long)]
         title: String,
     },

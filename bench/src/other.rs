@@ -1,4 +1,4 @@
-//! The other process of a measurement: this program once more, which says by its first line on which port it listens.
+//! The other process of a measurement: this program once more. Its first line of output has the port that it listens on.
 
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpStream;
@@ -29,7 +29,7 @@ impl Other {
         Ok(other)
     }
 
-    /// A connection to it, on which nothing waits for more to be sent.
+    /// A connection to it, without Nagle's delay.
     ///
     /// # Errors
     /// Of the network.

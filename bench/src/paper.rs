@@ -1,4 +1,4 @@
-//! What vmferry keeps for a VM that is larger than this machine: bytes and seconds, by the pager's own library.
+//! The cost of a VM that is larger than this machine: bytes and seconds, by the pager's own library.
 
 use std::fs::Metadata;
 use std::io;
@@ -36,7 +36,7 @@ pub struct Paper {
     pub full_used_bytes: u64,
     /// To open it again, with every page present.
     pub full_again_s: f64,
-    /// Bytes of the order of a push, whatever is to be sent.
+    /// Bytes of the order of a push; they do not depend on the pages to send.
     pub order_bytes: u64,
 }
 

@@ -1,7 +1,7 @@
-//! The stages of one fault, each measured by itself in a loop, with nothing of the pagers but how a source reads a page.
+//! The stages of one fault, each measured by itself in a loop, with nothing of the pagers but a source's read of a page.
 //!
 //! ```text
-//!  touch ─▶ FAULT ─▶ handler reads ─▶ ASK ─▶ source ─▶ READ ─▶ REPLY ─▶ handler ─▶ INSTALL ─▶ WAKE ─▶ thread goes on
+//!  touch ─▶ FAULT ─▶ handler reads ─▶ ASK ─▶ source ─▶ READ ─▶ REPLY ─▶ handler ─▶ INSTALL ─▶ WAKE ─▶ thread resumes
 //! ```
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ const REPLY: usize = 24 + PAGE as usize;
 /// µs of each time, by the stage's name.
 pub type Stages = BTreeMap<&'static str, Vec<f64>>;
 
-/// What an error of another thread may be.
+/// The error of another thread.
 type Failure = Box<dyn std::error::Error>;
 
 /// All stages of a fault on memory of one kind.

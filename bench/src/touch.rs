@@ -30,14 +30,14 @@ pub struct Wanted {
     pub pause_us: u64,
 }
 
-/// What came of it, in the order of the pages.
+/// The result, in the order of the pages.
 #[derive(Debug, Default, Serialize)]
 pub struct Touched {
     /// How long each took.
     pub us: Vec<f64>,
     /// Pages that are poisoned.
     pub poison: Vec<u64>,
-    /// Pages that had other content than they must.
+    /// Pages with wrong content.
     pub wrong: Vec<u64>,
 }
 
@@ -92,7 +92,7 @@ pub fn hold(socket: &str, vm: &str, memory_mib: u64, backing: Backing) -> Result
     Ok(())
 }
 
-/// A destination's memory, attached to its pager; touches what the lines of standard input name, and answers each.
+/// A destination's memory, attached to its pager; touches the pages that the lines of standard input name, and answers each.
 ///
 /// # Errors
 /// No memory or userfaultfd, the pager refuses it, or a line cannot be read.

@@ -1,4 +1,4 @@
-//! The calls of linux/userfaultfd.h that answer a fault, for what is measured without the pager.
+//! The calls of linux/userfaultfd.h that answer a fault, for measurements without the pager.
 
 use std::convert::Infallible;
 use std::io;
@@ -47,7 +47,7 @@ pub fn watch(region: &Region) -> io::Result<(Userfaultfd, Installer)> {
     Ok((uffd, installer))
 }
 
-/// Another mapping of a memfd, of which no userfaultfd is told; it stays until the process ends.
+/// Another mapping of a memfd, registered with no userfaultfd; it stays until the process ends.
 fn map_again(file: RawFd, size: u64) -> io::Result<u64> {
     let size = usize::try_from(size).map_err(io::Error::other)?;
     // SAFETY: a fresh mapping at an address of the kernel's choice.
@@ -97,7 +97,7 @@ impl Installer {
         }
     }
 
-    /// Puts pages in place whose contents lie elsewhere, and wakes who waits.
+    /// Puts pages in place from contents elsewhere, and wakes the threads that wait.
     ///
     /// # Errors
     /// As [`Self::install`].
@@ -110,7 +110,7 @@ impl Installer {
         self.install(at, contents, true)
     }
 
-    /// Lets the thread that waits for the page at `at` go on.
+    /// Wakes the thread that waits for the page at `at`.
     ///
     /// # Errors
     /// Of the kernel.
@@ -143,8 +143,8 @@ pub fn next_fault(uffd: RawFd) -> io::Result<u64> {
     }
 }
 
-/// Has faults be answered by a thread for as long as this process runs. Where `handle` cannot go on the process ends with the
-/// reason, since who waits for a page would do so for ever.
+/// Answers faults on a thread for as long as this process runs. If `handle` fails, the process ends with the reason:
+/// otherwise a thread would wait for its page for ever.
 ///
 /// # Errors
 /// No thread can be had.

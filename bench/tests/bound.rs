@@ -1,4 +1,4 @@
-//! A guest that is served out of what is there already finds all of its memory as it left it.
+//! A guest that is served from a copy at hand finds all of its memory as it left it.
 
 #![allow(clippy::unwrap_used)]
 

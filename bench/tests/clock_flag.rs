@@ -1,5 +1,5 @@
-//! What the guest does where a VMM tells by the clock page, not by the epoch, that it was moved: on KVM, in our own VMM,
-//! with the test in the part of the other VMM.
+//! The guest, if a VMM announces the move by the clock page and not by the epoch: on KVM, in our own VMM. The test plays
+//! the other VMM.
 
 #![allow(clippy::unwrap_used)]
 
@@ -46,7 +46,7 @@ fn the_clock_pages_flag_begins_the_histogram_anew_and_is_taken_back() {
     until(|| report().first_touch_us.count == pages);
     assert_eq!((epoch(), report().blackout_us), (1, 0.0));
     machine.stop().unwrap();
-    // SAFETY: a byte of the kernel area, and the guest stands still.
+    // SAFETY: a byte of the kernel area, and the guest is stopped.
     unsafe { ((base + FLAGS) as *mut u8).write_volatile(STOPPED | OTHER) };
     machine.run().unwrap();
     until(|| epoch() == 2);

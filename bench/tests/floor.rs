@@ -1,4 +1,4 @@
-//! What is measured without the pager ends with a reason where its faults are answered no more.
+//! A measurement without the pager ends with a reason if no thread answers its faults any more.
 
 #![allow(clippy::unwrap_used)]
 

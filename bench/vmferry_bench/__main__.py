@@ -1,4 +1,4 @@
-"""`vmferry-bench`: moves the same guest with vmferry and with QEMU in turn, and says what came out."""
+"""`vmferry-bench`: moves the same guest with vmferry and with QEMU in turn, and prints the results."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from vmferry_bench.table import table, write_docs
 
 ALONE_ROUNDS = 3
 QUICK_LIMIT_S = 125.0
-"""After that no further round is begun with --quick: what is left to do then takes half a minute."""
+"""With --quick no round begins after that. The measurements behind the rounds take half a minute more."""
 LIMIT_S = 1800.0
-"""The same of the whole: what is left takes two minutes."""
+"""The same without --quick; the measurements behind the rounds then take two minutes."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ async def _turn(ours: OurSide, turn: Turn, number: int) -> Round:
 
 
 async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list[str]]:
-    """All rounds, what is measured of ours alone, and what could not be carried out, in words."""
+    """All rounds, the measurements of vmferry alone, and each failure in words."""
     rounds: list[Round] = []
     failures: list[str] = []
     guests = [shape for shape in shapes(options.quick) if options.only in shape.name]
@@ -112,7 +112,7 @@ def result(rounds: list[Round], failures: list[str], alone: Alone, where: dict[s
 
 
 def faults_of_ours(found: dict[str, Any]) -> list[str]:
-    """Why the run fails: what vmferry did wrong in any round."""
+    """The faults of vmferry in any round: they fail the run."""
     words = [f"round {r['number']}: {r['faults']}" for r in found["rounds"] if r["side"] == OURS and r["faults"]]
     wrong = [
         f"round {r['number']}: {r['wrong_bytes']} wrong bytes"

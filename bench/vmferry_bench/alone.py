@@ -1,5 +1,5 @@
-"""What is measured of vmferry alone: two pagers between a VMM of one thread each, and no push; beside it the floor,
-userfaultfd over TCP and nothing else."""
+"""Measurements of vmferry alone: two pagers without a push, each with a VMM of one thread. And the floor: userfaultfd
+over TCP and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _order(count: int, memory_mib: int = MEMORY_MIB) -> list[int]:
 
 
 async def idle(backing: str, ends: Ends) -> tuple[list[float], common_pb2.LatencySummary]:
-    """First touches with nothing else on the link, and what the destination's pager says of them."""
+    """First touches with nothing else on the link, and the destination pager's count of them."""
     async with pagers(backing, ends) as pair:
         found = await pair.vmm.touch(_order(TOUCHES), PAUSE_US)
         status = await pair.destination.GetStatus(pager_pb2.GetStatusRequest())
@@ -58,7 +58,7 @@ async def _poison(backing: str, ends: Ends) -> tuple[list[float], list[float]]:
 
 def _check(found: Touches, bad: set[int]) -> None:
     """Raises:
-    BenchError: a page is not what it must be: a fault of vmferry.
+    BenchError: a page has the wrong content or poison: a fault of vmferry.
     """
     if found.wrong or set(found.poison) != bad:
         raise BenchError(
@@ -124,7 +124,7 @@ async def _together(pairs: Sequence[Pair], order: Sequence[int], pause_us: int) 
 
 
 async def measure_alone(rounds: int, whole: bool) -> Alone:
-    """Everything, or without `whole` what the goals are about."""
+    """Everything, or without `whole` the figures of the goals alone."""
     singles: dict[str, Singles] = {}
     for words, ends in (("", ANYWHERE), (APART, apart())):
         singles |= {f"{backing}{words}": await _singles(backing, ends, rounds) for backing in BACKINGS}

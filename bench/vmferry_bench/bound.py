@@ -1,4 +1,4 @@
-"""The bound: a guest that is served with what every move by userfaultfd and TCP has to do, and nothing else."""
+"""The bound: a guest is served by the work that every move by userfaultfd and TCP has to do, and no more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vmferry_bench.shape import BOUND, Round, Shape
 
 
 async def serve(shape: Shape, number: int) -> Round:
-    """One round, of a guest that stands still for long before, since all of its memory is copied meanwhile."""
+    """One round. The guest is stopped for long before it, because all of its memory is copied."""
     await warm_memory(shape.memory_mib * MIB)
     limit = ("--push-mib-s", str(shape.push_mib_s))
     found = await native("bound", *guest_arguments(shape), "--backing", shape.backing, *limit)

@@ -47,8 +47,8 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def common_rates(elapsed_s: Sequence[float], us: Sequence[Sequence[float]], pause_us: float) -> list[float]:
-    """Touches a second of each VM while all of them touch: until the first is through. Of a VM the times of its touches
-    and what it took for all are known; its pauses are taken to be as long as they must have been for that."""
+    """Touches a second of each VM while all of them touch: until the first is through. The times
+    of a VM's touches and the time of all together are known. The rest of that time counts as equal pauses."""
     window = min(elapsed_s)
     rates = []
     for whole, each in zip(elapsed_s, us, strict=True):
@@ -83,7 +83,7 @@ def _known(seconds: float | None) -> float:
 
 
 def figures(one: Round) -> dict[str, float]:
-    """What is compared, of one round."""
+    """The compared figures of one round."""
     slow = waited(one.buckets)
     handler = one.handler_us or {}
     moved_gib = one.shape.memory_mib / 1024
@@ -97,7 +97,7 @@ def figures(one: Round) -> dict[str, float]:
         "blocked_s": total_s(slow),
         "throughput_gib_s": one.postcopy_bytes / GIB / one.postcopy_s if one.postcopy_s > 0 else math.nan,
         "whole_gib_s": moved_gib / _known(one.total_s),
-        # The guest sees less where its counter stands still with it.
+        # The guest sees less if its counter stops with it.
         "blackout_ms": max(by_guest, by_vmm) * 1e3,
         "blackout_guest_ms": by_guest * 1e3,
         "blackout_vmm_ms": by_vmm * 1e3,
@@ -121,7 +121,7 @@ def spread(values: Iterable[float]) -> tuple[float, float]:
 
 
 def pairs(ours: Iterable[Round], theirs: Iterable[Round]) -> list[tuple[Round, Round]]:
-    """Rounds that ran one right after the other, ours first; those whose other half is void are left out."""
+    """Rounds that ran one right after the other, ours first; a pair with a void half is left out."""
     numbered = {one.number: one for one in ours}
     return [(numbered[one.number - 1], one) for one in theirs if one.number - 1 in numbered]
 

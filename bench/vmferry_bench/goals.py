@@ -1,4 +1,4 @@
-"""What is to be reached, and whether a run reached it: pure. Ratios are to QEMU with postcopy-preempt in that run."""
+"""The goals, and whether a run reached them: pure. Ratios are to QEMU with postcopy-preempt in that run."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _unfair(row: Many) -> float:
 
 
 def summary(rounds: Sequence[Round]) -> list[dict[str, object]]:
-    """Medians and spreads of every side with every guest, in the order in which they came."""
+    """Medians and spreads of every side with every guest, in the order of the rounds."""
     keys = dict.fromkeys((one.shape, one.side) for one in rounds)
     rows: list[dict[str, object]] = []
     for shape, side in sorted(keys, key=lambda key: [k[0] for k in keys].index(key[0])):

@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 async def lateness(seconds: int) -> dict[str, Any]:
-    """What the machine itself withholds, as JSON; nothing else should run meanwhile.
+    """Measures how late the machine itself wakes threads, as JSON. Nothing else should run at the same time.
 
     Raises:
         BenchError: it could not be measured.
@@ -40,7 +40,7 @@ async def lateness(seconds: int) -> dict[str, Any]:
 
 
 def machine_words(where: dict[str, Any]) -> str:
-    """In one line, and one of what it withholds."""
+    """The machine in words, and how late it wakes threads."""
     words = f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}; {where['qemu']}; {where['at']}."
     if "congestion_control" in where:
         words += f" Connections of QEMU and of the floor are paced by {where['congestion_control']}."

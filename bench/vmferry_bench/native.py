@@ -26,7 +26,7 @@ def program() -> str:
 
 
 async def native(*arguments: str) -> dict[str, Any]:
-    """Runs it, and returns what it says.
+    """Runs it, and returns its output.
 
     Raises:
         BenchError: it failed; with its words.
@@ -42,7 +42,7 @@ async def native(*arguments: str) -> dict[str, Any]:
 
 
 def guest_arguments(shape: Shape) -> list[str]:
-    """The guest, but for what its memory is made of."""
+    """The guest, without the backing of its memory."""
     names = ("memory_mib", "vcpus", "workload", "write_percent", "seed")
     return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(shape, name)))]
 

@@ -24,7 +24,7 @@ IFF_UP = 1
 
 
 def congestion_control() -> str:
-    """Of connections for which nobody says another: those of QEMU and of the floor."""
+    """The congestion control of connections that choose none: those of QEMU and of the floor."""
     return CONGESTION_CONTROL.read_text().strip()
 
 
@@ -53,8 +53,8 @@ def _enter() -> None:
 
 @contextmanager
 def _allowed(name: str) -> Iterator[None]:
-    """Has the host allow a way of pacing for a moment, if it does not. The file is that of the namespace in which it is
-    opened, whatever namespace this process is in later."""
+    """Has the host allow a congestion control for a moment, if it does not. The open file stays that of this
+    namespace, after the process has entered another as well."""
     before = ALLOWED.read_text().split()
     if name in before or os.geteuid() != 0:
         yield

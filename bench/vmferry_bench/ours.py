@@ -30,7 +30,7 @@ from vmferry_bench.shape import OURS, Round, Shape, is_warm
 
 WARM_S = 90.0
 SETTLE_S = 0.3
-"""For the guest to go on after the move, before it is judged."""
+"""For the guest to run on after the move, before it is judged."""
 AFTER_S = 0.05
 """Between the last page and the reading of the report, as on the other side."""
 

@@ -107,7 +107,7 @@ class SmallVmm:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A source's pager whose VMM stands still, and a destination's whose VMM touches."""
+    """A source pager with a frozen VMM, and a destination pager with a VMM that touches pages."""
 
     source: PagerAsyncStub
     destination: PagerAsyncStub
@@ -116,7 +116,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """CPUs on which each end runs, as lists like `0` or `2-3`; empty: anywhere."""
+    """The CPUs of each end, as lists like `0` or `2-3`; empty: anywhere."""
 
     source: str = ""
     destination: str = ""

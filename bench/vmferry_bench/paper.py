@@ -1,4 +1,4 @@
-"""A VM of 1 TiB on paper: what the pagers keep for it, and how long they take to begin. No page of it is moved."""
+"""A VM of 1 TiB on paper: the memory that pagers keep for it, and how long they take to begin. No page moves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vmferry_bench.pair import TOKEN, layout, memory_error, pager
 MEMORY_GIB = 1024
 BACKING = "memfd"
 ERRORS = 32_768
-"""Far more than a host has memory errors: so many that what is kept of one can be seen."""
+"""Far more than a host has memory errors: enough to see the bytes that one costs."""
 ERRORS_A_CALL = 4096
 PATIENCE_S = 120.0
 TMPFS = Path("/dev/shm")

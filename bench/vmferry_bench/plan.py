@@ -1,4 +1,4 @@
-"""Which rounds are run, in which order: pure."""
+"""The rounds of a run, and their order: pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vmferry_bench.shape import BACKINGS, BOUND, OURS, PLAIN, PREEMPT, TRACED, S
 ROUNDS = 5
 """Each has a turn of vmferry before each turn of QEMU."""
 LIMIT_MIB_S = 256
-"""What an operator may leave to a push, so that other traffic has the rest."""
+"""A limit that an operator may give the push, so that other traffic has the rest."""
 MANY_PAUSE_US = 2000
 """After each touch of VMs that touch at the same time: so few faults that 16 of them do not fill two cores."""
 
@@ -29,7 +29,7 @@ def guest(backing: str) -> Shape:
 
 
 def limited(backing: str) -> Shape:
-    """The same, beside a push that is limited."""
+    """The same, with a limited push."""
     return replace(guest(backing), push_mib_s=LIMIT_MIB_S)
 
 

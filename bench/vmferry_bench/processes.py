@@ -10,7 +10,7 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 LOOK_EVERY_S = 0.02
-"""How often processes that end during a round are looked at: what they use after the last look is lost."""
+"""How often processes that end during a round are read. CPU time after the last reading is lost."""
 _VCPU = re.compile(r"vcpu\d+|CPU \d+/KVM")
 MADV_POPULATE_WRITE = 23
 
@@ -42,7 +42,7 @@ def vcpu_threads(pid: int) -> list[Path]:
         try:
             name = (task / "comm").read_text().strip()
         except OSError:
-            continue  # a thread that ended meanwhile
+            continue  # the thread has ended
         if _VCPU.fullmatch(name):
             found.append(task)
     return found
@@ -65,7 +65,7 @@ def program_name(pid: int) -> str:
 
 
 class CpuWatch:
-    """Counts from `start` to `stop`. `vmms`: processes with vCPU threads, which may end meanwhile; `others` too."""
+    """Counts from `start` to `stop`. `vmms`: processes with vCPU threads; they and `others` may end before."""
 
     def __init__(self, vmms: list[int], others: list[int]) -> None:
         self._pids = [*vmms, *others]
@@ -126,12 +126,11 @@ for memory in (huge, small):
 
 
 async def warm_memory(guest: int) -> None:
-    """Has the host give this machine enough memory now for another guest of so many bytes: what was freed for two
-    seconds goes back to it, and is ten times as dear to touch again. A process of its own takes it, whose end frees it.
+    """Has the host give this machine enough memory for another guest of so many bytes. Memory that has been free for
+    two seconds goes back to the host, and costs far more to touch again. A child process touches it and frees it.
 
-    It takes as much in huge pages, which either side may use, and twice as much in small ones, since the kernel hands
-    out small free pieces first: of as much as the guest has, up to a sixth was not what the destination got, and a
-    transfer took twice as long now and then.
+    It touches as much as the guest has in huge pages, which either side may use, and twice as much in small ones. The
+    kernel hands out small free pieces first, so the destination would otherwise get other memory in part.
     """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", _WARM, str(guest), str(2 * guest))
     await process.wait()

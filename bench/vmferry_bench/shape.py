@@ -1,4 +1,4 @@
-"""What is moved, by whom: the words that plan, rounds and results share."""
+"""Guests, sides and figures: the words that plan, rounds and results share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ OURS = "vmferry"
 PREEMPT = "qemu-preempt"
 PLAIN = "qemu-plain"
 SIDES = (OURS, PREEMPT, PLAIN)
-"""What is compared."""
+"""The compared sides."""
 TRACED = "qemu-preempt, traced"
-"""A round beside them in which QEMU writes down its faults: for what it alone can tell, since writing costs time."""
+"""A further round with QEMU's trace of its faults, for figures that it alone has. The trace costs time."""
 BOUND = "bound"
-"""Beside them too: a guest whose memory is here already, and a bare stream of as much."""
+"""A further round: a guest with all contents at hand, and a bare stream of as much."""
 BACKINGS = ("memfd", "anonymous")
 
 
@@ -73,7 +73,7 @@ class Round:
     faults: str = ""
     """Why the round is void: "" if it is not."""
     handler_us: dict[str, float] | None = None
-    """Fault read to page installed, as the one who answers faults tells it: vmferry's pager, and QEMU's trace."""
+    """Fault read to page installed, by vmferry's pager and by QEMU's trace."""
     vmm_blocked_s: float | None = None
     """Time that vCPUs waited, as the VMM counts it (QEMU: postcopy-blocktime); vmferry leaves that to the guest."""
     table_bytes_per_page: float | None = None
@@ -127,13 +127,13 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """What is measured of vmferry beside the rounds; empty: not measured."""
+    """Measurements of vmferry alone; empty: not measured."""
 
     singles: dict[str, Singles] = field(default_factory=dict)
     """By backing, and by backing and `APART`."""
     many: list[Many] = field(default_factory=list)
     paper: dict[str, float] = field(default_factory=dict)
-    """What is kept for a VM of 1 TiB, as in `paper.py`."""
+    """The cost of a VM of 1 TiB, as in `paper.py`."""
 
 
 def round_of(plain: dict[str, Any]) -> Round:

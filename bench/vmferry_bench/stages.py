@@ -1,4 +1,4 @@
-"""The stages of one fault, each measured by itself, beside whole faults."""
+"""The stages of one fault, each measured by itself, and whole faults."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """QEMU's own words about its faults, out of its trace log: pure.
 
 With `-msg timestamp=on` a line of the backend `log` is `PID@SECONDS.MICROSECONDS:EVENT WORDS`. The fault thread writes
-`postcopy_ram_fault_thread_request` once it has read a fault from its userfaultfd, and whoever installs a page writes
-`postcopy_place_page` after the ioctl: the same two moments between which vmferry's pager takes its time.
+`postcopy_ram_fault_thread_request` once it has read a fault from its userfaultfd, and the thread that installs a page
+writes `postcopy_place_page` after the ioctl. vmferry's pager measures between the same two moments.
 """
 
 from __future__ import annotations
