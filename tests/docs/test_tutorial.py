@@ -34,7 +34,7 @@ def own_network(namespaces: None) -> Iterator[str]:
 
 
 def run(network: str, directory: Path) -> str:
-    """Runs the script; returns its output. Ends every process that it started, whatever happens."""
+    """Runs the script; returns its output. Always ends every process that it started."""
     output = directory / "output"
     with output.open("w") as file:
         child = subprocess.Popen(
@@ -71,7 +71,7 @@ def headers() -> list[list[str]]:
 
 
 def test_it_begins_with_the_demo() -> None:
-    """The demo builds what is missing, and has tests of its own; so the script leaves it out."""
+    """The script leaves the demo out: it may build the programs, and it has tests of its own."""
     assert BLOCKS[0] == "make demo\n"
 
 
