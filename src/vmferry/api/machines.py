@@ -64,7 +64,7 @@ class MachinesServicer(GeneratedServicer):
         of_name = [machine for machine in await self._control.machines() if machine.vm == request.vm]
         if not of_name:
             raise VmferryError(
-                Reason.VM_UNKNOWN, f"No VM {request.vm!r} is known here.", "See `vmferry machines` for those that are."
+                Reason.VM_UNKNOWN, f"No VM {request.vm!r} is known here.", "List the known VMs with `vmferry machines`."
             )
         return machine_to_pb(min(of_name, key=_machine_key))
 

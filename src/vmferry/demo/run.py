@@ -96,14 +96,14 @@ class _Play:
         course = Course(cast, shape.workload == "idle", options.real_frames)
         await course.poison_before(before)
         told = sum(tell for _, tell in before)
-        self._say(f"{len(before)} pages are poisoned: the daemon is told of {told}, the others it has to find.")
+        self._say(f"{len(before)} pages are poisoned: {told} are reported to the daemon, it must find the others.")
         with ProgressView(progress) as view:
             await course.move(VM, places[1].peer, during, view.show)
         turned_bad = len(course.bad_during) * PAGE_4K // largest_page(layout)
         if course.migration.phase == PHASE_COMPLETED and turned_bad < options.poison_during:
             self._say(f"{turned_bad} of {options.poison_during} pages turned bad before the source was gone.")
         if course.migration.phase == PHASE_COMPLETED:
-            self._say("The guest goes through its memory once more.")
+            self._say("The guest passes through its memory once more.")
         evidence = await course.judge()
         found = Counter(enum_word(ErrorOrigin.DESCRIPTOR, error.origin).lower() for error in course.ledger)
         return DemoResult(self._accel, "", course.migration, evidence, dict(found))

@@ -236,7 +236,7 @@ class MigrationService:
 
     async def _check_movable(self, vm: str) -> None:
         if self._stopping:
-            raise VmferryError(Reason.SHUTTING_DOWN, "this daemon is being stopped.", "Ask again once it is back.")
+            raise VmferryError(Reason.SHUTTING_DOWN, "this daemon is stopping.", "Ask again once it has restarted.")
         for job in await self._environment.store.jobs():
             if job.vm == vm and job.phase not in TERMINAL:
                 raise VmferryError(

@@ -121,7 +121,7 @@ class GrpcPager:
             if isinstance(rpc, grpc.aio.AioRpcError) and rpc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise VmferryError(
                     Reason.DESTINATION_NO_MEMORY,
-                    f"The destination has not the memory for the {size / MIB:.0f} MiB that {self._vm} holds: "
+                    f"The destination lacks memory for the {size / MIB:.0f} MiB that {self._vm} holds: "
                     f"{rpc.details()}.",
                     "Free memory there (also of the VMM's memory cgroup), or take another destination.",
                 ) from error

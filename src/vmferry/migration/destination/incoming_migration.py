@@ -117,7 +117,7 @@ class IncomingMigration:
             raise VmferryError(
                 Reason.PAGER_FAILED,
                 f"the pager {self.key} does not run.",
-                "Look at pager.log in its runtime directory. Until then the VM waits at its next missing page.",
+                "See pager.log in its runtime directory. Without a pager the VM waits at its next missing page.",
             )
         self._recorder.serve(self.key, self.record.vm, found)
         self._pager = found

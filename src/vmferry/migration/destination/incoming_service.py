@@ -37,6 +37,7 @@ UPDATE_S = 0.1
 """At most 10 updates a second go to the source (peer.proto). The last update goes at once."""
 CHANGES_AT_ONCE = 1000
 """The most memory errors in one update."""
+NEW_VMM = "Start a waiting VMM on the destination, then begin a new migration under another name."
 HOLDS_STATE = frozenset({"loaded", "running"})
 """The states of a VMM that holds the device state."""
 
@@ -176,7 +177,11 @@ class IncomingService:
         """
         incoming = await self._load(migration)
         if not incoming.record.vm:
-            raise VmferryError(Reason.MIGRATION_UNKNOWN, f"{migration} never came to this host.", "")
+            raise VmferryError(
+                Reason.MIGRATION_UNKNOWN,
+                f"{migration} is unknown on this host.",
+                "Check that the migration names this host as its destination.",
+            )
         revision = 0
         read: int | None = None
         while True:
@@ -229,7 +234,9 @@ class IncomingService:
                         incoming.scope = None
             except TimeoutError:
                 raise VmferryError(
-                    Reason.MIGRATION_REFUSED, f"{incoming.record.migration} was refused while this call ran.", ""
+                    Reason.MIGRATION_REFUSED,
+                    f"{incoming.record.migration} was refused while this call ran.",
+                    "Begin a new migration, under another name.",
                 ) from None
 
     async def _check_vm(self, incoming: IncomingMigration, vm: str, platform: str) -> None:
@@ -238,7 +245,7 @@ class IncomingService:
             if other is not incoming and other.record.vm == vm and (other.holds_memory or other.running):
                 raise VmferryError(
                     Reason.VM_ALREADY_MIGRATING,
-                    f"{vm} is on its way into this host by {other.record.migration}.",
+                    f"{vm} is already moving to this host, by {other.record.migration}.",
                     "Wait for it, or cancel it on its source.",
                 )
         here = self._environment.vmms.running(vm)
@@ -279,10 +286,10 @@ class IncomingService:
             vmm = await incoming.vmm()
         except VmferryError as error:
             await self._refuse(incoming, f"the waiting VMM is gone: {error.message}")
-            raise VmferryError(Reason.MIGRATION_REFUSED, incoming.record.reason, "") from error
+            raise VmferryError(Reason.MIGRATION_REFUSED, f"{incoming.record.reason.rstrip('.')}.", NEW_VMM) from error
         if vmm.identity.state not in HOLDS_STATE:
             await self._refuse(incoming, f"the waiting VMM is {vmm.identity.state}: it has no device state")
-            raise VmferryError(Reason.MIGRATION_REFUSED, incoming.record.reason, "")
+            raise VmferryError(Reason.MIGRATION_REFUSED, f"{incoming.record.reason.rstrip('.')}.", NEW_VMM)
 
     async def _refuse(self, incoming: IncomingMigration, reason: str) -> None:
         found = inc.answer(incoming.state, inc.RefuseRequested(), incoming.record.migration)

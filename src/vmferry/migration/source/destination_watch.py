@@ -40,7 +40,7 @@ class DestinationWatch:
                 await self.close()
                 await self._backoff.pause()
                 if self._record.job.reason_code is not Reason.DESTINATION_UNREACHABLE:
-                    return m.DestinationSilent(f"no news from the destination's daemon: {error.message}")
+                    return m.DestinationSilent(f"the destination's daemon does not report: {error.message}")
                 continue
             self._backoff = self._environment.backoff()
             event = self._event(update)
@@ -60,7 +60,7 @@ class DestinationWatch:
         try:
             return await anext(self._updates)
         except StopAsyncIteration:
-            raise VmferryError(Reason.DESTINATION_UNREACHABLE, "its stream of news ended.") from None
+            raise VmferryError(Reason.DESTINATION_UNREACHABLE, "its stream of reports ended.") from None
 
     async def _take_in(self, update: IncomingUpdate) -> None:
         job = self._record.job

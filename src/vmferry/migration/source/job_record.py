@@ -68,6 +68,6 @@ def ended(job: Job) -> VmferryError:
     """The error for a change to an ended job, for the caller to raise."""
     return VmferryError(
         Reason.MIGRATION_ENDED,
-        f"{job.migration} has ended ({job.phase}); it pushes nothing any more.",
+        f"{job.migration} has ended ({job.phase}); there is no push to limit.",
         "A new migration takes its limit from its request.",
     )

@@ -251,5 +251,5 @@ class SourceSteps:
 
     def _the_pager(self) -> Pager:
         if self._pager is None:
-            raise VmferryError(Reason.PAGER_FAILED, f"the pager {self.key} was not started.", "")
+            raise VmferryError(Reason.PAGER_FAILED, f"the pager {self.key} was not started.", "See the daemon's log.")
         return self._pager
