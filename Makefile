@@ -22,12 +22,16 @@ DEPENDENCIES := $(VENV)/.stamp-dependencies
 GENERATED := src/vmferry/v1/__init__.py
 INSTALLED := $(VENV)/.stamp-installed
 
+# Each file of tests has its daemons and guests to itself, so a file stays in one process.
+JOBS ?= $(shell nproc | awk '{print ($$1 < 4) ? $$1 : 4}')
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
 # A line for each stage, with the time that it took.
 STAGE := @.ci/stage
 
 .PHONY: help setup demo test test-rust test-unit test-network network-page test-kernels test-kernels-short \
-  bench profile coverage coverage-rust deny lint lint-python lint-rust lint-text fmt proto docs wheel clean host-tools \
-  demo-packages test-packages bench-packages profile-packages coverage-packages lab-packages
+  bench profile coverage coverage-python coverage-rust deny lint lint-python lint-rust lint-text fmt proto docs wheel clean host-tools \
+  demo-packages test-packages bench-packages profile-packages lab-packages
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,14 +42,22 @@ demo: demo-packages $(INSTALLED) ## Move a poisoned KVM guest between two daemon
 	@$(BIN)/vmferry demo $(ARGS)
 
 test: test-packages test-rust ## All tests, Rust and Python; options for pytest in ARGS="-k wheel"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(or $(ARGS),--cov --cov-report=)
 
 test-rust: $(INSTALLED) ## The Rust tests
 	$(STAGE) "Rust tests built" cargo test $(CARGO_FLAGS) --workspace --no-run
 	$(STAGE) "Rust tests" cargo test $(CARGO_FLAGS) --workspace
 
 test-unit: $(INSTALLED) ## The Python tests that need nothing of the machine; options for pytest in ARGS
-	@$(BIN)/python -m pytest tests/unit tests/house $(ARGS)
+	@$(PYTEST) tests/unit tests/house $(ARGS)
+
+coverage: coverage-python coverage-rust ## Lines that the tests reach, in target/coverage
+
+coverage-python: $(INSTALLED)
+	@$(PYTEST) tests/unit tests/crash --cov --cov-report=term:skip-covered --cov-report=html:target/coverage/python
+
+coverage-rust: | host-tools
+	@.ci/rust-coverage
 
 test-network: test-packages $(INSTALLED) ## Moves over every kind of network that tests/network knows; options in ARGS="-k rtt"
 	$(BIN)/python -m pytest tests/network -m "long or not long" $(ARGS)
@@ -93,7 +105,7 @@ lint-rust: | host-tools ## cargo fmt, clippy, rustdoc
 # cargo-deny is built once; the tests check the same rules but for the texts of the licences.
 deny: | host-tools ## Licences and sources of all crates, by cargo-deny
 	$(STAGE) "cargo-deny built" cargo install --quiet --locked --root target/tools cargo-deny@$(CARGO_DENY)
-	$(STAGE) "cargo-deny" target/tools/bin/cargo-deny --offline check bans licenses sources
+	$(STAGE) "cargo-deny" target/tools/bin/cargo-deny --workspace --offline check bans licenses sources
 
 fmt: $(DEPENDENCIES) ## Format Python, Rust and Markdown
 	$(BIN)/ruff format .

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import pytest
 
 from tests.support import c_programs
+from tests.support.huge_pages import reserved
 from vmferry.demo.patience import patient
 
 DEADLINE_S = patient(60)
@@ -62,18 +63,6 @@ def real_frames() -> None:
 
 @pytest.fixture
 def huge_pages() -> Iterator[None]:
-    """Reserves a few 2 MiB pages where it may, and gives them back."""
-    pool = Path("/proc/sys/vm/nr_hugepages")
-    if not pool.exists():
-        pytest.skip("this kernel has no huge pages")
-    before = int(pool.read_text())
-    try:
-        pool.write_text(str(before + HUGE_PAGES_NEEDED))
-    except PermissionError:
-        pytest.skip(f"{pool} may be written by root only")
-    try:
-        if int(pool.read_text()) < before + HUGE_PAGES_NEEDED:
-            pytest.skip("the host has no room for four more huge pages")
+    """A few 2 MiB pages."""
+    with reserved(HUGE_PAGES_NEEDED):
         yield
-    finally:
-        pool.write_text(str(before))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.support.huge_pages import reserved
 from tests.support.scenario.harness import Pair, two_hosts, unique
 
 
@@ -43,24 +43,13 @@ async def hasty_hosts(programs, uffd_poison) -> AsyncIterator[Pair]:
 
 HUGE_PAGES = 128
 """Two guests of 64 MiB on pages of 2 MiB, twice."""
-NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 @pytest.fixture(scope="module")
 def huge_pages() -> Iterator[None]:
-    """Huge pages of 2 MiB, set aside and given back."""
-    before = int(NR_HUGEPAGES.read_text())
-    try:
-        NR_HUGEPAGES.write_text(str(before + HUGE_PAGES))
-    except OSError as error:
-        pytest.skip(f"huge pages cannot be set aside: {NR_HUGEPAGES}: {error}")
-    made = int(NR_HUGEPAGES.read_text()) - before
-    try:
-        if made < HUGE_PAGES:
-            pytest.skip(f"huge pages cannot be set aside: the host gave {made} of {HUGE_PAGES}")
+    """Huge pages for the guests of one test."""
+    with reserved(HUGE_PAGES):
         yield
-    finally:
-        NR_HUGEPAGES.write_text(str(max(0, int(NR_HUGEPAGES.read_text()) - made)))
 
 
 @pytest.fixture

@@ -24,27 +24,21 @@ from tests.support.scenario.harness import (
     cast,
     ended,
     goes_on,
+    guest_at_home,
     nothing_is_left,
     reaches,
     shape,
     two_hosts,
+    unharmed,
 )
 from vmferry.client.refusal import RefusedError
-from vmferry.demo.options import WaitingShape
 from vmferry.demo.patience import patient
 from vmferry.demo.programs import find_program
-from vmferry.demo.stage import Guest, until
-from vmferry.units import GIB, KIB, MIB, PAGE_2M
+from vmferry.demo.stage import until
+from vmferry.units import GIB, KIB, MIB
 from vmferry.v1 import migrations_pb2, peer_pb2, peer_pb2_grpc
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
-
-
-async def guest_at_home(pair: Pair, vm: str, *options: str) -> Guest:
-    """A guest that runs, with options of the reference VMM for tests."""
-    guest = await pair.stage.guest(vm, pair.home, "process", shape(), options)
-    await goes_on(guest)
-    return guest
 
 
 async def refused_or_failed(pair: Pair, vm: str, to: str) -> str:
@@ -57,12 +51,6 @@ async def refused_or_failed(pair: Pair, vm: str, to: str) -> str:
     assert last.phase == migrations_pb2.PHASE_FAILED, last
     assert last.reason, "words with the remedy"
     return last.reason_code
-
-
-async def unharmed(pair: Pair, guest: Guest) -> None:
-    """The guest's counter goes on where it was, and the destination has nothing of it."""
-    assert (await goes_on(guest)).wrong_bytes == 0
-    await nothing_is_left(pair, guest.vm)
 
 
 async def test_unknown_vm(pair: Pair, vm):
@@ -327,26 +315,6 @@ async def test_no_memory_at_the_destination(pair: Pair, vm):
     limit = address_space(waiting.process.pid) + SMALL // 2
     resource.prlimit(waiting.process.pid, resource.RLIMIT_AS, (limit, GIB))
     assert await refused_or_failed(pair, vm, pair.away.place.peer) == "DESTINATION_NO_MEMORY"
-    await unharmed(pair, guest)
-
-
-def free_huge_pages() -> int:
-    """Of 2 MiB, on this host."""
-    return int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text())
-
-
-async def test_no_huge_pages_at_the_destination(pair: Pair, vm):
-    """The reason says what to set."""
-    free = free_huge_pages()
-    if free >= SMALL // PAGE_2M:
-        pytest.skip(f"this host has {free} huge pages free")
-    guest = await guest_at_home(pair, vm)
-    await pair.stage.guest(vm, pair.away, "process", WaitingShape(page_size=PAGE_2M))
-    await pair.home_api.create(f"m-{vm}", vm, pair.away.place.peer)
-    last = await ended(pair.home_api, f"m-{vm}")
-    assert last.reason_code == "DESTINATION_NO_MEMORY"
-    assert f"{SMALL // PAGE_2M} huge pages of 2 MiB are needed" in last.reason
-    assert "sysctl vm.nr_hugepages=" in last.reason
     await unharmed(pair, guest)
 
 

@@ -17,16 +17,19 @@ import pytest
 
 from tests.support.scenario.combinations import KINDS, Kind
 from tests.support.scenario.harness import (
+    SMALL,
     SOON_S,
     Pair,
     cast,
     differing,
     ended,
     goes_on,
+    guest_at_home,
     pages_of,
     read_memory,
     shape,
     told,
+    unharmed,
 )
 from vmferry.demo.admin import Mapped
 from vmferry.demo.course import Cast, Course
@@ -61,6 +64,26 @@ def reserved(request: pytest.FixtureRequest, kinds: tuple[Kind, Kind]) -> None:
     """Huge pages, where the test needs some."""
     if any(page_size != PAGE_4K for _, page_size in kinds):
         request.getfixturevalue("huge_pages")
+
+
+def free_huge_pages() -> int:
+    """Of 2 MiB, on this host."""
+    return int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text())
+
+
+async def test_no_huge_pages_at_the_destination(pair: Pair, vm):
+    """The reason says what to set."""
+    free = free_huge_pages()
+    if free >= SMALL // PAGE_2M:
+        pytest.skip(f"this host has {free} huge pages free")
+    guest = await guest_at_home(pair, vm)
+    await pair.stage.guest(vm, pair.away, "process", WaitingShape(page_size=PAGE_2M))
+    await pair.home_api.create(f"m-{vm}", vm, pair.away.place.peer)
+    last = await ended(pair.home_api, f"m-{vm}")
+    assert last.reason_code == "DESTINATION_NO_MEMORY"
+    assert f"{SMALL // PAGE_2M} huge pages of 2 MiB are needed" in last.reason
+    assert "sysctl vm.nr_hugepages=" in last.reason
+    await unharmed(pair, guest)
 
 
 @pytest.mark.parametrize("accel", ["kvm", "process"], indirect=True)

@@ -100,6 +100,13 @@ async def goes_on(guest: Guest, within_s: float = SOON_S) -> GuestReport:
     return last
 
 
+async def guest_at_home(pair: Pair, vm: str, *options: str) -> Guest:
+    """A guest that runs, with options of the reference VMM for tests."""
+    guest = await pair.stage.guest(vm, pair.home, "process", shape(), options)
+    await goes_on(guest)
+    return guest
+
+
 async def ended(api: Api, migration_id: str, within_s: float = ENDED_S) -> Migration:
     """The migration in its terminal phase."""
     last = Migration()
@@ -134,6 +141,12 @@ async def nothing_is_left(pair: Pair, vm: str) -> None:
         return machine.state not in migrating and not machine.migration_id
 
     await until(f"the destination to be rid of {vm}", clean, SOON_S)
+
+
+async def unharmed(pair: Pair, guest: Guest) -> None:
+    """The guest's counter goes on where it was, and the destination has nothing of it."""
+    assert (await goes_on(guest)).wrong_bytes == 0
+    await nothing_is_left(pair, guest.vm)
 
 
 def pagers(directory: Path, vm: str = "") -> list[int]:
