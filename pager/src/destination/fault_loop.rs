@@ -346,7 +346,7 @@ impl FaultLoop {
             AddressMap::new(self.shared.lock().numbering().clone(), hvas).ok_or("regions: another number")?;
         let started = process_started(memory.vmm_pid);
         let fresh = self.shared.lock().table().is_fresh();
-        let installer = Installer::new(address_map, backings, fresh)
+        let installer = Installer::new(address_map, backings, memory.vmm_pid, fresh)
             .map_err(|e| format!("regions: faults on what the file holds cannot be told of, as they were: {e}"))?;
         let small = |r: &NumberedRegion| r.region.page_size == PAGE_SIZE;
         let regions = installer.address_map().ranges().zip(installer.address_map().numbering().regions());

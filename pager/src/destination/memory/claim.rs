@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::destination::memory::receive_mapping::ReceiveMapping;
+use crate::destination::memory::vmm_mappings::{Mapping, VmmMappings};
 use crate::lane::MAX_FRAME_PAGES;
 use crate::layout::Hva;
 use crate::layout::PAGE_SIZE;
@@ -32,8 +33,8 @@ pub enum InstallMethod {
     Received(Arc<ReceiveMapping>),
     /// They are written to a region's file, in which the first has this number; where there is a landing, by its mapping.
     Written(Arc<AttachedFile>, u64, Option<Arc<ReceiveMapping>>),
-    /// They are copied.
-    Copied,
+    /// They are copied into memory with these mappings.
+    Copied(VmmMappings),
 }
 
 /// At most [`MAX_FRAME_PAGES`] pages of 4 KiB, of which those are claimed that were wanted.
@@ -80,14 +81,14 @@ impl Claim {
 
     /// Whether its pages are in their file before they are mapped.
     pub fn is_by_file(&self) -> bool {
-        !matches!(self.method, InstallMethod::Copied)
+        !matches!(self.method, InstallMethod::Copied(_))
     }
 
     /// What is to be in a file is there: received, or written now out of the `contents` of all the pages. After a stop the
     /// first [`Self::handled`] are, or are not wanted.
     pub fn write(&mut self, contents: &[u8]) -> Option<Stop> {
         let (file, first, receive_mapping) = match &self.method {
-            InstallMethod::Copied => return None,
+            InstallMethod::Copied(_) => return None,
             InstallMethod::Received(_) => {
                 self.arrived = std::mem::take(&mut self.wanted);
                 return None;
@@ -135,15 +136,22 @@ impl Claim {
             self.note_arrived(n, reached);
             match progress.stop {
                 None => {}
-                Some(Stop::AlreadyPresent) => {
+                Some(Stop::AlreadyPresent) if self.is_mapped(n + reached) => {
                     // By a pager that died before it could say so. EEXIST wakes nobody.
                     let _ = self.uffd.wake(self.address(n + reached), PAGE_SIZE);
                     self.note_arrived(n + reached, 1);
                 }
+                Some(Stop::AlreadyPresent) => return Some(Stop::Refused(libc::EEXIST)),
                 stop => return stop,
             }
         }
         None
+    }
+
+    /// Proof that an `EEXIST` of COPY is a page that the guest can read.
+    fn is_mapped(&self, n: u64) -> bool {
+        let InstallMethod::Copied(mappings) = self.method else { return false };
+        mappings.at(self.address(n), PAGE_SIZE) == Mapping::Page
     }
 
     fn note_arrived(&mut self, n: u64, count: u64) {

@@ -18,6 +18,7 @@ use crate::destination::memory::claim::{Claim, InstallMethod};
 use crate::destination::memory::huge_page_staging::HugePageStaging;
 use crate::destination::memory::preallocate::PreallocateTarget;
 use crate::destination::memory::receive_mapping::ReceiveMapping;
+use crate::destination::memory::vmm_mappings::{Mapping, VmmMappings};
 use crate::destination::page_table::PageTable;
 use crate::layout::Hva;
 use crate::layout::PAGE_SIZE;
@@ -57,23 +58,27 @@ struct RegionState {
     receive_mapping: Option<Arc<ReceiveMapping>>,
 }
 
+/// How often a marker is tried over a page that the guest fills again in between.
+const MARKER_TRIES: u32 = 8;
+
 /// The VMM's memory, as ioctls reach it.
 #[derive(Debug)]
 pub struct Installer {
     address_map: AddressMap,
+    mappings: VmmMappings,
     regions: Vec<RegionState>,
     /// Huge pages that have come in part.
     staged: HashMap<PageIndex, HugePageStaging>,
 }
 
 impl Installer {
-    /// The userfaultfds act on the address space in which `address_map` holds; `backings` in the order of the layout. `fresh`:
-    /// no page has come yet.
+    /// The userfaultfds act on the address space of process `vmm_pid`, in which `address_map` holds; `backings` in the order
+    /// of the layout. `fresh`: no page has come yet.
     ///
     /// # Errors
     /// Faults on what a region's file holds cannot be told of, though an earlier pager wrote pages to it: a page of which it
     /// holds a part would pass for the page.
-    pub fn new(address_map: AddressMap, backings: Vec<RegionBacking>, fresh: bool) -> io::Result<Self> {
+    pub fn new(address_map: AddressMap, backings: Vec<RegionBacking>, vmm_pid: u32, fresh: bool) -> io::Result<Self> {
         let mut regions = Vec::new();
         for (RegionBacking { uffd, file }, ((hva, size), region)) in
             backings.into_iter().zip(address_map.ranges().zip(address_map.numbering().regions()))
@@ -90,7 +95,7 @@ impl Installer {
             };
             regions.push(RegionState { uffd, file: file.map(Arc::new), by_file, receive_mapping: None });
         }
-        Ok(Self { address_map, regions, staged: HashMap::new() })
+        Ok(Self { address_map, mappings: VmmMappings::new(vmm_pid), regions, staged: HashMap::new() })
     }
 
     /// Where the pages are.
@@ -163,7 +168,7 @@ impl Installer {
                     self.regions.get(pages.region as usize).and_then(|region| region.receive_mapping.clone());
                 InstallMethod::Written(file.clone(), pages.page, receive_mapping)
             }
-            None => InstallMethod::Copied,
+            None => InstallMethod::Copied(self.mappings),
         };
         self.claim_by(method, table, pages, lane)
     }
@@ -235,14 +240,11 @@ impl Installer {
     ) -> Option<Stop> {
         let bytes = self.staged.get(&page)?.whole()?;
         let Some((uffd, hva, size)) = self.place_of(page) else { return Some(Stop::NotRegistered) };
-        let stop = match uffd.copy(hva, bytes).stop {
-            // Installed by a pager that died before it could say so. EEXIST wakes nobody.
-            Some(Stop::AlreadyPresent) => {
-                let _ = uffd.wake(hva, size);
-                None
-            }
-            stop => stop,
-        };
+        let stop = self.proven(uffd.copy(hva, bytes).stop, hva, size);
+        if stop.is_none() {
+            // EEXIST wakes nobody.
+            let _ = uffd.wake(hva, size);
+        }
         if stop.is_none() {
             table.mark_installed(page, arrival);
             self.staged.remove(&page);
@@ -300,7 +302,7 @@ impl Installer {
             (true, _) => uffd.map(hva, size).stop,
             (false, PAGE_SIZE) => uffd.zeropage(hva, size).stop,
             // hugetlb has no ZEROPAGE.
-            (false, _) => uffd.copy(hva, &vec![0; size as usize]).stop,
+            (false, _) => self.proven(uffd.copy(hva, &vec![0; size as usize]).stop, hva, size),
         };
         if !minor && stop == Some(Stop::AlreadyPresent) && self.is_by_file(page) {
             // The file holds zeros that were allocated ahead.
@@ -311,26 +313,53 @@ impl Installer {
 
     // ---- poison, and the end ----
 
-    /// Installs the marker of a page that the table holds as poison, and wakes who waits on it. Where the range was
-    /// unregistered (the migration is over), it is registered again: from now on the page is guarded.
-    pub fn poison(&self, page: PageIndex) -> Option<Stop> {
+    /// Installs the marker of a page that the table holds as poison, and wakes the threads that wait on it. Contents that a
+    /// file holds of the page are dropped, so that nobody reads them again. A range that was unregistered (the migration is
+    /// over) is registered again: from now on the page is guarded.
+    ///
+    /// [`Stop::AlreadyPresent`]: the guest can read the page, and the pager cannot take it away.
+    pub fn poison(&self, page: PageIndex, had_contents: bool) -> Option<Stop> {
         let (uffd, hva, size) = self.place_of(page)?;
-        let mut stop = uffd.poison(hva, size).stop;
-        if stop == Some(Stop::NotRegistered) {
-            let again = if self.is_by_file(page) { uffd.register_minor(hva, size) } else { uffd.register(hva, size) };
-            if again.is_ok() {
-                stop = uffd.poison(hva, size).stop;
+        if had_contents {
+            // Before the contents go: else a touch in between would be given zeros by the kernel.
+            self.register_again(page);
+            self.drop_contents(page, PageIndex(page.0 + 1));
+        }
+        for _ in 0..MARKER_TRIES {
+            match uffd.poison(hva, size).stop {
+                Some(Stop::NotRegistered) if self.register_again(page) => {}
+                Some(Stop::AlreadyPresent) if self.mappings.at(hva, size) != Mapping::Page => {
+                    self.wake(page);
+                    return None;
+                }
+                Some(Stop::AlreadyPresent) if self.drop_contents(page, PageIndex(page.0 + 1)) => {}
+                stop => return stop,
             }
         }
-        self.or_wake(page, stop)
+        Some(Stop::AlreadyPresent)
+    }
+
+    /// Whether a page is readable for the guest and the pager cannot take it away: only a file gives pages back from outside
+    /// of the VMM. A marker cannot be put over it.
+    pub fn keeps(&self, page: PageIndex) -> bool {
+        let region = self.address_map.numbering().region_of(page);
+        let has_file = region.and_then(|r| self.regions.get(r.number as usize)).is_some_and(|r| r.file.is_some());
+        let mapping = self.place_of(page).map(|(_, hva, size)| self.mappings.at(hva, size));
+        !has_file && mapping == Some(Mapping::Page)
+    }
+
+    fn register_again(&self, page: PageIndex) -> bool {
+        let Some((uffd, hva, size)) = self.place_of(page) else { return false };
+        let again = if self.is_by_file(page) { uffd.register_minor(hva, size) } else { uffd.register(hva, size) };
+        again.is_ok()
     }
 
     /// Drops what a region's file holds of pages: those that were good and are poison now, since where only the mapping is
     /// dropped later (`MADV_DONTNEED`) they would be read again without a fault; and those of which part may have come and
-    /// nothing is wanted. Memory without a file has none to drop.
-    pub fn drop_contents(&self, from: PageIndex, to: PageIndex) {
-        let Some(region) = self.address_map.numbering().region_of(from) else { return };
-        let Some(RegionState { file: Some(file), .. }) = self.regions.get(region.number as usize) else { return };
+    /// nothing is wanted. False: they could not be dropped; memory without a file has none to drop.
+    pub fn drop_contents(&self, from: PageIndex, to: PageIndex) -> bool {
+        let Some(region) = self.address_map.numbering().region_of(from) else { return false };
+        let Some(RegionState { file: Some(file), .. }) = self.regions.get(region.number as usize) else { return false };
         let page_size = region.region.page_size;
         let offset = file.offset + (from.0 - region.first.0) * page_size;
         let size = (to.0 - from.0) * page_size;
@@ -339,6 +368,17 @@ impl Installer {
         let done = unsafe { libc::fallocate(file.fd.as_raw_fd(), how, offset as i64, size as i64) };
         if done != 0 {
             tracing::warn!(error = %io::Error::last_os_error(), page = from.0, "pager.contents_kept");
+        }
+        done == 0
+    }
+
+    /// The outcome of a COPY of one huge page. `EEXIST` over a page that is not mapped means that there was no huge page to be
+    /// had; over one that is mapped, that an earlier pager installed it and died before it could say so.
+    fn proven(&self, stop: Option<Stop>, hva: Hva, size: u64) -> Option<Stop> {
+        match stop {
+            Some(Stop::AlreadyPresent) if self.mappings.at(hva, size) == Mapping::Page => None,
+            Some(Stop::AlreadyPresent) => Some(Stop::NoMemory),
+            stop => stop,
         }
     }
 
@@ -381,3 +421,6 @@ impl Installer {
 fn is_writable(fd: &OwnedFd) -> bool {
     fd_passing::flags(fd).is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDWR)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,3 +7,4 @@ pub mod huge_page_staging;
 pub mod installer;
 pub mod preallocate;
 pub mod receive_mapping;
+pub mod vmm_mappings;

@@ -125,7 +125,7 @@ impl Resolver {
         self.notifier = notifier;
         for page in self.poisoned_pages() {
             let reported = self.report(page, None);
-            self.mark(page);
+            self.mark(page, true);
             self.note(reported);
         }
         if let Some(memory) = &self.memory {
@@ -236,7 +236,7 @@ impl Resolver {
         let stop = match &mut self.memory {
             _ if state.is_poisoned() => {
                 let reported = self.report(page, Some(thread));
-                let stop = self.mark(page);
+                let stop = self.mark(page, false);
                 self.note(reported);
                 stop
             }
@@ -346,9 +346,13 @@ impl Resolver {
         let first = region.page_of_piece(pages.page).0;
         let last = region.page_of_piece(pages.page + pages.count - 1).0;
         for page in (first.0..=last.0).map(PageIndex) {
-            let outcome = self.table.mark_poisoned(page, note.guest_visible);
+            let outcome = self.mark_in_table(page, note.guest_visible);
             let stop = match outcome {
                 PoisonOutcome::Healed | PoisonOutcome::Outside => None,
+                PoisonOutcome::Kept => {
+                    self.report_kept(page, note);
+                    None
+                }
                 PoisonOutcome::New { .. } | PoisonOutcome::Already { .. } => self.resolve_poison(page, note, outcome),
             };
             if stop.is_some() {
@@ -368,13 +372,12 @@ impl Resolver {
         }
         let waits = self.waiting.get(&page).map(|w| w.thread);
         let reported = self.report(page, waits);
+        let mut had_contents = false;
         if let (PoisonOutcome::New { was, .. }, Some(memory)) = (outcome, &mut self.memory) {
             memory.forget(page);
-            if was.is_present() {
-                memory.drop_contents(page, PageIndex(page.0 + 1));
-            }
+            had_contents = was.is_present();
         }
-        let stop = self.mark(page);
+        let stop = self.mark(page, had_contents);
         if stop.is_none() {
             self.touched(page, PageIndex(page.0 + 1));
         }
@@ -457,8 +460,24 @@ impl Resolver {
         MemoryErrorEvent { error: Some(error), hva, thread_id: waits.unwrap_or(0), reported: false }
     }
 
-    fn mark(&self, page: PageIndex) -> Option<Stop> {
-        self.memory.as_ref().and_then(|memory| memory.poison(page))
+    fn mark(&self, page: PageIndex, had_contents: bool) -> Option<Stop> {
+        self.memory.as_ref().and_then(|memory| memory.poison(page, had_contents))
+    }
+
+    /// Writes the state of a bad page, unless the guest reads a good copy there that no marker can replace.
+    fn mark_in_table(&mut self, page: PageIndex, guest_visible: bool) -> PoisonOutcome {
+        let is_here = self.table.state(page).is_some_and(|state| !state.is_missing() && !state.is_poisoned());
+        if is_here && guest_visible && self.memory.as_ref().is_some_and(|memory| memory.keeps(page)) {
+            return PoisonOutcome::Kept;
+        }
+        self.table.mark_poisoned(page, guest_visible)
+    }
+
+    /// The daemon is told of an error whose page stays as it is: its ledger poisons the page in the next migration.
+    fn report_kept(&mut self, page: PageIndex, note: PoisonInfo) {
+        tracing::warn!(page = page.0, "pager.poison_not_marked");
+        self.notes.insert(page, note);
+        self.events.append_quietly(pager_event::Event::MemoryError(self.event(page, None, false)));
     }
 
     /// The daemon knows of errors; no claim is open.
@@ -467,14 +486,18 @@ impl Resolver {
         for error in errors {
             for page in self.numbering.pages_of_block(Gpa(error.gpa), error.lsb) {
                 let note = PoisonInfo { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
-                let outcome = self.table.mark_poisoned(page, error.guest_visible);
+                let outcome = self.mark_in_table(page, error.guest_visible);
                 match outcome {
                     PoisonOutcome::New { .. } => reply.marked += 1,
                     PoisonOutcome::Already { .. } => reply.already += 1,
                     PoisonOutcome::Healed => reply.healed += 1,
+                    PoisonOutcome::Kept => {
+                        reply.kept += 1;
+                        self.report_kept(page, note);
+                    }
                     PoisonOutcome::Outside => continue,
                 }
-                if outcome != PoisonOutcome::Healed
+                if matches!(outcome, PoisonOutcome::New { .. } | PoisonOutcome::Already { .. })
                     && let Some(stop) = self.resolve_poison(page, note, outcome)
                 {
                     // The state is kept; the marker comes with the next fault on the page.

@@ -202,7 +202,7 @@ mod tests {
             });
             let uffd = Arc::new(uffd);
             let backing = RegionBacking { uffd: uffd.clone(), file: attached };
-            let installer = Installer::new(address_map, vec![backing], true).unwrap();
+            let installer = Installer::new(address_map, vec![backing], std::process::id(), true).unwrap();
             let directory = tempfile::tempdir().unwrap();
             let (table, _) = PageTable::open(&directory.path().join("pages"), &layout).unwrap();
             let mut resolver = Resolver::new(numbering, table, EventLog::default());

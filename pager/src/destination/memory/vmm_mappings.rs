@@ -1,0 +1,48 @@
+//! Proof, by the VMM's page tables, of whatever a page is mapped to.
+//!
+//! `EEXIST` proves nothing by itself. `UFFDIO_COPY` on hugetlb also gives it where the pool, or the cgroup of the pager,
+//! has no huge page left (`hugetlb_mfill_atomic_pte`, mm/hugetlb.c), and `UFFDIO_POISON` gives it over a page that the
+//! guest can read. The page path asks here only after an `EEXIST`.
+
+use crate::layout::Hva;
+use crate::sys::pagemap::{Entry, Pagemap};
+
+/// What the VMM's page tables hold for one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapping {
+    /// A page, also one that is swapped out: the guest has contents there.
+    Page,
+    /// A poison marker. Page tables show none of a huge page: it looks like [`Self::Nothing`].
+    Marker,
+    /// Nothing, as far as can be seen.
+    Nothing,
+}
+
+/// The page tables of the VMM.
+#[derive(Debug, Clone, Copy)]
+pub struct VmmMappings {
+    pid: u32,
+}
+
+impl VmmMappings {
+    /// Those of process `pid`.
+    pub fn new(pid: u32) -> Self {
+        Self { pid }
+    }
+
+    /// What holds for the page at `hva`. Page tables that cannot be read prove nothing.
+    pub fn at(self, hva: Hva, page_size: u64) -> Mapping {
+        let entries = Pagemap::open(self.pid, hva, page_size).and_then(|pagemap| pagemap.entries(0, 1));
+        match entries {
+            Ok(entries) => match entries.first() {
+                Some(Entry::Something) => Mapping::Page,
+                Some(Entry::PoisonMarker) => Mapping::Marker,
+                Some(Entry::Empty) | None => Mapping::Nothing,
+            },
+            Err(error) => {
+                tracing::warn!(%error, hva = hva.0, "pager.mapping_unknown");
+                Mapping::Nothing
+            }
+        }
+    }
+}
