@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,17 +25,20 @@ const RECV_POLL: Duration = Duration::from_millis(5);
 /// What a lane has to say.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LaneReport {
-    /// Pages cannot be installed, for a reason that does not pass; it goes on with others.
+    /// Pages cannot be installed, for a reason that does not pass; it goes on with others. Said once for each reason, until
+    /// something is installed.
     Stopped(Stop),
     /// It is over, by [`Step::Ended`] (also where nothing is missing any more) or [`Step::Broken`]; and whether a page came
     /// while it was open.
     Over(Step, bool),
 }
 
-/// An open lane. Dropped, it is closed, and nothing more of it is installed.
+/// An open lane. Dropped, it is closed, and nothing more of it is installed, also where a frame cannot be: nobody waits for
+/// a frame that may never find its place.
 #[derive(Debug)]
 pub struct BulkLane {
     stream: TcpStream,
+    closed: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -51,18 +55,21 @@ impl BulkLane {
     ) -> io::Result<Self> {
         wake_seldom(&stream);
         let taken = stream.try_clone()?;
+        let closed = Arc::new(AtomicBool::new(false));
+        let is_closed = closed.clone();
         let run = move || {
             tuning.lane_cpus.pin();
             let bulk_thread = BulkThread::new(tuning.real_time, shared.clone());
-            receive_all(LaneReceiver::new(taken, LaneKind::Bulk), &shared, bulk_thread, tell);
+            receive_all(LaneReceiver::new(taken, LaneKind::Bulk), &shared, bulk_thread, &is_closed, tell);
         };
         let thread = std::thread::Builder::new().name("bulk".into()).spawn(run)?;
-        Ok(Self { stream, thread: Some(thread) })
+        Ok(Self { stream, closed, thread: Some(thread) })
     }
 }
 
 impl Drop for BulkLane {
     fn drop(&mut self) {
+        self.closed.store(true, Ordering::Release);
         // Where it is closed already there is nothing to wake.
         let _ = self.stream.shutdown(Shutdown::Both);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
@@ -75,10 +82,11 @@ fn receive_all(
     mut receiver: LaneReceiver,
     shared: &SharedPages,
     mut bulk_thread: BulkThread,
+    closed: &AtomicBool,
     tell: impl Fn(LaneReport),
 ) {
     let events = shared.lock().events().clone();
-    let mut brought = false;
+    let (mut brought, mut said) = (false, None);
     loop {
         let before = shared.lock().table().counts().missing();
         let step = receiver.step(shared);
@@ -89,9 +97,13 @@ fn receive_all(
         match step {
             _ if missing == 0 => return tell(LaneReport::Over(Step::Ended, brought)),
             Step::Nothing => bulk_thread.slept(wait(&receiver)),
-            Step::Progress => bulk_thread.after_frame(receiver.is_in_place()),
+            Step::Progress => {
+                said = None;
+                bulk_thread.after_frame(receiver.is_in_place());
+            }
+            Step::Stopped(_) if closed.load(Ordering::Acquire) => return,
             Step::Stopped(stop) => {
-                if !stop.passes() {
+                if !stop.passes() && said.replace(stop) != Some(stop) {
                     tell(LaneReport::Stopped(stop));
                 }
                 std::thread::sleep(INSTALL_RETRY_DELAY);
@@ -119,3 +131,6 @@ fn wake_seldom(stream: &TcpStream) {
     // SAFETY: an int of the size that is said.
     unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, size) };
 }
+
+#[cfg(test)]
+mod tests;
