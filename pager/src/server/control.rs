@@ -124,7 +124,7 @@ impl pager_server::Pager for ControlService {
             PagerRole::Source => {
                 let outcome = self.0.server().await?.mark_poisoned(&errors);
                 let (marked, already, healed) = (outcome.marked, outcome.already, outcome.healed);
-                proto::MarkPoisonedReply { marked, already, healed, kept: 0 }
+                proto::MarkPoisonedReply { marked, already, healed, unmarked: 0 }
             }
             _ => self.0.destination().await?.ask(|answer| Command::MarkPoisoned(errors, answer)).await?,
         };

@@ -225,7 +225,7 @@ impl Pagemap {
 }
 
 /// Whether a byte of a process gives `EFAULT`: a marker does, a page that is being migrated is waited for.
-fn cannot_be_read(pid: u32, at: u64) -> bool {
+pub(crate) fn cannot_be_read(pid: u32, at: u64) -> bool {
     let mut byte = 0u8;
     let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };

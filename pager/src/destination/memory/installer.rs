@@ -339,15 +339,6 @@ impl Installer {
         Some(Stop::AlreadyPresent)
     }
 
-    /// Whether a page is readable for the guest and the pager cannot take it away: only a file gives pages back from outside
-    /// of the VMM. A marker cannot be put over it.
-    pub fn keeps(&self, page: PageIndex) -> bool {
-        let region = self.address_map.numbering().region_of(page);
-        let has_file = region.and_then(|r| self.regions.get(r.number as usize)).is_some_and(|r| r.file.is_some());
-        let mapping = self.place_of(page).map(|(_, hva, size)| self.mappings.at(hva, size));
-        !has_file && mapping == Some(Mapping::Page)
-    }
-
     fn register_again(&self, page: PageIndex) -> bool {
         let Some((uffd, hva, size)) = self.place_of(page) else { return false };
         let again = if self.is_by_file(page) { uffd.register_minor(hva, size) } else { uffd.register(hva, size) };

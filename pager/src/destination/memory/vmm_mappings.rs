@@ -5,13 +5,15 @@
 //! guest can read. The page path asks here only after an `EEXIST`.
 
 use crate::layout::Hva;
-use crate::sys::pagemap::{Entry, Pagemap};
+use crate::sys::pagemap::{Entry, Pagemap, cannot_be_read};
 
 /// What the VMM's page tables hold for one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mapping {
     /// A page, also one that is swapped out: the guest has contents there.
     Page,
+    /// The entry of a bad frame: the guest takes a machine check of the host's.
+    BadFrame,
     /// A poison marker. Page tables show none of a huge page: it looks like [`Self::Nothing`].
     Marker,
     /// Nothing, as far as can be seen.
@@ -35,6 +37,7 @@ impl VmmMappings {
         let entries = Pagemap::open(self.pid, hva, page_size).and_then(|pagemap| pagemap.entries(0, 1));
         match entries {
             Ok(entries) => match entries.first() {
+                Some(Entry::Something) if cannot_be_read(self.pid, hva.0) => Mapping::BadFrame,
                 Some(Entry::Something) => Mapping::Page,
                 Some(Entry::PoisonMarker) => Mapping::Marker,
                 Some(Entry::Empty) | None => Mapping::Nothing,

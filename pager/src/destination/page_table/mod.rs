@@ -107,8 +107,6 @@ pub enum PoisonOutcome {
     },
     /// A good copy is here and the guest has seen no error: the page stays as it is.
     Healed,
-    /// A good copy is here that the pager cannot take away: the page stays as it is, and only the ledger knows of the error.
-    Kept,
     /// No such page.
     Outside,
 }

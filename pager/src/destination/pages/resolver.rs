@@ -346,13 +346,9 @@ impl Resolver {
         let first = region.page_of_piece(pages.page).0;
         let last = region.page_of_piece(pages.page + pages.count - 1).0;
         for page in (first.0..=last.0).map(PageIndex) {
-            let outcome = self.mark_in_table(page, note.guest_visible);
+            let outcome = self.table.mark_poisoned(page, note.guest_visible);
             let stop = match outcome {
                 PoisonOutcome::Healed | PoisonOutcome::Outside => None,
-                PoisonOutcome::Kept => {
-                    self.report_kept(page, note);
-                    None
-                }
                 PoisonOutcome::New { .. } | PoisonOutcome::Already { .. } => self.resolve_poison(page, note, outcome),
             };
             if stop.is_some() {
@@ -464,46 +460,35 @@ impl Resolver {
         self.memory.as_ref().and_then(|memory| memory.poison(page, had_contents))
     }
 
-    /// Writes the state of a bad page, unless the guest reads a good copy there that no marker can replace.
-    fn mark_in_table(&mut self, page: PageIndex, guest_visible: bool) -> PoisonOutcome {
-        let is_here = self.table.state(page).is_some_and(|state| !state.is_missing() && !state.is_poisoned());
-        if is_here && guest_visible && self.memory.as_ref().is_some_and(|memory| memory.keeps(page)) {
-            return PoisonOutcome::Kept;
-        }
-        self.table.mark_poisoned(page, guest_visible)
-    }
-
-    /// The daemon is told of an error whose page stays as it is: its ledger poisons the page in the next migration.
-    fn report_kept(&mut self, page: PageIndex, note: PoisonInfo) {
-        tracing::warn!(page = page.0, "pager.poison_not_marked");
-        self.notes.insert(page, note);
-        self.events.append_quietly(pager_event::Event::MemoryError(self.event(page, None, false)));
-    }
-
     /// The daemon knows of errors; no claim is open.
     pub fn mark_poisoned(&mut self, errors: &[MemoryError]) -> MarkPoisonedReply {
         let mut reply = MarkPoisonedReply::default();
         for error in errors {
             for page in self.numbering.pages_of_block(Gpa(error.gpa), error.lsb) {
                 let note = PoisonInfo { origin: error.origin(), guest_visible: error.guest_visible, hop: error.hop };
-                let outcome = self.mark_in_table(page, error.guest_visible);
-                match outcome {
-                    PoisonOutcome::New { .. } => reply.marked += 1,
-                    PoisonOutcome::Already { .. } => reply.already += 1,
-                    PoisonOutcome::Healed => reply.healed += 1,
-                    PoisonOutcome::Kept => {
-                        reply.kept += 1;
-                        self.report_kept(page, note);
-                    }
+                let outcome = self.table.mark_poisoned(page, error.guest_visible);
+                let counter = match outcome {
+                    PoisonOutcome::New { .. } => &mut reply.marked,
+                    PoisonOutcome::Already { .. } => &mut reply.already,
+                    PoisonOutcome::Healed => &mut reply.healed,
                     PoisonOutcome::Outside => continue,
+                };
+                *counter += 1;
+                if outcome == PoisonOutcome::Healed {
+                    continue;
                 }
-                if matches!(outcome, PoisonOutcome::New { .. } | PoisonOutcome::Already { .. })
-                    && let Some(stop) = self.resolve_poison(page, note, outcome)
-                {
-                    // The state is kept; the marker comes with the next fault on the page.
-                    tracing::warn!(?stop, page = page.0, "pager.marker_postponed");
-                    self.waiting.remove(&page);
-                    self.memory.iter().for_each(|m| m.wake(page));
+                match self.resolve_poison(page, note, outcome) {
+                    None => {}
+                    Some(Stop::AlreadyPresent) => {
+                        tracing::warn!(page = page.0, "pager.poison_not_marked");
+                        reply.unmarked += 1;
+                    }
+                    Some(stop) => {
+                        // The state is kept; the marker comes with the next fault on the page.
+                        tracing::warn!(?stop, page = page.0, "pager.marker_postponed");
+                        self.waiting.remove(&page);
+                        self.memory.iter().for_each(|m| m.wake(page));
+                    }
                 }
             }
         }

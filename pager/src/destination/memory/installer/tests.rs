@@ -240,19 +240,23 @@ fn visible_error_of_a_page_of_a_file_that_is_here_takes_the_page_away() {
     let Some(memory) = Memory::new(PAGE_SIZE, 4, Backing::Memfd) else { return };
     let (mut resolver, _directory) = with_a_page(&memory);
     let reply = resolver.mark_poisoned(&visible(0));
-    assert_eq!((reply.marked, reply.kept), (1, 0));
+    assert_eq!((reply.marked, reply.unmarked), (1, 0));
     assert_eq!(memory.byte(0), None);
 }
 
 #[test]
-fn visible_error_of_a_copied_page_that_is_here_is_not_counted_as_poison() {
+fn visible_error_of_a_copied_page_that_is_here_is_told_to_have_no_marker_until_the_guest_gives_it_back() {
     let Some(memory) = Memory::new(PAGE_SIZE, 4, Backing::Anonymous) else { return };
     let (mut resolver, _directory) = with_a_page(&memory);
     let reply = resolver.mark_poisoned(&visible(0));
-    assert_eq!((reply.marked, reply.kept), (0, 1));
-    assert_eq!((memory.byte(0), resolver.progress().poison), (Some(7), 0));
-    let told = resolver.events().after(0);
-    assert_eq!(told.len(), 1, "the daemon's ledger keeps the error");
+    assert_eq!((reply.marked, reply.unmarked, memory.byte(0)), (1, 1, Some(7)));
+    let reply = resolver.mark_poisoned(&visible(0));
+    assert_eq!((reply.already, reply.unmarked), (1, 1));
+    // SAFETY: one page of this mapping, of which nobody holds a reference.
+    unsafe { libc::madvise(memory.at as *mut libc::c_void, PAGE_SIZE as usize, libc::MADV_DONTNEED) };
+    resolver.discard(Hva(memory.at), Hva(memory.at + PAGE_SIZE));
+    let reply = resolver.mark_poisoned(&visible(0));
+    assert_eq!((reply.already, reply.unmarked, memory.byte(0)), (1, 0, None));
 }
 
 #[test]
