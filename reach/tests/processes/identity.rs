@@ -1,11 +1,11 @@
 //! Whom the program refuses to reach into.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
+use std::path::Path;
 
 use vmferry_reach::proto::{ReachErrorCode, SeccompPolicy};
 
-use crate::rig::{Named, Victim, is_root, probe, probing, reach, reach_by, rules};
+use crate::rig::{Named, Victim, as_nobody, is_root, probe, probing, reach, reach_by, rules};
 
 fn probe_named(named: &Named) -> crate::rig::Answer {
     reach(named, probing(SeccompPolicy::Unspecified))
@@ -95,15 +95,10 @@ fn only_root_reaches_into_the_processes_of_others() {
     let of_nobody = Victim::start_as_nobody(&["asleep", "read", "0"]).until_asleep();
     let of_root = Victim::start(&["asleep", "read", "0"]).until_asleep();
     probe(&of_nobody).assert_done();
-    let program = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-    std::fs::copy(env!("CARGO_BIN_EXE_reach-under-test"), &program).unwrap();
     let as_nobody = |named: &Named| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
-        reach_by(command, named, probing(SeccompPolicy::Unspecified))
+        let program = Path::new(env!("CARGO_BIN_EXE_reach-under-test"));
+        reach_by(as_nobody(program), named, probing(SeccompPolicy::Unspecified))
     };
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     as_nobody(&Named::of_victim(&of_root)).assert_error(ReachErrorCode::Permission);
     as_nobody(&Named::of_victim(&of_nobody)).assert_done();
     of_nobody.assert_undisturbed();

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod asleep;
+mod ending;
 mod identity;
 mod memory;
 mod rig;
+mod rights;
 mod running;
 mod seccomp;
 mod served;

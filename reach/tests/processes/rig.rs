@@ -69,17 +69,7 @@ impl Victim {
     }
 
     fn as_nobody() -> Command {
-        let public = std::env::temp_dir().join(format!("reach-victim-{}", std::process::id()));
-        if !public.exists() {
-            // Moved into place, so that no other test runs half of it.
-            let copy = tempfile::NamedTempFile::new_in(std::env::temp_dir()).unwrap().into_temp_path();
-            std::fs::copy(&VICTIMS[0], &copy).unwrap();
-            copy.persist(&public).unwrap();
-        }
-        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-        let mut command = Command::new("setpriv");
-        command.args(nobody).arg(public);
-        command
+        as_nobody(&VICTIMS[0])
     }
 
     fn start_by(command: &mut Command) -> Self {
@@ -97,6 +87,14 @@ impl Victim {
 
     pub fn pid(&self) -> i32 {
         self.child.id().try_into().unwrap()
+    }
+
+    /// The number of a descriptor that it has open on a path.
+    pub fn descriptor(&self, path: &str) -> u32 {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let mut entries = entries.map(|entry| entry.unwrap().path());
+        let found = entries.find(|entry| std::fs::read_link(entry).unwrap().to_str() == Some(path)).unwrap();
+        found.file_name().unwrap().to_str().unwrap().parse().unwrap()
     }
 
     pub fn line(&mut self) -> String {
@@ -153,6 +151,46 @@ impl Drop for Victim {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Runs a program as a user without rights, from a directory that this user cannot enter.
+pub fn as_nobody(program: &Path) -> Command {
+    let program = std::fs::File::open(program).unwrap();
+    rustix::io::fcntl_setfd(&program, FdFlags::empty()).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    // Open until the test ends, as the command may be started at any time.
+    command.arg(format!("/proc/self/fd/{}", std::os::fd::IntoRawFd::into_raw_fd(program)));
+    command
+}
+
+pub fn victim_program() -> &'static Path {
+    &VICTIMS[0]
+}
+
+/// The program while it works; killed when dropped.
+pub struct InBackground(pub Child);
+
+impl InBackground {
+    pub fn start(named: &Named, operation: Operation) -> Self {
+        let request =
+            ReachRequest { process: Some(named.inheritable()), descriptor_socket: 0, operation: Some(operation) };
+        let mut program = Command::new(env!("CARGO_BIN_EXE_reach-under-test"));
+        let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&request.encode_to_vec()).unwrap();
+        Self(child)
+    }
+
+    pub fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for InBackground {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

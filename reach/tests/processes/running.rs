@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use vmferry_patience::patient;
 use vmferry_reach::proto::{ReachErrorCode, SeccompPolicy};
 
 use crate::rig::{Linked, Named, Victim, probe, probing, reach};
@@ -73,7 +74,12 @@ fn a_stopped_process_stays_stopped() {
     kill_process(pid, Signal::STOP).unwrap();
     probe(&victim).assert_done();
     let state = || std::fs::read_to_string(format!("/proc/{}/stat", victim.pid())).unwrap();
-    assert!(state().contains(") T "), "{}", state());
+    // It stops again by itself once the program has detached.
+    let began = Instant::now();
+    while !state().contains(") T ") {
+        assert!(began.elapsed() < patient(20.0), "{}", state());
+        std::thread::sleep(Duration::from_millis(1));
+    }
     kill_process(pid, Signal::CONT).unwrap();
     victim.assert_undisturbed();
 }

@@ -28,6 +28,19 @@ impl Served<'_> {
         panic!("no fault came");
     }
 
+    /// Waits for an event that a range is dropped; the thread that drops it continues.
+    pub fn removal(&self) {
+        let began = Instant::now();
+        while began.elapsed() < patient(20.0) {
+            match self.uffd().read_events().unwrap().first() {
+                Some(UffdEvent::Remove { .. }) => return,
+                Some(other) => panic!("{other:?}"),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        panic!("no range is dropped");
+    }
+
     pub fn copy(&self, page: u64, byte: u8) {
         assert_eq!(self.uffd().copy(Hva(page), &[byte; 4096]).stop, None);
     }

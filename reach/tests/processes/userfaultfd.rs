@@ -77,7 +77,7 @@ fn a_process_without_rights_gets_one_by_the_device_that_it_is_given() {
     }
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").unwrap();
     let (mut victim, range) = with_range(Victim::start_as_nobody_with(&device, &["memory", "anonymous", "65536"]));
-    let number = descriptor_number(&victim, "/dev/userfaultfd");
+    let number = victim.descriptor("/dev/userfaultfd");
     let plain = create(&victim, request(range, None));
     let error = plain.assert_error(ReachErrorCode::Call);
     assert_eq!(error.errno, Some(libc::EPERM.cast_unsigned()));
@@ -88,13 +88,6 @@ fn a_process_without_rights_gets_one_by_the_device_that_it_is_given() {
     assert_eq!(served.fault(), range.start);
     served.copy(range.start, 7);
     assert_eq!(victim.line(), "byte 7");
-}
-
-fn descriptor_number(victim: &Victim, link: &str) -> u32 {
-    let entries = std::fs::read_dir(format!("/proc/{}/fd", victim.pid())).unwrap();
-    let mut entries = entries.map(|entry| entry.unwrap().path());
-    let found = entries.find(|path| std::fs::read_link(path).unwrap().to_str() == Some(link)).unwrap();
-    found.file_name().unwrap().to_str().unwrap().parse().unwrap()
 }
 
 #[test]

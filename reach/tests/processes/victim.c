@@ -138,8 +138,8 @@ static int sequence(int ms) {
   return done(began, 0, 0);
 }
 
-// A seccomp filter: what is not named in `rest` (system call numbers) is answered with `action`; with "deny" first, what is.
-static int filtered(const char *action, int deny, char **rest) {
+// A seccomp filter: answers the system calls in `rest` (numbers) with `action`, and allows the others; or the reverse.
+static int filter(const char *action, int deny, char **rest) {
   uint32_t answer = !strcmp(action, "kill") ? SECCOMP_RET_KILL_PROCESS
                     : !strcmp(action, "trap") ? SECCOMP_RET_TRAP
                                               : SECCOMP_RET_ERRNO | EPERM;
@@ -154,6 +154,10 @@ static int filtered(const char *action, int deny, char **rest) {
   struct sock_fprog program = {at, filter};
   prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
   if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return printf("no filter: %s\n", strerror(errno)), 1;
+  return 0;
+}
+static int filtered(const char *action, int deny, char **rest) {
+  if (filter(action, deny, rest)) return 1;
   ready();
   char byte;
   long result = read(0, &byte, 1);
@@ -265,6 +269,18 @@ int main(int arguments, char **values) {
   static char buffer[4096];
   setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
   if (arguments < 2) return 2;
+  // "filtered ACTION NUMBER MODE...": another mode, with a filter that denies one call; "run PROGRAM...": another program.
+  static char *none[2];
+  if (arguments > 4 && !strcmp(values[1], "filtered")) {
+    none[0] = values[3];
+    if (filter(values[2], 1, none)) return 1;
+    values += 3, arguments -= 3;
+  }
+  if (arguments > 2 && !strcmp(values[1], "run")) {
+    static char reboot[] = "169";
+    none[0] = reboot;
+    return filter("errno", 1, none) || execvp(values[2], values + 2);
+  }
   const char *mode = values[1];
   int number = arguments > 2 ? atoi(values[2]) : 0;
   if (!strcmp(mode, "asleep")) return asleep(values[2], atoi(values[3]));
