@@ -1,4 +1,4 @@
-//! Proof, by the VMM's page tables, of whatever a page is mapped to.
+//! The VMM's page tables, as proof that a page is mapped.
 //!
 //! `EEXIST` proves nothing by itself. `UFFDIO_COPY` on hugetlb also gives it where the pool, or the cgroup of the pager,
 //! has no huge page left (`hugetlb_mfill_atomic_pte`, mm/hugetlb.c), and `UFFDIO_POISON` gives it over a page that the
@@ -7,7 +7,7 @@
 use crate::layout::Hva;
 use crate::sys::pagemap::{Entry, Pagemap, cannot_be_read};
 
-/// What the VMM's page tables hold for one page.
+/// The entry of one page in the VMM's page tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mapping {
     /// A page, also one that is swapped out: the guest has contents there.
@@ -32,7 +32,7 @@ impl VmmMappings {
         Self { pid }
     }
 
-    /// What holds for the page at `hva`. Page tables that cannot be read prove nothing.
+    /// The entry of the page at `hva`. Page tables that cannot be read prove nothing.
     pub fn at(self, hva: Hva, page_size: u64) -> Mapping {
         let entries = Pagemap::open(self.pid, hva, page_size).and_then(|pagemap| pagemap.entries(0, 1));
         match entries {
