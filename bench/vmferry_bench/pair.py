@@ -160,7 +160,12 @@ async def pagers(backing: str, ends: Ends = ANYWHERE, memory_mib: int = MEMORY_M
         held = (await source.ListHeld(pager_pb2.ListHeldRequest())).held
         await destination.Preallocate(pager_pb2.PreallocateRequest(held=held))
         await destination.ConnectLanes(
-            pager_pb2.ConnectLanesRequest(lane_address=serving.lane_address, token=TOKEN, demand_timeout_s=PATIENCE_S)
+            pager_pb2.ConnectLanesRequest(
+                lane_address=serving.lane_address,
+                token=TOKEN,
+                demand_timeout_s=PATIENCE_S,
+                connect_timeout_s=PATIENCE_S,
+            )
         )
         yield Pair(source, destination, vmm)
 

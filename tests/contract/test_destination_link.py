@@ -34,6 +34,20 @@ async def test_a_source_that_is_not_there_is_unavailable(anonymous: Destination)
     assert await anonymous.vmm.touch(0) == expected(0)
 
 
+async def test_a_lane_without_full_packets_is_refused_with_the_cause(anonymous: Destination) -> None:
+    """Small packets of the source arrive; a lane that opened would carry no page."""
+    await anonymous.attach()
+    anonymous.source.probes = False
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await anonymous.connect(connect_timeout_s=1.0)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "packets of" in (refused.value.details() or "")
+    assert "MTU" in (refused.value.details() or "")
+    anonymous.source.probes = True
+    await anonymous.connect()
+    assert await anonymous.vmm.touch(0) == expected(0)
+
+
 async def test_lanes_need_the_memory(anonymous: Destination) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as early:
         await anonymous.connect()

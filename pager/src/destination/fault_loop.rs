@@ -269,7 +269,9 @@ impl FaultLoop {
         }
         self.check = now + DEADLINE_CHECK;
         self.ask_unasked();
-        let Some(timeout) = self.source.as_ref().map(|s| s.source.timeout).filter(|_| !self.stopped) else { return };
+        let Some(timeout) = self.source.as_ref().map(|s| s.source.demand_timeout).filter(|_| !self.stopped) else {
+            return;
+        };
         let late = self.shared.lock().waiting().find(|(_, w)| w.asked.is_some_and(|asked| asked.elapsed() > timeout));
         if let Some((page, _)) = late {
             let gpa = self.shared.lock().numbering().region_of(page).map_or(0, |r| r.gpa_of(page).0);

@@ -9,12 +9,19 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use super::frame::{LaneToken, hello};
+use super::frame::LaneToken;
+use super::path::{outlive_outages, probe};
 use super::{PROTOCOL_VERSION, TOKEN_KEY};
 use crate::proto::open_lane_request::Lane;
 use crate::proto::pages_client::PagesClient;
 use crate::proto::{BulkLane, OpenLaneRequest, PageRange, UrgentLane};
+use crate::sys::tcp::set_interactive;
 use crate::tuning::Tuning;
+
+/// For some round trips and retransmissions of a few packets each way.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A lane on which nothing waits counts as broken after so long a silence.
+const LEAST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the source's pager is, and how it knows us.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,8 +30,10 @@ pub struct SourceAddress {
     pub address: String,
     /// Token of `ServeSource`.
     pub token: String,
-    /// Of a connect, and of a demanded page.
-    pub timeout: Duration,
+    /// How long the urgent lane may be silent while a page is demanded.
+    pub demand_timeout: Duration,
+    /// Until a lane is open, from the first packet on.
+    pub connect_timeout: Duration,
 }
 
 /// A source that has been reached; clones share one connection.
@@ -45,7 +54,7 @@ impl SourceAddress {
         let invalid =
             |e: tonic::transport::Error| Status::invalid_argument(format!("lane_address {}: {e}", self.address));
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).map_err(invalid)?;
-        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(self.timeout);
+        let endpoint = endpoint.tcp_nodelay(true).connect_timeout(self.connect_timeout);
         let connected = self.in_time(endpoint.connect()).await?;
         let channel = connected.map_err(|e| {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
@@ -59,8 +68,8 @@ impl SourceAddress {
     }
 
     async fn in_time<T>(&self, doing: impl Future<Output = T>) -> Result<T, Status> {
-        let late = |_| Status::unavailable(format!("source {}: no answer in {:?}", self.address, self.timeout));
-        tokio::time::timeout(self.timeout, doing).await.map_err(late)
+        let late = |_| Status::unavailable(format!("source {}: no answer in {:?}", self.address, self.connect_timeout));
+        tokio::time::timeout(self.connect_timeout, doing).await.map_err(late)
     }
 }
 
@@ -70,7 +79,11 @@ impl SourceConnection {
     /// # Errors
     /// The status with which the source refused it, or `UNAVAILABLE`.
     pub async fn urgent(self) -> Result<TcpStream, Status> {
-        self.open(Lane::Urgent(UrgentLane {})).await
+        let stream = self.open(Lane::Urgent(UrgentLane {})).await?;
+        if let Err(error) = set_interactive(&stream) {
+            tracing::debug!(%error, "lane.option_unknown");
+        }
+        Ok(stream)
     }
 
     /// Opens a bulk lane for what is lacking, in pages of 4 KiB.
@@ -94,7 +107,9 @@ impl SourceConnection {
         let unavailable = |e: std::io::Error| Status::unavailable(format!("lane to {address}: {e}"));
         let mut stream = self.source.in_time(self.connect(address)).await?.map_err(unavailable)?;
         stream.set_nodelay(true).map_err(unavailable)?;
-        tokio::io::AsyncWriteExt::write_all(&mut stream, &hello(&token)).await.map_err(unavailable)?;
+        let within = PROBE_TIMEOUT.min(self.source.connect_timeout);
+        let passed = probe(&mut stream, &token, within).await;
+        passed.map_err(|e| Status::unavailable(format!("lane to {address}: {e}")))?;
         stream.into_std().map_err(unavailable)
     }
 
@@ -103,6 +118,7 @@ impl SourceConnection {
         for at in tokio::net::lookup_host(address).await? {
             let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             self.tuning.pace(&socket);
+            outlive_outages(&socket, LEAST_PATIENCE.max(self.source.demand_timeout * 2));
             match socket.connect(at).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,

@@ -30,6 +30,11 @@ fn layout_of(layout: Option<&proto::MemoryLayout>) -> Result<MemoryLayout, Statu
     MemoryLayout::try_from(layout).map_err(|e| Status::invalid_argument(format!("layout.{e}")))
 }
 
+fn positive(name: &str, seconds: f64) -> Result<Duration, Status> {
+    let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero());
+    time.ok_or_else(|| Status::invalid_argument(format!("{name}: {seconds} is not positive")))
+}
+
 fn port(name: &str, value: u32) -> Result<u16, Status> {
     u16::try_from(value).map_err(|_| Status::invalid_argument(format!("{name}: {value} is no port")))
 }
@@ -76,11 +81,12 @@ impl pager_server::Pager for ControlService {
 
     async fn connect_lanes(&self, request: Request<proto::ConnectLanesRequest>) -> Answer<proto::ConnectLanesReply> {
         let request = request.into_inner();
-        let timeout = Duration::try_from_secs_f64(request.demand_timeout_s).ok().filter(|t| !t.is_zero());
-        let timeout = timeout.ok_or_else(|| {
-            Status::invalid_argument(format!("demand_timeout_s: {} is not positive", request.demand_timeout_s))
-        })?;
-        let source = SourceAddress { address: request.lane_address, token: request.token, timeout };
+        let source = SourceAddress {
+            address: request.lane_address,
+            token: request.token,
+            demand_timeout: positive("demand_timeout_s", request.demand_timeout_s)?,
+            connect_timeout: positive("connect_timeout_s", request.connect_timeout_s)?,
+        };
         self.0.destination().await?.connect(source).await?;
         Ok(Response::new(proto::ConnectLanesReply {}))
     }

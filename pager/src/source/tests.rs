@@ -52,7 +52,12 @@ fn serve(server: &SourceServer) -> String {
 }
 
 fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Result<TcpStream, tonic::Status> {
-    let source = SourceAddress { address: serve(server), token: token.into(), timeout: patient(20.0) };
+    let source = SourceAddress {
+        address: serve(server),
+        token: token.into(),
+        demand_timeout: patient(20.0),
+        connect_timeout: patient(20.0),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = runtime.block_on(async {
         let tuning = Tuning { congestion_control: "reno".into(), ..Tuning::default() };

@@ -7,4 +7,5 @@ pub mod memfd;
 pub(crate) mod nofault;
 pub mod pagemap;
 pub mod procfs;
+pub mod tcp;
 pub mod userfaultfd;

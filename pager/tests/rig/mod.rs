@@ -106,7 +106,12 @@ impl Rig {
 
     pub async fn connect_to(&mut self, lane_address: String) -> Result<(), tonic::Status> {
         let demand_timeout_s = self.timeout.as_secs_f64();
-        let request = proto::ConnectLanesRequest { lane_address, token: source::TOKEN.into(), demand_timeout_s };
+        let request = proto::ConnectLanesRequest {
+            lane_address,
+            token: source::TOKEN.into(),
+            demand_timeout_s,
+            connect_timeout_s: 10.0,
+        };
         self.control.connect_lanes(request).await.map(|_| ())
     }
 

@@ -58,6 +58,7 @@ fn frame(kind: u8, poison: (ErrorOrigin, bool, u32), page: u64, count: u64) -> V
     bytes
 }
 
+const PROBE_BYTES: usize = 16384;
 const NO_POISON: (ErrorOrigin, bool, u32) = (ErrorOrigin::Unspecified, false, 0);
 
 fn data_frames(page: u64, count: u64) -> Vec<u8> {
@@ -103,6 +104,9 @@ impl Service {
         let (mut magic, mut token) = ([0; 8], LaneToken::default());
         stream.read_exact(&mut magic).await?;
         stream.read_exact(&mut token).await?;
+        stream.read_exact(&mut [0; PROBE_BYTES]).await?;
+        stream.write_all(b"VMFLANE1").await?;
+        stream.write_all(&[0; PROBE_BYTES]).await?;
         let agreed = self.agreed.lock().unwrap().remove(&token);
         match agreed {
             Some(Lane::Urgent(_)) if &magic == b"VMFLANE1" => self.urgent(stream).await,
@@ -147,8 +151,8 @@ impl Pages for Service {
             _ => return Err(Status::unauthenticated("wrong token")),
         }
         let request = request.into_inner();
-        if request.protocol_version != 2 {
-            return Err(Status::failed_precondition("protocol_version: not 2"));
+        if request.protocol_version != 3 {
+            return Err(Status::failed_precondition("protocol_version: not 3"));
         }
         let mut token = LaneToken::default();
         std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut token)?;

@@ -130,10 +130,14 @@ class GrpcPager:
 
     async def connect_lanes(self, lane_address: str, token: str) -> None:
         request = pb.ConnectLanesRequest(
-            lane_address=lane_address, token=token, demand_timeout_s=self._lanes.demand_timeout_s
+            lane_address=lane_address,
+            token=token,
+            demand_timeout_s=self._lanes.demand_timeout_s,
+            connect_timeout_s=self._deadlines.connect_s,
         )
+        deadline_s = self._deadlines.connect_s + self._deadlines.call_s
         try:
-            await self._call("ConnectLanes", self._stub.ConnectLanes, request, self._deadlines.connect_s)
+            await self._call("ConnectLanes", self._stub.ConnectLanes, request, deadline_s)
         except VmferryError as error:
             rpc = error.__cause__
             refused = isinstance(rpc, grpc.aio.AioRpcError) and rpc.code() is grpc.StatusCode.UNAVAILABLE

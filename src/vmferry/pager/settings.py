@@ -21,8 +21,8 @@ class LaneSettings:
 class PagerDeadlines:
     """Deadlines of calls to a pager, seconds.
 
-    `connect_s` is beyond the demand time-out, which bounds the connecting itself. Calls that go through the VM's memory
-    get more time on top of `call_s` (`model/allocation.py`).
+    `connect_s` is the pager's own limit for a lane to open; the call gets `call_s` on top. Calls that go through the
+    VM's memory get more time on top of `call_s` (`model/allocation.py`).
     """
 
     call_s: float = 10.0

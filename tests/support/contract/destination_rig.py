@@ -95,9 +95,14 @@ class Destination:
         reply = await self.control.Preallocate(pager_pb2.PreallocateRequest(held=held), timeout=PATIENCE_S)
         assert reply.bytes == PAGES * PAGE
 
-    async def connect(self, token: str = TOKEN, demand_timeout_s: float = DEMAND_TIMEOUT_S) -> None:
+    async def connect(
+        self, token: str = TOKEN, demand_timeout_s: float = DEMAND_TIMEOUT_S, connect_timeout_s: float = PATIENCE_S
+    ) -> None:
         request = pager_pb2.ConnectLanesRequest(
-            lane_address=self.source.address, token=token, demand_timeout_s=demand_timeout_s
+            lane_address=self.source.address,
+            token=token,
+            demand_timeout_s=demand_timeout_s,
+            connect_timeout_s=connect_timeout_s,
         )
         await self.control.ConnectLanes(request, timeout=PATIENCE_S)
 

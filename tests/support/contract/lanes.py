@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"VMFLANE1"
 TOKEN_BYTES = 32
+PROBE = bytes(16384)
+"""What fills packets each way before a lane is open; the source sends `MAGIC` before."""
 PAGE = 4096
 MOST_DATA_PAGES = 64
 
@@ -29,14 +31,14 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Destination → source, once."""
+    """Destination → source, once, with its probe."""
 
     FORM = struct.Struct("<8s32s")
     token: bytes
     magic: bytes = MAGIC
 
     def encode(self) -> bytes:
-        return self.FORM.pack(self.magic, self.token)
+        return self.FORM.pack(self.magic, self.token) + PROBE
 
     @classmethod
     def decode(cls, message: bytes) -> Self:

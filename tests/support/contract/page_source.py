@@ -46,13 +46,15 @@ def expected(page: int) -> str:
 
 
 class PageSource(PagesServicer):
-    """One source, which is frozen. `asked` has each page that was demanded, once a demand. While `may_answer` is
-    clear, no demand is answered; `together` answers to demands are sent in one, in pieces of `piece_bytes`. While
-    `may_push` is clear, no more is pushed; `pushing` is set once a bulk lane is open. `instead_of_answer`,
-    `instead_of_push` and `greetings` have what is said instead of an answer, of the next pages of a push, and at once
-    on an urgent lane: each once. A lane that has said such a thing sets `misled` and says no more."""
+    """One source, which is frozen. With `probes` False it answers a lane's probe by its small packet alone. `asked`
+    has each page that was demanded, once a demand. While `may_answer` is clear, no demand is answered; `together`
+    answers to demands are sent in one, in pieces of `piece_bytes`. While `may_push` is clear, no more is pushed;
+    `pushing` is set once a bulk lane is open. `instead_of_answer`, `instead_of_push` and `greetings` have what is
+    said instead of an answer, of the next pages of a push, and at once on an urgent lane: each once. A lane that
+    has said such a thing sets `misled` and says no more."""
 
     def __init__(self) -> None:
+        self.probes = True
         self.poison: dict[int, Poison] = {}
         self.zeros_as_data = False
         self.push_pages = PUSH_PAGES
@@ -135,6 +137,8 @@ class PageSource(PagesServicer):
                 if self._listener is None:
                     return  # agreed on before the stop, connected in it
                 agreed = self._agreed.pop(hello.token)
+                await reader.readexactly(len(lanes.PROBE))
+                writer.write(lanes.MAGIC + (lanes.PROBE if self.probes else b""))
                 await self._run(agreed, reader, writer)
         finally:
             writer.transport.abort()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from tests.support.contract import lanes
-from tests.support.contract.lanes import PAGE, Ask, Frame, Hello, Kind
+from tests.support.contract.lanes import MAGIC, PAGE, PROBE, Ask, Frame, Hello, Kind
 from vmferry.demo.patience import patient
 from vmferry.v1 import common_pb2, pager_pb2, pages_pb2
 from vmferry.v1.pager_pb2_grpc import PagerStub
@@ -100,6 +100,7 @@ class Lane:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     layout_pages: int
+    open: bool = False
 
     def say(self, said: bytes) -> None:
         self.writer.write(said)
@@ -113,6 +114,7 @@ class Lane:
         Raises: asyncio.IncompleteReadError: the lane ended in a frame.
         """
         try:
+            await self._probed()
             head = await self.reader.readexactly(Frame.FORM.size)
         except asyncio.IncompleteReadError as error:
             if error.partial:
@@ -124,6 +126,12 @@ class Lane:
         frame = Frame.decode(head, await self.reader.readexactly(frame.body_bytes))
         check_form(frame, self.layout_pages)
         return frame
+
+    async def _probed(self) -> None:
+        """The source's probe, before the first frame."""
+        if not self.open:
+            assert await self.reader.readexactly(len(MAGIC) + len(PROBE)) == MAGIC + PROBE
+            self.open = True
 
     async def pages(self, count: int) -> dict[int, Frame]:
         """The frames of so many pages, by page; of a bulk lane with `count` 0 all up to its END.

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::{bulk_lane, urgent_lane};
 use crate::lane::frame::{HELLO_BYTES, LaneToken, MAGIC};
+use crate::lane::path::{LANE_PATIENCE, answer_probe, outlive_outages};
 use crate::lane::{PROTOCOL_VERSION, TOKEN_KEY};
 use crate::layout::page_run::PageRun;
 use crate::proto;
@@ -34,7 +35,7 @@ const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// For the first bytes of a connection.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a destination to read why its lane ends.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 static NEXT_LANE: AtomicU64 = AtomicU64::new(1);
 
@@ -69,6 +70,7 @@ pub(in crate::source) async fn accept(
 
 async fn serve_connection(server: SourceServer, mut stream: TcpStream, peer: SocketAddr) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    outlive_outages(&stream, LANE_PATIENCE);
     let first = tokio::time::timeout(HELLO_TIMEOUT, first_bytes(&stream)).await;
     let first = first.map_err(|_| "it says nothing".to_owned())?.map_err(|e| e.to_string())?;
     if first == HTTP2 {
@@ -85,6 +87,8 @@ async fn serve_connection(server: SourceServer, mut stream: TcpStream, peer: Soc
     let Some(agreed) = lock(&server.0.lane_tokens).redeem(&token) else {
         return Err("no lane was agreed with its token".into());
     };
+    let probed = tokio::time::timeout(HELLO_TIMEOUT, answer_probe(&mut stream)).await;
+    probed.map_err(|_| "half a probe".to_owned())?.map_err(|e| format!("half a probe: {e}"))?;
     start_lane(server, stream, peer, agreed).map_err(|e| e.to_string())
 }
 
