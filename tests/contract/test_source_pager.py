@@ -10,7 +10,7 @@ from typing import TypeAlias
 import grpc
 import pytest
 
-from tests.support.contract.lanes import MAGIC, PAGE, TOKEN_BYTES, VERSION, Ask, Frame, Hello
+from tests.support.contract.lanes import MAGIC, PAGE, TOKEN_BYTES, VERSION, Ask, Frame, Hello, Kind
 from tests.support.contract.source_rig import (
     PAGES,
     PATIENCE_S,
@@ -91,6 +91,18 @@ async def test_poison_is_told_as_it_is_known(frozen: Source, lane: Lane, guest_v
     await poison(frozen, guest_visible, hop)
     told = (await lane(frozen, 0, PAGES))[POISONED]
     assert (told.origin, told.guest_visible, told.hop) == (common_pb2.ERROR_ORIGIN_OPERATOR, int(guest_visible), hop)
+
+
+async def test_a_push_limit_is_of_bytes_that_are_sent(source: Source) -> None:
+    """Zeros and holes are not: at a page a second the limit would take minutes for them."""
+    await source.freeze()
+    pages = await push_all(source, (0, PAGES))
+    zeros = [(page, 1) for page, frame in pages.items() if frame.kind == Kind.ZERO]
+    assert zeros
+    await source.control.SetPushLimit(pager_pb2.SetPushLimitRequest(push_bytes_per_s=PAGE), timeout=PATIENCE_S)
+    async with asyncio.timeout(PATIENCE_S):
+        for _ in range(200 // len(zeros) + 1):
+            assert sorted(await push_all(source, *zeros)) == [page for page, _ in zeros]
 
 
 async def test_a_bulk_lane_with_nothing_lacking_ends(frozen: Source) -> None:

@@ -36,7 +36,7 @@ use poison_map::PoisonMap;
 use rate_limit::TokenBucket;
 
 /// How long an ask waits for the freeze: device state is loaded while it is under way, which may touch memory.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ranges that [`SourceServer::held`] tells at most.
 const MAX_HELD_RANGES: usize = 1 << 16;
 
@@ -193,6 +193,11 @@ impl SourceServer {
     /// How long a bulk lane has to wait before it sends so many bytes more, which are counted as sent.
     fn pace(&self, bytes: u64) -> Duration {
         lock(&self.0.pace).take(bytes, Instant::now())
+    }
+
+    /// Bytes that were counted as sent, and were not.
+    fn give_back(&self, bytes: u64) {
+        lock(&self.0.pace).give_back(bytes);
     }
 
     /// Runs of pages of 4 KiB that hold memory, at most 65536: short gaps are left out where there were more. While the

@@ -40,6 +40,14 @@ impl TokenBucket {
         self.free_at = start + Duration::from_secs_f64(bytes as f64 / self.rate as f64);
         start.saturating_duration_since(now)
     }
+
+    /// Takes back bytes that were handed out and not sent: holes and zeros take none.
+    pub fn give_back(&mut self, bytes: u64) {
+        if self.rate > 0 {
+            let time = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+            self.free_at = self.free_at.checked_sub(time).unwrap_or(self.free_at);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +73,19 @@ mod tests {
         assert!(bucket.take(1, now).is_zero());
         bucket.set_rate(0, now);
         assert!(bucket.take(1 << 40, now).is_zero());
+    }
+
+    #[test]
+    fn what_was_not_sent_is_not_counted() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::new(1, now);
+        for _ in 0..1000 {
+            assert!(bucket.take(1 << 18, now).is_zero());
+            bucket.give_back(1 << 18);
+        }
+        bucket.take(10, now);
+        bucket.give_back(4);
+        assert_eq!(bucket.take(1, now), Duration::from_secs(6));
     }
 
     proptest! {

@@ -15,14 +15,16 @@ const RATE_POLL: Duration = Duration::from_millis(20);
 /// Until all is sent.
 pub(super) fn run(server: &SourceServer, stream: TcpStream, mut order: PushOrder) -> Result<(), LaneError> {
     priority::batch();
-    let mut sender = LaneSender::new(stream);
+    let mut sender = LaneSender::new(stream).with_short_queue();
     let outcome = loop {
         let Some(chunk) = order.next_chunk(server.latest_demand()) else { break sender.end().map_err(LaneError::from) };
-        let bytes = chunk.iter().map(|run| run.count * PAGE_SIZE).sum();
+        let bytes: u64 = chunk.iter().map(|run| run.count * PAGE_SIZE).sum();
         wait(server, bytes);
+        let before = sender.bytes_sent();
         if let Err(error) = chunk.into_iter().try_for_each(|run| sender.send(&server.0, run)) {
             break Err(error);
         }
+        server.give_back(bytes.saturating_sub(sender.bytes_sent() - before));
         priority::yield_cpu();
     };
     if let Err(LaneError::Source(reason)) = &outcome {

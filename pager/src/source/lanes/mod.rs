@@ -2,5 +2,6 @@
 
 mod bulk_lane;
 pub(super) mod listener;
+mod queue_limit;
 mod sender;
 mod urgent_lane;

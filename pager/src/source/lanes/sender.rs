@@ -5,13 +5,16 @@ use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use super::queue_limit::{Look, QueueLimit};
 use crate::lane::MAX_FRAME_PAGES;
 use crate::lane::frame::{FrameHeader, FrameKind};
 use crate::layout::PAGE_SIZE;
 use crate::layout::page_run::PageRun;
 use crate::source::memory::{Found, GuestMemory, PageBytes, Runs};
 use crate::source::{SourceError, SourceState};
+use crate::sys::tcp::{self, TcpInfo};
 
 /// Why a lane cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -30,12 +33,31 @@ pub(in crate::source) struct LaneSender {
     stream: TcpStream,
     buffer: Vec<u8>,
     runs: Runs,
+    bytes_sent: u64,
+    /// Of a lane that gives way to others.
+    queue_limit: Option<QueueLimit>,
 }
+
+/// Bytes of a call at least, where the network is the limit.
+const MIN_PIECE: u64 = 16 << 10;
+/// A call takes so many times as long as the pace allows for, at most: 10 ms.
+const PIECES_A_SECOND: u64 = 100;
 
 impl LaneSender {
     /// Of a connected lane.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream, buffer: vec![0; (MAX_FRAME_PAGES * PAGE_SIZE) as usize], runs: Runs::default() }
+        let buffer = vec![0; (MAX_FRAME_PAGES * PAGE_SIZE) as usize];
+        Self { stream, buffer, runs: Runs::default(), bytes_sent: 0, queue_limit: None }
+    }
+
+    /// The same, which keeps its queue in the network short.
+    pub fn with_short_queue(self) -> Self {
+        Self { queue_limit: Some(QueueLimit::new(Instant::now())), ..self }
+    }
+
+    /// Bytes given to the connection, headers among them.
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
     }
 
     /// Sends pages that lie in the layout, each exactly once, known poison first.
@@ -95,7 +117,9 @@ impl LaneSender {
             state.note_sent(run);
         }
         state.pages_served.fetch_add(run.count, Ordering::Relaxed);
-        self.stream.write_all(&header(run, kind))?;
+        let header = header(run, kind);
+        self.stream.write_all(&header)?;
+        self.bytes_sent += header.len() as u64;
         Ok(())
     }
 
@@ -116,18 +140,22 @@ impl LaneSender {
     fn write(&mut self, header: &[u8], contents: *const u8, length: usize) -> io::Result<()> {
         let (all, mut sent) = (header.len() + length, 0);
         while sent < all {
+            let most = self.keep_queue_short();
             let of_header = sent.min(header.len());
             let of_contents = sent - of_header;
             let rest = |base: *const u8, done: usize, length: usize| libc::iovec {
                 iov_base: base.wrapping_add(done).cast_mut().cast(),
-                iov_len: length - done,
+                iov_len: (length - done).min(most),
             };
             let throttle = [rest(header.as_ptr(), of_header, header.len()), rest(contents, of_contents, length)];
             // SAFETY: two vectors, which the kernel only reads, and where it cannot it says so.
             let n = unsafe { libc::writev(self.stream.as_raw_fd(), throttle.as_ptr(), 2) };
             match usize::try_from(n) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => sent += n,
+                Ok(n) => {
+                    sent += n;
+                    self.bytes_sent += n as u64;
+                }
                 Err(_) => match io::Error::last_os_error() {
                     error if error.kind() == io::ErrorKind::Interrupted => {}
                     error => return Err(error),
@@ -135,6 +163,21 @@ impl LaneSender {
             }
         }
         Ok(())
+    }
+
+    /// Looks how long the queue in the network is, where it is time for that; the most bytes for the next call.
+    fn keep_queue_short(&mut self) -> usize {
+        let now = Instant::now();
+        let Some(limit) = &mut self.queue_limit else { return usize::MAX };
+        if limit.is_due(now)
+            && let Ok(Some(info)) = TcpInfo::of(&self.stream)
+            && let Some(pace) = limit.look(now, Look::from(info))
+        {
+            tracing::debug!(?pace, ?info, "lane.paced");
+            // Without it the queue is longer, and nothing is wrong.
+            let _ = tcp::set_max_pacing_rate(&self.stream, pace);
+        }
+        limit.pace().map_or(usize::MAX, |pace| (pace / PIECES_A_SECOND).max(MIN_PIECE) as usize)
     }
 }
 

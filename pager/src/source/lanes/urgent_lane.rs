@@ -11,10 +11,14 @@ use crate::sched::cpu_latency::CpuLatencyRequest;
 use crate::sched::incoming_cpu::FollowIncomingCpu;
 use crate::sched::priority;
 use crate::source::SourceServer;
+use crate::sys::tcp::set_interactive;
 
 /// Until the destination closes the lane.
 pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), LaneError> {
     priority::favoured();
+    if let Err(error) = set_interactive(&stream) {
+        tracing::debug!(%error, "lane.option_unknown");
+    }
     let mut sender = LaneSender::new(stream.try_clone()?);
     let (cpu_latency, mut follow) =
         (CpuLatencyRequest::new(server.0.tuning.keep_awake), FollowIncomingCpu::new(Instant::now()));

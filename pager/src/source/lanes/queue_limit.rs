@@ -1,0 +1,243 @@
+//! Keeps the queue of the network short, if the network limits the push. Pure: time and figures are given.
+//!
+//! A loss-based congestion control fills the queue before the slowest link, and an answer to a vCPU waits behind it. The
+//! length of the queue is the round trip less the shortest round trip. While it is long and bytes wait in the socket, the
+//! pace of a bulk lane is below the rate that gets through. While it is short, the pace rises. If a CPU or the
+//! destination limits the push, the round trip stays short, and there is no pace.
+//!
+//! Others may fill the same queue, and a lane that yields to them yields for ever. So the pace never goes below half of
+//! the rate that got through before. If that does not shorten the queue, there is no pace for a while.
+
+use std::time::{Duration, Instant};
+
+use crate::sys::tcp::TcpInfo;
+
+/// A look costs a system call.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A queue that is no longer than this does not matter, nor one of half a round trip.
+const SHORT_QUEUE: Duration = Duration::from_millis(1);
+/// Looks one after the other at a long queue, before there is a pace.
+const LONG_LOOKS: u32 = 2;
+/// The queue is not ours, if a pace does not shorten it in so long.
+const NOT_OURS_AFTER: Duration = Duration::from_secs(2);
+/// How long there is no pace then.
+const LET_GO: Duration = Duration::from_secs(5);
+/// The best rate is remembered for so long.
+const REMEMBERED: Duration = Duration::from_secs(5);
+
+/// A look at a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// Round trip, smoothed.
+    pub rtt: Duration,
+    /// The shortest of late.
+    pub min_rtt: Duration,
+    /// Bytes that got through, ever.
+    pub bytes_acked: u64,
+    /// More is to be sent than the network takes.
+    pub waits: bool,
+}
+
+impl From<TcpInfo> for Look {
+    fn from(info: TcpInfo) -> Self {
+        let TcpInfo { rtt, min_rtt, bytes_acked, bytes_unsent, .. } = info;
+        Self { rtt, min_rtt, bytes_acked, waits: bytes_unsent > 0 }
+    }
+}
+
+/// How long the queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Queue {
+    Short,
+    Fair,
+    Long,
+    VeryLong,
+}
+
+/// The pace of one bulk lane.
+#[derive(Debug)]
+pub struct QueueLimit {
+    /// Bytes a second; `None`: no pace.
+    pace: Option<u64>,
+    looked: Instant,
+    rtt: Duration,
+    acked: u64,
+    long_looks: u32,
+    /// The most that got through, bytes a second, and when.
+    best: (u64, Instant),
+    /// Since when the queue is long in spite of a pace that cannot go lower.
+    futile_since: Option<Instant>,
+    /// No pace before.
+    let_go_until: Instant,
+}
+
+impl QueueLimit {
+    /// No pace yet.
+    pub fn new(now: Instant) -> Self {
+        let (best, rtt) = ((0, now), Duration::ZERO);
+        Self { pace: None, looked: now, rtt, acked: 0, long_looks: 0, best, futile_since: None, let_go_until: now }
+    }
+
+    /// Whether it is time for a look: each few milliseconds, and no more than one a round trip.
+    pub fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.looked) >= LOOK_EVERY.max(self.rtt)
+    }
+
+    /// Bytes a second; `None`: no pace.
+    pub fn pace(&self) -> Option<u64> {
+        self.pace
+    }
+
+    /// Takes a look into account. The new pace, if it is another.
+    pub fn look(&mut self, now: Instant, look: Look) -> Option<Option<u64>> {
+        let time = now.saturating_duration_since(self.looked);
+        let through = rate(look.bytes_acked.saturating_sub(self.acked), time);
+        (self.looked, self.rtt, self.acked) = (now, look.rtt, look.bytes_acked);
+        if through >= self.best.0 || now.saturating_duration_since(self.best.1) > REMEMBERED {
+            self.best = (through, now);
+        }
+        let before = self.pace;
+        self.pace = match (before, queue(&look)) {
+            (None, queue) => self.begin(now, look.waits, queue, through),
+            (Some(pace), queue) => self.adapt(now, pace, queue, through),
+        };
+        (self.pace != before).then_some(self.pace)
+    }
+
+    fn begin(&mut self, now: Instant, waits: bool, queue: Queue, through: u64) -> Option<u64> {
+        let long = waits && matches!(queue, Queue::Long | Queue::VeryLong) && now >= self.let_go_until;
+        self.long_looks = if long { self.long_looks + 1 } else { 0 };
+        (self.long_looks >= LONG_LOOKS && through > 0).then_some(through / 2)
+    }
+
+    fn adapt(&mut self, now: Instant, pace: u64, queue: Queue, through: u64) -> Option<u64> {
+        let least = (self.best.0 / 2).max(1);
+        if pace > self.best.0.saturating_mul(4) {
+            return None; // something else is the limit now
+        }
+        let wanted = match queue {
+            Queue::Short => pace + pace / 8,
+            Queue::Fair => pace + pace / 64,
+            Queue::Long => pace.min(through) - pace.min(through) / 8,
+            Queue::VeryLong => pace.min(through) / 2,
+        };
+        if wanted >= least {
+            self.futile_since = None;
+            return Some(wanted);
+        }
+        if now.saturating_duration_since(*self.futile_since.get_or_insert(now)) >= NOT_OURS_AFTER {
+            (self.futile_since, self.let_go_until, self.long_looks) = (None, now + LET_GO, 0);
+            return None;
+        }
+        Some(least)
+    }
+}
+
+fn queue(look: &Look) -> Queue {
+    let queue = look.rtt.saturating_sub(look.min_rtt);
+    let fair = SHORT_QUEUE.max(look.min_rtt / 2);
+    match queue {
+        queue if queue > fair * 4 => Queue::VeryLong,
+        queue if queue > fair => Queue::Long,
+        queue if queue > fair / 2 => Queue::Fair,
+        _ => Queue::Short,
+    }
+}
+
+fn rate(bytes: u64, time: Duration) -> u64 {
+    (bytes as f64 / time.as_secs_f64().max(1e-6)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Duration = Duration::from_millis(1);
+    const STEP: Duration = Duration::from_micros(500);
+    const LONGEST_QUEUE: Duration = Duration::from_millis(500);
+
+    /// A link with a queue that is as long as it gets: bytes a second, bytes that wait, bytes that came out.
+    struct Link {
+        rate: f64,
+        queue: f64,
+        out: f64,
+        others: Duration,
+        now: Instant,
+        limit: QueueLimit,
+        longest: Duration,
+    }
+
+    impl Link {
+        fn new(rate: f64) -> Self {
+            let (now, others) = (Instant::now(), Duration::ZERO);
+            Self { rate, queue: 0.0, out: 0.0, others, now, limit: QueueLimit::new(now), longest: Duration::ZERO }
+        }
+
+        /// The sender offers so many bytes a second.
+        fn run(&mut self, time: Duration, offered: f64) {
+            let end = self.now + time;
+            self.longest = Duration::ZERO;
+            while self.now < end {
+                self.now += STEP;
+                let sent = self.limit.pace().map_or(offered, |pace| offered.min(pace as f64));
+                // A full queue drops the rest, which is sent again.
+                self.queue = (self.queue + sent * STEP.as_secs_f64()).min(self.rate * LONGEST_QUEUE.as_secs_f64());
+                let out = self.queue.min(self.rate * STEP.as_secs_f64());
+                self.queue -= out;
+                self.out += out;
+                let rtt = BASE + self.others + Duration::from_secs_f64(self.queue / self.rate);
+                self.longest = self.longest.max(rtt - BASE);
+                if self.limit.is_due(self.now) {
+                    let waits = offered > self.rate;
+                    let look = Look { rtt, min_rtt: BASE, bytes_acked: self.out as u64, waits };
+                    self.limit.look(self.now, look);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_queue_of_a_bottleneck_becomes_short_and_the_link_stays_busy() {
+        for rate in [1e6, 12.5e6, 125e6] {
+            let mut link = Link::new(rate);
+            link.run(Duration::from_secs(2), rate * 4.0);
+            let before = link.out;
+            link.run(Duration::from_secs(4), rate * 4.0);
+            assert!(link.longest < Duration::from_millis(8), "{rate}: {:?}", link.longest);
+            assert!(link.out - before > rate * 4.0 * 0.8, "{rate}: {}", (link.out - before) / rate / 4.0);
+        }
+    }
+
+    #[test]
+    fn where_the_network_is_not_the_limit_there_is_no_pace() {
+        let mut link = Link::new(1e9);
+        link.run(Duration::from_secs(2), 0.9e9);
+        assert_eq!(link.limit.pace(), None);
+        // A round trip that is long because acknowledgements wait: nothing of ours is queued.
+        link.others = Duration::from_millis(40);
+        link.run(Duration::from_secs(2), 1e6);
+        assert_eq!(link.limit.pace(), None);
+    }
+
+    #[test]
+    fn a_queue_that_others_fill_is_not_given_way_to_for_ever() {
+        let mut link = Link::new(12.5e6);
+        link.others = Duration::from_millis(50);
+        let before = link.out;
+        link.run(Duration::from_secs(20), 50e6);
+        assert!(link.out - before > 12.5e6 * 20.0 / 2.0, "{}", link.out - before);
+    }
+
+    #[test]
+    fn a_link_that_becomes_wider_is_used() {
+        let mut link = Link::new(1e6);
+        link.run(Duration::from_secs(3), 1e9);
+        assert!(link.limit.pace().is_some());
+        link.rate = 100e6;
+        link.queue = 0.0;
+        link.run(Duration::from_secs(2), 1e9);
+        let before = link.out;
+        link.run(Duration::from_secs(2), 1e9);
+        assert!(link.out - before > 100e6, "{}", link.out - before);
+    }
+}
