@@ -42,7 +42,7 @@ demo: demo-packages $(INSTALLED) ## Move a poisoned KVM guest between two daemon
 	@$(BIN)/vmferry demo $(ARGS)
 
 test: test-packages test-rust ## All tests, Rust and Python; options for pytest in ARGS="-k wheel"
-	@$(PYTEST) $(or $(ARGS),--cov --cov-report=)
+	@$(PYTEST) $(or $(ARGS),--cov --cov-report=json:target/ci/coverage.json --junitxml target/ci/tests.xml)
 
 test-rust: $(INSTALLED) ## The Rust tests
 	$(STAGE) "Rust tests built" cargo test $(CARGO_FLAGS) --workspace --no-run
