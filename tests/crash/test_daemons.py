@@ -1,8 +1,8 @@
-# ruff: noqa: ASYNC110 what is waited for is in the fakes, which ring no bell
+# ruff: noqa: ASYNC110 these tests poll the fakes, which have no signal
 """I3 and I4: daemons are killed at every point of a move, before and after each effect, and started again.
 
-At no moment does the VM run twice. Once everything is up again it runs exactly once: on the destination if the job is
-COMPLETED, on the source if it is not, and then nothing is left behind.
+At no moment does the VM run twice. Once both daemons are up again it runs exactly once: on the destination if the job
+is COMPLETED, otherwise on the source, and then nothing is left behind.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ async def pair() -> AsyncIterator[Pair]:
 
 
 async def ask(pair: Pair) -> None:
-    """As a client whose answer may never come."""
+    """Starts the move as a client does. The answer may never arrive."""
     with suppress(asyncio.CancelledError, VmferryError):
         await pair.service.create("m1", "web", "b")
 
 
 async def hung_or_over(pair: Pair, host: FakeHost, asking: asyncio.Task[None]) -> bool:
-    """True once the host hangs at its point; False if the move ended, or never began, without coming there."""
+    """True once the host hangs at its point. False: the move ended, or never began, without reaching the point."""
     async with asyncio.timeout(DEADLINE_S):
         while not host.script.hung.is_set():
             job = await pair.a.store.job("m1")
@@ -52,7 +52,7 @@ async def hung_or_over(pair: Pair, host: FakeHost, asking: asyncio.Task[None]) -
 
 
 async def settled(pair: Pair) -> None:
-    """Everything is up: the VM ends up running exactly once, and the job says where."""
+    """Both daemons are up: the VM runs exactly once in the end, and the job tells on which host."""
     job = await pair.a.store.job("m1")
     if job is None:
         assert pair.source.runs
@@ -106,7 +106,7 @@ async def test_both_daemons_die_at_a_point_of_the_destination(pair: Pair, point:
 
 
 async def test_the_points_are_all_of_them(pair: Pair) -> None:
-    """If a move gets longer, the ranges above must too."""
+    """A longer move needs longer ranges above."""
     await pair.service.create("m1", "web", "b")
     await pair.a.job_where("m1")
     async with asyncio.timeout(DEADLINE_S):
@@ -118,7 +118,7 @@ async def test_the_points_are_all_of_them(pair: Pair) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 async def test_daemons_die_again_and_again(pair: Pair, seed: int) -> None:
-    """Also while they recover; with answers lost in between, and a client that cancels."""
+    """The daemons also die while they recover. Answers are lost in between, and a client cancels."""
     dice = random.Random(seed)
     async with asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(ask(pair), name="client")
@@ -152,7 +152,7 @@ async def cancel(pair: Pair) -> None:
 
 
 async def test_the_destination_stays_away_after_the_commit(pair: Pair) -> None:
-    """Nobody runs the VM, and the job says so: no guess in either direction."""
+    """The VM runs nowhere, and the job tells that: nothing is guessed."""
     pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
@@ -168,7 +168,7 @@ async def test_the_destination_stays_away_after_the_commit(pair: Pair) -> None:
 
 
 async def test_a_waiting_vmm_that_dies_while_both_daemons_are_down_after_the_commit(pair: Pair) -> None:
-    """The destination can prove that it has not run the VM, and never will: it comes back."""
+    """The destination proves that it has not run the VM and never will, so the VM returns."""
     pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()
@@ -207,7 +207,7 @@ async def test_events_are_taken_again_from_the_last_acknowledged(pair: Pair) -> 
 
 
 async def test_a_commit_that_failed_but_was_written_and_then_a_crash(pair: Pair) -> None:
-    """The VM runs on the source again: the commit that is on the disk must never be taken up."""
+    """The VM runs on the source again. The commit on the disk must never count."""
     full = VmferryError(Reason.STORE_FAILED, "disk full.")
     pair.a.script.fail_at("store.journal commit", full, after=True)
     pair.a.script.hang_at("vmm.resume", after=True)
@@ -221,7 +221,7 @@ async def test_a_commit_that_failed_but_was_written_and_then_a_crash(pair: Pair)
 
 
 async def test_a_refusal_that_a_crash_cut_off_gives_everything_back(pair: Pair) -> None:
-    """It is in the journal, and the source hears so, but the pager still runs."""
+    """It is in the journal and the source learns of it, but the pager still runs."""
     pair.a.script.hang_at("peer.start")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()

@@ -1,4 +1,4 @@
-"""CPU lists: what is in them, and what is wrong with those that are none."""
+"""CPU lists: their CPUs, and the faults of texts that are no CPU list."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-# ruff: noqa: ASYNC110, ASYNC240 what is waited for rings no bell; a few bytes of a file that is there
-"""Who keeps the processors awake, and for how long."""
+# ruff: noqa: ASYNC110, ASYNC240 these tests poll a timer without a signal; they read a few bytes of a file
+"""The requests that keep CPUs awake, and their length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vmferry.demo.patience import patient
 
 
 def holders(file: Path) -> int:
-    """Descriptors of this process that show the file."""
+    """The descriptors of this process that refer to the file."""
     found = 0
     for link in Path("/proc/self/fd").iterdir():
         try:

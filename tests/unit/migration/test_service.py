@@ -1,4 +1,4 @@
-"""What the service refuses, lists and lets watch."""
+"""The service: refusals, lists and watches."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ async def test_watch_misses_nothing_under_concurrent_writes() -> None:
 async def test_watchers_read_the_store_for_what_was_written_and_not_for_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each of many watchers would else read it ten times a second for each VM under way."""
+    """Otherwise each watcher would read it ten times a second for each moving VM."""
     store = MemoryStore()
     jobs, reads = JobFeed(store), 0
     look = store.job_revisions

@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC110 what is waited for is in the stand-in, which rings no bell
+# ruff: noqa: ASYNC110 these tests poll the stand-in, which has no signal
 """Client and servicer over a real connection on loopback, with a recording stand-in for the core behind them."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WANTED = Wanted("web-1", LAYOUT, 2, "x86_64/kvm", "127.0.0.1:7700", "token", (EN
 
 
 class Recorder:
-    """Answers every call, or raises `error`; remembers what it was called with."""
+    """Answers every call, or raises `error`. It keeps the arguments of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -199,7 +199,7 @@ async def test_another_version_is_refused_by_the_destination(loopback: Loopback)
 
 
 class OtherVersion:
-    """A destination of another time: answers the next version to anyone."""
+    """A destination with the next version of the protocol."""
 
     async def hello(self, request: pb.HelloRequest, context: Any) -> pb.HelloReply:
         return pb.HelloReply(protocol_version=contract.PROTOCOL_VERSION + 1, host="host-b")
@@ -398,5 +398,5 @@ async def test_a_destination_that_says_nothing_is_named_with_the_cause(loopback:
 
 
 async def test_a_large_state_has_the_time_that_a_slow_network_takes() -> None:
-    """Deadlines grow with what has to be carried."""
+    """Deadlines grow with the size of the message and of the held memory."""
     assert contract.transfer_s(contract.DEVICE_STATE_LIMIT) == pytest.approx(64.0)

@@ -181,7 +181,7 @@ async def test_the_schema_is_what_the_tables_say(tmp_path: Path) -> None:
 
 
 async def test_the_journal_does_not_lengthen_the_log(tmp_path: Path) -> None:
-    """A file that grows makes each entry wait for the file system's journal; the VM stands still meanwhile."""
+    """A file that grows makes each entry wait for the file system's journal, during the blackout."""
     path = tmp_path / "vmferry.db"
     store = await open_store(path)
     log = path.with_name("vmferry.db-wal")

@@ -1,4 +1,4 @@
-"""The daemon's end over a real unix socket, with a VMM that is a list of canned answers."""
+"""The daemon's end over a real unix socket, against a VMM with canned answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PATIENCE_S = patient(20)
 
 
 class FakeVmm:
-    """A connection to the daemon that says what the test tells it."""
+    """A connection to the daemon. It sends the messages of the test."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -75,7 +75,7 @@ class FakeVmm:
 
 
 class Daemon:
-    """The server under test, and what it called back."""
+    """The server under test, and the calls of its callbacks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

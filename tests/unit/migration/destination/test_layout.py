@@ -1,4 +1,4 @@
-"""The destination's layout is the source's, of other pages and backing where the VMM there has others."""
+"""The destination's layout has the source's regions, in the page size and backing of the VMM there."""
 
 from __future__ import annotations
 

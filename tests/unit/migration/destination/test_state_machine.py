@@ -45,7 +45,7 @@ def test_running_is_durable_before_a_vcpu_runs() -> None:
 
 
 def test_a_vmm_that_holds_the_state_is_ready() -> None:
-    """It is what a Start looks at, which may come though the answer to Ready never did."""
+    """Start checks for the state. It may come although the answer to Ready was lost."""
     *others, last = inc.answer(inc.State.PREPARED, inc.ReadyRequested(), "m1").commands
     assert last == inc.LoadState()
     assert {inc.TakeLedger(), inc.CheckPager()} == set(others)
@@ -95,7 +95,7 @@ def test_every_command_comes_from_some_answer() -> None:
 
 
 def test_the_guard_is_durable_before_completed() -> None:
-    """A restarted daemon keeps a pager by its guarded pages, and lets one without any go."""
+    """A restarted daemon keeps a pager that guards pages, and lets any other go."""
     commands = inc.answer(inc.State.RUNNING, inc.AllArrived(), "m1").commands
     assert commands.index(inc.SaveGuard()) < commands.index(inc.AppendJournal(JournalKind.COMPLETED))
 

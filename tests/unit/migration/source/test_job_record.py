@@ -1,4 +1,4 @@
-"""A job's values: what its task and a change of its limit write at the same time, neither loses."""
+"""A job's values: its task and a change of its limit write at the same time, and neither loses its value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limit of the background push: durable, then told; over restarts, and at every moment of a job."""
+"""The limit of the background push: durable, then sent; across restarts, and at every moment of a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 50_000_000
 
 
 async def in_postcopy(pair: Pair, push_bytes_per_s: int = 0) -> FakePager:
-    """A job that stays in postcopy; the source's pager."""
+    """A job that stays in postcopy, and the source's pager."""
     pair.b.pagers.arrives = False
     await pair.service.create("m1", "web", "b", push_bytes_per_s)
     await pair.a.job_where("m1", phases=POSTCOPY)
@@ -27,7 +27,7 @@ async def in_postcopy(pair: Pair, push_bytes_per_s: int = 0) -> FakePager:
 
 async def told(pager: FakePager, limit: int) -> None:
     async with asyncio.timeout(patient(20)):
-        while pager.push_bytes_per_s != limit:  # in the fake, which rings no bell  # noqa: ASYNC110
+        while pager.push_bytes_per_s != limit:  # The fake has no signal.  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -100,7 +100,7 @@ async def test_a_pager_that_was_not_told_is_told_by_the_same_call_again(pair: Pa
 @pytest.mark.parametrize("step", ["store.job POSTCOPY", "pager.set_push_limit"])
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_restart_in_the_middle_of_a_change(pair: Pair, step: str, after: bool) -> None:
-    """What is durable is told again; what is not never was."""
+    """A durable limit is sent again. A limit that was not durable never existed."""
     pager = await in_postcopy(pair)
     pair.a.script.hang_at(step, after=after)
     asking = asyncio.create_task(pair.service.set_push_limit("m1", LIMIT))
@@ -161,7 +161,7 @@ async def test_a_caller_that_goes_away_leaves_nothing_half_done(pair: Pair) -> N
     there = pair.b.pagers.running["m1-destination"]
     there.state = replace(there.state, progress=PageProgress(total=16, absent=3))
     async with asyncio.timeout(patient(20)):
-        async for job in pair.service.watch("m1", 0):  # progress still comes, under the newest revision
+        async for job in pair.service.watch("m1", 0):  # Progress still arrives, under the newest revision.
             if job.progress.absent == 3:
                 break
     assert (await pair.service.job("m1")).push_bytes_per_s == LIMIT
@@ -174,7 +174,7 @@ async def test_of_many_changes_at_once_all_know_the_same_last_one(pair: Pair) ->
 
 
 async def test_changes_all_the_way_lose_no_phase(pair: Pair) -> None:
-    """A limit and a phase that are written at the same time: neither overwrites the other."""
+    """A limit and a phase are written at the same time, and neither overwrites the other."""
     pair.b.pagers.arrives = True
 
     async def change() -> int:

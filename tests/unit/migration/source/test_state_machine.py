@@ -1,4 +1,4 @@
-"""The source's job: its edges are those of the chart, and no order of events breaks what it promises."""
+"""The source's job: its edges are those of the chart, and no order of events breaks an invariant."""
 
 from __future__ import annotations
 

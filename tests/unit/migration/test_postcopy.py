@@ -1,0 +1,76 @@
+"""Postcopy: pauses, losses and memory errors while the pages arrive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.support.moves import PAUSED, POSTCOPY, come
+from vmferry.errors import Reason
+from vmferry.model.memory_error import LedgerEntry, Origin
+from vmferry.model.migration import Phase
+from vmferry.model.pager import LinkChanged, MemoryDetached, PagerFailedEvent
+from vmferry.testing.host import Pair
+from vmferry.units import Gpa
+
+
+async def test_a_link_that_goes_and_comes_pauses_the_job(pair: Pair) -> None:
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    pager = pair.b.pagers.running["m1-destination"]
+    pager.state = replace(pager.state, link_up=False, link_reason="no route to host")
+    pager.emit(LinkChanged(up=False, reason="no route to host"))
+    job = await pair.a.job_where("m1", phases=PAUSED)
+    assert (job.reason_code, job.reason) == (Reason.LINK_DOWN, "no route to host")
+    pager.state = replace(pager.state, link_up=True)
+    pager.emit(LinkChanged(up=True, reason=""))
+    assert (await pair.a.job_where("m1", phases=POSTCOPY)).reason == ""
+    pager.all_arrive()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_a_pager_that_cannot_go_on_pauses_the_job(pair: Pair) -> None:
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    pager = pair.b.pagers.running["m1-destination"]
+    pager.state = replace(pager.state, link_up=False)
+    pager.emit(PagerFailedEvent("uffd: EIO"))
+    assert "uffd: EIO" in (await pair.a.job_where("m1", phases=PAUSED)).reason
+
+
+async def test_a_vmm_that_dies_after_it_ran_is_lost(pair: Pair) -> None:
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    pager = pair.b.pagers.running["m1-destination"]
+    pair.destination.die("oom")
+    pager.state = replace(pager.state, memory_attached=False)
+    pager.emit(MemoryDetached("killed by signal 9"))
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason) == (Phase.LOST, "killed by signal 9")
+    assert not pair.source.runs
+    assert "vmm.resume" not in pair.a.script.transcript
+
+
+async def test_an_error_during_postcopy_reaches_the_pagers_of_both_sides(pair: Pair) -> None:
+    assert pair.b.service is not None
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    await pair.service.record_vmm_error("web", LedgerEntry(Gpa(0x1000), Origin.VMM))
+    await pair.b.service.report_error("web", 0x2345, 0)
+    assert set(pair.a.pagers.running["m1-source"].poisoned) == {0x1000}
+    assert set(pair.b.pagers.running["m1-destination"].poisoned) == {0x2000}
+
+
+async def test_the_end_is_told_at_once(pair: Pair) -> None:
+    """The last page ends the watch at once, without a poll or an update: the clock of the test has stopped."""
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    pager = pair.b.pagers.running["m1-destination"]
+    await come(lambda: "pager.start_push" in pair.b.script.transcript)
+    pair.network.clock.stop()
+    pager.all_arrive()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
