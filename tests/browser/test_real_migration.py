@@ -66,7 +66,7 @@ class Watch:
         return await self._task
 
     async def end(self) -> None:
-        """Lets go of the browser, whatever it has seen."""
+        """Always lets go of the browser."""
         self._over = True
         await asyncio.gather(self._task, return_exceptions=True)
 

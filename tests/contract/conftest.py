@@ -1,4 +1,4 @@
-"""What these tests drive: the installed pager, whose absence is a failure and not a skip, and a VMM in C beside it."""
+"""The programs under test: the installed pager, without which the tests fail and do not skip, and a VMM in C."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ async def destination(
 async def anonymous(
     uffd_poison: None, pager_program: str, vmm_child: Path, tmp_path: Path
 ) -> AsyncIterator[Destination]:
-    """The same on anonymous memory only, for what does not depend on it."""
+    """The same on anonymous memory only, for tests that do not depend on the backing."""
     async with destination_of(pager_program, vmm_child, "anonymous", tmp_path) as made:
         yield made

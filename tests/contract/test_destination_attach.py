@@ -1,4 +1,4 @@
-"""The memory message of a VMM to a destination's pager: what is accepted, what is refused with which field named."""
+"""The memory message of a VMM to a destination's pager: accepted forms, and refusals that name the field."""
 
 from __future__ import annotations
 

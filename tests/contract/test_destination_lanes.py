@@ -1,4 +1,4 @@
-"""What a destination's pager makes of a source that breaks the framing, or breaks off in it."""
+"""A destination's pager with a source that breaks the framing, or breaks off in it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ LANES = pytest.mark.parametrize("lane", ["urgent", "bulk"])
 
 
 async def mislead(destination: Destination, lane: str, said: bytes) -> int:
-    """The source says this instead of page 1, on which a thread waits, or of the first pages of the push. Returns the
-    act of the thread, 0 if there is none."""
+    """The source sends this instead of page 1, while a thread waits for it, or instead of the first pushed pages.
+
+    Returns the act of the thread, 0 if there is none.
+    """
     source, act = destination.source, 0
     source.misled.clear()
     if lane == "urgent":

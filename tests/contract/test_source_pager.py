@@ -1,4 +1,4 @@
-"""What a source's pager answers to a daemon and to the lanes of a destination."""
+"""The answers of a source's pager to a daemon and to the lanes of a destination."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def source(request: pytest.FixtureRequest, pager_program: str, tmp_path: P
 
 @pytest.fixture
 async def frozen(pager_program: str, tmp_path: Path) -> AsyncIterator[Source]:
-    """On one backing, for what does not depend on it."""
+    """On one backing, for tests that do not depend on it."""
     async with source_of(pager_program, "memfd", tmp_path) as made:
         await made.freeze()
         yield made

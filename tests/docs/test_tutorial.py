@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def own_network(namespaces: None) -> Iterator[str]:
         yield name
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """For `mktemp`: the path of a pager's socket must fit the kernel's 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 def run(network: str, directory: Path) -> str:
@@ -76,8 +84,8 @@ def test_it_begins_with_the_demo() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_tutorial_does_what_it_says(kvm: Path, uffd_poison: None, own_network: str, tmp_path: Path) -> None:
-    said = run(own_network, tmp_path)
+def test_the_tutorial_does_what_it_says(kvm: Path, uffd_poison: None, own_network: str, short_directory: Path) -> None:
+    said = run(own_network, short_directory)
     lines = [line.split() for line in said.splitlines()]
     assert headers() and all(head in lines for head in headers()), said
     assert "web-1: COMPLETED" in said
@@ -85,4 +93,4 @@ def test_the_tutorial_does_what_it_says(kvm: Path, uffd_poison: None, own_networ
     before, after = (json.loads(line) for line in said.splitlines() if '"touches"' in line)
     assert after["wrong_bytes"] == 0
     assert after["touches"] > before["touches"]
-    assert not list(tmp_path.glob("tmp.*")), "the tutorial leaves its directory behind"
+    assert not list(short_directory.glob("tmp.*")), "the tutorial leaves its directory behind"

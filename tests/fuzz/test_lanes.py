@@ -1,4 +1,4 @@
-"""Whatever comes on a lane: either pager lives on, says why the lane is over, and serves the next one."""
+"""Any bytes on a lane: either pager lives on, says why the lane is over, and serves the next one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def source(programs: Programs, tmp_path: Path) -> AsyncIterator[Source]:
 
 
 async def test_a_destination_hears_anything(destination: Destination) -> None:
-    """What happens to be well-formed is believed: of the pages only their coming is looked at."""
+    """The pager believes well-formed frames, so the test looks at the arrival of pages alone."""
     source = destination.source
 
     async def play(said: bytes) -> None:

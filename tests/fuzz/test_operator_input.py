@@ -1,4 +1,4 @@
-"""Whatever an operator writes as a rate or as a list of CPUs: a value within bounds, or what is wrong with it."""
+"""Any text as a rate or as a list of CPUs: a value within bounds, or a message that names the fault."""
 
 from __future__ import annotations
 

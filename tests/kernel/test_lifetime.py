@@ -1,4 +1,4 @@
-"""Who keeps a userfaultfd alive, what happens to faults that nobody answers, and what events carry."""
+"""The life of a userfaultfd, the fate of unanswered faults, and the contents of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `UFFDIO_POISON` does and what undoes it: the table of docs/reference/kernel-facts.md, a test a line."""
+"""`UFFDIO_POISON`, and the operations that undo it: the table of docs/reference/kernel-facts.md, a test a line."""
 
 from __future__ import annotations
 

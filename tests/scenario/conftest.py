@@ -13,7 +13,7 @@ from tests.support.scenario.harness import Pair, two_hosts, unique
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def pair(hosts: Pair) -> AsyncIterator[Pair]:
-    """The module's two hosts without the guests of other tests, which would go on taking the machine's time."""
+    """The module's two hosts without the guests of other tests, which would take the machine's time."""
     yield hosts
     await hosts.stage.dismiss_guests()
 

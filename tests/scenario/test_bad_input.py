@@ -1,5 +1,5 @@
-"""What can be wrong with a migration before its switchover: each is named, the guest goes on where it is, and the
-destination keeps nothing."""
+"""Faults of a migration before its switchover: each is named, the guest runs on in its place, and the destination keeps
+nothing."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ async def test_source_vmm_gone_leaves_nothing_at_the_destination(pair: Pair, vm,
 
 
 async def test_destination_vmm_that_dies_after_the_point_of_no_return_does_not_bring_the_source_back(pair: Pair, vm):
-    """At most one copy runs: what was committed is lost with its VMM, and says so."""
+    """At most one copy runs: a committed VM is lost with its VMM, and the job says so."""
     guest = await guest_at_home(pair, vm)
     await pair.stage.guest(vm, pair.away, "process", None, ("--die-at", "start"))
     await pair.home_api.create(f"m-{vm}", vm, pair.away.place.peer)
@@ -186,7 +186,7 @@ async def test_destination_vmm_that_dies_after_the_point_of_no_return_does_not_b
 
 
 def said(vmm_socket: Path, sent: bytes) -> tuple[dict[str, object], bool]:
-    """What the daemon answered, and whether it closed the connection."""
+    """The daemon's answer, and whether it closed the connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         control.settimeout(patient(10))
         control.connect(str(vmm_socket))
@@ -288,7 +288,7 @@ async def test_memory_that_is_attached_wrongly_fails_the_migration(pair: Pair, v
 
 
 async def test_memory_that_is_attached_rightly_is_accepted(pair: Pair, vm):
-    """The stand-in above is refused for what a test spoils, not for what it is."""
+    """The daemon refuses the stand-in above only for the field that a test spoils."""
     await guest_at_home(pair, vm)
     vmm = IncomingVmm(vm, lambda memory: None)
     await vmm.connect(pair.away.vmm_socket)

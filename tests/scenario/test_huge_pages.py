@@ -1,7 +1,7 @@
-"""A guest moves between hosts whose memory is made of other pages; the guest is the judge.
+"""A guest moves between hosts with different page sizes; the guest is the judge.
 
-A huge page goes bad as a whole. On a destination of 4 KiB pages exactly what is bad on the source is; on one of huge
-pages the whole page around it.
+A huge page goes bad as a whole. On a destination of 4 KiB pages exactly the source's bad pages are bad; on one of huge
+pages the whole page around.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ async def test_a_guest_moves_with_its_bad_pages(pair: Pair, vm, accel, kinds, kn
 @pytest.mark.parametrize("kinds", [pytest.param(pair, id=f"{name(pair[0])}-to-{name(pair[1])}") for pair in KINDS])
 @pytest.mark.usefixtures("reserved")
 async def test_memory_is_the_sources_byte_for_byte(pair: Pair, vm, kinds):
-    """The guest reads and never writes, so its memory on the source before is what the destination must have after."""
+    """The guest reads and never writes, so the destination must have the source's memory."""
     source, destination = kinds
     players = await cast(pair, vm, "process", made_of(source, write_percent=0), WaitingShape(*destination))
     course = Course(players)

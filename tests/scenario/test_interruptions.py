@@ -43,7 +43,7 @@ ATTEMPTS = 5
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def patient(programs, uffd_poison):
-    """Two hosts whose pagers wait a minute for a page."""
+    """Two hosts; their pagers wait a minute for a page."""
     pages = {"pages": "demand_timeout_s = 60.0"}
     async with two_hosts(pages, pages) as pair:
         yield pair
@@ -51,7 +51,7 @@ async def patient(programs, uffd_poison):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def hasty(programs, uffd_poison):
-    """Two hosts whose pagers wait a second for a page."""
+    """Two hosts; their pagers wait a second for a page."""
     pages = {"pages": "demand_timeout_s = 1.0"}
     async with two_hosts(pages, pages) as pair:
         yield pair
@@ -131,7 +131,7 @@ async def test_daemons_die_and_come_back_and_the_guest_is_served_on(patient: Pai
 
 
 async def test_a_lost_link_pauses_the_job_and_the_guests_threads_wait(patient: Pair, vm):
-    """The source's pager dies: nothing reads as zeros, the job says why it stands still, the guest's threads wait."""
+    """The source's pager dies: nothing reads as zeros, the job says why it waits, the guest's threads wait."""
     held = await hold(patient, vm)
     os.kill(held.pager, signal.SIGKILL)
     await _is_paused(patient, held)

@@ -1,6 +1,6 @@
 """The background push keeps its limit, over a restart of the source's daemon too; demand knows none.
 
-How fast this machine is decides nothing: what is asserted are bounds that a slow machine keeps as well.
+The speed of this machine decides nothing: the asserted bounds hold on a slow machine as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEMORY = 144 * MIB
 """128 MiB of it are the workload's and have contents."""
 LIMIT = MIB
 BURST = 24 * MIB
-"""What may go at once however low the limit is: what the connections and the pagers hold."""
+"""Bytes that may go at once under any limit: the buffers of connections and pagers."""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

@@ -37,7 +37,7 @@ from vmferry.v1 import common_pb2
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 A_WHILE_S = patient(5.0)
-"""For the guest to touch every page again; one that takes pauses gets less far, and is judged by what it did."""
+"""For the guest to touch every page again; one that takes pauses touches fewer, and is judged by those."""
 BAD = 6
 DURING = 24
 
@@ -120,7 +120,7 @@ async def _goes_bad_afterwards(course: Course, pages: list[int], workload: str) 
 
 @pytest.mark.parametrize(("accel", "backing"), list(product(ACCELS, BACKINGS)), indirect=["accel"])
 async def test_memory_is_the_sources_byte_for_byte(pair: Pair, vm, accel, backing):
-    """The guest reads and never writes, so its memory on the source before is what the destination must have after."""
+    """The guest reads and never writes, so the destination must have the source's memory."""
     players = await cast(pair, vm, accel, shape(backing=backing, write_percent=0))
     course = Course(players)
     before = await read_memory(players.source)

@@ -1,9 +1,9 @@
 """Looks at the dashboard with a headless Chromium, driven through the DevTools protocol.
 
-`watch_dashboard(url, until)` opens the page, and notes what its DOM shows until the caller has seen enough. A page
+`watch_dashboard(url, until)` opens the page, and records its DOM until the caller has seen enough. A page
 that logs an error, breaks its own Content-Security-Policy or asks another origin for anything has `problems`.
 
-Blocks: call it with `asyncio.to_thread` beside a daemon in the same process.
+Blocks: call it with `asyncio.to_thread` if a daemon runs in the same process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SNAPSHOT = """JSON.stringify({
 
 @dataclass
 class Findings:
-    """What the page has shown. States, phases and outcomes are all that were seen, in order."""
+    """The recorded states of the page. States, phases and outcomes are all that were seen, in order."""
 
     vms: dict[str, list[str]] = field(default_factory=dict)
     phases: dict[str, list[str]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """A pager that answers on its control socket and moves no memory: started by the tests as the pager program.
 
-`--vm` picks what it does: `web-1` works, `dies` ends at its start, `stubborn` does not end when told to, `full` has no
-memory. What it was started with and asked for is kept in its runtime directory, a JSON array a line in `asked`.
+`--vm` picks its behaviour: `web-1` works, `dies` ends at its start, `stubborn` does not end when told to, `full` has no
+memory. It records its arguments and its calls in its runtime directory, a JSON array a line in `asked`.
 """
 
 from __future__ import annotations

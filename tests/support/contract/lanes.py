@@ -1,6 +1,6 @@
 """The framing of lanes, as the comments of pages.proto have it: values to bytes and back.
 
-Any numbers can be written, also those that the contract forbids; what is read is not judged."""
+It writes any numbers, also those that the contract forbids, and does not judge what it reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_DATA_PAGES = 64
 
 
 class Kind(IntEnum):
-    """What a frame holds."""
+    """The kind of a frame's content."""
 
     DATA = 1
     ZERO = 2
@@ -68,7 +68,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Source → destination. `body` is what follows the 24 bytes: pages of a DATA, the text of a FAILED."""
+    """Source → destination. `body` follows the 24 bytes: pages of a DATA, the text of a FAILED."""
 
     FORM = struct.Struct("<BBBBIQII")
     kind: int
@@ -94,7 +94,7 @@ class Frame:
 
     @property
     def body_bytes(self) -> int:
-        """Length of what follows the 24 bytes, from these alone."""
+        """Length of the body, from the 24 bytes alone."""
         return {Kind.DATA: self.count * PAGE, Kind.FAILED: self.count}.get(Kind(self.kind), 0)
 
     @property

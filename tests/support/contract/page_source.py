@@ -29,7 +29,7 @@ PUSH_PAGES = 8
 
 @dataclass(frozen=True, slots=True)
 class Poison:
-    """What a source knows of a bad page; `origin` is an ErrorOrigin."""
+    """A source's knowledge of a bad page; `origin` is an ErrorOrigin."""
 
     origin: int
     guest_visible: bool = False
@@ -41,7 +41,7 @@ def byte_of(page: int) -> int:
 
 
 def expected(page: int) -> str:
-    """What a touch of a good page gives."""
+    """The result of touching a good page."""
     return f"byte:{byte_of(page)}"
 
 
@@ -90,7 +90,7 @@ class PageSource(PagesServicer):
     async def stop(self) -> None:
         """All its connections break.
 
-        Raises: what a lane ended with, if that was not the pager's hanging up.
+        Raises: the error that ended a lane, unless the pager hung up.
         """
         if self._server is not None:
             await self._server.stop(None)

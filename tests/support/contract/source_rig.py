@@ -156,7 +156,7 @@ class Lane:
         return got
 
     async def all_said(self) -> bytes:
-        """What the source says until it closes."""
+        """The frames of the source until it closes."""
         said = bytearray()
         try:
             while part := await self.reader.read(1 << 16):
@@ -167,7 +167,7 @@ class Lane:
 
 
 def check_form(frame: Frame, pages: int) -> None:
-    """The source writes what the contract allows, and in the layout."""
+    """The source keeps to the contract and to the layout."""
     if frame.kind in {Kind.DATA, Kind.ZERO, Kind.POISON}:
         assert frame.region == 0
         assert frame.count > 0
@@ -200,7 +200,7 @@ async def demand(source: Source, page: int, count: int = 1) -> dict[int, Frame]:
 
 
 async def push(source: Source, page: int, count: int = 1) -> dict[int, Frame]:
-    """What a bulk lane brings for one range that is lacking.
+    """The frames of a bulk lane for one range that is lacking.
 
     Raises: as `Lane.pages`.
     """
@@ -213,7 +213,7 @@ async def push_all(source: Source, *lacking: tuple[int, int]) -> dict[int, Frame
 
 
 def check(pages: dict[int, Frame], poisoned: set[int]) -> None:
-    """Every page is what the stand-in put there, or poison."""
+    """Every page has the stand-in's contents, or is poison."""
     for page, frame in pages.items():
         if page in poisoned:
             assert frame.kind == Kind.POISON, page
@@ -262,7 +262,7 @@ async def serve(control: PagerAsyncStub, backing: str) -> str:
 
 @asynccontextmanager
 async def source_of(program: str, backing: str, directory: Path) -> AsyncIterator[Source]:
-    """A pager whose VMM has attached; not frozen yet."""
+    """A pager with an attached VMM; not frozen yet."""
     pager = start_pager(program, directory)
     vmm = None
     try:

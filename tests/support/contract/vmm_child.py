@@ -34,7 +34,7 @@ Json: TypeAlias = dict[str, Any]
 
 
 def compile_child(directory: Path) -> Path:
-    """`vmm_child.c`, compiled; what it shares with the programs of the kernel tests is in their directory."""
+    """`vmm_child.c`, compiled; it includes a header from the directory of the kernel tests."""
     return compiled(VMM_CHILD, directory)
 
 
@@ -93,7 +93,7 @@ class Vmm:
         return (await self.until(lambda: [line for line in self.said[after:] if line.startswith(start)]))[0]
 
     async def until(self, found: Callable[[], list[str]]) -> list[str]:
-        """What `found` finds as soon as that is not empty. A VMM that ended says no more."""
+        """The first result of `found` that is not empty. A VMM that ended says no more."""
         async with asyncio.timeout(PATIENCE_S), self._news:
             await self._news.wait_for(lambda: found() or "ended" in self.said)
         assert found(), f"the VMM ended: {self.said}"
@@ -129,7 +129,7 @@ class Vmm:
         return act, int((await self.line(f"touching {act} ")).split()[2])
 
     async def touched(self, act: int) -> str:
-        """What a touch gave: `byte:N`, `mixed` (bytes differ), `sigbus`; waits for its end."""
+        """The result of a touch: `byte:N`, `mixed` (bytes differ), `sigbus`; waits for its end."""
         return (await self.line(f"touched {act} ")).split()[2]
 
     def waits(self, act: int) -> bool:

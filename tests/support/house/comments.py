@@ -45,7 +45,9 @@ def _python(text: str) -> Iterator[str]:
             yield _without_sections(node.value.value)
     comments: list[tuple[int, str]] = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT and not token.string.startswith(("# noqa", "# type:", "#!", "# fmt")):
+        if token.type == tokenize.COMMENT and not token.string.startswith(
+            ("# noqa", "# ruff:", "# type:", "#!", "# fmt")
+        ):
             comments.append((token.start[0], token.string.removeprefix("#").strip()))
     yield from _runs(comments)
 

@@ -1,4 +1,4 @@
-"""What a move is tried with: every accelerator and backing meets every way to go bad; the workloads go round."""
+"""Combinations of a move: every accelerator and backing meets every way to go bad; workloads rotate."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ KINDS: list[tuple[Kind, Kind]] = [
     (("memfd", PAGE_4K), ("anonymous", PAGE_4K)),
     (("anonymous", PAGE_4K), ("memfd", PAGE_4K)),
 ]
-"""What memory is made of on the source, and on the destination."""
+"""The backing of memory on the source, and on the destination."""

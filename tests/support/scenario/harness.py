@@ -1,7 +1,7 @@
-"""What the scenario tests play with: real daemons and real guests on this machine, on the demo's stage.
+"""The stage of the scenario tests: real daemons and real guests on this machine, as in the demo.
 
-Daemons are started once a module (their start costs more than a migration of a small guest); each test brings guests
-of its own name, and what it looks at is told apart by that name.
+Daemons are started once a module, since their start costs more than a migration of a small guest. Each test brings
+guests with names of its own, and tells its processes apart by them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vmferry.v1.migrations_pb2 import Migration
 SMALL = 48 * MIB
 """16 MiB of it belong to the payload."""
 SOON_S = patient(20.0)
-"""For what happens in well under a second on an idle machine."""
+"""For events that take well under a second on an idle machine."""
 ENDED_S = patient(60.0)
 
 

@@ -30,7 +30,7 @@ def refuse(context: grpc.ServicerContext, code: int, reason: str, message: str, 
 
 @dataclass
 class Script:
-    """What the daemon knows, and what it was asked."""
+    """The daemon's knowledge, and the calls that it received."""
 
     migrations: dict[str, migrations_pb2.Migration] = field(default_factory=dict)
     revisions: list[migrations_pb2.Migration] = field(default_factory=list)
@@ -75,7 +75,7 @@ class ScriptedMigrations(migrations_pb2_grpc.MigrationsServicer):
         return self._script.migrations[request.migration_id]
 
     def ListMigrations(self, request, context):
-        """Two a page, whatever was asked for."""
+        """Two a page, for any requested size."""
         self._script.asked.append(request)
         every = list(self._script.migrations.values())
         first = int(request.page_token or 0)
