@@ -157,7 +157,9 @@ class Peer(Protocol):
 
 
 class Peers(Protocol):
-    def connect(self, address: str) -> Peer: ...
+    def connect(self, address: str, job: str) -> Peer:
+        """Returns the peer as the job with this nonce sees it."""
+        ...
 
 
 class Store(Protocol):

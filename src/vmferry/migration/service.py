@@ -11,6 +11,7 @@ Every method raises `VmferryError` with the reason for the caller.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -125,7 +126,15 @@ class MigrationService:
             now = self._environment.clock.now_us()
             errors = len(await self._recorder.ledger(vm))
             limit = push_bytes_per_s or self._environment.push_bytes_per_s
-            job = Job(migration, vm, destination, created_us=now, updated_us=now, memory_errors=errors)
+            job = Job(
+                migration,
+                vm,
+                destination,
+                created_us=now,
+                updated_us=now,
+                memory_errors=errors,
+                nonce=secrets.token_hex(16),
+            )
             job = await self._jobs.save(replace(job, push_bytes_per_s=limit))
             self._depart(job, None)
             return job

@@ -86,6 +86,8 @@ class Job:
     memory_errors: int = 0
     push_bytes_per_s: int = 0
     """Bytes a second that the background push may send; 0: no limit. Demand is never held back."""
+    nonce: str = ""
+    """The job's random name, 32 hexadecimal digits. A migration id is unique on its source only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Incoming:
     paused_reason: str = ""
     started_us: int = 0
     guarded_pages: int = 0
+    job: str = ""
+    """The nonce of the source's job. No other job may use the migration's id on this host."""
 
     @property
     def ended(self) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 MIGRATION_ID = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 VM_NAME = r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"
+NONCE = r"[0-9a-f]{32}"
+"""The random name of one job: 128 bits."""
 HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """The name of a daemon's host, which need not be a DNS name."""
 
@@ -23,6 +25,10 @@ def is_migration_id(text: str) -> bool:
 
 def is_vm_name(text: str) -> bool:
     return re.fullmatch(VM_NAME, text) is not None
+
+
+def is_nonce(text: str) -> bool:
+    return re.fullmatch(NONCE, text) is not None
 
 
 @dataclass(frozen=True, slots=True)

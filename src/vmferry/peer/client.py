@@ -59,21 +59,27 @@ class GrpcPeers:
     deadlines: PeerDeadlines = field(default_factory=PeerDeadlines)
     credentials: grpc.ChannelCredentials | None = None
 
-    def connect(self, address: str) -> GrpcPeer:
-        """Returns a client. It connects with the first call, and again when needed. Call it from the event loop."""
+    def connect(self, address: str, job: str) -> GrpcPeer:
+        """Returns a client that names this job's nonce in every request.
+
+        It connects with the first call, and again when needed. Call it from the event loop.
+        """
         options = channel_options(self.deadlines.hello_s)
         if self.credentials is None:
             channel = grpc.aio.insecure_channel(address, options=options)
         else:
             channel = grpc.aio.secure_channel(address, self.credentials, options=options)
-        return GrpcPeer(address, channel, self.source_host, self.deadlines)
+        return GrpcPeer(address, channel, job, self.source_host, self.deadlines)
 
 
 class GrpcPeer:
     """One destination."""
 
-    def __init__(self, address: str, channel: grpc.aio.Channel, source_host: str, deadlines: PeerDeadlines) -> None:
+    def __init__(
+        self, address: str, channel: grpc.aio.Channel, job: str, source_host: str, deadlines: PeerDeadlines
+    ) -> None:
         self._address = address
+        self._job = job
         self._channel = channel
         self._stub = PeerStub(channel)
         self._source_host = source_host
@@ -81,7 +87,7 @@ class GrpcPeer:
         self._switchover: grpc.aio.StreamStreamCall[pb.SwitchoverRequest, pb.SwitchoverReply] | None = None
 
     async def hello(self, migration: str) -> str:
-        request = pb.HelloRequest(protocol_version=PROTOCOL_VERSION, migration=migration)
+        request = pb.HelloRequest(protocol_version=PROTOCOL_VERSION, migration=migration, job=self._job)
         reply = await self._call("Hello", self._stub.Hello(request, timeout=self._deadlines.hello_s))
         if reply.protocol_version != PROTOCOL_VERSION:
             raise self._other_version(f"speaks version {reply.protocol_version}")
@@ -90,6 +96,7 @@ class GrpcPeer:
     async def prepare(self, migration: str, wanted: Wanted) -> None:
         request = pb.PrepareRequest(
             migration=migration,
+            job=self._job,
             vm=wanted.vm,
             layout=wire.layout_to_pb(wanted.layout),
             vcpus=wanted.vcpus,
@@ -106,7 +113,10 @@ class GrpcPeer:
 
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
         request = pb.ReadyRequest(
-            migration=migration, device_state=device_state, ledger=[wire.error_to_pb(entry) for entry in ledger]
+            migration=migration,
+            job=self._job,
+            device_state=device_state,
+            ledger=[wire.error_to_pb(entry) for entry in ledger],
         )
         if self._switchover is None or self._switchover.done():
             await self._open_switchover()
@@ -114,7 +124,7 @@ class GrpcPeer:
         await self._step("Ready", pb.SwitchoverRequest(ready=request), deadline_s)
 
     async def start(self, migration: str) -> int:
-        request = pb.StartRequest(migration=migration)
+        request = pb.StartRequest(migration=migration, job=self._job)
         if self._switchover is None:
             reply = await self._call("Start", self._stub.Start(request, timeout=self._deadlines.start_s))
             return reply.started_us
@@ -125,11 +135,11 @@ class GrpcPeer:
         return step.start.started_us
 
     async def refuse(self, migration: str, reason: str) -> None:
-        request = pb.RefuseRequest(migration=migration, reason=reason)
+        request = pb.RefuseRequest(migration=migration, job=self._job, reason=reason)
         await self._call("Refuse", self._stub.Refuse(request, timeout=self._deadlines.refuse_s))
 
     async def outcome(self, migration: str) -> tuple[Outcome, str]:
-        request = pb.GetOutcomeRequest(migration=migration)
+        request = pb.GetOutcomeRequest(migration=migration, job=self._job)
         reply = await self._call("GetOutcome", self._stub.GetOutcome(request, timeout=self._deadlines.outcome_s))
         outcome = convert.outcome_from_pb(reply.outcome)
         if outcome is None:
@@ -138,7 +148,7 @@ class GrpcPeer:
 
     async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
         """Watches without a deadline. Keepalive pings notice a dead destination within `hello_s`."""
-        call = self._stub.WatchIncoming(pb.WatchIncomingRequest(migration=migration))
+        call = self._stub.WatchIncoming(pb.WatchIncomingRequest(migration=migration, job=self._job))
         try:
             async for message in call:
                 update = convert.update_from_pb(message)
@@ -151,7 +161,7 @@ class GrpcPeer:
             call.cancel()
 
     async def finish(self, migration: str) -> None:
-        request = pb.FinishRequest(migration=migration)
+        request = pb.FinishRequest(migration=migration, job=self._job)
         await self._call("Finish", self._stub.Finish(request, timeout=self._deadlines.finish_s))
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmferry.units import MIB
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """The version of peer.proto."""
 
 DEVICE_STATE_LIMIT = 64 * MIB

@@ -12,7 +12,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Outcome
-from vmferry.model.names import MIGRATION_ID, VM_NAME, is_migration_id, is_vm_name
+from vmferry.model.names import MIGRATION_ID, NONCE, VM_NAME, is_migration_id, is_nonce, is_vm_name
 from vmferry.peer import convert
 from vmferry.peer.contract import PROTOCOL_VERSION
 from vmferry.rpc import convert as wire
@@ -27,10 +27,11 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class IncomingOperations(Protocol):
     """The part of the core that this servicer calls. It mirrors `ports.Peer`.
 
-    Every method is idempotent by `migration`. The call is cancelled if its caller goes away or its deadline passes. The
-    implementation finishes indivisible work in a task of its own.
+    `admit` binds `migration` to one job. Every other method is idempotent by `migration`. A call is cancelled if its
+    caller goes away or its deadline passes. The implementation finishes indivisible work in a task of its own.
     """
 
+    async def admit(self, migration: str, job: str) -> None: ...
     async def hello(self, migration: str) -> str: ...
     async def prepare(self, migration: str, wanted: Wanted, source_host: str) -> None: ...
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None: ...
@@ -72,13 +73,20 @@ class PeerServicer(GeneratedServicer):
     async def WatchIncoming(  # noqa: N802
         self, request: pb.WatchIncomingRequest, context: Context
     ) -> AsyncIterator[pb.IncomingUpdate]:
-        await answered(context, _checked(request.migration))
+        await answered(context, self._admit(request.migration, request.job))
         updates = aiter(self._operations.watch(request.migration))
         while (update := await answered(context, anext(updates, None))) is not None:
             yield convert.update_to_pb(update)
 
     async def Finish(self, request: pb.FinishRequest, context: Context) -> pb.FinishReply:  # noqa: N802
         return await answered(context, self._finish(request))
+
+    async def _admit(self, migration: str, job: str) -> None:
+        if not is_migration_id(migration):
+            raise wire.invalid("migration", f"{migration!r} is not {MIGRATION_ID}")
+        if not is_nonce(job):
+            raise wire.invalid("job", f"{job!r} is not {NONCE}")
+        await self._operations.admit(migration, job)
 
     async def _hello(self, request: pb.HelloRequest) -> pb.HelloReply:
         if request.protocol_version != PROTOCOL_VERSION:
@@ -88,12 +96,12 @@ class PeerServicer(GeneratedServicer):
                 f"the destination version {PROTOCOL_VERSION}.",
                 "Run versions of vmferry on both hosts that speak the same peer protocol.",
             )
-        await _checked(request.migration)
+        await self._admit(request.migration, request.job)
         host = await self._operations.hello(request.migration)
         return pb.HelloReply(protocol_version=PROTOCOL_VERSION, host=host)
 
     async def _prepare(self, request: pb.PrepareRequest) -> pb.PrepareReply:
-        await _checked(request.migration)
+        await self._admit(request.migration, request.job)
         if not is_vm_name(request.vm):
             raise wire.invalid("vm", f"{request.vm!r} is not {VM_NAME}")
         if request.vcpus == 0:
@@ -124,35 +132,35 @@ class PeerServicer(GeneratedServicer):
                 raise wire.invalid("step", "is missing")
 
     async def _ready(self, request: pb.ReadyRequest) -> pb.ReadyReply:
-        await _checked(request.migration)
+        await self._admit(request.migration, request.job)
         await self._operations.ready(request.migration, request.device_state, _ledger(request.ledger))
         return pb.ReadyReply()
 
     async def _start(self, request: pb.StartRequest) -> pb.StartReply:
-        await _checked(request.migration)
+        await self._admit(request.migration, request.job)
         began_s = time.monotonic()
         started_us = await self._operations.start(request.migration)
         return pb.StartReply(started_us=started_us, start_s=time.monotonic() - began_s)
 
     async def _refuse(self, request: pb.RefuseRequest) -> pb.RefuseReply:
-        await _checked(request.migration)
+        try:
+            await self._admit(request.migration, request.job)
+        except VmferryError as error:
+            if error.reason is Reason.MIGRATION_EXISTS:
+                return pb.RefuseReply()  # Nothing of that job is here, and nothing of it can come.
+            raise
         await self._operations.refuse(request.migration, request.reason)
         return pb.RefuseReply()
 
     async def _get_outcome(self, request: pb.GetOutcomeRequest) -> pb.GetOutcomeReply:
-        await _checked(request.migration)
+        await self._admit(request.migration, request.job)
         outcome, reason = await self._operations.outcome(request.migration)
         return pb.GetOutcomeReply(outcome=convert.outcome_to_pb(outcome), reason=reason)
 
     async def _finish(self, request: pb.FinishRequest) -> pb.FinishReply:
-        await _checked(request.migration)
+        await self._admit(request.migration, request.job)
         await self._operations.finish(request.migration)
         return pb.FinishReply()
-
-
-async def _checked(migration: str) -> None:
-    if not is_migration_id(migration):
-        raise wire.invalid("migration", f"{migration!r} is not {MIGRATION_ID}")
 
 
 def _ledger(errors: Iterable[common_pb2.MemoryError]) -> tuple[LedgerEntry, ...]:

@@ -18,6 +18,7 @@ Answer = TypeVar("Answer")
 class Destination(Protocol):
     """The part of `IncomingService` that a peer calls."""
 
+    async def admit(self, migration: str, job: str) -> None: ...
     async def hello(self, migration: str) -> str: ...
     async def prepare(self, migration: str, wanted: Wanted, source_host: str = "") -> None: ...
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None: ...
@@ -41,38 +42,44 @@ class FakePeers:
         self.script = script
         self.find = find
 
-    def connect(self, address: str) -> FakePeer:
-        return FakePeer(self, address)
+    def connect(self, address: str, job: str) -> FakePeer:
+        return FakePeer(self, address, job)
 
 
 class FakePeer:
     """One peer. As over a network, a call keeps running on the other side when its caller is cancelled."""
 
-    def __init__(self, peers: FakePeers, address: str) -> None:
+    def __init__(self, peers: FakePeers, address: str, job: str) -> None:
         self._peers = peers
         self._address = address
+        self._job = job
 
     async def hello(self, migration: str) -> str:
-        return await self._call("hello", lambda there: there.hello(migration))
+        return await self._call("hello", migration, lambda there: there.hello(migration))
 
     async def prepare(self, migration: str, wanted: Wanted) -> None:
-        await self._call("prepare", lambda there: there.prepare(migration, wanted, "source"))
+        await self._call("prepare", migration, lambda there: there.prepare(migration, wanted, "source"))
 
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
-        await self._call("ready", lambda there: there.ready(migration, device_state, ledger))
+        await self._call("ready", migration, lambda there: there.ready(migration, device_state, ledger))
 
     async def start(self, migration: str) -> int:
-        return await self._call("start", lambda there: there.start(migration))
+        return await self._call("start", migration, lambda there: there.start(migration))
 
     async def refuse(self, migration: str, reason: str) -> None:
-        await self._call("refuse", lambda there: there.refuse(migration, reason))
+        try:
+            await self._call("refuse", migration, lambda there: there.refuse(migration, reason))
+        except VmferryError as error:
+            if error.reason is not Reason.MIGRATION_EXISTS:
+                raise
 
     async def outcome(self, migration: str) -> tuple[Outcome, str]:
-        return await self._call("outcome", lambda there: there.outcome(migration))
+        return await self._call("outcome", migration, lambda there: there.outcome(migration))
 
     async def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]:
         await self._peers.script.do("peer.watch")
         there = self._there()
+        await there.admit(migration, self._job)
         updates = there.watch(migration)
         while True:
             coming = asyncio.ensure_future(_next(updates))
@@ -89,17 +96,25 @@ class FakePeer:
             yield update
 
     async def finish(self, migration: str) -> None:
-        await self._call("finish", lambda there: there.finish(migration))
+        await self._call("finish", migration, lambda there: there.finish(migration))
 
     async def close(self) -> None:
         pass
 
-    async def _call(self, name: str, ask: Callable[[Destination], Coroutine[Any, Any, Answer]]) -> Answer:
+    async def _admitted(
+        self, there: Destination, migration: str, ask: Callable[[Destination], Coroutine[Any, Any, Answer]]
+    ) -> Answer:
+        await there.admit(migration, self._job)
+        return await ask(there)
+
+    async def _call(
+        self, name: str, migration: str, ask: Callable[[Destination], Coroutine[Any, Any, Answer]]
+    ) -> Answer:
         """A call that can fail before it is sent, or after its effect: then its answer is lost."""
         answers: list[Answer] = []
         await self._peers.script.do(f"peer.{name}")
         there = self._there()
-        work = asyncio.ensure_future(ask(there))
+        work = asyncio.ensure_future(self._admitted(there, migration, ask))
         work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # the caller may be gone
         try:
             answers.append(await _apart(work))

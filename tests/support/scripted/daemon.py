@@ -20,6 +20,9 @@ class ScriptedSide:
     async def job(self, migration: str) -> Job:
         raise VmferryError(Reason.MIGRATION_UNKNOWN, f"No migration {migration}.")
 
+    async def admit(self, migration: str, job: str) -> None:
+        pass
+
     async def hello(self, migration: str) -> str:
         return f"host-of-{migration}"
 

@@ -117,7 +117,7 @@ async def test_the_peer_port_serves_peers_and_the_api_port_does_not(tmp_path: Pa
     async with running(tmp_path, ScriptedCore()) as run:
         run.core.begin.set()
         await run.until_answering()
-        request = peer_pb2.HelloRequest(protocol_version=PROTOCOL_VERSION, migration="m1")
+        request = peer_pb2.HelloRequest(protocol_version=PROTOCOL_VERSION, migration="m1", job="0" * 32)
         async with grpc.aio.insecure_channel(str(run.config.peer)) as channel:
             assert (await PeerStub(channel).Hello(request)).host == "host-of-m1"
         async with grpc.aio.insecure_channel(str(run.config.api)) as channel:
@@ -210,7 +210,9 @@ async def test_a_request_whose_path_is_not_text_closes_no_port(tmp_path: Path, p
         async with grpc.aio.insecure_channel(str(run.config.api)) as channel:
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""))
         async with grpc.aio.insecure_channel(str(run.config.peer)) as channel:
-            await PeerStub(channel).Hello(peer_pb2.HelloRequest(protocol_version=PROTOCOL_VERSION, migration="m1"))
+            await PeerStub(channel).Hello(
+                peer_pb2.HelloRequest(protocol_version=PROTOCOL_VERSION, migration="m1", job="0" * 32)
+            )
         assert not [cause for cause in await run.causes() if cause.startswith(("api", "peer"))]
 
 

@@ -30,6 +30,7 @@ from vmferry.v1.peer_pb2_grpc import PeerStub, add_PeerServicer_to_server
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 4 * MIB, 4096, Backing.MEMFD),))
 HELD = (PageRange(0, 0, 3), PageRange(0, 1000, 24))
 ENTRY = LedgerEntry(Gpa(0x5000), Origin.READ, count=3)
+JOB = "0123456789abcdef" * 2
 WANTED = Wanted("web-1", LAYOUT, 2, "x86_64/kvm", "127.0.0.1:7700", "token", (ENTRY,), HELD)
 
 
@@ -42,6 +43,11 @@ class Recorder:
         self.forever = False
         self.given_up = False
         self.updates: list[IncomingUpdate] = []
+        self.jobs: dict[str, str] = {}
+
+    async def admit(self, migration: str, job: str) -> None:
+        if self.jobs.setdefault(migration, job) != job:
+            raise VmferryError(Reason.MIGRATION_EXISTS, f"{migration} is another job's.", "Take another name.")
 
     async def _record(self, *call: Any) -> None:
         self.calls.append(call)
@@ -103,7 +109,7 @@ async def loopback() -> AsyncIterator[Loopback]:
 
 @pytest.fixture
 async def peer(loopback: Loopback) -> AsyncIterator[GrpcPeer]:
-    client = GrpcPeers("host-a").connect(loopback.address)
+    client = GrpcPeers("host-a").connect(loopback.address, JOB)
     yield client
     await client.close()
 
@@ -169,7 +175,7 @@ async def test_nobody_listens_names_address_and_cause(loopback: Loopback, peer: 
 
 async def test_no_answer_in_time_is_unreachable(loopback: Loopback) -> None:
     loopback.core.forever = True
-    client = GrpcPeers("host-a", PeerDeadlines(start_s=0.3)).connect(loopback.address)
+    client = GrpcPeers("host-a", PeerDeadlines(start_s=0.3)).connect(loopback.address, JOB)
     with pytest.raises(VmferryError) as caught:
         await client.start("m1")
     await client.close()
@@ -192,7 +198,7 @@ async def test_another_version_is_refused_by_the_destination(loopback: Loopback)
     async with grpc.aio.insecure_channel(loopback.address, options=contract.channel_options()) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await PeerStub(channel).Hello(
-                pb.HelloRequest(protocol_version=contract.PROTOCOL_VERSION + 1, migration="m1")
+                pb.HelloRequest(protocol_version=contract.PROTOCOL_VERSION + 1, migration="m1", job=JOB)
             )
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert loopback.core.calls == []
@@ -216,7 +222,7 @@ async def test_another_version_is_refused_by_the_source(implements_hello: bool) 
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("vmferry.v1.Peer", handlers),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    client = GrpcPeers("host-a").connect(address)
+    client = GrpcPeers("host-a").connect(address, JOB)
     with pytest.raises(VmferryError) as caught:
         await client.hello("m1")
     await client.close()
@@ -229,11 +235,18 @@ async def test_another_version_is_refused_by_the_source(implements_hello: bool) 
     ("method", "request_", "field"),
     [
         ("Prepare", pb.PrepareRequest(migration="M1"), "migration"),
-        ("Prepare", pb.PrepareRequest(migration="m1", vm="../x"), "vm"),
-        ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=0), "vcpus"),
-        ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=1), "layout.regions"),
-        ("Prepare", pb.PrepareRequest(migration="m1", vm="a", vcpus=1, layout=layout_to_pb(LAYOUT)), "lane_address"),
+        ("Prepare", pb.PrepareRequest(migration="m1", job=JOB, vm="../x"), "vm"),
+        ("Prepare", pb.PrepareRequest(migration="m1", job=JOB, vm="a", vcpus=0), "vcpus"),
+        ("Prepare", pb.PrepareRequest(migration="m1", job=JOB, vm="a", vcpus=1), "layout.regions"),
+        (
+            "Prepare",
+            pb.PrepareRequest(migration="m1", job=JOB, vm="a", vcpus=1, layout=layout_to_pb(LAYOUT)),
+            "lane_address",
+        ),
+        ("Prepare", pb.PrepareRequest(migration="m1"), "job"),
+        ("Hello", pb.HelloRequest(protocol_version=contract.PROTOCOL_VERSION, migration="m1", job="x" * 32), "job"),
         ("Start", pb.StartRequest(), "migration"),
+        ("Start", pb.StartRequest(migration="m1", job=JOB[1:]), "job"),
         ("GetOutcome", pb.GetOutcomeRequest(migration="-"), "migration"),
     ],
 )
@@ -277,7 +290,7 @@ async def test_an_error_of_a_switchover_is_the_destinations_own(loopback: Loopba
 
 
 async def test_a_start_whose_answer_was_lost_is_asked_again_in_a_call_of_its_own(loopback: Loopback) -> None:
-    client = GrpcPeers("host-a", PeerDeadlines(start_s=0.3)).connect(loopback.address)
+    client = GrpcPeers("host-a", PeerDeadlines(start_s=0.3)).connect(loopback.address, JOB)
     await client.prepare("m1", WANTED)
     await client.ready("m1", b"state", [])
     loopback.core.forever = True
@@ -360,7 +373,7 @@ async def test_prepare_has_the_time_that_its_memory_takes() -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("vmferry.v1.Peer", handlers),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    client = GrpcPeers("host-a", PeerDeadlines(prepare_s=60.0)).connect(address)
+    client = GrpcPeers("host-a", PeerDeadlines(prepare_s=60.0)).connect(address, JOB)
     await client.prepare("m1", replace(WANTED, held=()))
     await client.prepare("m1", replace(WANTED, held=(PageRange(0, 0, GIB // 4096 * 1024),)))
     await client.close()
@@ -378,7 +391,7 @@ async def test_a_far_or_busy_destination_is_reached(loopback: Loopback) -> None:
         late_s=0.7,
     ) as listener:
         host, late_port = listener.sockets[0].getsockname()
-        client = GrpcPeers("host-a").connect(f"{host}:{late_port}")
+        client = GrpcPeers("host-a").connect(f"{host}:{late_port}", JOB)
         assert await client.hello("m1") == "host-b"
         await client.close()
 
@@ -389,7 +402,7 @@ async def test_a_destination_that_says_nothing_is_named_with_the_cause(loopback:
         lambda serve: asyncio.start_server(serve, "127.0.0.1", 0), asyncio.Future, late_s=0
     ) as listener:
         host, port = listener.sockets[0].getsockname()
-        client = GrpcPeers("host-a", PeerDeadlines(hello_s=0.5)).connect(f"{host}:{port}")
+        client = GrpcPeers("host-a", PeerDeadlines(hello_s=0.5)).connect(f"{host}:{port}", JOB)
         with pytest.raises(VmferryError) as caught:
             await client.hello("m1")
         await client.close()
@@ -400,3 +413,25 @@ async def test_a_destination_that_says_nothing_is_named_with_the_cause(loopback:
 async def test_a_large_state_has_the_time_that_a_slow_network_takes() -> None:
     """Deadlines grow with the size of the message and of the held memory."""
     assert contract.transfer_s(contract.DEVICE_STATE_LIMIT) == pytest.approx(64.0)
+
+
+async def test_another_job_of_the_same_id_is_refused_in_every_call(loopback: Loopback, peer: GrpcPeer) -> None:
+    await peer.prepare("m1", WANTED)
+    stranger = GrpcPeers("host-c").connect(loopback.address, JOB[::-1])
+    calls = loopback.core.calls.copy()
+    asked = {
+        "hello": lambda: stranger.hello("m1"),
+        "prepare": lambda: stranger.prepare("m1", WANTED),
+        "ready": lambda: stranger.ready("m1", b"state", []),
+        "start": lambda: stranger.start("m1"),
+        "outcome": lambda: stranger.outcome("m1"),
+        "watch": lambda: anext(stranger.watch("m1")),
+        "finish": lambda: stranger.finish("m1"),
+    }
+    for name, ask in asked.items():
+        with pytest.raises(VmferryError) as caught:
+            await ask()
+        assert caught.value.reason is Reason.MIGRATION_EXISTS, name
+    await stranger.refuse("m1", "nothing of that job is here")
+    await stranger.close()
+    assert loopback.core.calls == calls

@@ -69,6 +69,8 @@ class IncomingMigration:
             pid = entry.data.get("vmm_pid")
             if entry.kind == JournalKind.PREPARED and isinstance(pid, int):
                 self.pid = pid
+            if job := entry.data.get("job"):
+                self.record = replace(self.record, job=str(job))
             if entry.kind == JournalKind.RUNNING and not self.record.started_us:
                 self.record = replace(self.record, started_us=entry.at_us)
             if entry.kind == JournalKind.REFUSED:
@@ -94,6 +96,8 @@ class IncomingMigration:
         data: dict[str, object] = {"reason": reason} if reason else {}
         if kind is JournalKind.PREPARED:
             data["vmm_pid"] = self.pid
+        if kind in (JournalKind.PREPARED, JournalKind.REFUSED):
+            data["job"] = self.record.job
         entry = JournalEntry(self.record.migration, kind.value, self._environment.clock.now_us(), data)
         await self._environment.store.append_journal(entry)
         lost = (reason or "lost") if kind is JournalKind.LOST else self.record.lost_reason

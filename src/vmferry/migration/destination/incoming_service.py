@@ -76,6 +76,23 @@ class IncomingService:
     def all(self) -> list[Incoming]:
         return [incoming.record for incoming in self._known.values() if incoming.record.vm]
 
+    async def admit(self, migration: str, job: str) -> None:
+        """Binds the migration's id to the first job that names it: ids are unique on one source only.
+
+        Raises: VmferryError MIGRATION_EXISTS.
+        """
+        incoming = await self._load(migration)
+        if not incoming.record.job:
+            incoming.record = replace(incoming.record, job=job)
+        if incoming.record.job != job:
+            known = incoming.record
+            whose = f" It is {known.vm} from {known.source_host}." if known.vm else ""
+            raise VmferryError(
+                Reason.MIGRATION_EXISTS,
+                f"the destination {self._environment.host} knows {migration} as another job.{whose}",
+                "Begin a new migration, under another name.",
+            )
+
     async def hello(self, migration: str) -> str:
         """Returns this host's name."""
         del migration
@@ -90,6 +107,7 @@ class IncomingService:
         async with self._interruptible(incoming):
             found = inc.answer(incoming.state, inc.PrepareRequested(), migration)
             if not found.commands:
+                _check_same_vm(incoming, wanted.vm)
                 return
             check_layout(wanted.layout)
             await self._check_vm(incoming, wanted.vm, wanted.platform)
@@ -377,3 +395,13 @@ class IncomingService:
                         await self._append(incoming, kind)
                     case _:
                         raise AssertionError(f"nothing performs {command} once all pages have arrived")
+
+
+def _check_same_vm(incoming: IncomingMigration, vm: str) -> None:
+    """A repeated Prepare is answered as done only if it asks for the VM that was prepared."""
+    if incoming.record.vm != vm:
+        raise VmferryError(
+            Reason.MIGRATION_EXISTS,
+            f"{incoming.record.migration} moves {incoming.record.vm} to this host, not {vm}.",
+            "Begin a new migration, under another name.",
+        )

@@ -33,7 +33,7 @@ class SourceSteps:
     def __init__(self, environment: Environment, recorder: LedgerRecorder, job: Job) -> None:
         self.migration, self.vm = job.migration, job.vm
         self.key = f"{job.migration}-source"
-        self.peer: Peer = environment.peers.connect(job.destination)
+        self.peer: Peer = environment.peers.connect(job.destination, job.nonce)
         self.stopped_us = job.stopped_us
         self.stopped_at_s: float | None = None
         self.asked_destination = False

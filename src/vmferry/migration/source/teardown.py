@@ -37,6 +37,7 @@ class Teardown:
         self._steps = steps
         self._migration = job.migration
         self._destination = job.destination
+        self._nonce = job.nonce
         self._spawn = spawn
         self._log = log.bind(migration=job.migration, vm=job.vm)
 
@@ -116,7 +117,7 @@ class Teardown:
             self._spawn(f"refuse {self._migration}", self._refuse_later(reason))
 
     async def _refuse_later(self, reason: str) -> None:
-        peer = self._environment.peers.connect(self._destination)
+        peer = self._environment.peers.connect(self._destination, self._nonce)
         backoff = self._environment.backoff()
         try:
             for _ in range(self._environment.timeouts.refuse_attempts):
