@@ -15,7 +15,7 @@ const RETRY: Duration = Duration::from_millis(200);
 /// A daemon that takes nothing for so long has lost its connection: the VMM does not wait for it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What happens on the connection. `connection` counts connections: what belongs to an older one is void.
+/// An event of the connection. `connection` counts connections: events of an older one are void.
 #[derive(Debug)]
 pub enum ControlEvent {
     /// A new connection; the receiver says `hello` on it.

@@ -1,4 +1,4 @@
-//! Huge pages of this host (Documentation/admin-guide/mm/hugetlbpage.rst): flags that ask for them, and what to say when
+//! Huge pages of this host (Documentation/admin-guide/mm/hugetlbpage.rst): flags that request them, and the message if
 //! there are too few.
 
 use std::fs;
@@ -9,7 +9,7 @@ const POOLS: &str = "/sys/kernel/mm/hugepages";
 /// Both `mmap(2)` and `memfd_create(2)` take log2 of the page size from this bit on (`HUGETLB_FLAG_ENCODE_SHIFT`).
 const SIZE_SHIFT: u32 = 26;
 
-/// The flag that names a size of huge pages, beside `MAP_HUGETLB` or `MFD_HUGETLB`.
+/// The flag for a size of huge pages, in addition to `MAP_HUGETLB` or `MFD_HUGETLB`.
 pub fn size_flag(page_size: u64) -> u32 {
     page_size.trailing_zeros() << SIZE_SHIFT
 }
@@ -22,7 +22,7 @@ pub struct Pool {
     total: u64,
     /// `free_hugepages`, less those that others have reserved.
     free: u64,
-    /// What sets the number.
+    /// The file that sets the number.
     setting: String,
 }
 
@@ -46,7 +46,7 @@ impl Pool {
         Some(Self { page_size, total: number("nr_hugepages")?, free, setting })
     }
 
-    /// What the host lacks for `size` bytes, and how to give it that.
+    /// The host's shortage for `size` bytes, and its remedy.
     pub fn shortage(&self, size: u64) -> String {
         let wanted = size / self.page_size;
         let needed = self.total + wanted.saturating_sub(self.free);

@@ -5,9 +5,9 @@
 //! `CONFIG_MEMORY_FAILURE` and `CAP_SYS_ADMIN`): the host keeps that frame out of service until it boots again.
 //!
 //! Between drop and marker nobody may see the page as zeros. Without a migration the page is registered with a
-//! userfaultfd of the injector's own for that moment: whoever touches it (the pager of a source reads at any time) waits
-//! and then finds the marker. While a migration's userfaultfd owns the range (EBUSY) that one is used; the pager serves its
-//! faults, so the vCPUs must stand still, which the caller sees to in either case.
+//! userfaultfd of the injector's own for that moment: a thread that touches it waits and then finds the marker. The
+//! pager of a source reads at any time. While a migration's userfaultfd owns the range (EBUSY) that one is used; the
+//! pager serves its faults, so the vCPUs must be stopped. The caller stops them in either case.
 //!
 //! A huge page goes bad as a whole: `UFFDIO_POISON` and `MADV_DONTNEED` take no part of one.
 
@@ -86,7 +86,7 @@ pub enum InjectError {
     /// The kernel refused.
     #[error("{what}: {source}")]
     Kernel {
-        /// What was tried.
+        /// The failed operation.
         what: &'static str,
         /// Its error.
         source: io::Error,
@@ -97,7 +97,7 @@ fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> InjectError {
     move |source| InjectError::Kernel { what, source }
 }
 
-/// Makes the page raise a memory error from now on. The vCPUs stand still. `migration` is the userfaultfd of a
+/// Makes the page raise a memory error from now on. The vCPUs are stopped. `migration` is the userfaultfd of a
 /// destination while the VMM keeps it.
 ///
 /// May block until the pager has read a REMOVE event: never call it in a thread that the pager waits for.
@@ -190,9 +190,9 @@ enum Entry {
     Marker,
 }
 
-/// What /proc/self/pagemap says of a page (Documentation/admin-guide/mm/pagemap.rst): bit 63 present, 62 swapped, bits
-/// 0–4 the swap type; a marker of 4 KiB is shown as the swap entry of the last type, `SWP_PTE_MARKER`, one of a huge page
-/// not at all.
+/// The entry of a page in /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): bit 63 present, 62 swapped,
+/// bits 0–4 the swap type; a marker of 4 KiB is shown as the swap entry of the last type, `SWP_PTE_MARKER`, one of a
+/// huge page not at all.
 fn entry(hva: u64) -> Result<Entry, InjectError> {
     let mut word = [0; 8];
     File::open("/proc/self/pagemap")

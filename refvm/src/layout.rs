@@ -1,4 +1,4 @@
-//! The layout of guest memory: which regions there are, and what makes a layout acceptable. Pure.
+//! The layout of guest memory: its regions, and the rules for a layout. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +9,12 @@ pub const PAGE_SIZE: u64 = 4096;
 /// Pages that guest memory may be made of, bytes: the three sizes of x86-64.
 pub const PAGE_SIZES: [u64; 3] = [PAGE_SIZE, 2 << 20, 1 << 30];
 
-/// Where the hole for devices below 4 GiB begins: RAM beyond it goes on at 4 GiB, as on a PC.
+/// Where the hole for devices below 4 GiB begins: RAM beyond it continues at 4 GiB, as on a PC.
 const HOLE_START: u64 = 3 << 30;
 /// Where the hole ends.
 const HOLE_END: u64 = 4 << 30;
 
-/// What a region is made of.
+/// The backing of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Backing {
@@ -24,7 +24,7 @@ pub enum Backing {
     Memfd,
 }
 
-/// What all regions of a guest are made of.
+/// The backing of all regions of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MadeOf {
     /// How it is mapped.
@@ -48,7 +48,7 @@ pub struct RegionSpec {
     pub size: u64,
     /// Bytes.
     pub page_size: u64,
-    /// What it is made of.
+    /// Its backing.
     pub backing: Backing,
 }
 
@@ -58,7 +58,7 @@ pub struct RegionSpec {
 pub struct LayoutError {
     /// The field of the message or option that is wrong, e.g. `regions[1].size`.
     pub field: String,
-    /// Its value and what is required.
+    /// Its value and the requirement.
     pub message: String,
     /// True where the layout is right but cannot be built by this VMM.
     pub unsupported: bool,

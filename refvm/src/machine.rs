@@ -1,4 +1,4 @@
-//! What the protocol needs of a guest, whichever way it is run: the seam between `kvm`/`process` and `protocol`.
+//! The protocol's view of a guest, for every way to run it: the seam between `kvm`/`process` and `protocol`.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -21,7 +21,7 @@ pub struct MappedRegion {
 pub struct Ram {
     /// Where it is.
     pub regions: Arc<[MappedRegion]>,
-    /// Bytes of a page of each region's backing: what a memory error takes away at once.
+    /// Bytes of a page of each region's backing: the loss of one memory error.
     pub page_sizes: Arc<[u64]>,
 }
 
@@ -47,7 +47,7 @@ pub const LSB_4K: u32 = 12;
 /// log2 of the bytes of the largest page, 1 GiB.
 pub const LSB_1G: u32 = 30;
 
-/// An aligned block of guest memory that is bad as a whole: a page of whatever size.
+/// An aligned block of guest memory that is bad as a whole: a page of any size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Block {
     /// GPA of the first byte.
@@ -103,7 +103,7 @@ pub enum Workload {
     Paced,
 }
 
-/// What is to be run.
+/// The guest to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GuestConfig {
     /// Number of vCPUs, 1 to 16.
@@ -147,7 +147,8 @@ pub trait Machine: Send {
     /// an AR for the same page was delivered before. Works on a running or a stopped machine; on one that waits for its
     /// state (a destination's) the guest is told once it is loaded.
     fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError>;
-    /// Whether a thread touches guest memory for the machine without being a vCPU: nobody stumbles over what it finds bad.
+    /// Whether a thread touches guest memory for the machine without being a vCPU: no vCPU consumes the errors that it
+    /// finds.
     fn is_helper(&self, thread: u32) -> bool;
 }
 
@@ -155,7 +156,7 @@ pub trait Machine: Send {
 pub type MakeMachine =
     fn(ram: Ram, config: GuestConfig, errors: Sender<GuestMemoryError>) -> Result<Box<dyn Machine>, MachineError>;
 
-/// What a machine cannot do.
+/// A machine's failure.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// The host lacks something.

@@ -1,4 +1,4 @@
-//! The one thread that commands a machine: whatever may block (stopping, saving, making a memory error) blocks here.
+//! The one thread that commands a machine: operations that may block (stop, save, make a memory error) block here.
 
 use std::io;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use crate::machine::{GuestConfig, GuestMemoryError, Machine, MachineError, MakeMachine};
 use crate::memory::GuestMemory;
 
-/// What the thread owns.
+/// The state that the thread owns.
 pub struct Commanded {
     machine: Box<dyn Machine>,
     running: bool,
@@ -44,7 +44,7 @@ impl Commanded {
         Ok(())
     }
 
-    /// Does something while the vCPUs stand still; they run again after it if they ran before.
+    /// Does something while the vCPUs are stopped; they run again after it if they ran before.
     ///
     /// # Errors
     /// As [`Machine::stop`] and [`Machine::run`].
@@ -101,7 +101,7 @@ impl MachineThread {
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Has the thread do something after what it does now. A job tells of its end by itself.
+    /// Has the thread do something after its present work. A job tells of its end by itself.
     pub fn command(&self, job: impl FnOnce(&mut Commanded) + Send + 'static) {
         // The thread ends only after this sender is dropped, or by a panic, which its message has told already.
         if self.jobs.as_ref().is_some_and(|jobs| jobs.send(Box::new(job)).is_err()) {

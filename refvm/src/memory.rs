@@ -9,7 +9,7 @@ use crate::huge_pages;
 use crate::layout::{self, Backing, LayoutError, PAGE_SIZE, RegionSpec};
 use crate::machine::{MappedRegion, Ram};
 
-/// What a transparent huge page is aligned to, bytes.
+/// Alignment of a transparent huge page, bytes.
 const THP_BYTES: usize = 2 << 20;
 
 /// Whether the kernel may put transparent huge pages under pages of 4 KiB.
@@ -19,7 +19,7 @@ pub enum Transparent {
     Never,
     /// Wherever it can, from the first touch on (`MADV_HUGEPAGE`): a guest that boots here.
     AtOnce,
-    /// Once somebody collapses them: a destination, whose pages arrive one by one.
+    /// Once somebody collapses them: a destination; its pages arrive one by one.
     Afterwards,
 }
 
@@ -75,7 +75,7 @@ impl GuestMemory {
     /// Maps the regions, without transparent huge pages; no page of them is present.
     ///
     /// # Errors
-    /// [`MemoryError`]; whatever was mapped before the failure is unmapped.
+    /// [`MemoryError`]; mappings from before the failure are removed.
     pub fn new(specs: &[RegionSpec]) -> Result<Self, MemoryError> {
         Self::with_transparent(specs, Transparent::Never)
     }
@@ -86,7 +86,7 @@ impl GuestMemory {
     /// As [`Self::new`].
     pub fn with_transparent(specs: &[RegionSpec], transparent: Transparent) -> Result<Self, MemoryError> {
         layout::check(specs)?;
-        // Huge pages are set aside: they are not part of what is available.
+        // Huge pages are set aside: they do not count as available.
         let of_4k = specs.iter().filter(|r| r.page_size == PAGE_SIZE);
         let asked = of_4k.map(|r| r.size).fold(0, u64::saturating_add);
         match available_bytes() {
@@ -112,7 +112,7 @@ impl GuestMemory {
         Arc::clone(&self.ram.regions)
     }
 
-    /// What machines are made over.
+    /// The memory under a machine.
     pub fn ram(&self) -> Ram {
         self.ram.clone()
     }

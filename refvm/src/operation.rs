@@ -1,5 +1,5 @@
-//! The requests that take time, and what they end with. Each runs in a thread that may block and tells the control loop
-//! by what they [`Ended`] with.
+//! The requests that take time, and their results. Each runs in a thread that may block, and sends the control loop its
+//! result as [`Ended`].
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -15,8 +15,8 @@ use crate::pager_link::{AttachError, PagerLink};
 use crate::protocol::message::{Poisoned, Prepare, Request, encode_state};
 use crate::userfaultfd::{self, Userfaultfd};
 
-/// A guest and what belongs to it. Dropped in this order: the pager hears first, then vCPUs end, then the userfaultfd is
-/// closed and the memory unmapped.
+/// A guest and its parts. Dropped in this order: the pager hears first, then vCPUs end, then the userfaultfd is closed
+/// and the memory unmapped.
 #[derive(Debug)]
 pub struct Guest {
     /// Connection to the pager.
@@ -31,11 +31,11 @@ pub struct Guest {
     pub vcpus: u32,
     /// The guest's epoch on this host; none before its state is here.
     pub epoch: Option<u64>,
-    /// What was asked for, on a destination.
+    /// The prepared request, on a destination.
     pub prepared_as: Option<Prepare>,
 }
 
-/// What a request ended with.
+/// The result of a request.
 #[derive(Debug)]
 pub struct Done {
     /// Fields of the reply.
@@ -191,7 +191,7 @@ pub fn prepare<E: From<Poisoned> + Send + 'static>(
     Ok(Done { guest: Some(guest), ..Done::default() })
 }
 
-/// What `hello` said of this VMM's memory holds for every region.
+/// The `memory` of this VMM's `hello` holds for every region.
 fn check_memory_of(own: &MemoryOf, regions: &[RegionSpec]) -> Result<(), Failure> {
     for (index, region) in regions.iter().enumerate() {
         if let Some(page_size) = own.page_size.filter(|own| *own != region.page_size) {

@@ -1,4 +1,4 @@
-//! What the command line says.
+//! The options of the command line.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::machine::{MakeMachine, Workload};
 use crate::protocol::state::Verb;
 use crate::{kvm, process};
 
-/// What runs the guest.
+/// The accelerator of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Accel {
     /// Virtual CPUs of /dev/kvm.
@@ -19,7 +19,7 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// What makes its machines.
+    /// The maker of its machines.
     pub fn make(self) -> MakeMachine {
         match self {
             Self::Kvm => kvm::make,
@@ -35,7 +35,7 @@ impl Accel {
         }
     }
 
-    /// What its device state needs of a destination.
+    /// The platform that its device state needs on a destination.
     pub fn platform(self) -> &'static str {
         match self {
             Self::Kvm => "x86_64/kvm",
@@ -97,10 +97,10 @@ pub struct Options {
     pub faults: TestFaults,
 }
 
-/// What guest memory is made of here. With `--incoming` it is what `hello` says; what is absent is as on the source.
+/// The backing of guest memory here. With `--incoming` it goes into `hello`; an absent value is as on the source.
 #[derive(Debug, Clone, Copy, Default, clap::Args, serde::Serialize)]
 pub struct MemoryOf {
-    /// What guest memory is made of [default: anonymous; with --incoming: as on the source].
+    /// Backing of guest memory [default: anonymous; with --incoming: as on the source].
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing: Option<Backing>,

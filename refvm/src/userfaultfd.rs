@@ -82,7 +82,7 @@ struct UffdioPoison {
     updated: i64,
 }
 
-/// What became of [`Userfaultfd::poison`].
+/// The outcome of [`Userfaultfd::poison`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Poisoned {
     /// The marker is in place.
@@ -134,7 +134,7 @@ impl Userfaultfd {
         ioctl(self.as_raw_fd(), UFFDIO_REGISTER, &mut register)
     }
 
-    /// Unregisters `[start, start + len)`, waking who waits there. Poison markers stay.
+    /// Unregisters `[start, start + len)`, and wakes the threads that wait there. Poison markers stay.
     ///
     /// # Errors
     /// As the ioctl.
@@ -142,7 +142,7 @@ impl Userfaultfd {
         ioctl(self.as_raw_fd(), UFFDIO_UNREGISTER, &mut UffdioRange { start, len })
     }
 
-    /// Puts a poison marker where no page is present, and wakes who waits there.
+    /// Puts a poison marker where no page is present, and wakes the threads that wait there.
     ///
     /// # Errors
     /// ENOENT: not registered.

@@ -1,12 +1,12 @@
 //! The VMM's control loop: the one owner of the VM's state. It never touches guest memory and never blocks on anything
-//! that waits for a page; whoever does sends it an [`Event`] at the end.
+//! that waits for a page. A thread that does sends it an [`Event`] at the end.
 //!
 //! ```text
 //!  control thread ──frames──▶ ┌──────────────┐ ──jobs──▶ machine thread ──▶ vCPU threads
 //!  admin threads ──commands─▶ │ control loop │ ◀──done──      │ machine checks
 //!  pager link ────poison────▶ └──────────────┘ ◀──────────────┘
 //! ```
-//! Requests are carried out one after the other; those that come meanwhile wait.
+//! Requests are carried out one after the other; a request that comes during another waits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub enum Event {
     GuestError(GuestMemoryError),
     /// On the memory connection.
     Poisoned(Poisoned),
-    /// A memory error was made that the daemon is to be told of.
+    /// A memory error was made, and the daemon must hear of it.
     Tell(Block),
     /// The host found a bad frame that no thread has touched.
     FoundEarly {
@@ -77,14 +77,14 @@ impl From<Ended> for Event {
     }
 }
 
-/// How the loop goes on.
+/// The next step of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Continue,
     Exit(u8),
 }
 
-/// A request and who asked it.
+/// A request and its sender.
 #[derive(Debug)]
 struct Asked {
     connection: u64,
@@ -137,7 +137,7 @@ impl Vmm {
     /// Boots a guest here.
     ///
     /// # Errors
-    /// [`Failure`] with what the host lacks.
+    /// [`Failure`] with the host's shortage.
     pub fn boot(&mut self, memory: GuestMemory, config: GuestConfig) -> Result<(), Failure> {
         let memory = Arc::new(memory);
         let make = self.options.accel.make();
@@ -297,7 +297,7 @@ impl Vmm {
         Flow::Continue
     }
 
-    /// The answer to a request whose end state is reached.
+    /// The answer to a request with its end state reached.
     fn done_before(&self, request: &Request) -> Result<Value, Failure> {
         match request {
             Request::Stop => Ok(json!({"stopped_us": self.stopped_us})),

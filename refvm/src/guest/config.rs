@@ -1,4 +1,4 @@
-//! What the guest is told at boot: the configuration page, and which pages belong to which vCPU.
+//! The guest's configuration at boot: the configuration page, and the share of each vCPU in the pages.
 
 use super::PAGE_SIZE;
 use crate::machine::{GuestConfig, KERNEL_BYTES, MappedRegion, Workload};
@@ -36,7 +36,7 @@ pub struct ConfigPage {
 }
 
 impl ConfigPage {
-    /// The page for a guest, on a machine whose TSC runs at `tsc_khz`.
+    /// The page for a guest, on a machine with a TSC of `tsc_khz`.
     pub fn new(config: &GuestConfig, tsc_khz: u64) -> Self {
         let pause_us = match config.workload {
             Workload::Idle => IDLE_PAUSE_US,

@@ -1,4 +1,4 @@
-//! What a page of the workload must contain: a function of the VM's seed, the page's number and its generation.
+//! The required content of a workload page: a function of the VM's seed, the page's number and its generation.
 //!
 //! Word 0 is the page number, word 1 the generation; the other 510 words are a linear congruential sequence whose
 //! halves are folded, so that the page does not compress and a byte of another page, of another generation or of
@@ -33,7 +33,7 @@ pub fn fill(seed: u64, page: u64, generation: u32, into: &mut [u64; WORDS]) {
     }
 }
 
-/// How many of a page's 4096 bytes are not what they must be.
+/// Counts the wrong bytes among a page's 4096.
 pub fn wrong_bytes(seed: u64, page: u64, generation: u32, found: &[u64; WORDS]) -> u64 {
     let differing = |a: u64, b: u64| (a ^ b).to_le_bytes().into_iter().filter(|byte| *byte != 0).count() as u64;
     found.iter().zip(words(seed, page, generation)).map(|(a, b)| differing(*a, b)).sum()

@@ -1,4 +1,4 @@
-//! What is put into guest memory before the first instruction, as pieces: pure, so that it can be looked at in tests.
+//! The contents of guest memory before the first instruction, as pieces: pure, so that tests can look at them.
 
 use super::config::{ConfigPage, MAX_RUNS, Run, shares};
 use super::payload::{STUB_BYTES, payload};
@@ -20,7 +20,7 @@ pub const FIRST_TSS: u16 = 0x30;
 pub const TSS_LIMIT: u32 = 103;
 
 const VECTORS: usize = 32;
-/// Vectors for which the processor pushes an error code (SDM vol. 3, 6.3.1): 8, 10 to 14, 17, 21.
+/// Vectors with an error code (SDM vol. 3, 6.3.1): 8, 10 to 14, 17, 21.
 const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21;
 const STUBS_OFFSET: u64 = 0x8000;
 
@@ -34,7 +34,7 @@ const GIB: u64 = 1 << 30;
 pub struct Piece {
     /// Where.
     pub gpa: u64,
-    /// What.
+    /// Its bytes.
     pub bytes: Vec<u8>,
 }
 

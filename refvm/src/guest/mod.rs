@@ -1,6 +1,6 @@
 //! The guest: what lies in its memory, and the code that its vCPUs run.
 //!
-//! Everything the guest needs to go on lives in guest memory and vCPU registers, so it moves with the VM. The same
+//! Everything the guest needs to continue lives in guest memory and vCPU registers, so it moves with the VM. The same
 //! layout serves both kinds of machine; `process` has no use for the tables and the code.
 //!
 //! ```text

@@ -6,9 +6,9 @@
 //! Registers of the workload: r15 the vCPU's block, r14 the epoch (1 to 255), r13 the configuration page; in the touch
 //! section r12 is the page number, rdi its address, r8d its generation. r12 to r15 mean the same to the handlers.
 //!
-//! **The touch section is restartable.** A machine check that interrupts it, and after which the bad-page bit of page r12
-//! is set, goes on at `skip` instead: the access that consumed the error is not made again, and a page that is found
-//! bad between the look at the bitmap and the first load is not touched at all.
+//! **The touch section is restartable.** A machine check that interrupts it, and after which the bad-page bit of page
+//! r12 is set, continues at `skip` instead: the access that consumed the error is not made again, and a page that is
+//! found bad between the look at the bitmap and the first load is not touched at all.
 //!
 //! A machine check names a page of 4 KiB, or a huge one: a block of 64 pages or more, by the least significant bit of its
 //! address in `MISC`. All its pages become bad, and one vCPU is the first to see it: each fills the bitmap behind the
@@ -28,7 +28,7 @@ use crate::machine::{REPORT_GPA, Workload};
 
 /// Port that the handler writes when the machine check is handled and `MCG_STATUS` clear.
 pub const PORT_HANDLED: u16 = 0x510;
-/// Port to which the guest writes how many µs it wants to pause (32 bits).
+/// The guest writes the µs that it wants to pause (32 bits) to this port.
 pub const PORT_PAUSE: u16 = 0x514;
 /// Port that is written after an exception that cannot be; the report says which.
 pub const PORT_FATAL: u16 = 0x518;
@@ -40,12 +40,12 @@ pub const MSR_MCG_STATUS: u32 = 0x17a;
 /// `IA32_MCi_STATUS` of our bank; `IA32_MCi_ADDR` and `IA32_MCi_MISC` follow it.
 pub const MSR_MC_STATUS: u32 = 0x400 + 4 * MCE_BANK + 1;
 
-/// log2 of the bytes for which the bitmap has a word; a smaller block counts as its first page.
+/// log2 of the bytes that a word of the bitmap covers; a smaller block counts as its first page.
 const WORD_LSB: u32 = 12 + 6;
 
 /// Where the flags are in a paravirtual clock page (`struct pvclock_vcpu_time_info`, Documentation/virt/kvm/x86/msr.rst).
 const CLOCK_FLAGS: usize = 29;
-/// The flag by which a VMM says that the guest stood still (`PVCLOCK_GUEST_STOPPED`).
+/// A VMM's flag for a guest that was stopped (`PVCLOCK_GUEST_STOPPED`).
 const CLOCK_STOPPED: u8 = 1 << 1;
 /// Initial count of the local APIC's timer in x2APIC mode (SDM vol. 3, 11.12).
 const MSR_X2APIC_INITIAL_COUNT: u32 = 0x838;
@@ -101,7 +101,7 @@ global_asm!(
     "or rax, rdx",
     "mov rsi, [r15 + {last_tsc}]",
     "mov [r15 + {last_tsc}], rax",
-    // A VMM that knows nothing of epochs says by the clock page that the guest stood still.
+    // A VMM that knows nothing of epochs reports on the clock page that the guest was stopped.
     "mov rbx, [r15 + {clock_gpa}]",
     "test rbx, rbx",
     "jz .Lguest_look_at_epoch",
@@ -354,7 +354,7 @@ global_asm!(
     "pop rcx",
     "pop rdx",
     "iretq",
-    // The timer counts ns, whoever boots the guest saw to that. Its interrupt ends the hlt, however it is told.
+    // The VMM has set the timer to count ns. Its interrupt ends the hlt, however it is told.
     ".Lguest_sleep:",
     "imul eax, eax, 1000",
     "xor edx, edx",
@@ -366,7 +366,7 @@ global_asm!(
     "pop rcx",
     "pop rdx",
     "iretq",
-    // The timer's vector, for who boots the guest to put into the table.
+    // The timer's vector; the VMM puts it into the table.
     ".p2align 4",
     ".globl vmferry_guest_timer",
     ".hidden vmferry_guest_timer",

@@ -1,4 +1,4 @@
-//! What the guest says of itself: the report area that begins at `REPORT_GPA`.
+//! The guest's report on itself: the area that begins at `REPORT_GPA`.
 //!
 //! A header page, one page a vCPU (each written by its vCPU alone), and the machine-check records. The guest is the judge
 //! of a migration: it counts the bytes that are not as it left them.
@@ -46,7 +46,7 @@ pub struct ReportHeader {
 pub struct VcpuBlock {
     /// Number of the vCPU.
     pub id: u64,
-    /// In which epoch the histogram was begun.
+    /// The epoch of the histogram's start.
     pub epoch: u64,
     /// Pages read and verified.
     pub touches: u64,
@@ -77,8 +77,8 @@ pub struct VcpuBlock {
     pub clock_gpa: u64,
     /// Time stamp counter when the loop last began, ticks.
     pub last_tsc: u64,
-    /// From the last turn of the loop before the present epoch to its first, ticks: as long as the guest stood still,
-    /// where the guest reads the host's own counter. 0 if it had made no turn yet.
+    /// From the last turn of the loop before the present epoch to its first, ticks: as long as the guest was stopped,
+    /// if it reads the host's own counter. 0 if it had made no turn yet.
     pub blackout: u64,
     /// Unused.
     pub reserved: [u64; 224],
@@ -152,7 +152,7 @@ pub struct Report {
     pub wrong_bytes: u64,
     /// GPAs of the first pages that were wrong.
     pub wrong_pages: Vec<u64>,
-    /// Machine checks, in the order in which they were taken.
+    /// Machine checks, in the guest's order.
     pub machine_checks: Vec<MachineCheck>,
     /// How many of them were consumed (AR).
     pub poisoned_touched: u64,
@@ -160,7 +160,7 @@ pub struct Report {
     pub first_touch_us: FirstTouch,
     /// The histogram behind it: the buckets that are not empty.
     pub first_touch_buckets: Vec<LatencyBucket>,
-    /// Longest time that a vCPU stood still when it began to run on this host, µs; see [`VcpuBlock::blackout`].
+    /// Longest time that a vCPU was stopped before it ran on this host, µs; see [`VcpuBlock::blackout`].
     pub blackout_us: f64,
     /// Fewest passes that any vCPU has made through its share.
     pub passes: u64,
@@ -181,7 +181,7 @@ fn bucket_middle(bucket: usize) -> f64 {
     ((1u64 << log2) as f64) * (1.0 + (quarter as f64 + 0.5) / 4.0)
 }
 
-/// The newest epoch in which a vCPU has made a turn.
+/// The newest epoch with a turn of a vCPU.
 pub fn newest(blocks: &[VcpuBlock]) -> Option<u64> {
     // Epochs go round; 0 is that of a vCPU that has made no turn at all.
     let newer = |a: u64, b: u64| (1..128).contains(&((a + EPOCHS - b) % EPOCHS));
@@ -220,8 +220,7 @@ fn buckets(blocks: &[&VcpuBlock], tsc_khz: u64) -> Vec<LatencyBucket> {
 }
 
 impl Report {
-    /// Sums what was read from the report area of a guest in that epoch; a vCPU that has made no turn in it tells of an
-    /// earlier host.
+    /// Sums the blocks of the report area in that epoch; a vCPU that has made no turn in it tells of an earlier host.
     pub fn new(
         header: &ReportHeader,
         blocks: &[VcpuBlock],

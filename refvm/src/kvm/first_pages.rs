@@ -1,6 +1,6 @@
-//! The pages that a loaded vCPU needs before its first instruction is over: its page tables, its code, and what its registers
-//! point to. Touched before the start, they come while the daemons write down that the VM runs here; otherwise each is a
-//! fault of its own, one behind the other, with the guest waiting.
+//! The pages that a loaded vCPU needs for its first instruction: its page tables, its code, and the targets of its
+//! registers. Touched before the start, they come while the daemons write down that the VM runs here; otherwise each is
+//! a fault of its own, one behind the other, with the guest waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -22,7 +22,7 @@ const LARGE: u64 = 1 << 7;
 /// Where an entry points to (Intel SDM vol. 3A, 4.5).
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// What a vCPU will ask for.
+/// The next pages of a vCPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirstPages {
     tables: u64,
@@ -65,7 +65,7 @@ fn walk(tables: u64, levels: u32, linear: u64, read: &mut impl FnMut(u64) -> Opt
     None
 }
 
-/// The thread that touches them for a machine. Dropped: it touches no other page than the one for which it may wait.
+/// The thread that touches them for a machine. Dropped: it touches no further page.
 #[derive(Debug, Default)]
 pub struct Helper(Arc<State>);
 

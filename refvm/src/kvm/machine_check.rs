@@ -1,4 +1,4 @@
-//! What a machine check looks like to the guest, and what it has been told already.
+//! The form of a machine check for the guest, and the record of those that it has had.
 //!
 //! The values are QEMU's (target/i386/kvm/kvm.c, `kvm_mce_inject`): bank 9, addresses of a whole page; but the page may
 //! be a huge one, which the least significant bit of the address says.
@@ -60,7 +60,7 @@ pub fn machine_check(block: Block, severity: Severity) -> kvm_x86_mce {
     }
 }
 
-/// Pages of which the guest has been told; travels with the guest, also to a host where pages have another size.
+/// Bad pages that the guest knows; travels with the guest, also to a host with another page size.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Told {
     required: BTreeSet<Block>,

@@ -1,7 +1,7 @@
 //! The guest on KVM: vCPUs that run the payload of [`crate::guest`], one thread each.
 //!
 //! No interrupt controller and no devices: a workload, machine checks, and three ports. See `vcpu` for the threads,
-//! `signals` for how KVM tells of poison, `state` for what is saved.
+//! `signals` for KVM's reports of poison, `state` for the saved state.
 
 mod first_pages;
 mod machine_check;
@@ -68,7 +68,7 @@ pub struct KvmMachine {
     shared: Shared,
     /// Pages found bad before the state was loaded.
     early: Vec<Block>,
-    /// Touches what the vCPUs need first.
+    /// Touches the first pages of the vCPUs.
     helper: Helper,
     threads: Vec<Thread>,
 }
@@ -182,7 +182,7 @@ impl KvmMachine {
         }
     }
 
-    /// All vCPUs stand when this returns; why they cannot go on, if one cannot.
+    /// Stops all vCPUs before it returns; the reason, if one cannot continue.
     fn stand(&self) -> Result<Option<String>, MachineError> {
         Ok(self.ask(true, |_, answer| Command::Stand(answer))?.into_iter().flatten().next())
     }

@@ -18,7 +18,7 @@ const CR4: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10;
 /// LME, LMA, NXE.
 const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
 
-/// In which ring the workload runs.
+/// The ring of the workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ring {
     /// Ring 0: only to make KVM emulate its accesses, on hosts that emulate ring 0.
@@ -27,7 +27,7 @@ pub enum Ring {
     User,
 }
 
-/// Special registers; `reset` is what the vCPU has after its creation.
+/// Special registers; `reset` has the values after the vCPU's creation.
 pub fn special(reset: kvm_sregs, vcpu: u32, vcpus: u32, ring: Ring) -> kvm_sregs {
     let (code, data) = match ring {
         Ring::Kernel => (KERNEL_CODE, KERNEL_DATA),

@@ -1,5 +1,5 @@
-//! The two signals that a vCPU thread lives with: the kick that makes it leave `KVM_RUN`, and the SIGBUS by which KVM
-//! tells that the page the vCPU touched is poison.
+//! The two signals that a vCPU thread lives with: the kick that makes it leave `KVM_RUN`, and the SIGBUS of KVM for a
+//! vCPU that touched poison.
 //!
 //! Both handlers find their vCPU by a thread-local pointer. The handler of SIGBUS itself is [`crate::sigbus`].
 
@@ -16,7 +16,7 @@ use crate::guest::mapped::gpa_of;
 use crate::machine::MappedRegion;
 use crate::sigbus::set_handler;
 
-/// What the handlers of a vCPU thread may use. Lives as long as its thread.
+/// The data that handlers of a vCPU thread may use. Lives as long as its thread.
 pub struct Slot {
     /// `kvm_run.immediate_exit` of the vCPU.
     immediate_exit: *const AtomicU8,
@@ -32,7 +32,7 @@ thread_local! {
 }
 
 impl Slot {
-    /// For the vCPU whose `kvm_run` is mapped there.
+    /// For the vCPU with its `kvm_run` mapped there.
     ///
     /// # Safety
     /// `immediate_exit` stays valid as long as the slot.
@@ -66,7 +66,7 @@ impl Installed<'_> {
         self.0.immediate_exit().store(0, Ordering::SeqCst);
     }
 
-    /// Makes the next `KVM_RUN` only finish what is pending.
+    /// Makes the next `KVM_RUN` only finish the pending exit.
     pub fn finish_only(&self) {
         self.0.immediate_exit().store(1, Ordering::SeqCst);
     }

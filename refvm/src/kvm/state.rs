@@ -32,13 +32,13 @@ const NOT_SETTABLE: [(u32, &str); 1] = [(0x4b56_4d06, "MSR_KVM_MIGRATION_CONTROL
 pub struct GuestState {
     format: String,
     version: u32,
-    /// What the guest runs.
+    /// The guest's workload.
     pub config: GuestConfig,
     /// GPA and size of each region.
     regions: Vec<(u64, u64)>,
     /// The VM's clock.
     pub clock: kvm_clock_data,
-    /// Which errors the guest was told of.
+    /// The errors that the guest knows.
     pub told: Told,
     /// In order.
     pub vcpus: Vec<VcpuState>,
@@ -62,7 +62,7 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// What it will touch first, if that can be told.
+    /// Its first pages, if they are known.
     pub fn first_pages(&self) -> Option<FirstPages> {
         FirstPages::of(&self.regs, &self.sregs)
     }
@@ -169,7 +169,7 @@ fn entries(entries: &[kvm_msr_entry]) -> Result<Msrs, MachineError> {
     Msrs::from_entries(some).map_err(|error| MachineError::BadState(format!("MSRs: {error:?}")))
 }
 
-/// Reads a vCPU that stands still with nothing pending in KVM.
+/// Reads a stopped vCPU with nothing pending in KVM.
 pub fn save_vcpu(vcpu: &VcpuFd, indices: &[u32], waiting: Vec<Block>) -> Result<VcpuState, MachineError> {
     Ok(VcpuState {
         // First: KVM_GET_MP_STATE may finish work that changes the others.
@@ -190,7 +190,7 @@ pub fn save_vcpu(vcpu: &VcpuFd, indices: &[u32], waiting: Vec<Block>) -> Result<
 pub fn load_vcpu(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), MachineError> {
     let refused = |what: &str, e: kvm_ioctls::Error| MachineError::BadState(format!("{what} refused: {e}"));
     if let Err(error) = vcpu.set_tsc_khz(state.tsc_khz) {
-        // The guest goes on with the host's frequency; it measures latency with it and nothing else.
+        // The guest continues with the host's frequency; it measures latency with it and nothing else.
         tracing::warn!(khz = state.tsc_khz, %error, "kvm.tsc_frequency_not_kept");
     }
     vcpu.set_sregs(&state.sregs).map_err(|e| refused("KVM_SET_SREGS", e))?;

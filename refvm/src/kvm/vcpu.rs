@@ -28,11 +28,11 @@ use crate::machine::{Block, GuestMemoryError, MachineError, Ram};
 ioctl_iow_nr!(KVM_X86_SETUP_MCE, kvm_bindings::KVMIO, 0x9c, u64);
 ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
 
-/// How soon a vCPU is asked again that was in a handler when it was to be told of a page; about as long as one takes
-/// where ring 0 is emulated.
+/// Time until a vCPU is asked again, if it was in a handler when a page went bad; about as long as one takes where ring 0
+/// is emulated.
 const ASK_AGAIN_AFTER: Duration = Duration::from_micros(200);
 
-/// What a vCPU thread is asked.
+/// A request to a vCPU thread.
 pub enum Command {
     /// Set the registers with which the guest begins.
     Begin(Box<(kvm_regs, kvm_sregs)>, Sender<Result<(), MachineError>>),
@@ -50,12 +50,12 @@ pub enum Command {
     Quit,
 }
 
-/// What all vCPUs of a machine share.
+/// The shared state of a machine's vCPUs.
 #[derive(Clone)]
 pub struct Shared {
     /// Guest memory.
     pub ram: Ram,
-    /// Which errors the guest was told of.
+    /// The errors that the guest knows.
     pub told: Arc<Mutex<Told>>,
     /// Receives every machine check given to the guest.
     pub errors: Sender<GuestMemoryError>,
@@ -64,7 +64,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The ledger, whoever panicked with it in hand: its operations leave it whole.
+    /// The ledger, even after a panic of its holder: its operations leave it whole.
     pub fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,8 +151,8 @@ impl Vcpu {
         }
     }
 
-    /// What KVM makes with a VM's first entry (a kernel thread: `kvm_mmu_post_init_vm`) is made now, not while a VM stands
-    /// still.
+    /// KVM's parts for a VM's first entry (a kernel thread: `kvm_mmu_post_init_vm`) are made now, and not while a VM is
+    /// stopped.
     fn enter_once(&mut self) {
         self.fd.set_kvm_immediate_exit(1);
         if let Ok(exit) = self.fd.run() {
@@ -184,7 +184,7 @@ impl Vcpu {
         }
     }
 
-    /// Runs until told to stand, or to quit (true), or until the vCPU cannot go on.
+    /// Runs until it is told to stop, or to quit (true), or until the vCPU cannot continue.
     fn run(&mut self, slot: &Installed, alarm: &Alarm) -> bool {
         loop {
             slot.arm();
@@ -217,7 +217,7 @@ impl Vcpu {
         }
     }
 
-    /// One `KVM_RUN` and what follows from it.
+    /// One `KVM_RUN` and its exit.
     fn step(&mut self, slot: &Installed, alarm: &Alarm) -> Result<(), String> {
         if !self.tell_found_bad()? {
             alarm.ring_in(ASK_AGAIN_AFTER);
@@ -248,8 +248,8 @@ impl Vcpu {
         }
     }
 
-    /// Lets KVM finish the instruction that exited, without going on: what it began in user space (a port or an access
-    /// that it took for MMIO) is neither saved with the state nor compatible with an exception set now.
+    /// Lets KVM finish the instruction that exited, without going further: an access in progress in user space (a port,
+    /// or one that it took for MMIO) is neither saved with the state nor compatible with an exception set now.
     fn finish(&mut self, slot: &Installed) -> Result<(), String> {
         for _ in 0..64 {
             slot.finish_only();

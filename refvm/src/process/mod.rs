@@ -28,7 +28,7 @@ use crate::sigbus;
 pub(crate) use probe::takes_sigbus;
 use vcpu::{Shared, Vcpu};
 
-/// What the state begins with, and the version of its form.
+/// The first bytes of the state, with the version of its form.
 const FORMAT: &str = "refvm-process-2";
 
 /// Device state, as JSON.
@@ -42,7 +42,7 @@ struct DeviceState {
     waiting: Vec<(u32, Block)>,
 }
 
-/// A guest whose vCPUs are threads.
+/// A guest with threads for vCPUs.
 struct ProcessMachine {
     ram: Ram,
     config: GuestConfig,
@@ -89,7 +89,7 @@ impl ProcessMachine {
         Ok(())
     }
 
-    /// The vCPU in whose share a page begins; pages of the kernel area belong to the first.
+    /// The vCPU with the share that a page begins in; pages of the kernel area belong to the first.
     fn owner(&self, block: Block) -> u32 {
         let page = block.gpa / PAGE_SIZE;
         let owns = |runs: &Vec<Run>| runs.iter().any(|run| (run.first..run.first + run.count).contains(&page));
@@ -109,12 +109,12 @@ impl Machine for ProcessMachine {
     fn boot(&mut self) -> Result<(), MachineError> {
         self.require_stopped()?;
         let config = ConfigPage::new(&self.config, vcpu::tsc_khz());
-        // SAFETY: the machine stands still, and the page is in the kernel area.
+        // SAFETY: the machine is stopped, and the page is in the kernel area.
         unsafe { self.write(CONFIG_GPA, config) };
         for (id, runs) in (0u32..).zip(shares(&self.ram.regions, self.config.vcpus)) {
             for page in runs.iter().flat_map(|run| run.first..run.first + run.count) {
                 let Some(hva) = hva_of(&self.ram.regions, page * PAGE_SIZE) else { continue };
-                // SAFETY: a whole page of guest memory, aligned; the machine stands still.
+                // SAFETY: a whole page of guest memory, aligned; the machine is stopped.
                 content::fill(self.config.seed, page, 0, unsafe { &mut *(hva as *mut [u64; content::WORDS]) });
             }
             let block = first_block(id, &runs, &self.config)?;

@@ -23,7 +23,7 @@ unsafe extern "C" {
     fn vmferry_refvm_probe_fixup();
 }
 
-/// What a load found.
+/// The result of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probed {
     /// The page can be read.
@@ -44,7 +44,7 @@ pub unsafe fn probe(address: u64) -> Probed {
     }
 }
 
-/// Whether a SIGBUS is [`probe`]'s own; its thread then goes on behind the load. Async-signal-safe.
+/// Whether a SIGBUS is [`probe`]'s own; its thread then continues behind the load. Async-signal-safe.
 ///
 /// # Safety
 /// `context` is that of a handler with `SA_SIGINFO`.
@@ -91,7 +91,8 @@ mod tests {
         assert_eq!(unsafe { ((page + 4096) as *const u64).read_volatile() }, page + 4096);
     }
 
-    /// Also pins what `inject` stands on: the marker outlives the userfaultfd, in both backings, and neighbours are kept.
+    /// Also pins the ground of `inject`: the marker outlives the userfaultfd, in both backings, and neighbours are
+    /// kept.
     #[test]
     fn a_marker_is_caught_and_its_neighbours_are_not() {
         for backing in [Backing::Anonymous, Backing::Memfd] {

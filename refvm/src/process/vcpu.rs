@@ -175,8 +175,8 @@ impl Vcpu {
         let config = self.shared.config;
         // SAFETY: the generation table has a u32 for each page of the guest; a page belongs to one vCPU.
         let generation = unsafe { &mut *((self.kernel + GENERATIONS_GPA + page * 4) as *mut u32) };
-        // SAFETY: a whole page of the guest, present since the probe, and touched by this thread alone. Memory errors are
-        // made while the vCPUs stand still, or in place of a page before its first touch.
+        // SAFETY: a whole page of the guest, present since the probe, and touched by this thread alone. Memory errors
+        // are made while the vCPUs are stopped, or in place of a page before its first touch.
         let words = unsafe { &mut *(hva as *mut [u64; content::WORDS]) };
         let wrong = content::wrong_bytes(config.seed, page, *generation, words);
         if wrong > 0 {

@@ -1,4 +1,4 @@
-//! Messages, checked field by field. Unknown fields are ignored; whatever else is wrong is named. Pure.
+//! Messages, checked field by field. Unknown fields are ignored; every other fault is named. Pure.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -21,11 +21,11 @@ pub struct BadMessage {
     pub id: Option<u64>,
     /// E.g. `regions[0].gpa`; empty where no field is to blame.
     pub field: String,
-    /// The value and what is required.
+    /// The value and the requirement.
     pub message: String,
 }
 
-/// What the daemon sends.
+/// A message of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromDaemon {
     /// `hello` was accepted.
@@ -85,7 +85,7 @@ impl Request {
     }
 }
 
-/// What a pager sends.
+/// A message of a pager.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromPager {
     /// Memory was accepted.
@@ -105,7 +105,7 @@ pub struct Poisoned {
     pub waits: Option<u32>,
 }
 
-/// An object whose fields are taken one by one; `path` names where it is.
+/// An object; its fields are taken one by one; `path` names where it is.
 struct Fields<'a> {
     object: &'a Map<String, Value>,
     path: String,
@@ -270,7 +270,7 @@ pub fn encode_state(state: &[u8]) -> String {
     BASE64.encode(state)
 }
 
-/// An answer of success; `fields` is an object of what the request returns.
+/// An answer of success; `fields` is an object with the request's results.
 pub fn reply(id: u64, fields: Value) -> Value {
     let mut message = json!({"type": "reply", "id": id});
     if let (Some(message), Value::Object(fields)) = (message.as_object_mut(), fields) {

@@ -1,4 +1,4 @@
-//! Which request is right in which state. Pure.
+//! The requests that each state allows. Pure.
 //!
 //! ```text
 //!                 stop              abandon
@@ -10,16 +10,16 @@
 //!      └────────────────┴──────────────────┘
 //!                     reset
 //! ```
-//! A request whose end state is reached already is answered as done.
+//! A request is answered as done if its end state is reached already.
 
 use std::fmt;
 
-/// What the VM is to the protocol.
+/// The VM's state in the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmState {
     /// vCPUs run.
     Running,
-    /// vCPUs stand still; memory is kept.
+    /// vCPUs are stopped; memory is kept.
     Stopped,
     /// Waits to be a destination; has no memory.
     Incoming,
@@ -99,7 +99,7 @@ impl Verb {
         }
     }
 
-    /// States in which it is carried out.
+    /// States that allow it.
     pub fn required(self) -> &'static [VmState] {
         match self {
             Self::AttachMemory => &[VmState::Running, VmState::Stopped],
@@ -126,7 +126,7 @@ impl Verb {
     }
 }
 
-/// What to do with a request.
+/// The decision about a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Carry it out.

@@ -7,11 +7,11 @@ use vmferry_refvm::memory::GuestMemory;
 
 use crate::support::{FIRST, Guest, PAGE, booted, checks, config, memory, over};
 
-/// The memory of a guest that stands still, once more.
+/// The memory of a stopped guest, once more.
 fn copied(guest: &Guest) -> GuestMemory {
     let copy = GuestMemory::new(&guest.memory.specs()).unwrap();
     for (from, to) in guest.memory.regions().iter().zip(copy.regions()) {
-        // SAFETY: two mappings of that size; the guest stands still.
+        // SAFETY: two mappings of that size; the guest is stopped.
         unsafe {
             std::ptr::copy_nonoverlapping(from.hva as *const u8, to.hva as *mut u8, from.spec.size as usize);
         }

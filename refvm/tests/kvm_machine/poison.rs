@@ -202,7 +202,7 @@ fn take_away(guest: &Guest, gpa: u64) -> Userfaultfd {
     let uffd = Userfaultfd::new(FEATURE_POISON).unwrap();
     let hva = guest.hva(gpa);
     uffd.register(hva, PAGE, MODE_MISSING).unwrap();
-    // SAFETY: a page of the guest, which stands still.
+    // SAFETY: a page of the guest, which is stopped.
     assert_eq!(unsafe { libc::madvise(hva as *mut libc::c_void, PAGE as usize, libc::MADV_DONTNEED) }, 0);
     uffd
 }

@@ -51,7 +51,7 @@ pub fn only_one() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// A guest that has booted and stands still; none without KVM.
+/// A booted and stopped guest; none without KVM.
 pub fn booted(mib: u64, regions: usize, config: GuestConfig, ring: Ring) -> Option<Guest> {
     if !has_kvm() {
         return None;
@@ -155,7 +155,7 @@ impl Guest {
         hva_of(&self.memory.mapped(), gpa).unwrap()
     }
 
-    /// The page of the backing; the guest stands still.
+    /// The page of the backing; the guest is stopped.
     pub fn poison(&self, gpa: u64) {
         self.make_bad(gpa, Means::Marker);
     }
@@ -169,7 +169,7 @@ impl Guest {
 
     pub fn flip_byte(&self, gpa: u64) {
         let byte = self.hva(gpa) as *mut u8;
-        // SAFETY: guest memory, and the guest stands still.
+        // SAFETY: guest memory, and the guest is stopped.
         unsafe { byte.write_volatile(byte.read_volatile() ^ 0x40) };
     }
 

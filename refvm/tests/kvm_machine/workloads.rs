@@ -98,7 +98,7 @@ fn a_page_of_zeros_and_a_stale_page_are_found() {
     let Some(mut guest) = booted(24, 1, config(1, Workload::Sequential, 100), Ring::User) else { return };
     let (zeros, stale) = (guest.hva(FIRST + 7 * PAGE), guest.hva(FIRST + 9 * PAGE));
     let mut kept = [0u8; PAGE as usize];
-    // SAFETY: a page of the guest, which stands still; likewise below.
+    // SAFETY: a page of the guest, which is stopped; likewise below.
     unsafe { std::ptr::copy_nonoverlapping(stale as *const u8, kept.as_mut_ptr(), kept.len()) };
     guest.run().unwrap();
     guest.passes(1);

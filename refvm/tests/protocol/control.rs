@@ -1,4 +1,4 @@
-//! The control connection: what is malformed, what is lost, what is asked to fail.
+//! The control connection: malformed messages, lost connections, requests that fail.
 
 use crate::stand_in::Vmm;
 use serde_json::json;
