@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from vmferry.daemon import deadlines
@@ -89,8 +89,8 @@ class HostCore:
         async with self._service:
             await asyncio.Event().wait()
 
-    async def _record(self, vm: str, entry: LedgerEntry) -> None:
-        await self._service.record_vmm_error(vm, entry)
+    async def _record(self, vm: str, entries: Sequence[LedgerEntry]) -> None:
+        await self._service.record_vmm_errors(vm, entries)
 
 
 def pager_settings(config: Config) -> PagerSettings:

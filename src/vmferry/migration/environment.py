@@ -40,7 +40,7 @@ class UncheckedProcessors:
 def process_lives(pid: int) -> bool:
     """Whether the process exists and is no zombie (proc_pid_stat(5), field 3)."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape")
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")

@@ -3,7 +3,7 @@
 As a context it recovers the state of an earlier daemon, runs jobs, and stops gracefully.
 
     async with MigrationService(environment) as service:
-        …    # serve `service` (API), `service.incoming` (Peer), `service.record_vmm_error` (VMMs)
+        …    # serve `service` (API), `service.incoming` (Peer), `service.record_vmm_errors` (VMMs)
 
 Every method raises `VmferryError` with the reason for the caller.
 """
@@ -112,6 +112,10 @@ class MigrationService:
             raise VmferryError(
                 Reason.INVALID_ARGUMENT, f"migration id {migration!r}.", f"It must match {MIGRATION_ID}."
             )
+        # A caller that goes away, or whose deadline passes, must not leave a durable job that nobody runs.
+        return await asyncio.shield(self._create(migration, vm, destination, push_bytes_per_s))
+
+    async def _create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int) -> Job:
         async with self._creating:
             known = await self._environment.store.job(migration)
             if known is not None:
@@ -230,16 +234,15 @@ class MigrationService:
         changed = await self._recorder.record_and_forward(vm, [entry])
         return changed[0] if changed else entry
 
-    async def record_vmm_error(self, vm: str, entry: LedgerEntry) -> None:
-        """Records a VMM's `memory_error` and forwards it to the pagers that serve the VM, on either side.
+    async def record_vmm_errors(self, vm: str, entries: Sequence[LedgerEntry]) -> None:
+        """Records a VMM's `memory_error`s and forwards them to the pagers that serve the VM, on either side.
 
-        It is durable when this returns. It waits for the recovery at the start, which finds those pagers.
+        They are durable when this returns. It waits for the recovery at the start, which finds those pagers.
         """
         await self.recovered.wait()
         now = self._environment.clock.now_us()
-        if not entry.last_seen_us:
-            entry = replace(entry, first_seen_us=now, last_seen_us=now)
-        await self._recorder.record_and_forward(vm, [entry])
+        seen = [e if e.last_seen_us else replace(e, first_seen_us=now, last_seen_us=now) for e in entries]
+        await self._recorder.record_and_forward(vm, seen)
 
     # tasks
 

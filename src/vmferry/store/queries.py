@@ -53,6 +53,12 @@ _ALL_INCOMINGS = select(t.incomings.c.incoming).order_by(t.incomings.c.migration
 _ADD_ERROR = t.ledger.insert()
 _NEWEST_ERRORS = select(func.max(_LEDGER.revision)).where(_LEDGER.vm == bindparam("vm")).group_by(_LEDGER.gpa)
 _ERRORS = select(_LEDGER.entry).where(_LEDGER.revision.in_(_NEWEST_ERRORS))
+_ERROR = (
+    select(_LEDGER.entry)
+    .where(_LEDGER.vm == bindparam("vm"), _LEDGER.gpa == bindparam("gpa"))
+    .order_by(_LEDGER.revision.desc())
+    .limit(1)
+)
 _ANY_CHANGES = (
     select(_LEDGER.revision, _LEDGER.vm, _LEDGER.entry)
     .where(_LEDGER.revision > bindparam("after"))
@@ -110,7 +116,11 @@ def incomings(db: Connection) -> list[Incoming]:
 
 
 def record_errors(db: Connection, vm: str, errors: Sequence[LedgerEntry]) -> list[LedgerEntry]:
-    known = {entry.gpa: entry for entry in ledger(db, vm)}
+    known: dict[Gpa, LedgerEntry] = {}
+    for gpa in {entry.gpa for entry in errors}:
+        text = db.execute(_ERROR, {"vm": vm, "gpa": _signed(gpa)}).scalar()
+        if text is not None:
+            known[gpa] = _entry(text)
     changed = merge_all(known, errors)
     for entry in changed.values():
         db.execute(_ADD_ERROR, {"vm": vm, "gpa": _signed(entry.gpa), "entry": _text(entry)})

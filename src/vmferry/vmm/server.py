@@ -30,7 +30,7 @@ from vmferry.model.names import SOCKET_PATH_LIMIT
 from vmferry.model.vmm import SLOT_OF_STATE
 from vmferry.vmm import protocol
 from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError
-from vmferry.vmm.session import RecordError, VmmDeadlines, VmmSession
+from vmferry.vmm.session import RecordErrors, VmmDeadlines, VmmSession
 
 log = structlog.get_logger()
 
@@ -56,12 +56,12 @@ def _ignore(_vmm: VmmSession) -> None:
 class VmmCallbacks:
     """The callbacks of the wiring.
 
-    `on_memory_error` returns once the error is durable, and may be called again for the same error. The other two must
-    not block. The event loop calls `on_connected` after `welcome` was sent, `on_disconnected` after the pending
+    `on_memory_errors` returns once the errors are durable, and may be called again for the same errors. The other two
+    must not block. The event loop calls `on_connected` after `welcome` was sent, `on_disconnected` after the pending
     requests failed.
     """
 
-    on_memory_error: RecordError
+    on_memory_errors: RecordErrors
     on_connected: Callable[[VmmSession], None] = _ignore
     on_disconnected: Callable[[VmmSession], None] = _ignore
 
@@ -184,7 +184,7 @@ class VmmServer:
     async def _session(self, session: VmmSession, messages: _Messages) -> str:
         """Serves until the VMM closes the connection. Returns the kind of end."""
         recorder = asyncio.create_task(
-            session.record_errors(self._callbacks.on_memory_error), name=f"vmm.errors.{session.identity.vm}"
+            session.record_errors(self._callbacks.on_memory_errors), name=f"vmm.errors.{session.identity.vm}"
         )
         try:
             while (message := await messages.next()) is not None:

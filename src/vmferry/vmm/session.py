@@ -3,7 +3,7 @@
 ```
 core ──request──▶ session ──frame──▶ VMM          requests of one VM may overlap; `id` tells the replies apart
       ◀──result───         ◀──frame──
-VMM ──memory_error──▶ session ──▶ queue ──▶ on_memory_error (durable) ──▶ recorded
+VMM ──memory_error──▶ session ──▶ queue ──▶ on_memory_errors (durable) ──▶ recorded
 ```
 
 The known state of the VMM follows its replies, also those that come after their time-out. A task of its own records
@@ -31,11 +31,13 @@ log = structlog.get_logger()
 ERROR_NOT_RECORDED = "vmm.memory_error_not_recorded"
 LATE_ANSWER = "vmm.late_answer"
 
-ERRORS_KEPT = 1024
-"""The most memory errors that wait to be recorded. While the queue is full the VMM's messages are not read."""
+ERRORS_MAX = 1 << 20
+"""The most memory errors that may wait to be recorded; more are an error of the VMM. Replies never wait behind them."""
+ERRORS_AT_ONCE = 1024
+"""The most memory errors in one write to the ledger."""
 RECORD_RETRY_S = 1.0
 
-RecordError = Callable[[str, LedgerEntry], Awaitable[None]]
+RecordErrors = Callable[[str, Sequence[LedgerEntry]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class VmmSession:
         self._now_us = now_us
         self._pending: dict[int, _Pending] = {}
         self._last_id = 0
-        self._errors: asyncio.Queue[tuple[int, LedgerEntry]] = asyncio.Queue(ERRORS_KEPT)
+        self._errors: asyncio.Queue[tuple[int, LedgerEntry]] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._why = ""
 
@@ -136,19 +138,25 @@ class VmmSession:
             case Reply() | Refusal():
                 self._take_answer(message)
             case protocol.MemoryErrorReport():
+                if self._errors.qsize() >= ERRORS_MAX:
+                    raise ProtocolError("seq", f"{ERRORS_MAX} memory errors wait already; send no more of them")
                 entry = protocol.entry_of(message, self._identity.layout, self._now_us())
-                await self._errors.put((message.seq, entry))
+                self._errors.put_nowait((message.seq, entry))
             case protocol.Hello():
                 raise ProtocolError("type", "a second hello on one connection")
 
-    async def record_errors(self, record: RecordError) -> None:
-        """Records the errors in order, and retries each until it is recorded. It ends with the connection."""
+    async def record_errors(self, record: RecordErrors) -> None:
+        """Records the errors in order, many in one write, and retries each write. It ends with the connection."""
         while True:
-            seq, entry = await self._errors.get()
-            while not await self._recorded(record, entry):  # noqa: ASYNC110 a retry, no event to wait for
+            batch = [await self._errors.get()]
+            while not self._errors.empty() and len(batch) < ERRORS_AT_ONCE:
+                batch.append(self._errors.get_nowait())
+            entries = [entry for _, entry in batch]
+            while not await self._recorded(record, entries):  # noqa: ASYNC110 a retry, no event to wait for
                 await asyncio.sleep(RECORD_RETRY_S)
             try:
-                self.send(protocol.Recorded(seq))
+                for seq, _ in batch:
+                    self.send(protocol.Recorded(seq))
                 await self._writer.drain()
             except OSError:
                 return
@@ -164,14 +172,15 @@ class VmmSession:
                 pending.answer.set_exception(self._over(reason))
         self._pending.clear()
 
-    async def _recorded(self, record: RecordError, entry: LedgerEntry) -> bool:
+    async def _recorded(self, record: RecordErrors, entries: Sequence[LedgerEntry]) -> bool:
+        said = {"vm": self._identity.vm, "gpa": hex(entries[0].gpa), "count": len(entries)}
         try:
-            await record(self._identity.vm, entry)
+            await record(self._identity.vm, entries)
         except VmferryError as error:
-            log.warning(ERROR_NOT_RECORDED, vm=self._identity.vm, gpa=hex(entry.gpa), error=str(error))
+            log.warning(ERROR_NOT_RECORDED, **said, error=str(error))
             return False
-        except Exception:  # After any fault of the callback the error must be neither acknowledged nor dropped.
-            log.exception(ERROR_NOT_RECORDED, vm=self._identity.vm, gpa=hex(entry.gpa))
+        except Exception:  # After any fault of the callback the errors must be neither acknowledged nor dropped.
+            log.exception(ERROR_NOT_RECORDED, **said)
             return False
         return True
 

@@ -65,7 +65,7 @@ async def test_the_ledger_travels_and_grows(pair: Pair) -> None:
     assert pair.b.service is not None
     pair.b.pagers.arrives = False
     known = LedgerEntry(Gpa(0x5000), Origin.VMM, guest_visible=True, severity=Severity.ACTION_REQUIRED)
-    await pair.service.record_vmm_error("web", known)
+    await pair.service.record_vmm_errors("web", [known])
     await pair.service.create("m1", "web", "b")
     await pair.a.job_where("m1", phases=POSTCOPY)
     arrived = await pair.b.service.ledger("web")
@@ -92,7 +92,7 @@ async def test_an_error_is_durable_before_it_is_told(pair: Pair) -> None:
     await pair.a.job_where("m1", phases=POSTCOPY)
     pair.a.script.fail_at("store.errors", VmferryError(Reason.STORE_FAILED, "disk full."))
     with pytest.raises(VmferryError):
-        await pair.service.record_vmm_error("web", LedgerEntry(Gpa(0x1000), Origin.VMM))
+        await pair.service.record_vmm_errors("web", [LedgerEntry(Gpa(0x1000), Origin.VMM)])
     assert not pair.a.pagers.running["m1-source"].poisoned
 
 

@@ -58,7 +58,7 @@ async def test_an_error_during_postcopy_reaches_the_pagers_of_both_sides(pair: P
     pair.b.pagers.arrives = False
     await pair.service.create("m1", "web", "b")
     await pair.a.job_where("m1", phases=POSTCOPY)
-    await pair.service.record_vmm_error("web", LedgerEntry(Gpa(0x1000), Origin.VMM))
+    await pair.service.record_vmm_errors("web", [LedgerEntry(Gpa(0x1000), Origin.VMM)])
     await pair.b.service.report_error("web", 0x2345, 0)
     assert set(pair.a.pagers.running["m1-source"].poisoned) == {0x1000}
     assert set(pair.b.pagers.running["m1-destination"].poisoned) == {0x2000}

@@ -121,7 +121,7 @@ async def test_a_vmms_error_waits_for_the_recovery_and_is_forwarded(pair: Pair) 
         )
     )
     host._renew_script()
-    early = asyncio.create_task(service.record_vmm_error("web", LedgerEntry(Gpa(4096), Origin.VMM)))
+    early = asyncio.create_task(service.record_vmm_errors("web", [LedgerEntry(Gpa(4096), Origin.VMM)]))
     await asyncio.sleep(0.01)
     assert not early.done()
     async with service:
@@ -239,3 +239,16 @@ async def test_watch_errors_misses_nothing_under_concurrent_writes() -> None:
             tasks.create_task(record(vm), name=vm)
     assert len(set(every.result())) == 100
     assert one.result() == [("db", page * 4096) for page in range(50)]
+
+
+@pytest.mark.parametrize("step", ["store.job QUEUED", "store.job QUEUED answered"])
+async def test_caller_that_goes_away_in_the_middle_of_create_leaves_no_job_that_nobody_runs(
+    pair: Pair, step: str
+) -> None:
+    pair.a.script.hang_at("store.job QUEUED", after=step.endswith("answered"))
+    asking = asyncio.create_task(pair.service.create("m1", "web", "b"))
+    await pair.a.script.hung.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED

@@ -164,7 +164,7 @@ async def test_a_repeated_ready_loads_the_state_that_is_missing(pair: Pair) -> N
 
 
 async def test_an_error_that_is_known_on_both_sides_is_written_and_told_once(pair: Pair) -> None:
-    await pair.service.record_vmm_error("web", LedgerEntry(Gpa(0x5000), Origin.VMM, first_seen_us=3, last_seen_us=3))
+    await pair.service.record_vmm_errors("web", [LedgerEntry(Gpa(0x5000), Origin.VMM, first_seen_us=3, last_seen_us=3)])
     await pair.service.create("m1", "web", "b")
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
     assert pair.b.script.transcript.count("store.errors") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vmferry.model.memory_error import LedgerEntry
 from vmferry.units import MIB, Gpa
 from vmferry.vmm import session as session_module
 from vmferry.vmm.server import VmmCallbacks, VmmServer
-from vmferry.vmm.session import VmmDeadlines, VmmSession
+from vmferry.vmm.session import ERRORS_AT_ONCE, VmmDeadlines, VmmSession
 
 REGION = {"gpa": 0, "hva": 4096, "size": MIB, "page_size": 4096, "backing": "memfd"}
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), MIB, 4096, Backing.MEMFD),))
@@ -81,6 +81,9 @@ class Daemon:
         self.path = path
         self.errors: list[tuple[str, LedgerEntry]] = []
         self.record_fails = 0
+        self.record_calls = 0
+        self.may_record = asyncio.Event()
+        self.may_record.set()
         self.events: asyncio.Queue[tuple[str, VmmSession]] = asyncio.Queue()
         callbacks = VmmCallbacks(
             self._record,
@@ -89,11 +92,13 @@ class Daemon:
         )
         self.server = VmmServer(path, callbacks, lambda: 123, VmmDeadlines(hello_s=0.3, stop_s=0.3))
 
-    async def _record(self, vm: str, entry: LedgerEntry) -> None:
+    async def _record(self, vm: str, entries: Sequence[LedgerEntry]) -> None:
+        await self.may_record.wait()
+        self.record_calls += 1
         if self.record_fails:
             self.record_fails -= 1
             raise VmferryError(Reason.STORE_FAILED, "disk full")
-        self.errors.append((vm, entry))
+        self.errors += [(vm, entry) for entry in entries]
 
     async def connect(self) -> FakeVmm:
         return FakeVmm(*await asyncio.open_unix_connection(self.path))
@@ -242,6 +247,35 @@ async def test_errors_are_acknowledged_only_once_recorded(daemon: Daemon) -> Non
     assert await vmm.hear() == {"type": "recorded", "seq": 2}
     assert [(vm, entry.gpa) for vm, entry in daemon.errors] == [("web-1", 8192), ("web-1", 4096)]
     assert daemon.record_fails == 0
+
+
+async def test_reply_does_not_wait_behind_errors_that_cannot_be_recorded_yet(daemon: Daemon) -> None:
+    daemon.may_record.clear()
+    vmm, session = await daemon.welcome(HELLO)
+    count = 3 * ERRORS_AT_ONCE
+    for seq in range(1, count + 1):
+        vmm.say({**REPORT, "seq": seq})
+    asked = asyncio.ensure_future(session.stop())
+    request = await vmm.hear()
+    vmm.say({"type": "reply", "id": request["id"], "stopped_us": 1})
+    await asked
+    daemon.may_record.set()
+    assert [(await vmm.hear())["seq"] for _ in range(count)] == list(range(1, count + 1))
+    assert len(daemon.errors) == count
+    assert daemon.record_calls <= 2 + count // ERRORS_AT_ONCE, "one write takes many errors"
+
+
+async def test_vmm_that_reports_without_end_is_told_so_and_ended(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmferry.vmm.session.ERRORS_MAX", 3)
+    daemon.may_record.clear()
+    vmm, _ = await daemon.welcome(HELLO)
+    for seq in range(1, 9):
+        vmm.say({**REPORT, "seq": seq})
+    said = await vmm.hear()
+    assert (said["type"], said["code"], said["field"]) == ("error", "BAD_MESSAGE", "seq")
+    await vmm.hear_the_end()
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def check_memory() -> Finding:
 
 def meminfo(name: str) -> int:
     """A field of /proc/meminfo in bytes; 0 if there is none."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(errors="surrogateescape").splitlines():
         key, _, value = line.partition(":")
         if key == name:
             return int(value.split()[0]) * 1024

@@ -80,6 +80,10 @@ class PagerWatch:
                 self._log.warning(RETRY, error=str(first))
                 if self._incoming.running:
                     self._pause(f"the destination's pager cannot be reached: {first}")
+            except* Exception as group:  # noqa: BLE001 A defect must not end the watch: nobody else follows the pager.
+                self._log.exception(RETRY)
+                if self._incoming.running:
+                    self._pause(f"the destination's daemon met a fault of its own: {_first(group)!r}; see its log")
             if not self._finished():
                 await backoff.pause()
         await self._remove_pager()
@@ -186,6 +190,7 @@ class PagerWatch:
 
     async def _tell_complete(self, keep_uffd: bool) -> bool:
         """Tells the VMM that its memory is complete. It waits for a VMM whose connection broke. False: the VMM died."""
+        backoff = self._environment.backoff()
         while True:
             try:
                 vmm = await self._incoming.vmm()
@@ -199,6 +204,15 @@ class PagerWatch:
                     raise
             else:
                 return True
+            # A session that has ended is found until its reader has left: the reader needs this loop to pause.
+            await backoff.pause()
 
     def _pause(self, reason: str) -> None:
         self._incoming.show(replace(self._incoming.record, paused_reason=reason))
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -44,7 +44,7 @@ class Process:
         except OSError as error:
             raise _gone(pid) from error
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape").rpartition(")")[2].split()
         except OSError as error:
             os.close(pidfd)
             raise _gone(pid) from error

@@ -57,7 +57,7 @@ class Surveyor:
             raise self._strange("has no vCPU")
         thread = cpus[0].thread_id
         try:
-            status = Path(f"/proc/{thread}/status").read_text()  # noqa: ASYNC240 procfs does not block
+            status = Path(f"/proc/{thread}/status").read_text(errors="surrogateescape")  # noqa: ASYNC240 procfs does not block
         except OSError as error:
             raise self._strange(f"names thread {thread}, which is not on this host ({error})") from error
         found = re.search(r"^Tgid:\s+(\d+)$", status, re.MULTILINE)

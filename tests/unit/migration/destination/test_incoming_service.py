@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 
+from vmferry.errors import Reason, VmferryError
 from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.incoming_migration import IncomingMigration
 from vmferry.migration.destination.incoming_service import IncomingService
@@ -72,3 +74,24 @@ async def test_a_loss_that_a_crash_cut_off_removes_the_pager(pair: Pair) -> None
     assert (await pair.a.job_where("m1")).phase is Phase.LOST
     while pair.b.pagers.running:
         await pair.network.clock.sleep(0.01)
+
+
+async def test_vmm_whose_connection_ends_at_migration_complete_never_holds_the_event_loop(pair: Pair) -> None:
+    gone = VmferryError(Reason.VMM_GONE, "the VMM broke the connection.")
+    pair.b.script.fail_at("vmm.migration_complete False", gone, times=200)
+    began = pair.network.clock.monotonic_s()
+    await pair.service.create("m1", "web", "b")
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+    assert pair.network.clock.monotonic_s() - began > 100.0, "the attempts pause between each other"
+
+
+async def test_unexpected_fault_in_the_watch_is_told_and_does_not_end_it(pair: Pair) -> None:
+    pair.b.script.fail_at("pager.complete", RuntimeError("a defect"), times=2)
+    await pair.service.create("m1", "web", "b")
+    seen: list[str] = []
+    async with asyncio.timeout(30):
+        async for job in pair.service.watch("m1", 0):
+            seen.append(job.reason)
+            if job.phase is Phase.COMPLETED:
+                break
+    assert any("a fault of its own: RuntimeError('a defect')" in reason for reason in seen)
