@@ -146,7 +146,7 @@ class Daemon:
     async def _lead(self, core: Core, api: ApiServer, peer: grpc.aio.Server, ports: dict[str, int]) -> NoReturn:
         """Starts the servers, then follows readiness."""
         await core.started()
-        _keep_what_is_made()
+        _freeze_collector()
         await peer.start()
         await api.start()
         self._listeners.ports.update(ports)
@@ -168,7 +168,7 @@ class Daemon:
             await asyncio.sleep(READINESS_S)
 
 
-def _keep_what_is_made() -> None:
+def _freeze_collector() -> None:
     """Freezes the objects made so far. A full garbage collection takes tens of milliseconds and may fall into a
     switchover; later ones look only at newer objects.
     """

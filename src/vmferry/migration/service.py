@@ -140,7 +140,7 @@ class MigrationService:
                 nonce=secrets.token_hex(16),
             )
             job = await self._jobs.save(replace(job, push_bytes_per_s=limit))
-            self._depart(job, None)
+            self._start_runner(job, None)
             return job
 
     async def job(self, migration: str) -> Job:
@@ -279,9 +279,9 @@ class MigrationService:
         kinds = [entry.kind for entry in await self._environment.store.journal(job.migration)]
         step = m.recovered(job.phase, kinds)
         if step is not None:
-            self._depart(job, step)
+            self._start_runner(job, step)
 
-    def _depart(self, job: Job, recovered: m.Transition | None) -> None:
+    def _start_runner(self, job: Job, recovered: m.Transition | None) -> None:
         runner = JobRunner(self._environment, self._jobs, self._recorder, job, self._spawn)
         self._runners[job.migration] = runner
         self._spawn(f"migration {job.migration}", self._drive(runner, recovered))
