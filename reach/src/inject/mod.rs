@@ -14,8 +14,8 @@
 //!   the kernel restarts ppoll
 //! ```
 //!
-//! Stop 4 is needed although the registers could be restored at stop 3: only the kernel's signal code turns the
-//! interrupted call's result (-514 and the like) into a restart. Without it the thread would see that number.
+//! Only the kernel's signal code turns the interrupted call's result (-514 and the like) into a restart. Stop 4 is inside
+//! that code. From stop 3 the thread would reach it only by a side effect of PTRACE_DETACH.
 
 mod call;
 mod filter;

@@ -5,6 +5,7 @@ mod asleep;
 mod ending;
 mod identity;
 mod memory;
+mod qemu;
 mod rig;
 mod rights;
 mod running;

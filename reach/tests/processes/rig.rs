@@ -31,6 +31,9 @@ static VICTIMS: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
     })
 });
 
+/// As `deploy/systemd/vmferryd.service` grants them.
+const OF_THE_UNIT: &str = "-all,+sys_ptrace,+dac_override,+sys_nice";
+
 /// How a victim is linked.
 #[derive(Debug, Clone, Copy)]
 pub enum Linked {
@@ -165,8 +168,12 @@ pub fn as_nobody(program: &Path) -> Command {
     command
 }
 
-pub fn victim_program() -> &'static Path {
-    &VICTIMS[0]
+/// The program as the daemon's service runs it: few capabilities, and a seccomp filter of its own. The kernel neither
+/// suspends nor shows the filters of others to a process that has one.
+pub fn filtered_with_the_rights_of_the_unit() -> Command {
+    let mut command = Command::new(&VICTIMS[0]);
+    command.args(["run", "setpriv", "--bounding-set", OF_THE_UNIT]).arg(env!("CARGO_BIN_EXE_reach-under-test"));
+    command
 }
 
 /// The program while it works; killed when dropped.

@@ -8,23 +8,15 @@ use vmferry_reach::proto::reach_request::Operation;
 use vmferry_reach::proto::{CreateUserfaultfdRequest, EmptyRequest, ReachErrorCode, ReadMemoryRequest, SeccompPolicy};
 
 use crate::memory::{victim_with, with_range};
-use crate::rig::{InBackground, Named, Victim, is_root, probing, reach, reach_by, rules};
+use crate::rig::{
+    InBackground, Named, Victim, filtered_with_the_rights_of_the_unit, is_root, probing, reach, reach_by, rules,
+};
 
 const PAGE: u64 = 4096;
-/// As `deploy/systemd/vmferryd.service` grants them.
-const OF_THE_UNIT: &str = "-all,+sys_ptrace,+dac_override,+sys_nice";
 
 fn with_capabilities(bounding: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set", bounding, "--no-new-privs"]).arg(env!("CARGO_BIN_EXE_reach-under-test"));
-    command
-}
-
-/// With a seccomp filter of its own, as a service has one: a kernel that suspends or shows filters does so for no filtered
-/// process.
-fn filtered(bounding: &str) -> Command {
-    let mut command = Command::new(crate::rig::victim_program());
-    command.args(["run", "setpriv", "--bounding-set", bounding]).arg(env!("CARGO_BIN_EXE_reach-under-test"));
     command
 }
 
@@ -44,7 +36,7 @@ fn the_rights_of_the_unit_suffice_for_a_process_of_another_user_with_a_filter() 
         let named = Named::of_victim(&victim);
         let injection = || rules(SeccompPolicy::Trust, &[]);
         let empty = EmptyRequest { ranges: vec![range], discard: true, injection: injection() };
-        reach_by(filtered(OF_THE_UNIT), &named, Operation::Empty(empty)).assert_done();
+        reach_by(filtered_with_the_rights_of_the_unit(), &named, Operation::Empty(empty)).assert_done();
         let create = CreateUserfaultfdRequest {
             ranges: vec![range],
             features: vec!["UFFD_FEATURE_POISON".into()],
@@ -52,10 +44,10 @@ fn the_rights_of_the_unit_suffice_for_a_process_of_another_user_with_a_filter() 
             close_in_process: true,
             injection: injection(),
         };
-        reach_by(filtered(OF_THE_UNIT), &named, Operation::CreateUserfaultfd(create)).assert_done();
-        let answer = reach_by(filtered(OF_THE_UNIT), &named, probing(SeccompPolicy::Unspecified));
+        reach_by(filtered_with_the_rights_of_the_unit(), &named, Operation::CreateUserfaultfd(create)).assert_done();
+        let answer = reach_by(filtered_with_the_rights_of_the_unit(), &named, probing(SeccompPolicy::Unspecified));
         assert!(answer.assert_error(ReachErrorCode::Seccomp).message.contains("CAP_SYS_ADMIN"));
-        let answer = reach_by(filtered(OF_THE_UNIT), &named, probing(SeccompPolicy::Suspend));
+        let answer = reach_by(filtered_with_the_rights_of_the_unit(), &named, probing(SeccompPolicy::Suspend));
         assert!(answer.assert_error(ReachErrorCode::Permission).message.contains("CAP_SYS_ADMIN"));
         victim.assert_undisturbed();
     }

@@ -6,7 +6,7 @@ use crate::rig::{Named, Victim, is_root, probing, reach};
 
 /// What a victim needs that only waits; getpid(2) is not among it.
 const WAITS: [i64; 5] =
-    [libc::SYS_read, libc::SYS_write, libc::SYS_exit_group, libc::SYS_restart_syscall, libc::SYS_newfstatat];
+    [libc::SYS_read, libc::SYS_write, libc::SYS_exit_group, libc::SYS_restart_syscall, libc::SYS_rt_sigaction];
 
 fn victim(mode: &str, action: &str, calls: &[i64]) -> Victim {
     let numbers: Vec<_> = calls.iter().map(i64::to_string).collect();

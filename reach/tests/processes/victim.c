@@ -156,11 +156,19 @@ static int filter(const char *action, int deny, char **rest) {
   if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return printf("no filter: %s\n", strerror(errno)), 1;
   return 0;
 }
+static void on_sigsys(int signal) {
+  (void)!write(1, "SIGSYS\n", 7);
+  (void)signal;
+}
 static int filtered(const char *action, int deny, char **rest) {
+  struct sigaction handler = {.sa_handler = on_sigsys}, after;
+  sigaction(SIGSYS, &handler, 0);
   if (filter(action, deny, rest)) return 1;
   ready();
   char byte;
   long result = read(0, &byte, 1);
+  sigaction(SIGSYS, 0, &after);
+  if (after.sa_handler != on_sigsys) (void)!write(1, "handler lost\n", 13);
   (void)!write(1, result == 1 ? "ok 0\n" : "disturbed\n", result == 1 ? 5 : 10);
   _exit(0);
 }
