@@ -6,12 +6,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use vmferry_patience::patient;
 use vmferry_reach::proto::{ReachErrorCode, SeccompPolicy};
 
-use crate::rig::{Linked, Named, Victim, probe, probing, reach};
+use crate::rig::{Named, Victim, linked, probe, probing, reach};
 
 #[test]
 fn a_spinning_thread_keeps_its_registers() {
-    for linked in [Linked::Dynamic, Linked::Static] {
-        let victim = Victim::start_linked(linked, &["spin", "1000"]);
+    for program in linked() {
+        let victim = Victim::start_program(program, &["spin", "1000"]);
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(600) {
             probe(&victim).assert_done();
@@ -88,7 +88,7 @@ fn a_stopped_process_stays_stopped() {
 fn a_process_that_dies_meanwhile_is_reported_as_gone() {
     let mut died_in_time = 0;
     for round in 0..300u64 {
-        let victim = Victim::start_linked(Linked::Static, &["asleep", "read", "0"]);
+        let victim = Victim::start(&["asleep", "read", "0"]);
         let named = Named::of_victim(&victim);
         let killed = named_copy(&named);
         let killer = std::thread::spawn(move || {
