@@ -83,6 +83,18 @@ def test_development_names_every_target_of_make() -> None:
     assert [target for target in targets if f"`make {target}`" not in named] == []
 
 
+EVENT = re.compile(r"`((?:daemon|migration|incoming|pager|lane|thread|processors|vmm|peer|store)\.(?!proto`)[a-z_]{4,})`")
+"""An event of a log, as the guides to debugging name it; `pager.log` is a file."""
+
+
+@pytest.mark.parametrize("path", [path for path in ending(".md") if path.name.startswith("debug-a-")], ids=str)
+def test_the_events_that_a_guide_names_are_logged(path: Path) -> None:
+    code = "\n".join(text_of(one) for one in ending(".py", ".rs") if one.parts[0] in ("src", "pager"))
+    named = set(EVENT.findall(text_of(path)))
+    assert named
+    assert sorted(event for event in named if f'"{event}"' not in code) == []
+
+
 def test_every_document_is_reached_from_the_index() -> None:
     pages = {path for path in ending(".md") if path.is_relative_to("docs")}
     reached = {Path("docs/index.md")}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from vmferry_bench.phases import phase, shares, times
-from vmferry_bench.profile import samples_text
+from vmferry_bench.profile import samples_text, write_docs
 from vmferry_bench.sampler import role_of
 from vmferry_bench.shape import BACKINGS
 from vmferry_bench.stages import STAGES, WHOLES, stages_table
@@ -96,3 +98,17 @@ def test_the_page_says_why_there_are_no_samples() -> None:
     assert samples_text(found).endswith("The pagers were not sampled: perf is not installed.")
     found |= {"samples": {"source": {"send": 2_000_000}}, "without": ""}
     assert samples_text(found).endswith("| source | send | 2.0 | 100.0% | 100.0% |")
+
+
+def test_the_published_page_keeps_its_words(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "docs" / "performance" / "one-fault.md"
+    (tmp_path / page.name).write_text(page.read_text())
+    where = {"cpu": "a processor", "cores": 2, "kernel": "6.18", "qemu": "none", "at": "now"}
+    samples = {"source": {"send": 2_000_000}}
+    write_docs(
+        tmp_path, {"machine": where, "guest": "g", "stages": {"memfd": rows()}, "samples": samples, "without": ""}
+    )
+    text = (tmp_path / page.name).read_text()
+    assert text.startswith("# Where a fault spends its time")
+    assert "| **the stages added up** | 21.0 | 42.0 | 63.0 |" in text
+    assert "| source | send | 2.0 |" in (tmp_path / "raw" / "profile.md").read_text()
