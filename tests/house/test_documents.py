@@ -83,7 +83,7 @@ def test_development_names_every_target_of_make() -> None:
     assert [target for target in targets if f"`make {target}`" not in named] == []
 
 
-EVENT = re.compile(r"`((?:daemon|migration|incoming|pager|lane|thread|processors|vmm|peer|store)\.(?!proto`)[a-z_]{4,})`")
+EVENT = re.compile(r"`((?:daemon|migration|incoming|pager|lane|thread|processors|vmm)\.(?!proto`)[a-z_]{4,})`")
 """An event of a log, as the guides to debugging name it; `pager.log` is a file."""
 
 
