@@ -7,6 +7,7 @@ pub mod event_log;
 pub mod lane;
 pub mod layout;
 pub mod pager;
+pub mod pager_error;
 pub mod program;
 pub mod sched;
 pub mod server;

@@ -1,20 +1,22 @@
-//! What this process is and holds: shared by the control service and the memory socket.
+//! The pager of one VM on one side: shared by the control service and the memory socket.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Short, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex, oneshot, watch};
-use tonic::Status;
+use tonic::service::Routes;
 
 use crate::destination::command::{Command, Snapshot};
 use crate::destination::{Destination, feature_names, needed_features};
 use crate::event_log::EventLog;
+use crate::lane::set_congestion_control;
 use crate::layout::MemoryLayout;
+use crate::pager_error::{AttachError, PagerError};
 use crate::proto::pager_event::Event;
 use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEvent, PagerRole, PagerStatus};
 use crate::source::SourceServer;
-use crate::sys::userfaultfd::probe;
+use crate::sys::uffd_probe::probe;
 use crate::tuning::Tuning;
 use crate::vmm::attached_memory::AttachedMemory;
 use crate::vmm::handshake::Expected;
@@ -91,31 +93,31 @@ impl Pager {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn requires(&self, role: PagerRole) -> Result<(), Status> {
+    fn requires(&self, role: PagerRole) -> Result<(), PagerError> {
         if self.role == role {
             return Ok(());
         }
         let (is, needs) = (self.role.as_str_name(), role.as_str_name());
-        Err(Status::failed_precondition(format!("this pager's role is {is}, the call needs {needs}")))
+        Err(PagerError::Role { is, needs })
     }
 
     /// The server of a source.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION`: not a source, or not configured.
-    pub async fn server(&self) -> Result<SourceServer, Status> {
+    /// [`PagerError`]: not a source, or not configured.
+    pub async fn server(&self) -> Result<SourceServer, PagerError> {
         self.requires(PagerRole::Source)?;
         match &*self.mode.lock().await {
             Mode::Source(source) => Ok(source.server.clone()),
-            _ => Err(Status::failed_precondition("ServeSource comes first")),
+            _ => Err(PagerError::Unconfigured { first: "ServeSource" }),
         }
     }
 
     /// The page path of a destination.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION`: not a destination, or not configured.
-    pub async fn destination(&self) -> Result<Destination, Status> {
+    /// [`PagerError`]: not a destination, or not configured.
+    pub async fn destination(&self) -> Result<Destination, PagerError> {
         self.destination_layout().await.map(|(_, destination)| destination)
     }
 
@@ -123,18 +125,19 @@ impl Pager {
     ///
     /// # Errors
     /// As [`Pager::destination`].
-    pub async fn destination_layout(&self) -> Result<(MemoryLayout, Destination), Status> {
+    pub async fn destination_layout(&self) -> Result<(MemoryLayout, Destination), PagerError> {
         self.requires(PagerRole::Destination)?;
         match &*self.mode.lock().await {
             Mode::Destination(layout, destination) => Ok((layout.clone(), destination.clone())),
-            _ => Err(Status::failed_precondition("ExpectDestination comes first")),
+            _ => Err(PagerError::Unconfigured { first: "ExpectDestination" }),
         }
     }
 
-    /// Becomes a source: opens a port and serves lanes on a thread of its own. Repeated: the same address.
+    /// Becomes a source: opens a port and serves lanes on a thread of its own, and `grpc` to HTTP/2 connections. Repeated: the
+    /// same address.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION`, `ALREADY_EXISTS` (configured otherwise), `RESOURCE_EXHAUSTED` (no free port).
+    /// [`PagerError`]: not a source, configured otherwise, no free port.
     pub async fn serve_source(
         &self,
         layout: MemoryLayout,
@@ -142,26 +145,27 @@ impl Pager {
         ports: std::ops::Range<u16>,
         token: String,
         push_bytes_per_s: u64,
-    ) -> Result<SocketAddr, Status> {
+        grpc: impl FnOnce(SourceServer) -> Routes,
+    ) -> Result<SocketAddr, PagerError> {
         self.requires(PagerRole::Source)?;
         let mut mode = self.mode.lock().await;
         if let Mode::Source(source) = &*mode {
             return match *source.server.layout() == layout && source.token == token && source.address.ip() == ip {
                 true => Ok(source.address),
-                false => Err(Status::already_exists(format!("serves another layout or token at {}", source.address))),
+                false => Err(PagerError::ServesOther(source.address)),
             };
         }
         let listener = listen(ip, ports)?;
-        self.tuning.pace(&listener);
-        let address = listener.local_addr().map_err(|e| Status::internal(format!("local address: {e}")))?;
+        set_congestion_control(&listener, &self.tuning.congestion_control);
+        let address = listener.local_addr().map_err(PagerError::LocalAddress)?;
         let server = SourceServer::new(layout, token.clone(), push_bytes_per_s, self.tuning.clone());
         let (stop, stopped) = oneshot::channel();
-        let (serving, events) = (server.clone(), self.events.clone());
+        let (serving, grpc, events) = (server.clone(), grpc(server.clone()), self.events.clone());
         let run = move || {
             let outcome = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
                 runtime.block_on(async {
                     let listener = tokio::net::TcpListener::from_std(listener)?;
-                    serving.serve(listener, async { drop(stopped.await) }).await
+                    serving.serve(grpc, listener, async { drop(stopped.await) }).await
                 })
             });
             if let Err(error) = outcome {
@@ -169,7 +173,7 @@ impl Pager {
             }
         };
         let spawned = std::thread::Builder::new().name("lanes".into()).spawn(run);
-        spawned.map_err(|e| Status::resource_exhausted(format!("thread: {e}")))?;
+        spawned.map_err(PagerError::Thread)?;
         *mode = Mode::Source(ServingSource { server, address, token, _stop: stop });
         Ok(address)
     }
@@ -177,24 +181,21 @@ impl Pager {
     /// Becomes a destination. Repeated: the same features.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION` (role, kernel, foreign page table), `ALREADY_EXISTS` (another layout before).
-    pub async fn expect_destination(&self, layout: MemoryLayout) -> Result<Vec<String>, Status> {
+    /// [`PagerError`]: not a destination, the kernel lacks something, a foreign page table, another layout before.
+    pub async fn expect_destination(&self, layout: MemoryLayout) -> Result<Vec<String>, PagerError> {
         self.requires(PagerRole::Destination)?;
         let features = needed_features(&layout);
         let mut mode = self.mode.lock().await;
         if let Mode::Destination(expected, _) = &*mode {
             return match *expected == layout {
                 true => Ok(feature_names(features)),
-                false => Err(Status::already_exists("another layout is expected already")),
+                false => Err(PagerError::ExpectsOther),
             };
         }
-        probe(features).map_err(Status::failed_precondition)?;
+        probe(features)?;
         let started =
             Destination::start(&layout, &self.directory.join("pages"), self.events.clone(), self.tuning.clone());
-        let destination = started.map_err(|e| {
-            let cause = std::error::Error::source(&e).map(|c| format!(": {c}")).unwrap_or_default();
-            Status::failed_precondition(format!("{e}{cause}"))
-        })?;
+        let destination = started?;
         *mode = Mode::Destination(layout, destination);
         Ok(feature_names(features))
     }
@@ -212,27 +213,25 @@ impl Pager {
     /// Takes the VMM's memory and tells it so.
     ///
     /// # Errors
-    /// Why not, for people.
-    pub async fn attach(&self, memory: AttachedMemory, notifier: Option<VmmNotifier>) -> Result<(), String> {
+    /// [`AttachError`].
+    pub async fn attach(&self, memory: AttachedMemory, notifier: Option<VmmNotifier>) -> Result<(), AttachError> {
         let vmm_pid = memory.vmm_pid;
         let destination = match &*self.mode.lock().await {
-            Mode::Unconfigured => return Err("the pager expects no memory yet".into()),
+            Mode::Unconfigured => return Err(AttachError::Unexpected),
             Mode::Source(source) => {
-                source.server.attach(memory).map_err(|e| e.to_string())?;
+                source.server.attach(memory)?;
                 None
             }
             Mode::Destination(_, destination) => Some((destination.clone(), memory)),
         };
-        // Before the VMM is told: whoever it tells in turn finds the memory attached.
         match destination {
             None => {
+                // Before the VMM is told: a process that it tells in turn finds the memory attached.
                 self.attached(vmm_pid);
-                let told = notifier.map_or(Ok(()), |notifier| notifier.attached());
-                told.map_err(|e| format!("the VMM cannot be answered: {e}"))
+                notifier.map_or(Ok(()), |notifier| notifier.attached()).map_err(AttachError::Unanswered)
             }
             Some((destination, memory)) => {
-                let taken = destination.ask(|answer| Command::Attach(memory, notifier, answer)).await;
-                taken.map_err(|status| status.message().to_owned())??;
+                destination.ask(|answer| Command::Attach(memory, notifier, answer)).await??;
                 self.attached(vmm_pid);
                 Ok(())
             }
@@ -273,8 +272,8 @@ impl Pager {
     /// What GetStatus answers.
     ///
     /// # Errors
-    /// `INTERNAL`: the page path is gone.
-    pub async fn status(&self) -> Result<PagerStatus, Status> {
+    /// [`PagerError::Ended`].
+    pub async fn status(&self) -> Result<PagerStatus, PagerError> {
         let memory = self.memory().clone();
         let mut status = PagerStatus {
             vm: self.vm.clone(),
@@ -303,9 +302,9 @@ impl Pager {
         Ok(status)
     }
 
-    async fn snapshot(&self) -> Result<Option<Snapshot>, Status> {
+    async fn snapshot(&self) -> Result<Option<Snapshot>, PagerError> {
         match self.destination().await {
-            Ok(destination) => destination.ask(Command::Snapshot).await.map(Some),
+            Ok(destination) => Ok(Some(destination.ask(Command::Snapshot).await?)),
             Err(_) => Ok(None),
         }
     }
@@ -334,15 +333,15 @@ impl Pager {
     }
 }
 
-fn listen(ip: IpAddr, ports: std::ops::Range<u16>) -> Result<TcpListener, Status> {
+fn listen(ip: IpAddr, ports: std::ops::Range<u16>) -> Result<TcpListener, PagerError> {
     let mut last = None;
     for port in ports.clone() {
         match TcpListener::bind((ip, port)).and_then(|l| l.set_nonblocking(true).map(|()| l)) {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => last = Some(error),
-            Err(error) => return Err(Status::invalid_argument(format!("listen at {ip}:{port}: {error}"))),
+            Err(source) => return Err(PagerError::Listen { at: SocketAddr::new(ip, port), source }),
         }
     }
     let why = last.map_or_else(|| "the range is empty".to_owned(), |e| e.to_string());
-    Err(Status::resource_exhausted(format!("no free port in [{}, {}) of {ip}: {why}", ports.start, ports.end)))
+    Err(PagerError::NoPort { ip, ports, why })
 }

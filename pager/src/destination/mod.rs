@@ -1,11 +1,13 @@
-//! The page path's thread of a destination, and how the control service talks to it.
+//! The destination's side: the fault thread, the bulk lanes, and how the control service talks to them.
 //!
-//! The thread owns the userfaultfds and the lanes; everybody else sends it [`Command`]s. It and the threads of bulk lanes,
+//! The fault thread owns the userfaultfds and the link; everybody else sends it [`Command`]s. It and the threads of bulk lanes,
 //! which it starts and ends, change the state of pages ([`SharedPages`]), and nothing else does.
 
 pub mod command;
-pub mod fault_loop;
-pub mod lanes;
+pub mod error;
+mod fault_loop;
+mod lanes;
+mod link;
 pub mod memory;
 pub mod page_table;
 pub mod pages;
@@ -14,14 +16,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use tonic::Status;
 
 use crate::destination::command::{Command, Commands};
+use crate::destination::error::{ConnectLanesError, DestinationError, Ended};
 use crate::destination::fault_loop::FaultLoop;
 use crate::destination::lanes::bulk_lanes::BulkLanes;
-use crate::destination::memory::preallocate::preallocate;
+use crate::destination::link::Link;
+use crate::destination::memory::preallocate::{PreallocateError, preallocate};
 use crate::destination::page_table::PageTable;
-use crate::destination::page_table::file::PageFileError;
 use crate::destination::pages::resolver::Resolver;
 use crate::destination::pages::shared_pages::SharedPages;
 use crate::event_log::EventLog;
@@ -30,10 +32,11 @@ use crate::layout::PAGE_SIZE;
 use crate::layout::address_map::PageNumbering;
 use crate::layout::{Backing, MemoryLayout};
 use crate::proto::PageRange;
+use crate::sched::fault_thread::FaultThread;
 use crate::sys::userfaultfd::feature;
 use crate::tuning::Tuning;
 
-/// The features that a VMM must ask for in `UFFDIO_API`, given its layout.
+/// The features that a VMM must request in `UFFDIO_API`, given its layout.
 pub fn needed_features(layout: &MemoryLayout) -> u64 {
     let needs = |wanted: fn(&crate::layout::Region) -> bool| layout.regions().iter().any(wanted);
     let mut features = feature::EVENT_REMOVE | feature::THREAD_ID | feature::POISON;
@@ -46,31 +49,20 @@ pub fn needed_features(layout: &MemoryLayout) -> u64 {
     features
 }
 
-/// Their kernel names.
+/// The kernel names of features.
 pub fn feature_names(features: u64) -> Vec<String> {
     feature::NAMES.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| (*name).to_owned()).collect()
 }
 
-/// Speaks to the page path's thread; clones speak to the same one.
+/// A handle of the fault thread; clones address the same one.
 #[derive(Debug, Clone)]
 pub struct Destination {
     commands: Commands,
     tuning: Arc<Tuning>,
 }
 
-/// Why a destination could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum DestinationError {
-    /// The page table.
-    #[error(transparent)]
-    Table(#[from] PageFileError),
-    /// The thread.
-    #[error("page path thread")]
-    Thread(#[source] std::io::Error),
-}
-
 impl Destination {
-    /// Opens the page table (or makes it) and starts the thread. Lanes are connected on the calling runtime.
+    /// Opens the page table (or makes it) and starts the fault thread. Lanes are connected on the calling runtime.
     ///
     /// # Errors
     /// [`DestinationError`].
@@ -87,10 +79,13 @@ impl Destination {
         let (to_self, runtime) = (commands.clone(), tokio::runtime::Handle::current());
         let (of_loop, tuning) = (tuning.clone(), Arc::new(tuning));
         let run = move || {
-            of_loop.enter_page_path();
+            let thread = FaultThread::enter(&of_loop.page_path_cpus, of_loop.spin, of_loop.real_time);
             let shared = Arc::new(SharedPages::new(Resolver::new(numbering, table, events.clone())));
-            let bulk = BulkLanes::new(to_self, runtime, shared.clone(), of_loop.clone());
-            FaultLoop::new(shared, events, receiver, doorbell, bulk, of_loop).run();
+            let keep_awake = of_loop.keep_awake;
+            let send = Arc::new(move |event| to_self.send(Command::Bulk(event)));
+            let bulk = BulkLanes::new(send, runtime, shared.clone(), of_loop);
+            let link = Link::new(shared.clone(), events.clone(), bulk);
+            FaultLoop::new(shared, events, (receiver, doorbell), link, thread, keep_awake).run();
         };
         std::thread::Builder::new().name("page-path".into()).spawn(run).map_err(DestinationError::Thread)?;
         Ok(Self { commands, tuning })
@@ -104,41 +99,40 @@ impl Destination {
     /// Sends a command and waits for its answer.
     ///
     /// # Errors
-    /// `INTERNAL`: the page path's thread is gone.
-    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
+    /// [`Ended`].
+    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Ended> {
         let (sender, answer) = oneshot::channel();
         self.send(command(sender));
-        answer.await.map_err(|_| Status::internal("the page path has ended"))
+        answer.await.map_err(|_| Ended)
     }
 
     /// Connects the urgent lane; faults are answered from then on.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION`: no memory is attached. Otherwise what the source said, or that it cannot be reached.
-    pub async fn connect(&self, source: SourceAddress) -> Result<(), Status> {
+    /// [`ConnectLanesError`].
+    pub async fn connect(&self, source: SourceAddress) -> Result<(), ConnectLanesError> {
         let asked = source.clone();
         if !self.ask(|answer| Command::MayConnect(asked, answer)).await?? {
             return Ok(());
         }
-        let reached = source.reach(self.tuning.clone()).await?;
-        let stream = reached.clone().urgent().await?;
-        self.ask(|answer| Command::Connected(reached, stream, answer)).await
+        let source = source.reach(&self.tuning.congestion_control).await?;
+        let stream = source.clone().urgent().await?;
+        Ok(self.ask(|answer| Command::Connected(source, stream, answer)).await?)
     }
 
-    /// Allocates memory of the host for these ranges of 4 KiB pages, as far as they are in files to which pages are written;
-    /// returns for how many bytes that is done.
+    /// Allocates memory of the host for these ranges of 4 KiB pages, where they lie in files to which pages are written.
+    /// Returns the number of bytes allocated.
     ///
     /// # Errors
-    /// Those of [`preallocate`]. `FAILED_PRECONDITION`: no memory is attached, lanes were connected before, or it is under
-    /// way already.
-    pub async fn preallocate(&self, layout: &MemoryLayout, held: Vec<PageRange>) -> Result<u64, Status> {
-        let targets = self.ask(Command::Allocate).await??;
+    /// [`PreallocateError`].
+    pub async fn preallocate(&self, layout: &MemoryLayout, held: Vec<PageRange>) -> Result<u64, PreallocateError> {
+        let targets = self.ask(Command::Allocate).await.map_err(|Ended| PreallocateError::Ended)??;
         let (layout, commands, huge_pages) = (layout.clone(), self.commands.clone(), self.tuning.huge_pages);
         let work = tokio::task::spawn_blocking(move || {
             let (receive_mappings, allocated) = preallocate(&layout, &targets, &held, huge_pages);
             commands.send(Command::Allocated(receive_mappings));
             allocated
         });
-        work.await.map_err(|e| Status::internal(e.to_string()))?
+        work.await.map_err(|_| PreallocateError::Ended)?
     }
 }

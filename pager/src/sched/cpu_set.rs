@@ -52,20 +52,31 @@ impl CpuSet {
     }
 }
 
-impl FromStr for CpuSet {
-    type Err = String;
+/// Why a list of CPUs cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CpuSetError {
+    /// A part is not the number of a CPU.
+    #[error("{0:?} is no CPU of 0 to {last}", last = libc::CPU_SETSIZE - 1)]
+    NoCpu(String),
+    /// A range is in descending order.
+    #[error("{0:?} ends before it begins")]
+    Backwards(String),
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for CpuSet {
+    type Err = CpuSetError;
+
+    fn from_str(text: &str) -> Result<Self, CpuSetError> {
         let number = |part: &str| match part.trim().parse::<usize>() {
             Ok(cpu) if cpu < libc::CPU_SETSIZE as usize => Ok(cpu),
-            _ => Err(format!("{part:?} is no CPU of 0 to {}", libc::CPU_SETSIZE - 1)),
+            _ => Err(CpuSetError::NoCpu(part.to_owned())),
         };
         let mut cpus = Vec::new();
         for part in text.split(',').filter(|_| !text.trim().is_empty()) {
             match part.split_once('-') {
                 None => cpus.push(number(part)?),
                 Some((first, last)) if number(first)? <= number(last)? => cpus.extend(number(first)?..=number(last)?),
-                Some(_) => return Err(format!("{part:?} ends before it begins")),
+                Some(_) => return Err(CpuSetError::Backwards(part.to_owned())),
             }
         }
         Ok(Self(cpus))

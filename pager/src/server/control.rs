@@ -13,6 +13,7 @@ use crate::lane::connect::SourceAddress;
 use crate::layout::MemoryLayout;
 use crate::pager::Pager;
 use crate::proto::{self, PagerRole, pager_server};
+use crate::server::pages_service::routes;
 
 /// Bulk lanes if the daemon names no number.
 const DEFAULT_LANES: usize = 1;
@@ -55,13 +56,13 @@ impl pager_server::Pager for ControlService {
         if request.token.is_empty() {
             return Err(Status::invalid_argument("token: is empty"));
         }
-        let address = self.0.serve_source(layout, ip, ports, request.token, request.push_bytes_per_s).await?;
+        let address = self.0.serve_source(layout, ip, ports, request.token, request.push_bytes_per_s, routes).await?;
         Ok(Response::new(proto::ServeSourceReply { lane_address: address.to_string() }))
     }
 
     async fn freeze(&self, _: Request<proto::FreezeRequest>) -> Answer<proto::FreezeReply> {
         let server = self.0.server().await?;
-        server.freeze().map_err(|e| Status::failed_precondition(e.to_string()))?;
+        server.freeze()?;
         Ok(Response::new(proto::FreezeReply {}))
     }
 

@@ -13,7 +13,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::destination;
 use crate::pager::Pager;
+use crate::pager_error::AttachError;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::fd_passing;
 use crate::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
@@ -147,7 +149,7 @@ async fn attach(stream: &UnixStream, message: Result<Message, Refusal>, pager: &
     let peer = peer.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
     let doorbell = handshake.doorbell.map(|index| {
         let fd = take(&message.descriptors, "doorbell", index)?;
-        Doorbell::adopt(fd).map_err(|why| Refusal::new("doorbell", why))
+        Doorbell::adopt(fd).map_err(|error| Refusal::new("doorbell", error.to_string()))
     });
     let doorbell = doorbell.transpose()?;
     let notifier = match handshake.silent {
@@ -157,10 +159,21 @@ async fn attach(stream: &UnixStream, message: Result<Message, Refusal>, pager: &
         }
     };
     let memory = gather(handshake, &message.descriptors, &expected, peer)?;
-    pager.attach(memory, notifier).await.map_err(|why| match why.split_once(": ") {
-        Some((field @ ("uffd" | "regions"), rest)) => Refusal::new(field, rest),
-        _ => Refusal::new("message", why),
-    })
+    pager.attach(memory, notifier).await.map_err(|error| Refusal::new(field_of(&error), error.to_string()))
+}
+
+/// The field of the VMM's message that an error is about; `message`: none of them.
+fn field_of(error: &AttachError) -> &'static str {
+    use destination::error::AttachError as Destination;
+    match error {
+        AttachError::Destination(Destination::Userfaultfd(_) | Destination::RegionWithoutUserfaultfd) => "uffd",
+        AttachError::Destination(Destination::RegionCount | Destination::MinorFaults(_)) => "regions",
+        AttachError::Destination(Destination::ForeignTable { .. } | Destination::Unanswered(_))
+        | AttachError::Unexpected
+        | AttachError::Source(_)
+        | AttachError::Unanswered(_)
+        | AttachError::Ended(_) => "message",
+    }
 }
 
 /// Another descriptor of what the field names.
@@ -222,3 +235,6 @@ async fn hung_up(stream: UnixStream) -> io::Result<()> {
     while stream.async_io(Interest::READABLE, |stream| fd_passing::receive(stream, &mut buffer)).await?.bytes > 0 {}
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

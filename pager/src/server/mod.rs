@@ -2,3 +2,5 @@
 
 pub mod control;
 pub mod memory_socket;
+pub(crate) mod pages_service;
+mod status;

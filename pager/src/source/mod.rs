@@ -14,14 +14,18 @@ pub mod memory;
 mod poison_map;
 pub mod push_order;
 pub mod rate_limit;
+mod sent_pages;
 
 use std::future::Future;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 
+use crate::lane::frame::LaneToken;
 use crate::layout::PAGE_SIZE;
 use crate::layout::page_run::{PageRun, PoisonInfo};
 use crate::layout::{Gpa, MemoryLayout, PageId};
@@ -31,9 +35,11 @@ use crate::source::memory::{GuestMemory, ReadError};
 use crate::tuning::Tuning;
 use crate::vmm::attached_memory::AttachedMemory;
 
-use lane_tokens::LaneTokens;
+use lane_tokens::{Agreed, LaneTokens, same};
 use poison_map::PoisonMap;
+use push_order::PushOrder;
 use rate_limit::TokenBucket;
+use sent_pages::SentPages;
 
 /// How long an ask waits for the freeze: device state is loaded while it is under way, which may touch memory.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,8 +96,7 @@ struct SourceState {
     /// Rung when it is frozen.
     froze: Condvar,
     poison: Mutex<PoisonMap>,
-    /// A bit a page, by region: its contents were sent.
-    sent: Vec<Vec<AtomicU64>>,
+    sent: SentPages,
     latest_demand: Mutex<Option<PageId>>,
     pace: Mutex<TokenBucket>,
     pages_served: AtomicU64,
@@ -102,8 +107,7 @@ impl SourceServer {
     /// Serves nothing until memory is attached and the VM frozen. `push_bytes_per_s` 0: no limit.
     pub fn new(layout: MemoryLayout, token: String, push_bytes_per_s: u64, tuning: Tuning) -> Self {
         let pages = layout.in_pages_of(PAGE_SIZE);
-        let bits = |pages: u64| (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let sent = pages.regions().iter().map(|region| bits(region.pages())).collect();
+        let sent = SentPages::new(&pages);
         Self(Arc::new(SourceState {
             layout,
             pages,
@@ -127,9 +131,27 @@ impl SourceServer {
         &self.0.layout
     }
 
-    /// The token that `OpenLane` must carry.
-    pub fn token(&self) -> &str {
-        &self.0.token
+    /// Whether these bytes are the token that `OpenLane` must carry.
+    pub fn knows_token(&self, given: &[u8]) -> bool {
+        same(given, self.0.token.as_bytes())
+    }
+
+    /// Agrees on an urgent lane; returns its token.
+    ///
+    /// # Errors
+    /// getrandom(2).
+    pub fn agree_urgent(&self) -> io::Result<LaneToken> {
+        lock(&self.0.lane_tokens).agree(Agreed::Urgent)
+    }
+
+    /// Agrees on a bulk lane for the lacking pages, which must lie in the layout; returns its token.
+    ///
+    /// # Errors
+    /// [`SourceError`]; inside, getrandom(2).
+    pub fn agree_bulk(&self, lacking: impl Iterator<Item = PageRun>) -> Result<io::Result<LaneToken>, SourceError> {
+        let lacking = lacking.map(|run| self.checked(run)).collect::<Result<Vec<_>, _>>()?;
+        self.0.frozen_memory()?;
+        Ok(lock(&self.0.lane_tokens).agree(Agreed::Bulk(PushOrder::new(&self.0.pages, lacking))))
     }
 
     /// Takes the VMM's memory; replaces what was attached before. It is mapped ahead from now on, by a thread of its own.
@@ -227,7 +249,7 @@ impl SourceServer {
                     continue;
                 }
                 outcome.marked += 1;
-                outcome.healed += u64::from(self.0.was_sent(id));
+                outcome.healed += u64::from(self.0.sent.contains(id));
             }
         }
         outcome
@@ -238,12 +260,12 @@ impl SourceServer {
         (self.0.pages_served.load(Ordering::Relaxed), self.0.bytes_served.load(Ordering::Relaxed))
     }
 
-    /// Accepts lanes until `stop`; each gets a thread of its own.
+    /// Accepts lanes until `stop`; each gets a thread of its own. HTTP/2 connections to the same port are served by `grpc`.
     ///
     /// # Errors
-    /// When the listener fails for good.
-    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> std::io::Result<()> {
-        lanes::listener::accept(self, listener, stop).await
+    /// The listener fails for good.
+    pub async fn serve(self, grpc: Routes, listener: TcpListener, stop: impl Future<Output = ()>) -> io::Result<()> {
+        lanes::listener::accept(self, grpc, listener, stop).await
     }
 
     fn checked(&self, asked: PageRun) -> Result<PageRun, SourceError> {
@@ -287,22 +309,6 @@ impl SourceState {
             known.add(PageId { region: run.region, page }, note);
         }
         note
-    }
-
-    fn note_sent(&self, run: PageRun) {
-        let bits = &self.sent[run.region as usize];
-        let (mut page, end) = (run.page, run.page + run.count);
-        while page < end {
-            let (word, bit) = (page / 64, page % 64);
-            let count = (64 - bit).min(end - page);
-            bits[word as usize].fetch_or((u64::MAX >> (64 - count)) << bit, Ordering::Relaxed);
-            page += count;
-        }
-    }
-
-    fn was_sent(&self, id: PageId) -> bool {
-        let word = &self.sent[id.region as usize][(id.page / 64) as usize];
-        word.load(Ordering::Relaxed) >> (id.page % 64) & 1 == 1
     }
 }
 

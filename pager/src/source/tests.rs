@@ -8,7 +8,7 @@ use tonic::Code;
 use vmferry_patience::patient;
 
 use super::*;
-use crate::lane::connect::SourceAddress;
+use crate::lane::connect::{ConnectError, SourceAddress};
 use crate::lane::frame::{Ask, FrameHeader, FrameKind, HEADER_BYTES};
 use crate::layout::{Backing, Gpa, Hva, Region};
 use crate::proto::PageRange;
@@ -45,13 +45,14 @@ fn serve(server: &SourceServer) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = TcpListener::from_std(listener).unwrap();
-            server.serve(listener, std::future::pending()).await.unwrap();
+            let grpc = crate::server::pages_service::routes(server.clone());
+            server.serve(grpc, listener, std::future::pending()).await.unwrap();
         });
     });
     address
 }
 
-fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Result<TcpStream, tonic::Status> {
+fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Result<TcpStream, ConnectError> {
     let source = SourceAddress {
         address: serve(server),
         token: token.into(),
@@ -60,17 +61,24 @@ fn open(server: &SourceServer, token: &str, lacking: Option<(u64, u64)>) -> Resu
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stream = runtime.block_on(async {
-        let tuning = Tuning { congestion_control: "reno".into(), ..Tuning::default() };
-        let reached = source.reach(Arc::new(tuning)).await?;
+        let reached = source.reach("reno").await?;
         match lacking {
             None => reached.urgent().await,
             Some((page, count)) => reached.bulk(vec![PageRange { region: 0, page, count }]).await,
         }
     })?;
-    assert_eq!(crate::tuning::tests::paced_by(&stream), "reno");
+    assert_eq!(crate::lane::tests::congestion_control_of(&stream), "reno");
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(patient(20.0))).unwrap();
     Ok(stream)
+}
+
+/// The code with which the source refuses a lane.
+fn refusal_code(opened: Result<TcpStream, ConnectError>) -> Code {
+    match opened {
+        Err(ConnectError::Refused { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
 }
 
 type Frame = (FrameHeader, Vec<u8>);
@@ -163,7 +171,7 @@ fn a_push_sends_every_lacking_page_once_and_ends() {
 fn nothing_is_read_from_a_vm_that_may_run() {
     let server = server();
     assert!(refusal(&server, (1, 1)).contains("frozen"));
-    assert_eq!(open(&server, "right", Some((1, 1))).unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(refusal_code(open(&server, "right", Some((1, 1)))), Code::FailedPrecondition);
     server.freeze().unwrap();
     assert_eq!(told(&ask(&server, &[(1, 1)])), [(1, 1, FrameKind::Data)]);
     server.thaw();
@@ -191,8 +199,7 @@ fn lanes_without_the_token_are_refused() {
     let server = server();
     server.freeze().unwrap();
     for token in ["", "wrong", "righ", "right1"] {
-        let refused = open(&server, token, Some((0, 1))).unwrap_err();
-        assert_eq!(refused.code(), Code::Unauthenticated, "{token}");
+        assert_eq!(refusal_code(open(&server, token, Some((0, 1)))), Code::Unauthenticated, "{token}");
     }
 }
 
@@ -214,7 +221,7 @@ fn asks_outside_the_layout_are_named() {
         let refused = refusal(&server, outside);
         assert!(refused.starts_with("range: ") && refused.contains(&outside.0.to_string()), "{refused}");
     }
-    assert_eq!(open(&server, "right", Some((PAGES, 1))).unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(refusal_code(open(&server, "right", Some((PAGES, 1)))), Code::InvalidArgument);
 }
 
 #[test]

@@ -1,13 +1,30 @@
 //! Wakes a thread that waits in poll(2): eventfd(2).
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::sys::fd_passing;
 
 /// Rings until it is answered.
 #[derive(Debug)]
 pub struct Doorbell(OwnedFd);
+
+/// Why a descriptor cannot be a doorbell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DoorbellError {
+    /// It is open on something else.
+    #[error("is no eventfd")]
+    NoEventfd,
+    /// To ring it could take for ever.
+    #[error("may block: it must be made with EFD_NONBLOCK")]
+    Blocks,
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl AsRawFd for Doorbell {
     fn as_raw_fd(&self) -> RawFd {
@@ -33,13 +50,13 @@ impl Doorbell {
     /// One that somebody else made, and waits for.
     ///
     /// # Errors
-    /// What is wrong with it, for people: it must be an eventfd, and never block who rings (`EFD_NONBLOCK`).
-    pub fn adopt(fd: OwnedFd) -> Result<Self, &'static str> {
+    /// [`DoorbellError`].
+    pub fn adopt(fd: OwnedFd) -> Result<Self, DoorbellError> {
         if !fd_passing::opened_on(&fd).is_ok_and(|what| what.as_os_str() == "anon_inode:[eventfd]") {
-            return Err("is no eventfd");
+            return Err(DoorbellError::NoEventfd);
         }
         if !fd_passing::flags(&fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0) {
-            return Err("may block: it must be made with EFD_NONBLOCK");
+            return Err(DoorbellError::Blocks);
         }
         Ok(Self(fd))
     }

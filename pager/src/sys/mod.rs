@@ -6,6 +6,8 @@ pub mod iovecs;
 pub mod memfd;
 pub(crate) mod nofault;
 pub mod pagemap;
+pub mod poll;
 pub mod procfs;
 pub mod tcp;
+pub mod uffd_probe;
 pub mod userfaultfd;

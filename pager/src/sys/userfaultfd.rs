@@ -11,7 +11,7 @@
 //! | other | [`Stop::Refused`] | a fault of this program or kernel: reported, the page goes back to ABSENT |
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::layout::Hva;
 use crate::sys::fd_passing;
@@ -152,16 +152,40 @@ pub enum UffdEvent {
         /// Bytes.
         size: u64,
     },
-    /// The VMM forked; the number is that of the child's userfaultfd in this process, which the reader must own.
-    Fork(RawFd),
+    /// The VMM forked; this is the child's userfaultfd.
+    Fork(ChildUffd),
     /// An event of a kernel newer than this program.
     Unknown(u8),
+}
+
+/// The userfaultfd of a forked child.
+#[derive(Debug)]
+pub struct ChildUffd(OwnedFd);
+
+impl PartialEq for ChildUffd {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_raw_fd() == other.0.as_raw_fd()
+    }
+}
+
+impl Eq for ChildUffd {}
+
+impl From<ChildUffd> for OwnedFd {
+    fn from(child: ChildUffd) -> Self {
+        child.0
+    }
 }
 
 /// A userfaultfd, mostly the VMM's, received from it: its ioctls act on the VMM's address space.
 #[derive(Debug)]
 pub struct Userfaultfd {
     fd: OwnedFd,
+}
+
+impl AsFd for Userfaultfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl AsRawFd for Userfaultfd {
@@ -354,52 +378,15 @@ fn parse(message: &[u8]) -> UffdEvent {
     let half = |at: usize| message.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
     match message[0] {
         0x12 => UffdEvent::Fault { at: Hva(word(16)), thread: half(24), minor: word(8) & PAGEFAULT_FLAG_MINOR != 0 },
-        0x13 => UffdEvent::Fork(RawFd::try_from(half(8)).unwrap_or(-1)),
+        0x13 => match RawFd::try_from(half(8)) {
+            // SAFETY: the kernel made the descriptor for the reader of the event, which is us.
+            Ok(fd) => UffdEvent::Fork(ChildUffd(unsafe { OwnedFd::from_raw_fd(fd) })),
+            Err(_) => UffdEvent::Unknown(0x13),
+        },
         0x14 => UffdEvent::Remap { from: Hva(word(8)), to: Hva(word(16)), size: word(24) },
         0x15 => UffdEvent::Remove { start: Hva(word(8)), end: Hva(word(16)) },
         0x16 => UffdEvent::Unmap { start: Hva(word(8)), end: Hva(word(16)) },
         other => UffdEvent::Unknown(other),
-    }
-}
-
-/// Tries whether this kernel can do what a destination needs: the features are there, and a POISON succeeds.
-///
-/// # Errors
-/// What is lacking, for people.
-pub fn probe(features: u64) -> Result<(), String> {
-    let open = || Userfaultfd::create().map_err(|e| format!("no userfaultfd for kernel-mode faults: {e}"));
-    let known = open()?.enable(0).map_err(|e| format!("UFFDIO_API: {e}"))?;
-    let missing: Vec<_> =
-        feature::NAMES.iter().filter(|(bit, _)| features & bit & !known != 0).map(|(_, name)| *name).collect();
-    if !missing.is_empty() {
-        return Err(format!("this kernel lacks {}; UFFDIO_POISON came with Linux 6.6", missing.join(", ")));
-    }
-    let uffd = open()?;
-    uffd.enable(features).map_err(|e| format!("UFFDIO_API with {features:#x}: {e}"))?;
-    let page = ScratchPage::new().map_err(|e| format!("mmap: {e}"))?;
-    uffd.register(page.0, 4096).map_err(|e| format!("UFFDIO_REGISTER: {e}"))?;
-    match uffd.poison(page.0, 4096).stop {
-        None => Ok(()),
-        Some(stop) => Err(format!("UFFDIO_POISON failed: {stop:?}")),
-    }
-}
-
-/// One private anonymous page, unmapped when dropped.
-struct ScratchPage(Hva);
-
-impl ScratchPage {
-    fn new() -> io::Result<Self> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new private mapping; no existing one is replaced.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
-        if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self(Hva(base as u64))) }
-    }
-}
-
-impl Drop for ScratchPage {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size; nobody keeps a pointer to it.
-        unsafe { libc::munmap(self.0.0 as *mut libc::c_void, 4096) };
     }
 }
 

@@ -14,7 +14,7 @@ use vmferry_pager::destination::needed_features;
 use vmferry_pager::layout::{Backing, MemoryLayout};
 use vmferry_pager::program::serve_vm;
 use vmferry_pager::proto::{self, PagerRole, pager_client::PagerClient, pager_event::Event};
-use vmferry_pager::sys::userfaultfd::probe;
+use vmferry_pager::sys::uffd_probe::probe;
 use vmferry_pager::tuning::Tuning;
 use vmferry_patience::patient;
 

@@ -1,8 +1,9 @@
 //! A bulk lane of a destination: a thread that receives what is pushed and installs it, beside the page path.
 
 use std::io;
+use std::iter::once;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -14,6 +15,7 @@ use crate::destination::pages::shared_pages::SharedPages;
 use crate::lane::MAX_FRAME_PAGES;
 use crate::layout::PAGE_SIZE;
 use crate::layout::page_run::LaneKind;
+use crate::sys::poll::wait_readable;
 use crate::sys::userfaultfd::Stop;
 use crate::tuning::Tuning;
 
@@ -23,7 +25,7 @@ const FRAMES_A_WAKE: u64 = 2;
 const RECV_POLL: Duration = Duration::from_millis(5);
 
 /// What a lane has to say.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum LaneReport {
     /// Pages cannot be installed, for a reason that does not pass; it goes on with others. Said once for each reason, until
     /// something is installed.
@@ -115,10 +117,8 @@ fn receive_all(
 
 /// Until it is worth to look at the lane again; returns how long that was.
 fn wait(receiver: &LaneReceiver) -> Duration {
-    let mut lane = libc::pollfd { fd: receiver.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let began = Instant::now();
-    // SAFETY: one pollfd.
-    unsafe { libc::poll(&raw mut lane, 1, RECV_POLL.as_millis() as libc::c_int) };
+    wait_readable(once(receiver.as_fd()), Some(RECV_POLL));
     began.elapsed()
 }
 

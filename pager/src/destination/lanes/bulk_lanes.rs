@@ -1,19 +1,19 @@
 //! The bulk lanes of a destination: opened for what is lacking, each with a thread, opened anew when they are over and something
 //! is still absent.
 
+use std::fmt;
+use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tonic::Status;
-
-use crate::destination::command::{Command, Commands};
 use crate::destination::lanes::bulk_lane::{BulkLane, LaneReport};
-use crate::destination::lanes::receiver::Step;
+use crate::destination::lanes::receiver::{LaneFailure, Step};
 use crate::destination::pages::shared_pages::SharedPages;
-use crate::lane::connect::SourceConnection;
+use crate::lane::connect::{ConnectError, SourceConnection};
 use crate::layout::page_run::PageRun;
 use crate::proto::PageRange;
+use crate::sys::userfaultfd::Stop;
 use crate::tuning::Tuning;
 
 /// Failed attempts without a page between them, after which the link counts as lost.
@@ -21,8 +21,46 @@ const MAX_FAILURES: u32 = 3;
 /// Before push is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// The lanes, and what is wanted of them.
+/// An event of a lane; the number is that of the attempt to which the lane belongs.
 #[derive(Debug)]
+pub enum BulkEvent {
+    /// The lane is connected, or could not be.
+    Opened(u64, Result<TcpStream, ConnectError>),
+    /// The lane's thread reports.
+    Reported(u64, LaneReport),
+}
+
+/// What an event means for the link.
+#[derive(Debug)]
+pub enum BulkOutcome {
+    /// Nothing: the push goes on, or has ended well.
+    GoesOn,
+    /// A page cannot be installed.
+    Stopped(Stop),
+    /// The source does not keep to the contract.
+    Untrusted(LaneFailure),
+    /// A lane could not be opened, or broke.
+    Lost(BulkError),
+}
+
+/// Why a lane is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum BulkError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Connect(ConnectError),
+    /// It has no thread.
+    #[error("a thread for a lane: {0}")]
+    Thread(#[source] io::Error),
+    /// It broke.
+    #[error(transparent)]
+    Lane(LaneFailure),
+}
+
+/// Hands an event to the fault thread.
+pub type SendEvent = Arc<dyn Fn(BulkEvent) + Send + Sync>;
+
+/// The lanes, and how many are wanted.
 pub struct BulkLanes {
     /// Wanted on so many lanes; 0: not wanted.
     pub wanted: usize,
@@ -35,19 +73,25 @@ pub struct BulkLanes {
     /// Agreed on, not connected yet.
     opening: usize,
     /// Lanes of an earlier attempt that connect late are not taken.
-    generation: u64,
+    attempt: u64,
     due: Option<Instant>,
-    commands: Commands,
+    send: SendEvent,
     runtime: tokio::runtime::Handle,
     shared: Arc<SharedPages>,
     tuning: Tuning,
 }
 
+impl fmt::Debug for BulkLanes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BulkLanes").field("wanted", &self.wanted).field("open", &self.open).finish_non_exhaustive()
+    }
+}
+
 impl BulkLanes {
-    /// Not wanted. Lanes are connected on `runtime`, and come back as commands.
-    pub fn new(commands: Commands, runtime: tokio::runtime::Handle, shared: Arc<SharedPages>, tuning: Tuning) -> Self {
-        let (lanes, open, opening, generation, due) = (Vec::new(), 0, 0, 0, None);
-        Self { wanted: 0, failures: 0, lanes, open, opening, generation, due, commands, runtime, shared, tuning }
+    /// Not wanted. Lanes are connected on `runtime`; their events go to `send`.
+    pub fn new(send: SendEvent, runtime: tokio::runtime::Handle, shared: Arc<SharedPages>, tuning: Tuning) -> Self {
+        let (lanes, open, opening, attempt, due) = (Vec::new(), 0, 0, 0, None);
+        Self { wanted: 0, failures: 0, lanes, open, opening, attempt, due, send, runtime, shared, tuning }
     }
 
     /// No lane is open or being opened.
@@ -60,80 +104,82 @@ impl BulkLanes {
         self.open > 0
     }
 
-    /// Opens lanes for what is lacking; nothing while they are not wanted.
+    /// Opens lanes for the lacking pages; does nothing while no lane is wanted.
     pub fn open(&mut self, source: &SourceConnection, lacking: Vec<PageRun>) {
         self.due = None;
         if self.wanted == 0 {
             return;
         }
         if lacking.is_empty() {
-            // What is still missing was asked for: if its link breaks, push starts again.
+            // The missing pages were requested: if the link breaks, the push starts again.
             self.due = Some(Instant::now() + RETRY_DELAY);
             return;
         }
         self.lanes.clear();
-        self.generation += 1;
-        let generation = self.generation;
+        self.attempt += 1;
+        let attempt = self.attempt;
         for share in shares(&lacking, self.wanted) {
             self.opening += 1;
-            let (source, commands) = (source.clone(), self.commands.clone());
+            let (source, send) = (source.clone(), self.send.clone());
             self.runtime.spawn(async move {
                 let opened = source.bulk(share).await;
-                commands.send(Command::BulkOpened(generation, opened));
+                send(BulkEvent::Opened(attempt, opened));
             });
         }
     }
 
-    /// A lane is connected, or could not be.
-    ///
-    /// # Errors
-    /// The status of the attempt, if it is still the present one.
-    pub fn opened(&mut self, generation: u64, opened: Result<TcpStream, Status>) -> Result<(), Status> {
-        if generation != self.generation || self.opening == 0 {
-            return Ok(());
+    /// Takes an event; those of earlier attempts change nothing.
+    pub fn event(&mut self, event: BulkEvent) -> BulkOutcome {
+        match event {
+            BulkEvent::Opened(attempt, opened) if attempt == self.attempt && self.opening > 0 => self.opened(opened),
+            BulkEvent::Reported(attempt, report) if attempt == self.attempt && self.open > 0 => self.reported(report),
+            BulkEvent::Opened(..) | BulkEvent::Reported(..) => BulkOutcome::GoesOn,
         }
+    }
+
+    fn opened(&mut self, opened: Result<TcpStream, ConnectError>) -> BulkOutcome {
         self.opening -= 1;
-        let lane = opened.and_then(|stream| {
-            let commands = self.commands.clone();
-            let tell = move |report| commands.send(Command::BulkReport(generation, report));
-            BulkLane::start(stream, self.shared.clone(), self.tuning.clone(), tell)
-                .map_err(|error| Status::resource_exhausted(format!("a thread for a lane: {error}")))
+        let lane = opened.map_err(BulkError::Connect).and_then(|stream| {
+            let (send, attempt) = (self.send.clone(), self.attempt);
+            let tell = move |report| send(BulkEvent::Reported(attempt, report));
+            BulkLane::start(stream, self.shared.clone(), self.tuning.clone(), tell).map_err(BulkError::Thread)
         });
         match lane {
             Ok(lane) => {
                 self.lanes.push(lane);
                 self.open += 1;
-                Ok(())
+                BulkOutcome::GoesOn
             }
-            Err(status) => {
+            Err(error) => {
                 self.failures += 1;
-                self.over();
-                Err(status)
+                self.schedule_retry();
+                BulkOutcome::Lost(error)
             }
         }
     }
 
-    /// What a lane said, if it is of the present attempt.
-    pub fn reported(&mut self, generation: u64, report: LaneReport) -> Option<Step> {
-        if generation != self.generation || self.open == 0 {
-            return None;
-        }
+    fn reported(&mut self, report: LaneReport) -> BulkOutcome {
         let (step, brought) = match report {
-            LaneReport::Stopped(stop) => return Some(Step::Stopped(stop)),
+            LaneReport::Stopped(stop) => return BulkOutcome::Stopped(stop),
             LaneReport::Over(step, brought) => (step, brought),
         };
         self.open -= 1;
         if brought {
             self.failures = 0;
         }
-        if step != Step::Ended {
+        if !matches!(step, Step::Ended) {
             self.failures += 1;
         }
-        self.over();
-        Some(step)
+        self.schedule_retry();
+        match step {
+            Step::Nothing | Step::Progress | Step::Ended => BulkOutcome::GoesOn,
+            Step::Stopped(stop) => BulkOutcome::Stopped(stop),
+            Step::Broken(failure) if failure.is_nonsense() => BulkOutcome::Untrusted(failure),
+            Step::Broken(failure) => BulkOutcome::Lost(BulkError::Lane(failure)),
+        }
     }
 
-    fn over(&mut self) {
+    fn schedule_retry(&mut self) {
         if self.is_closed() {
             self.due = Some(Instant::now() + RETRY_DELAY);
         }
@@ -158,7 +204,7 @@ impl BulkLanes {
     pub fn close(&mut self) {
         self.lanes.clear();
         self.open = 0;
-        self.generation += 1;
+        self.attempt += 1;
         self.opening = 0;
         self.due = None;
     }

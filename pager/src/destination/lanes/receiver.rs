@@ -9,12 +9,13 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use crate::destination::pages::resolver::OutsideLayout;
 use crate::destination::pages::shared_pages::SharedPages;
 use crate::lane::MAX_FRAME_PAGES;
-use crate::lane::frame::{FrameHeader, FrameKind, HEADER_BYTES};
+use crate::lane::frame::{BadFrame, FrameHeader, FrameKind, HEADER_BYTES};
 use crate::layout::PAGE_SIZE;
 use crate::layout::page_run::{LaneKind, PageRun, PoisonInfo};
 use crate::sys::iovecs::IoVecs;
@@ -33,7 +34,7 @@ const WHOLE_FRAME_TIMEOUT: Duration = Duration::from_millis(2);
 pub const INSTALL_RETRY_DELAY: Duration = Duration::from_millis(1);
 
 /// What a step did.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Step {
     /// Nothing was there.
     Nothing,
@@ -43,14 +44,38 @@ pub enum Step {
     Stopped(Stop),
     /// All that was lacking has been sent.
     Ended,
-    /// The lane is of no more use: the connection broke, or the source said why it cannot go on, or speaks nonsense
-    /// (`nonsense`: then it cannot be trusted further).
-    Broken {
-        /// In words for people.
-        reason: String,
-        /// The source does not keep to the contract.
-        nonsense: bool,
-    },
+    /// The lane is of no more use.
+    Broken(LaneFailure),
+}
+
+/// Why a lane is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneFailure {
+    /// Bytes that are no frame.
+    #[error(transparent)]
+    Frame(#[from] BadFrame),
+    /// A frame of pages that are not in the layout.
+    #[error(transparent)]
+    Outside(#[from] OutsideLayout),
+    /// The source closed the connection.
+    #[error("the source closed the connection")]
+    Closed,
+    /// The connection failed.
+    #[error(transparent)]
+    Connection(io::Error),
+    /// The source cannot go on, and says why.
+    #[error("the source says: {0}")]
+    Source(String),
+    /// A frame that has come as a whole was not received as a whole.
+    #[error("a frame cannot be received where its pages belong")]
+    Direct,
+}
+
+impl LaneFailure {
+    /// Whether the source does not keep to the contract: then it cannot be trusted further.
+    pub fn is_nonsense(&self) -> bool {
+        matches!(self, Self::Frame(_) | Self::Outside(_))
+    }
 }
 
 /// Where the frame stands that is being taken.
@@ -87,9 +112,9 @@ pub struct LaneReceiver {
     in_place: bool,
 }
 
-impl AsRawFd for LaneReceiver {
-    fn as_raw_fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+impl AsFd for LaneReceiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 
@@ -157,7 +182,7 @@ impl LaneReceiver {
         self.have = 0;
         let header = match FrameHeader::decode(&self.header) {
             Ok(header) => header,
-            Err(error) => return Step::Broken { reason: error.to_string(), nonsense: true },
+            Err(error) => return Step::Broken(error.into()),
         };
         let pages = PageRun { region: header.region, page: header.page, count: header.count.into() };
         self.frame = match header.kind {
@@ -171,9 +196,9 @@ impl LaneReceiver {
             FrameKind::End => return Step::Ended,
         };
         if !matches!(header.kind, FrameKind::Failed)
-            && let Err(reason) = shared.lock().check(pages)
+            && let Err(outside) = shared.lock().check(pages)
         {
-            return Step::Broken { reason, nonsense: true };
+            return Step::Broken(outside.into());
         }
         self.step(shared)
     }
@@ -257,8 +282,10 @@ impl LaneReceiver {
         }
         shared.lock().finish_claim(&claim);
         // All of it was there.
-        let reason = "a frame cannot be received where its pages belong".into();
-        Some(received.err().filter(|step| *step != Step::Nothing).unwrap_or(Step::Broken { reason, nonsense: false }))
+        match received {
+            Err(step @ Step::Broken(_)) => Some(step),
+            _ => Some(Step::Broken(LaneFailure::Direct)),
+        }
     }
 
     /// A frame in the buffer stays there, unless the VMM gave its range up or something is wrong: then its pages stay absent
@@ -315,13 +342,13 @@ impl LaneReceiver {
         // SAFETY: the kernel writes at most to the places, which are ours to write, or says that it cannot.
         let n = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         match usize::try_from(n) {
-            Ok(0) => Err(Step::Broken { reason: "the source closed the connection".into(), nonsense: false }),
+            Ok(0) => Err(Step::Broken(LaneFailure::Closed)),
             Ok(n) => Ok(n),
             Err(_) => Err(match io::Error::last_os_error() {
                 error if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                     Step::Nothing
                 }
-                error => Step::Broken { reason: error.to_string(), nonsense: false },
+                error => Step::Broken(LaneFailure::Connection(error)),
             }),
         }
     }
@@ -357,7 +384,6 @@ impl LaneReceiver {
                 }
             };
         }
-        let text = String::from_utf8_lossy(&self.contents[..length]);
-        Step::Broken { reason: format!("the source says: {text}"), nonsense: false }
+        Step::Broken(LaneFailure::Source(String::from_utf8_lossy(&self.contents[..length]).into_owned()))
     }
 }

@@ -6,14 +6,12 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use tonic::Status;
-
 use crate::destination::memory::huge_page_policy::HugePagePolicy;
 use crate::destination::memory::receive_mapping::ReceiveMapping;
 use crate::layout::{HUGE_PAGE_SIZE, Hva, MemoryLayout, PAGE_SIZE};
 use crate::proto::PageRange;
 use crate::sched::cpu_time::thread_time;
-use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::{Pagemap, PagemapError};
 use crate::sys::userfaultfd::Userfaultfd;
 use crate::vmm::attached_memory::AttachedFile;
 
@@ -41,20 +39,74 @@ struct PreparedRegion<'a> {
     mapped: Option<Pagemap>,
 }
 
+/// Why memory cannot be allocated ahead.
+#[derive(Debug, thiserror::Error)]
+pub enum PreallocateError {
+    /// Pages have come, or may come.
+    #[error("memory is allocated once, before lanes are connected")]
+    TooLate,
+    /// There is no memory to allocate.
+    #[error("the VMM has not attached its memory")]
+    NotAttached,
+    /// No descriptor is free.
+    #[error("descriptor: {0}")]
+    Descriptor(#[source] io::Error),
+    /// A range is not in the layout.
+    #[error("held: region {region}, pages {page} + {count} of 4 KiB")]
+    OutsideLayout {
+        /// Number of the region.
+        region: u32,
+        /// First page.
+        page: u64,
+        /// Number of pages.
+        count: u64,
+    },
+    /// The host has not so much memory.
+    #[error("no memory for {size:#x} bytes of the guest from {gpa:#x} on: {source}")]
+    NoMemory {
+        /// First byte.
+        gpa: u64,
+        /// Number of bytes.
+        size: u64,
+        /// The error of the call.
+        source: io::Error,
+    },
+    /// The VMM has touched memory that must be empty.
+    #[error("the VMM has touched its memory at {hva:#x} before any of it came")]
+    Touched {
+        /// First byte of the page.
+        hva: u64,
+    },
+    /// Faults are not reported any more where they were: no page must come.
+    #[error("{size:#x} bytes at {hva:#x} are guarded no more: UFFDIO_REGISTER: {source}")]
+    Unguarded {
+        /// First byte.
+        hva: u64,
+        /// Number of bytes.
+        size: u64,
+        /// The error of the call.
+        source: io::Error,
+    },
+    /// The page tables of the VMM cannot be read.
+    #[error(transparent)]
+    Pagemap(#[from] PagemapError),
+    /// The fault thread, or the thread that allocates, has ended.
+    #[error("the page path has ended")]
+    Ended,
+}
+
 /// Allocates memory for these ranges of 4 KiB pages, where there is a plot, and makes it ready to be received into:
 /// landings and plots are in the order of the layout. `huge_pages`: in huge ones where they cost no more. Returns for how
 /// many bytes that is done.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`: outside the layout. `RESOURCE_EXHAUSTED`: this host has not so much memory.
-/// `FAILED_PRECONDITION`: the VMM has touched its memory. `INTERNAL`: faults are not told of any more where they were; no
-/// page must come.
+/// [`PreallocateError`].
 pub fn preallocate(
     layout: &MemoryLayout,
     targets: &[Option<PreallocateTarget>],
     held: &[PageRange],
     huge_pages: bool,
-) -> (Vec<Option<ReceiveMapping>>, Result<u64, Status>) {
+) -> (Vec<Option<ReceiveMapping>>, Result<u64, PreallocateError>) {
     let mut regions: Vec<_> = targets.iter().map(|target| target.as_ref().map(PreparedRegion::new)).collect();
     let allocated = allocate(layout, &mut regions, held, HugePagePolicy::new(huge_pages));
     (regions.into_iter().map(|region| region?.receive_mapping).collect(), allocated)
@@ -65,13 +117,13 @@ fn allocate(
     regions: &mut [Option<PreparedRegion<'_>>],
     held: &[PageRange],
     mut policy: HugePagePolicy,
-) -> Result<u64, Status> {
+) -> Result<u64, PreallocateError> {
     let pieces = layout.in_pages_of(PAGE_SIZE);
     let (mut bytes, mut joined) = (0, 0);
     for range in held {
         let PageRange { region, page, count } = *range;
         if !pieces.contains(region, page, count) {
-            return Err(Status::invalid_argument(format!("held: region {region}, pages {page} + {count} of 4 KiB")));
+            return Err(PreallocateError::OutsideLayout { region, page, count });
         }
         let Some(Some(prepared)) = regions.get_mut(region as usize) else { continue };
         let (mut at, end) = (page * PAGE_SIZE, (page + count) * PAGE_SIZE);
@@ -88,11 +140,9 @@ fn allocate(
             if huge && prepared.join(at, size)? {
                 joined += size;
             }
-            prepared.fill(at, size).map_err(|error| {
+            prepared.fill(at, size).map_err(|source| {
                 let gpa = pieces.regions()[region as usize].gpa.0 + at;
-                Status::resource_exhausted(format!(
-                    "no memory for {size:#x} bytes of the guest from {gpa:#x} on: {error}"
-                ))
+                PreallocateError::NoMemory { gpa, size, source }
             })?;
             if blocks > 0 {
                 policy.took(huge, blocks, thread_time().saturating_sub(began));
@@ -117,26 +167,23 @@ impl<'a> PreparedRegion<'a> {
     /// Puts huge pages under a range where the kernel can. It refuses wherever a userfaultfd would be told of what the file
     /// lacks, so for a moment nobody is. What the VMM has mapped then would be seen as it comes, so it must have nothing.
     /// Returns whether all of it is of huge pages.
-    fn join(&self, at: u64, size: u64) -> Result<bool, Status> {
+    fn join(&self, at: u64, size: u64) -> Result<bool, PreallocateError> {
         let (Some(receive_mapping), Some(mapped)) = (&self.receive_mapping, &self.mapped) else { return Ok(false) };
         let PreallocateTarget { uffd, .. } = self.target;
         // The kernel looks at the page behind as well (collapse_file() in mm/khugepaged.c, Linux 6.18).
         let (hva, around) = (Hva(self.target.hva.0 + at), (size + PAGE_SIZE).min(self.target.size - at));
         let joined = uffd.unregister(hva, around).and_then(|()| receive_mapping.join(at / PAGE_SIZE, size / PAGE_SIZE));
-        uffd.register_minor(hva, around).map_err(|error| {
-            Status::internal(format!("{around:#x} bytes at {:#x} are guarded no more: UFFDIO_REGISTER: {error}", hva.0))
+        uffd.register_minor(hva, around).map_err(|source| PreallocateError::Unguarded {
+            hva: hva.0,
+            size: around,
+            source,
         })?;
         if let Err(error) = &joined {
             tracing::debug!(%error, hva = hva.0, size, "pager.no_huge_pages");
         }
-        let touched = mapped
-            .first_mapped(at / PAGE_SIZE, around / PAGE_SIZE)
-            .map_err(|error| Status::internal(error.to_string()))?;
+        let touched = mapped.first_mapped(at / PAGE_SIZE, around / PAGE_SIZE)?;
         touched.map_or(Ok(joined.is_ok()), |page| {
-            let hva = self.target.hva.0 + page * PAGE_SIZE;
-            Err(Status::failed_precondition(format!(
-                "the VMM has touched its memory at {hva:#x} before any of it came"
-            )))
+            Err(PreallocateError::Touched { hva: self.target.hva.0 + page * PAGE_SIZE })
         })
     }
 

@@ -4,37 +4,25 @@
 //! A page that is resolved as poison is reported first (frame to the VMM), then marked, which wakes the vCPU; then whoever
 //! else is to know of it is woken. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
+use crate::destination::error::{AttachError, CompleteError};
 use crate::destination::memory::claim::Claim;
 use crate::destination::memory::installer::Installer;
 use crate::destination::memory::receive_mapping::ReceiveMapping;
 use crate::destination::page_table::file::Word;
 use crate::destination::page_table::{DiscardOutcome, PageState, PageTable, PoisonOutcome};
-use crate::destination::pages::first_touch::FirstTouch;
-use crate::event_log::{EventLog, now_us};
+use crate::destination::pages::poison_report::PoisonReporter;
+use crate::destination::pages::waiting::{Waiting, WaitingPages};
+use crate::event_log::EventLog;
 use crate::lane::frame::Ask;
 use crate::layout::PAGE_SIZE;
 use crate::layout::address_map::{NumberedRegion, PageIndex, PageNumbering};
 use crate::layout::page_run::{LaneKind, PageRun, PoisonInfo};
 use crate::layout::{Gpa, Hva};
-use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress, Severity, pager_event};
-use crate::sched::priority;
+use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress};
 use crate::sys::userfaultfd::Stop;
 use crate::vmm::notifier::VmmNotifier;
-
-/// A page on which a vCPU waits.
-#[derive(Debug, Clone, Copy)]
-pub struct Waiting {
-    /// When its first fault was read.
-    pub since: Instant,
-    /// The thread that came first.
-    pub thread: u32,
-    /// When it was asked for on the lane that is up; `None` while there is none.
-    pub asked: Option<Instant>,
-}
 
 /// What a fault needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,19 +39,21 @@ pub enum FaultOutcome {
     Outside,
 }
 
+/// A frame of pages that are not in the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the source sent region {} pages {}+{} of 4 KiB, outside the layout", .0.region, .0.page, .0.count)]
+pub struct OutsideLayout(PageRun);
+
 /// The pages of a destination VM.
 #[derive(Debug)]
 pub struct Resolver {
     numbering: PageNumbering,
     table: PageTable,
     memory: Option<Installer>,
-    notifier: Option<VmmNotifier>,
-    events: EventLog,
-    waiting: HashMap<PageIndex, Waiting>,
+    reporter: PoisonReporter,
+    waiting: WaitingPages,
     /// First page of each claim that is not settled, and one past its last.
     open: Vec<(PageIndex, PageIndex)>,
-    notes: HashMap<PageIndex, PoisonInfo>,
-    first_touch: FirstTouch,
     unregistered: bool,
 }
 
@@ -74,12 +64,9 @@ impl Resolver {
             numbering,
             table,
             memory: None,
-            notifier: None,
-            events,
-            waiting: HashMap::new(),
+            reporter: PoisonReporter::new(events),
+            waiting: WaitingPages::default(),
             open: Vec::new(),
-            notes: HashMap::new(),
-            first_touch: FirstTouch::default(),
             unregistered: false,
         }
     }
@@ -94,9 +81,9 @@ impl Resolver {
         &self.table
     }
 
-    /// What the daemon is told of, in the order in which it came.
+    /// The daemon's events.
     pub fn events(&self) -> &EventLog {
-        &self.events
+        self.reporter.events()
     }
 
     /// The memory, if one is attached.
@@ -107,26 +94,23 @@ impl Resolver {
     /// Takes the VMM's memory: its poison gets its markers, threads that wait try again.
     ///
     /// # Errors
-    /// What is wrong with it, for people; the VMM is not told `attached` then.
+    /// The memory is of another VMM, or the VMM does not take the answer; it is not told `attached` then.
     pub fn attach(
         &mut self,
         pid: u32,
         started: u64,
         memory: Installer,
         notifier: Option<VmmNotifier>,
-    ) -> Result<(), String> {
+    ) -> Result<(), AttachError> {
         if !self.table.bind(pid, started) {
-            return Err(format!("the page table belongs to another VMM than process {pid}"));
+            return Err(AttachError::ForeignTable { pid });
         }
-        if let Some(notifier) = &notifier {
-            notifier.attached().map_err(|e| format!("the VMM cannot be answered: {e}"))?;
-        }
+        self.reporter.attach(notifier).map_err(AttachError::Unanswered)?;
         self.memory = Some(memory);
-        self.notifier = notifier;
         for page in self.poisoned_pages() {
             let reported = self.report(page, None);
             self.mark(page, true);
-            self.note(reported);
+            self.reporter.publish(reported);
         }
         if let Some(memory) = &self.memory {
             memory.wake_all();
@@ -166,13 +150,13 @@ impl Resolver {
     pub fn finish_claim(&mut self, claim: &Claim) {
         self.mark_arrived(claim);
         for (from, to) in claim.arrived() {
-            for page in self.waiting_in(from, to) {
+            for page in self.waiting.in_range(from, to) {
                 // It may have been copied and gone again (reclaimed), to be faulted on anew: then nobody was woken.
-                if self.waiting.get(&page).is_some_and(|waiting| waiting.since >= claim.began()) {
+                if self.waiting.get(page).is_some_and(|waiting| waiting.since >= claim.began()) {
                     self.memory.iter().for_each(|memory| memory.wake(page));
                 }
             }
-            self.touched(from, to);
+            self.waiting.finish(from, to);
         }
         for page in claim.missing() {
             self.table.release_install(page);
@@ -203,7 +187,7 @@ impl Resolver {
 
     /// The VMM hung up: nobody can be told any more. Its memory is served as long as it is there.
     pub fn hang_up(&mut self) {
-        self.notifier = None;
+        self.reporter.hang_up();
     }
 
     /// The VMM's address space is gone.
@@ -225,19 +209,17 @@ impl Resolver {
         self.table.add(Word::Faults, 1);
         let state = self.table.state(page).unwrap_or(PageState::Absent);
         if state.is_missing() {
-            let now = Instant::now();
-            if self.waiting.contains_key(&page) {
+            if !self.waiting.begin(page, thread) {
                 self.table.add(Word::DuplicateFaults, 1);
                 return FaultOutcome::Waits;
             }
-            self.waiting.insert(page, Waiting { since: now, thread, asked: None });
             return FaultOutcome::Ask(page);
         }
         let stop = match &mut self.memory {
             _ if state.is_poisoned() => {
                 let reported = self.report(page, Some(thread));
                 let stop = self.mark(page, false);
-                self.note(reported);
+                self.reporter.publish(reported);
                 stop
             }
             Some(memory) => memory.refill(page, minor),
@@ -262,21 +244,19 @@ impl Resolver {
             return None;
         }
         let ask = Ask { region: region.number, page: (page.0 - region.first.0) * pieces, count: pieces as u32 };
-        if let Some(waiting) = self.waiting.get_mut(&page) {
-            waiting.asked = Some(Instant::now());
-        }
+        self.waiting.note_requested(page);
         Some(ask)
     }
 
     /// Pages on which somebody waits, and which nobody was asked for.
     pub fn unasked(&self) -> Vec<PageIndex> {
-        let absent = |page: &&PageIndex| self.table.state(**page) == Some(PageState::Absent);
-        self.waiting.keys().filter(absent).copied().collect()
+        let absent = |page: &PageIndex| self.table.state(*page) == Some(PageState::Absent);
+        self.waiting.iter().map(|(page, _)| page).filter(absent).collect()
     }
 
     /// Pages on which somebody waits.
     pub fn waiting(&self) -> impl Iterator<Item = (PageIndex, Waiting)> + '_ {
-        self.waiting.iter().map(|(page, waiting)| (*page, *waiting))
+        self.waiting.iter()
     }
 
     /// The link is lost: what was asked for, or has come in part, is absent again; who waits goes on waiting.
@@ -284,25 +264,22 @@ impl Resolver {
         if let Some(memory) = &mut self.memory {
             memory.abandon(&mut self.table);
         }
-        for (page, waiting) in &mut self.waiting {
-            self.table.release_request(*page);
-            waiting.asked = None;
+        for (page, _) in self.waiting.iter() {
+            self.table.release_request(page);
         }
+        self.waiting.forget_requests();
     }
 
-    /// Whether a frame's pages lie in the layout.
+    /// Checks that a frame's pages lie in the layout.
     ///
     /// # Errors
-    /// In words for people, if not: the source speaks nonsense.
-    pub fn check(&self, pages: PageRun) -> Result<(), String> {
+    /// [`OutsideLayout`].
+    pub fn check(&self, pages: PageRun) -> Result<(), OutsideLayout> {
         let region = self.numbering.regions().get(pages.region as usize);
         let end = pages.page.checked_add(pages.count);
         match region.zip(end).is_some_and(|(region, end)| end <= region.region.size / PAGE_SIZE) {
             true => Ok(()),
-            false => Err(format!(
-                "the source sent region {} pages {}+{} of 4 KiB, outside the layout",
-                pages.region, pages.page, pages.count
-            )),
+            false => Err(OutsideLayout(pages)),
         }
     }
 
@@ -314,7 +291,7 @@ impl Resolver {
         for (from, to) in installed.runs {
             let size = self.numbering.region_of(from).map_or(0, |r| r.region.page_size);
             self.table.add(Word::BytesReceived, (to.0 - from.0) * size);
-            self.touched(from, to);
+            self.waiting.finish(from, to);
         }
         installed.stop
     }
@@ -324,7 +301,7 @@ impl Resolver {
         let Some(memory) = &mut self.memory else { return Some(Stop::ProcessGone) };
         let installed = memory.zeros(&mut self.table, pages, lane);
         for (from, to) in &installed.runs {
-            for page in self.waiting_in(*from, *to) {
+            for page in self.waiting.in_range(*from, *to) {
                 // Where it cannot be made now, whoever waits faults anew.
                 if self.table.state(page) == Some(PageState::PresentZero)
                     && let Some(memory) = &self.memory
@@ -335,7 +312,7 @@ impl Resolver {
             }
         }
         for (from, to) in installed.runs {
-            self.touched(from, to);
+            self.waiting.finish(from, to);
         }
         installed.stop
     }
@@ -361,12 +338,9 @@ impl Resolver {
     /// Report, then marker, then the wait is over.
     fn resolve_poison(&mut self, page: PageIndex, note: PoisonInfo, outcome: PoisonOutcome) -> Option<Stop> {
         if matches!(outcome, PoisonOutcome::New { .. }) {
-            self.notes.insert(page, note);
-            if note.guest_visible {
-                self.events.append_quietly(pager_event::Event::MemoryError(self.event(page, None, false)));
-            }
+            self.reporter.learn(&self.numbering, page, self.hva_of(page), note);
         }
-        let waits = self.waiting.get(&page).map(|w| w.thread);
+        let waits = self.waiting.get(page).map(|w| w.thread);
         let reported = self.report(page, waits);
         let mut had_contents = false;
         if let (PoisonOutcome::New { was, .. }, Some(memory)) = (outcome, &mut self.memory) {
@@ -375,85 +349,23 @@ impl Resolver {
         }
         let stop = self.mark(page, had_contents);
         if stop.is_none() {
-            self.touched(page, PageIndex(page.0 + 1));
+            self.waiting.finish(page, PageIndex(page.0 + 1));
         }
-        self.note(reported);
+        self.reporter.publish(reported);
         stop
     }
 
-    /// Behind the vCPU, which may wait for this core: the VMM is woken for what it was told, and the daemon is told.
-    fn note(&self, reported: Option<MemoryErrorEvent>) {
-        if let Some(event) = reported {
-            priority::yield_cpu();
-            self.notifier.iter().for_each(VmmNotifier::notify);
-            self.events.append_quietly(pager_event::Event::MemoryError(event));
-        }
-    }
-
-    /// Who waited on these pages goes on: they are counted as first touches.
-    fn touched(&mut self, from: PageIndex, to: PageIndex) {
-        for page in self.waiting_in(from, to) {
-            if let Some(waiting) = self.waiting.remove(&page) {
-                self.first_touch.record(waiting.since.elapsed());
-            }
-        }
-    }
-
-    /// Those of these pages on which somebody waits: there are never more than threads of the VMM.
-    fn waiting_in(&self, from: PageIndex, to: PageIndex) -> Vec<PageIndex> {
-        self.waiting.keys().filter(|page| (from..to).contains(*page)).copied().collect()
-    }
-
-    /// Reports a poisoned page to the VMM, once; what the daemon is to be told of it. `waits`: the thread that waits on it, if
-    /// one does. Before a VMM is attached nothing is reported: attaching does it.
+    /// Reports a poisoned page to the VMM. Before a VMM is attached nothing is reported: attaching does it.
     #[must_use]
     fn report(&mut self, page: PageIndex, waits: Option<u32>) -> Option<MemoryErrorEvent> {
-        if self.memory.is_none() || !self.table.mark_told(page) {
-            return None;
-        }
-        let mut event = self.event(page, waits, true);
-        event.reported = match self.notifier.as_ref().map(|t| t.memory_error(&event)) {
-            Some(Ok(())) => {
-                self.table.add(Word::MachineChecks, 1);
-                true
-            }
-            Some(Err(error)) => {
-                tracing::warn!(%error, page = page.0, "pager.report_lost");
-                false
-            }
-            None => false,
-        };
-        if let Some(error) = &mut event.error {
-            error.guest_visible = event.reported;
-        }
-        Some(event)
+        self.memory.as_ref()?;
+        let hva = self.hva_of(page);
+        self.reporter.report(&mut self.table, &self.numbering, (page, hva), waits)
     }
 
-    fn event(&self, page: PageIndex, waits: Option<u32>, report: bool) -> MemoryErrorEvent {
-        let region = self.numbering.region_of(page);
-        let note = self.notes.get(&page).copied().unwrap_or(PoisonInfo {
-            origin: crate::proto::ErrorOrigin::Read,
-            guest_visible: false,
-            hop: 0,
-        });
-        let severity = match (report, waits) {
-            (false, _) => Severity::Unspecified,
-            (true, None) => Severity::ActionOptional,
-            (true, Some(_)) => Severity::ActionRequired,
-        };
-        let error = MemoryError {
-            gpa: region.map_or(0, |r| r.gpa_of(page).0),
-            lsb: region.map_or(12, |r| r.lsb()),
-            origin: note.origin.into(),
-            severity: severity.into(),
-            guest_visible: note.guest_visible,
-            hop: note.hop,
-            count: 1,
-            first_seen_us: now_us(),
-            last_seen_us: now_us(),
-        };
-        let hva = self.memory.as_ref().and_then(|m| m.address_map().address_of(page)).map_or(0, |(hva, _)| hva.0);
-        MemoryErrorEvent { error: Some(error), hva, thread_id: waits.unwrap_or(0), reported: false }
+    /// Address of a page's first byte in the VMM; 0 while no memory is attached.
+    fn hva_of(&self, page: PageIndex) -> Hva {
+        self.memory.as_ref().and_then(|m| m.address_map().address_of(page)).map_or(Hva(0), |(hva, _)| hva)
     }
 
     fn mark(&self, page: PageIndex, had_contents: bool) -> Option<Stop> {
@@ -486,7 +398,7 @@ impl Resolver {
                     Some(stop) => {
                         // The state is kept; the marker comes with the next fault on the page.
                         tracing::warn!(?stop, page = page.0, "pager.marker_postponed");
-                        self.waiting.remove(&page);
+                        self.waiting.give_up(page);
                         self.memory.iter().for_each(|m| m.wake(page));
                     }
                 }
@@ -504,7 +416,7 @@ impl Resolver {
             for page in (from.0..to.0).map(PageIndex) {
                 let discarded = self.table.mark_discarded(page) == DiscardOutcome::Discarded;
                 memory.forget(page);
-                if discarded && self.waiting.remove(&page).is_some() {
+                if discarded && self.waiting.give_up(page) {
                     memory.wake(page);
                 }
             }
@@ -534,15 +446,19 @@ impl Resolver {
         lacking
     }
 
-    /// Unregisters every range without poison, once nothing is missing; returns the pages that stay guarded.
+    /// Unregisters every range without poison; returns the number of pages that stay guarded.
     ///
     /// # Errors
-    /// What the kernel said, for people.
-    pub fn complete(&mut self) -> Result<u64, String> {
+    /// [`CompleteError`]: a page is missing, or the kernel refuses.
+    pub fn complete(&mut self) -> Result<u64, CompleteError> {
+        let missing = self.table.counts().missing();
+        if missing > 0 {
+            return Err(CompleteError::Absent { missing });
+        }
         if let (Some(memory), false) = (&self.memory, self.unregistered) {
             for region in self.numbering.regions() {
                 for (from, to) in self.table.runs(region.first, region.end(), |s| !s.is_poisoned() && !s.is_missing()) {
-                    memory.unregister(from, to).map_err(|e| format!("UFFDIO_UNREGISTER: {e}"))?;
+                    memory.unregister(from, to).map_err(CompleteError::Unregister)?;
                 }
             }
             self.unregistered = true;
@@ -565,7 +481,7 @@ impl Resolver {
             faults: self.table.word(Word::Faults),
             duplicate_faults: self.table.word(Word::DuplicateFaults),
             machine_checks: self.table.word(Word::MachineChecks),
-            first_touch: Some(self.first_touch.summary()),
+            first_touch: Some(self.waiting.first_touches()),
         }
     }
 }

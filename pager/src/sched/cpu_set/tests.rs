@@ -8,7 +8,7 @@ fn lists_of_cpus_are_read_or_refused_in_words() {
     for (text, word) in
         [("x", "no CPU"), ("3-1", "ends before"), ("1-", "no CPU"), ("99999", "no CPU"), ("1,,2", "no CPU")]
     {
-        assert!(list(text).unwrap_err().contains(word), "{text}");
+        assert!(list(text).unwrap_err().to_string().contains(word), "{text}");
     }
 }
 

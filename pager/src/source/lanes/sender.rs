@@ -114,7 +114,7 @@ impl LaneSender {
     /// Pages that need no bytes.
     fn send_without_data(&mut self, state: &SourceState, run: PageRun, kind: FrameKind) -> Result<(), LaneError> {
         if kind == FrameKind::Zero {
-            state.note_sent(run);
+            state.sent.mark(run);
         }
         state.pages_served.fetch_add(run.count, Ordering::Relaxed);
         let header = header(run, kind);
@@ -184,7 +184,7 @@ impl LaneSender {
 impl SourceState {
     /// Noted before it is sent: who has a page finds it counted.
     fn note_data(&self, run: PageRun) {
-        self.note_sent(run);
+        self.sent.mark(run);
         self.pages_served.fetch_add(run.count, Ordering::Relaxed);
         self.bytes_served.fetch_add(run.count * PAGE_SIZE, Ordering::Relaxed);
     }

@@ -35,7 +35,7 @@ fn what_was_not_sent_is_not_counted() {
 }
 
 proptest! {
-    /// Whoever waits as told never sends more than the rate and a burst, and loses nothing but the burst.
+    /// A lane that waits as told never sends more than the rate and a burst, and loses nothing but the burst.
     #[test]
     fn the_rate_is_kept(rate in 1u64..1 << 34, chunks in prop::collection::vec((1u64..1 << 20, 0u64..50_000), 1..200)) {
         let start = Instant::now();

@@ -16,8 +16,8 @@ fn an_adopted_one_rings_and_never_blocks() {
             owned(libc::memfd_create(c"no doorbell".as_ptr(), 0)),
         )
     };
-    assert!(Doorbell::adopt(blocking).unwrap_err().contains("EFD_NONBLOCK"));
-    assert_eq!(Doorbell::adopt(file).unwrap_err(), "is no eventfd");
+    assert!(Doorbell::adopt(blocking).unwrap_err().to_string().contains("EFD_NONBLOCK"));
+    assert_eq!(Doorbell::adopt(file).unwrap_err(), DoorbellError::NoEventfd);
     let doorbell = Doorbell::adopt(good).unwrap();
     let full = u64::MAX - 1;
     // SAFETY: eight bytes.

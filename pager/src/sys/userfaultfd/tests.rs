@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::sys::memfd::memfd;
+use crate::sys::uffd_probe::probe;
 
 const PAGE: u64 = 4096;
 

@@ -38,7 +38,8 @@ fn lane_whose_frame_cannot_be_installed_is_closed_at_once_and_says_why_once() {
     let (lane, mut source, said, _directory) = lane_into_nothing();
     let header = FrameHeader { kind: FrameKind::Data, region: 0, page: 1, count: 1 };
     source.write_all(&[header.encode().as_slice(), &[7; PAGE_SIZE as usize]].concat()).unwrap();
-    assert_eq!(said.recv_timeout(patient(10.0)), Ok(LaneReport::Stopped(Stop::ProcessGone)));
+    let report = said.recv_timeout(patient(10.0)).unwrap();
+    assert!(matches!(report, LaneReport::Stopped(Stop::ProcessGone)), "{report:?}");
     let (done, closed) = mpsc::channel();
     std::thread::sleep(20 * INSTALL_RETRY_DELAY);
     std::thread::spawn(move || {
@@ -46,5 +47,5 @@ fn lane_whose_frame_cannot_be_installed_is_closed_at_once_and_says_why_once() {
         done.send(()).unwrap();
     });
     assert_eq!(closed.recv_timeout(patient(10.0)), Ok(()), "the lane's thread does not end");
-    assert_eq!(said.try_recv().ok(), None, "the same reason is said once");
+    assert!(said.try_recv().is_err(), "the same reason is said once");
 }

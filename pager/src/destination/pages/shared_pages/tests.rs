@@ -24,7 +24,8 @@ use crate::proto::{ErrorOrigin, MemoryError};
 use crate::sys::iovecs::IoVecs;
 use crate::sys::memfd::memfd;
 use crate::sys::procfs::process_started;
-use crate::sys::userfaultfd::{UffdEvent, Userfaultfd, feature, probe};
+use crate::sys::uffd_probe::probe;
+use crate::sys::userfaultfd::{UffdEvent, Userfaultfd, feature};
 use crate::vmm::attached_memory::AttachedFile;
 
 const PAGES: u64 = 8;
@@ -47,7 +48,7 @@ impl Guest {
         Self::of(true)
     }
 
-    /// The same, but what comes is copied, as where the file is not known.
+    /// The same, but pages are copied, as if the file were not known.
     fn copied() -> Option<Self> {
         Self::of(false)
     }
@@ -274,8 +275,8 @@ fn a_page_that_cannot_be_mapped_keeps_no_other_from_it_and_is_told_of() {
     assert_eq!((guest.byte(2), guest.byte(4), guest.byte(7)), (Some(9), Some(9), Some(9)));
 }
 
-/// Starts the installation of page 0, full of 9s, while the lock is held, and a reader of it, and returns whether that one
-/// had it before the lock was let go, for which it had so long.
+/// Installs page 0, full of 9s, while the lock is held, and reads it on another thread. Returns whether the reader had it
+/// before the lock was released, within `time`.
 fn seen_while_locked(guest: &Guest, mut claim: Claim, time: Duration) -> bool {
     let (shared, at) = (&guest.shared, guest.at);
     let reader = std::thread::spawn(move || byte_at(at));
@@ -342,10 +343,10 @@ fn frame(page: u64) -> Vec<u8> {
     [header.encode().as_slice(), &[page as u8; PAGE_SIZE as usize]].concat()
 }
 
-/// Takes what comes until there is something.
+/// Steps until a step finds something.
 fn take(receiver: &mut LaneReceiver, shared: &SharedPages) {
     let until = Instant::now() + patient(10.0);
-    while receiver.step(shared) == Step::Nothing {
+    while matches!(receiver.step(shared), Step::Nothing) {
         assert!(Instant::now() < until, "nothing comes");
     }
 }
@@ -372,7 +373,7 @@ fn an_answer_that_comes_in_parts_is_installed_when_it_is_whole() {
     let whole = frame(3);
     for part in [&whole[..10], &whole[10..24], &whole[24..2000]] {
         source.write_all(part).unwrap();
-        while receiver.step(&guest.shared) != Step::Nothing {}
+        while !matches!(receiver.step(&guest.shared), Step::Nothing) {}
         assert_eq!(guest.states(), [Absent; PAGES as usize]);
     }
     source.write_all(&whole[2000..]).unwrap();
