@@ -23,10 +23,10 @@ const MAX_REQUEST_BYTES: usize = 64 << 20;
 
 /// For some round trips and retransmissions of a few packets each way.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A lane on which nothing waits counts as broken after so long a silence.
+/// A lane without requests counts as broken after so long a silence.
 const LEAST_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where the source's pager is, and the secret by which it knows us.
+/// The address of the source's pager, and the secret that it asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceAddress {
     /// "ip:port".
