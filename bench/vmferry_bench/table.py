@@ -142,7 +142,7 @@ def goals_table(found: dict[str, Any]) -> str:
     """The machine, each goal with its value, and every failure."""
     parts = [machine_paragraph(found), "", *_goals(found)]
     if found["failures"]:
-        parts += ["", "Not carried out:", "", *(f"- {words}" for words in found["failures"])]
+        parts += ["", "Not carried out:", "", *(_wrapped(words, "- ", "  ") for words in found["failures"])]
     return "\n".join(parts)
 
 
@@ -163,8 +163,15 @@ def write_docs(directory: Path, found: dict[str, Any]) -> None:
 
 
 def machine_paragraph(found: dict[str, Any]) -> str:
-    """The machine, in lines that the Markdown gate passes."""
-    return textwrap.fill(machine_words(found["machine"]), 100, break_long_words=False, break_on_hyphens=False)
+    """The machine in words."""
+    return _wrapped(machine_words(found["machine"]))
+
+
+def _wrapped(words: str, first: str = "", other: str = "") -> str:
+    """Lines that the Markdown gate passes."""
+    return textwrap.fill(
+        words, 100, initial_indent=first, subsequent_indent=other, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def write_raw(directory: Path, program: str, text: str) -> None:

@@ -95,6 +95,32 @@ def test_the_events_that_a_guide_names_are_logged(path: Path) -> None:
     assert sorted(event for event in named if f'"{event}"' not in code) == []
 
 
+SHORT = {
+    "first touch of a busy guest, p50": "first touch → resumed, p50, to QEMU",
+    "first touch of a busy guest, p99": "first touch → resumed, p99, to QEMU",
+    "first touch with a limited push, p50": "first touch → resumed, p50, to QEMU, push limited to 256 MiB/s",
+    "push, busy guest": "throughput to the last page, guest random, to QEMU",
+    "push, idle guest": "throughput to the last page, guest idle, to QEMU",
+    "time blocked, busy guest": "guest blocked time, to QEMU",
+    "CPU time, busy guest": "CPU seconds a GiB, both ends, guest random, to QEMU",
+    "CPU time, idle guest": "CPU seconds a GiB, both ends, guest idle, to QEMU",
+    "last instruction on the source to first on the destination": "stop → first instruction, to QEMU",
+}
+"""Rows of the short table of the results, and the goals that they are taken from."""
+
+
+@pytest.mark.parametrize(("row", "goal"), SHORT.items())
+def test_the_short_table_has_the_figures_of_the_goals(row: str, goal: str) -> None:
+    text = text_of(Path("docs/performance/results.md"))
+    (cells,) = re.findall(rf"^\| {re.escape(row)} \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    for backing, cell in zip(("memfd", "anonymous"), cells, strict=True):
+        (value,) = re.findall(rf"^\| {backing}: {re.escape(goal)} \| [^|]+ \| ([\d.]+) \|", text, re.MULTILINE)
+        shown = re.search(r"\d+(?:\.(\d+))?", cell)
+        assert shown
+        expected = 1 / float(value) if "sooner" in cell else float(value)
+        assert abs(float(shown[0]) - expected) <= 0.51 * 10.0 ** -len(shown[1] or ""), (row, backing, cell, expected)
+
+
 def test_every_document_is_reached_from_the_index() -> None:
     pages = {path for path in ending(".md") if path.is_relative_to("docs")}
     reached = {Path("docs/index.md")}

@@ -30,13 +30,14 @@ def test_the_page_keeps_what_somebody_wrote(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
-        write_docs(tmp_path, result(ROUNDS, ["qemu-plain: it did not come up"], Alone(), WHERE))
+        write_docs(tmp_path, result(ROUNDS, ["qemu-plain: it did not come up", "word " * 30], Alone(), WHERE))
         text = page.read_text()
         assert text.startswith("before\n")
         assert text.endswith("\nafter\n")
         assert "old" not in text
         assert text.count(BEGIN) == text.count(END) == 1
-        assert "qemu-plain: it did not come up" in text
+        assert "- qemu-plain: it did not come up" in text
+        assert all(len(line) <= 100 for line in text.splitlines() if not line.startswith("|"))
         assert "| measure | goal |" in text
         assert "| guest | side |" not in text
         raw = (tmp_path / "raw" / "bench.md").read_text()
