@@ -1,6 +1,6 @@
 """The framing of lanes, as the comments of pages.proto have it: values to bytes and back.
 
-It writes any numbers, also those that the contract forbids, and does not judge what it reads."""
+It writes any numbers, also those that the contract forbids, and does not judge frames that it reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERSION = 3
 MAGIC = b"VMFLANE1"
 TOKEN_BYTES = 32
 PROBE = bytes(16384)
-"""What fills packets each way before a lane is open; the source sends `MAGIC` before."""
+"""Bytes that fill packets each way before a lane is open; the source sends `MAGIC` before."""
 PAGE = 4096
 MOST_DATA_PAGES = 64
 

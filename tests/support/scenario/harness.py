@@ -144,7 +144,7 @@ async def nothing_is_left(pair: Pair, vm: str) -> None:
 
 
 async def unharmed(pair: Pair, guest: Guest) -> None:
-    """The guest's counter goes on where it was, and the destination has nothing of it."""
+    """The guest's counter continues in its place, and the destination has nothing of it."""
     assert (await goes_on(guest)).wrong_bytes == 0
     await nothing_is_left(pair, guest.vm)
 
