@@ -34,7 +34,7 @@ pub struct ServingSource {
     _stop: oneshot::Sender<()>,
 }
 
-/// What the pager was configured as.
+/// The pager's configuration.
 #[derive(Debug)]
 pub enum Mode {
     /// Nothing yet.
@@ -200,7 +200,7 @@ impl Pager {
         Ok(feature_names(features))
     }
 
-    /// What a VMM must hand over; `None` before the pager is configured.
+    /// The memory that a VMM must hand over; `None` before the pager is configured.
     pub async fn expected(&self) -> Option<Expected> {
         let (destination, layout) = match &*self.mode.lock().await {
             Mode::Unconfigured => return None,
@@ -269,7 +269,7 @@ impl Pager {
         self.events.append(Event::MemoryDetached(MemoryDetachedEvent { reason }));
     }
 
-    /// What GetStatus answers.
+    /// The answer to GetStatus.
     ///
     /// # Errors
     /// [`PagerError::Ended`].

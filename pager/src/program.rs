@@ -36,11 +36,10 @@ pub struct Arguments {
     /// Which side of the migration.
     #[arg(long)]
     role: Role,
-    /// Where the threads run between a fault and its answer, e.g. 2-3,7: those that resolve faults, and those that read what
-    /// they ask a source for; empty: anywhere.
+    /// CPUs of the threads that serve faults, e.g. 2-3,7: fault threads, and a source's urgent lanes; empty: any.
     #[arg(long, value_name = "CPUS", default_value = "")]
     page_path_cpus: CpuSet,
-    /// Where the threads of the push run: those that read a source's memory, and those that install what comes.
+    /// CPUs of the bulk threads: those that read a source's memory, and those that install its pages.
     #[arg(long, value_name = "CPUS", default_value = "")]
     lane_cpus: CpuSet,
     /// How long the thread that resolves faults looks for the next before it sleeps, in microseconds; three times as long
@@ -134,7 +133,7 @@ async fn after_end(pager: Arc<Pager>) {
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
 }
 
-/// SIGTERM and SIGINT end a pager that guards nothing; one that does goes on serving, for a guest depends on it.
+/// SIGTERM and SIGINT end a pager that guards nothing; one that does keeps serving, because a guest depends on it.
 async fn terminated(pager: Arc<Pager>) -> std::io::Result<()> {
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     loop {

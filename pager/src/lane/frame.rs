@@ -5,7 +5,7 @@ use crate::layout::PAGE_SIZE;
 use crate::layout::page_run::PoisonInfo;
 use crate::proto::ErrorOrigin;
 
-/// What a lane begins with.
+/// The first bytes of a lane.
 pub const MAGIC: [u8; 8] = *b"VMFLANE1";
 /// Bytes of a lane's token.
 pub const TOKEN_BYTES: usize = 32;
@@ -56,7 +56,7 @@ impl Ask {
     }
 }
 
-/// What a frame is about.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameKind {
     /// The bytes of the pages follow.
@@ -67,14 +67,14 @@ pub enum FrameKind {
     Poison(PoisonInfo),
     /// All that was lacking has been sent.
     End,
-    /// `count` bytes of text follow: why the source cannot go on.
+    /// `count` bytes of text follow: why the source cannot continue.
     Failed,
 }
 
 /// A frame but for its contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What it is.
+    /// Its kind.
     pub kind: FrameKind,
     /// Number of the region in the layout.
     pub region: u32,

@@ -1,4 +1,4 @@
-//! Lanes: plain TCP connections beside gRPC on which pages travel; the contract is in `proto/vmferry/v1/pages.proto`.
+//! Lanes: plain TCP connections that carry pages, next to gRPC; the contract is in `proto/vmferry/v1/pages.proto`.
 
 use std::os::fd::AsFd;
 

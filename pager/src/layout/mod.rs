@@ -8,7 +8,7 @@ use crate::proto;
 
 pub use address::{Gpa, HUGE_PAGE_SIZE, Hva, PAGE_SIZE, PageId};
 
-/// What a region is made of in the VMM.
+/// The backing of a region in the VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backing {
     /// Private anonymous memory.
@@ -26,7 +26,7 @@ pub struct Region {
     pub size: u64,
     /// Bytes.
     pub page_size: u64,
-    /// What it is made of.
+    /// Its backing.
     pub backing: Backing,
 }
 
@@ -49,7 +49,7 @@ pub struct MemoryLayout {
 pub struct LayoutError {
     /// E.g. `regions[1].page_size`.
     pub field: String,
-    /// The actual value and what is required.
+    /// The actual value and the requirement.
     pub message: String,
 }
 
@@ -89,7 +89,7 @@ impl MemoryLayout {
         Ok(Self { regions })
     }
 
-    /// The same memory in pages of another size, of which every page size is a multiple.
+    /// The same memory in pages of another size, a divisor of every page size.
     pub fn in_pages_of(&self, page_size: u64) -> Self {
         Self { regions: self.regions.iter().map(|region| Region { page_size, ..*region }).collect() }
     }

@@ -13,7 +13,7 @@ pub enum Arrival {
     Zero,
 }
 
-/// On which lane pages come.
+/// The lane of arriving pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaneKind {
     /// The urgent lane.
@@ -32,7 +32,7 @@ impl LaneKind {
     }
 }
 
-/// What the source knows of a bad page.
+/// The source's knowledge of a bad page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoisonInfo {
     /// How it was found.
@@ -55,7 +55,7 @@ pub struct PageRun {
 }
 
 impl PageRun {
-    /// What is left behind the first `done`.
+    /// The rest behind the first `done`.
     pub fn after(self, done: u64) -> Self {
         Self { page: self.page + done, count: self.count - done, ..self }
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Out of 256: below it spinning is only tried now and then.
+/// Out of 256: below it spinning is tried only at intervals.
 const MIN_HIT_RATE: u32 = 64;
 /// One try of so many, where it was not worth it.
 const RETRY_EVERY: u32 = 16;

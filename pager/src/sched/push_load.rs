@@ -1,34 +1,34 @@
 //! Whether a push is heavy: pure.
 //!
-//! A heavy push leaves no core idle: whoever wakes has to wait for one unless it goes before all others. Beside a light one,
-//! of which a limit or the network lets less through, cores sleep, and to wake one takes longer than all else about a fault:
-//! then it is better to spin.
+//! A heavy push leaves no core idle: a thread that wakes waits for one, unless it is real-time. During a light push (a
+//! limit, or a slow network) cores sleep, and a wake-up takes longer than the rest of a fault: spinning is then better.
+//! The thresholds are those of docs/decisions/0013-heavy-and-light-push.md.
 
 use std::time::{Duration, Instant};
 
-/// How long it is watched before it is judged.
+/// The window of a judgement.
 const WINDOW: Duration = Duration::from_millis(50);
-/// It becomes light where its lanes work for less than this part of the time, in percent of a core.
+/// Below this load, in percent of a core, a push becomes light.
 const LIGHT: u128 = 45;
-/// It becomes heavy where they work for so much: they take longer for the same beside others that go before them.
+/// At this load a push becomes heavy. It is above the other, because lanes take longer once real-time threads preempt them.
 const HEAVY: u128 = 60;
 
-/// The weight of a push that goes on.
+/// The load of a push in progress.
 #[derive(Debug)]
 pub struct PushLoad {
     since: Instant,
-    /// How long lanes had worked by then.
+    /// The work of all lanes at the start of the window.
     worked: Duration,
     heavy: bool,
 }
 
 impl PushLoad {
-    /// Of a push that begins, by whose lanes so much work has been done before: heavy until it is known.
+    /// A push that begins, after so much work of its lanes. It counts as heavy until the first judgement.
     pub fn new(now: Instant, worked: Duration) -> Self {
         Self { since: now, worked, heavy: true }
     }
 
-    /// Whether it is heavy; `worked`: how long lanes have worked until now, all together.
+    /// Whether it is heavy; `worked` is the work of all lanes until now.
     pub fn is_heavy(&mut self, now: Instant, worked: Duration) -> bool {
         let time = now.saturating_duration_since(self.since);
         if time >= WINDOW {

@@ -1,23 +1,23 @@
-//! When a thread that nobody puts aside leaves its core to others: pure.
+//! Decides when a real-time bulk thread pauses, so that other threads can run: pure.
 //!
-//! A lane of the push that is received in place runs before every other thread of its core. A vCPU whose page has come may
-//! wait for that very core, so the lane rests: often while the guest asks for pages, seldom while it does not.
+//! A bulk thread that receives in place runs before every other thread of its core. A vCPU that has its page may need that
+//! core. So the thread pauses often while the guest faults, and seldom otherwise.
 
 use std::time::{Duration, Instant};
 
-/// How long a rest is.
+/// Length of a pause.
 pub const PAUSE: Duration = Duration::from_micros(150);
-/// How long it works between two rests while the guest faults.
+/// Work between two pauses while the guest faults.
 const RUN_TIME: Duration = Duration::from_micros(500);
-/// The same while it does not: somebody may want the core all the same.
+/// The same while it does not fault: other threads may need the core all the same.
 const RUN_TIME_QUIET_GUEST: Duration = Duration::from_millis(2);
 /// A guest that has not faulted for so long is quiet.
 const QUIET_AFTER: Duration = Duration::from_millis(20);
 
-/// What a lane has done since it rested.
+/// The work of a lane since its last pause.
 #[derive(Debug, Default)]
 pub struct RtThrottle {
-    /// When the first frame since the last rest was taken; later by what it slept since.
+    /// Start of the work since the last pause, later by the time slept since.
     began: Option<Instant>,
     fault: Option<Instant>,
 }
@@ -28,12 +28,12 @@ impl RtThrottle {
         self.fault = Some(now);
     }
 
-    /// It slept, since there was nothing to do: no work, and a rest if it was as long.
+    /// The thread slept for lack of work. That counts as a pause if it was as long as one.
     pub fn note_sleep(&mut self, time: Duration) {
         self.began = self.began.filter(|_| time < PAUSE).map(|began| began + time);
     }
 
-    /// A frame of the push was taken: whether to rest for [`PAUSE`].
+    /// A frame was received: whether to sleep for [`PAUSE`].
     pub fn pause_due(&mut self, now: Instant) -> bool {
         let quiet = self.fault.is_none_or(|fault| now.saturating_duration_since(fault) >= QUIET_AFTER);
         let worked = now.saturating_duration_since(*self.began.get_or_insert(now));

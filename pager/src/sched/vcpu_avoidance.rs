@@ -1,15 +1,15 @@
-//! Keeps a thread that goes before all others off the CPU of a vCPU that asks for pages: it would put that aside again and
-//! again, and a page that has come would be of no use to it.
+//! Keeps a real-time bulk thread off the CPU of the vCPU that is faulting. On the same CPU it would preempt the vCPU, which
+//! then could not use the page that it has just received.
 
 use std::time::{Duration, Instant};
 
 use crate::sched::cpu_set::CpuSet;
 use crate::sys::procfs::stat_field;
 
-/// How often it is looked where the vCPU is.
+/// Period of a look at the vCPU's CPU.
 const AFFINITY_POLL: Duration = Duration::from_millis(5);
 
-/// Where the calling thread runs, if it is not where it may.
+/// The narrowed affinity of the calling thread, if it is narrowed.
 #[derive(Debug)]
 pub struct VcpuAvoidance {
     vmm: u32,
@@ -19,13 +19,12 @@ pub struct VcpuAvoidance {
 }
 
 impl VcpuAvoidance {
-    /// Of the calling thread, beside the vCPUs of this process.
+    /// For the calling thread, and the vCPUs of this process.
     pub fn new(vmm: u32) -> Self {
         Self { vmm, allowed: CpuSet::allowed(), avoided: None, checked: None }
     }
 
-    /// This thread of the VMM has asked for a page. Where there is only one CPU, or it is not known which one that thread runs
-    /// on, nothing changes.
+    /// This thread of the VMM has faulted. Nothing changes if there is one CPU, or if that thread's CPU is not known.
     pub fn step(&mut self, now: Instant, vcpu: u32) {
         if self.checked.is_some_and(|checked| now.saturating_duration_since(checked) < AFFINITY_POLL) {
             return;
@@ -39,7 +38,7 @@ impl VcpuAvoidance {
         cpu.map_or_else(|| self.allowed.clone(), |cpu| self.allowed.without(cpu)).pin();
     }
 
-    /// The thread goes before nobody any more.
+    /// The thread is no longer real-time: it gets its whole affinity back.
     pub fn end(&mut self) {
         if self.avoided.take().is_some() {
             self.allowed.pin();

@@ -1,4 +1,4 @@
-//! The source's side of `PageRun`: answers what a destination asks, from memory that stands still.
+//! The source's side of `Pages`: answers a destination's requests, from the memory of a frozen VM.
 //!
 //! ```text
 //!  control ──▶ SourceServer ◀── urgent lane's thread     one thread and one connection a lane, so that
@@ -46,7 +46,7 @@ const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ranges that [`SourceServer::held`] tells at most.
 const MAX_HELD_RANGES: usize = 1 << 16;
 
-/// Why the source cannot do what it was told.
+/// The reason that the source cannot carry out a call.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The VMM has attached no memory yet.
@@ -58,7 +58,7 @@ pub enum SourceError {
     /// A range that is not in the layout.
     #[error("range: region {}, pages {} + {} of 4 KiB are not in the layout of {regions} regions", .asked.region, .asked.page, .asked.count)]
     Outside {
-        /// What was asked for.
+        /// The requested pages.
         asked: PageRun,
         /// Number of regions.
         regions: usize,
@@ -68,7 +68,7 @@ pub enum SourceError {
     Memory(#[from] ReadError),
 }
 
-/// What became of errors that were told.
+/// The outcome of reported errors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MarkOutcome {
     /// Newly known pages.
@@ -154,7 +154,8 @@ impl SourceServer {
         Ok(lock(&self.0.lane_tokens).agree(Agreed::Bulk(PushOrder::new(&self.0.pages, lacking))))
     }
 
-    /// Takes the VMM's memory; replaces what was attached before. It is mapped ahead from now on, by a thread of its own.
+    /// Takes the VMM's memory; replaces memory that was attached before. It is mapped ahead from now on, by a thread of
+    /// its own.
     ///
     /// # Errors
     /// [`SourceError::Memory`] if it cannot be read.
@@ -176,7 +177,7 @@ impl SourceServer {
         Ok(())
     }
 
-    /// The vCPUs stand still: pages are served from now on.
+    /// The vCPUs are stopped: the source serves pages from now on.
     ///
     /// # Errors
     /// [`SourceError::NotAttached`].

@@ -13,8 +13,8 @@ pub(super) struct PoisonMap {
 }
 
 impl PoisonMap {
-    /// Adds a page; what is known of it already stays, but that the guest has seen it is never forgotten.
-    /// Returns whether it is new.
+    /// Adds a page. Earlier knowledge of it stays; a page that the guest has seen stays seen. Returns whether it is
+    /// new.
     pub fn add(&mut self, id: PageId, poison: PoisonInfo) -> bool {
         let known = self.pages.contains_key(&id);
         let entry = self.pages.entry(id).or_insert(poison);
@@ -22,7 +22,7 @@ impl PoisonMap {
         !known
     }
 
-    /// The first known page of a run, with what is known.
+    /// The first known page of a run, with its record.
     pub fn first_in(&self, region: u32, pages: Range<u64>) -> Option<(u64, PoisonInfo)> {
         let at = |page| PageId { region, page };
         self.pages.range(at(pages.start)..at(pages.end)).next().map(|(id, poison)| (id.page, *poison))

@@ -1,4 +1,4 @@
-//! In which order the background push sends what the destination lacks: around the latest demand first, then ascending.
+//! The order of the push: pages around the latest demand first, then ascending.
 
 use crate::layout::page_run::PageRun;
 use crate::layout::{MemoryLayout, PageId};
@@ -9,7 +9,7 @@ const CHUNK_BYTES: u64 = 256 << 10;
 /// How many chunks after and before the latest demand go first.
 const NEIGHBOURS: u64 = 4;
 
-/// What is still to be sent. Every page given is handed out exactly once, whatever the demand.
+/// The pages still to send. Hands out each given page exactly once, for any demand.
 #[derive(Debug)]
 pub struct PushOrder {
     regions: Vec<Lacking>,

@@ -1,4 +1,4 @@
-//! The rate of the push: a token bucket whose rate may change while it runs. Pure: time is given.
+//! The rate of the push: a token bucket; its rate may change while it runs. Pure: time is given.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ impl TokenBucket {
         Self { rate, free_at: now }
     }
 
-    /// Another rate from now on; what has been handed out is not held against it.
+    /// Another rate from now on. Bytes handed out before do not count against it.
     pub fn set_rate(&mut self, rate: u64, now: Instant) {
         *self = Self::new(rate, now);
     }

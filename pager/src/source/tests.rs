@@ -22,7 +22,7 @@ fn layout_of(page_size: u64) -> MemoryLayout {
     MemoryLayout::new(vec![Region { gpa: Gpa(0), size, page_size, backing: Backing::Memfd }]).unwrap()
 }
 
-/// A server over a memfd in which page `n` is filled with the byte `n`, so that page 0 is zeros.
+/// A server over a memfd with page `n` filled with the byte `n`, so that page 0 is zeros.
 fn server() -> SourceServer {
     let file = File::from(memfd("guest", PAGES * PAGE_SIZE).unwrap());
     (0..PAGES).for_each(|page| file.write_all_at(&[page as u8; PAGE_SIZE as usize], page * PAGE_SIZE).unwrap());
@@ -231,7 +231,7 @@ fn an_error_after_the_good_copy_was_sent_is_counted_as_healed() {
     ask(&server, &[(1, 2)]);
     let outcome = server.mark_poisoned(&[error(1, false), error(9, false), error(9, false)]);
     assert_eq!(outcome, MarkOutcome { marked: 2, already: 1, healed: 1 });
-    // Asked for again, it is not read again: what was good once may be bad now.
+    // A second request does not read it again: a good page may be bad now.
     assert!(matches!(told(&ask(&server, &[(1, 1)]))[..], [(1, 1, FrameKind::Poison(_))]));
 }
 

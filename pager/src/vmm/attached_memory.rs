@@ -1,4 +1,4 @@
-//! What a VMM handed over on the memory socket.
+//! The memory that a VMM handed over on the memory socket.
 
 use std::os::fd::OwnedFd;
 
@@ -7,9 +7,9 @@ use crate::layout::{Hva, MemoryLayout};
 /// The memory of one VM, as its VMM attached it; `regions` are those of `layout`, in its order.
 #[derive(Debug)]
 pub struct AttachedMemory {
-    /// The process whose address space holds the regions.
+    /// The process with the regions in its address space.
     pub vmm_pid: u32,
-    /// What was attached.
+    /// The attached memory.
     pub layout: MemoryLayout,
     /// Where each region of the layout is.
     pub regions: Vec<AttachedRegion>,

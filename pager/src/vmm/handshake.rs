@@ -18,7 +18,7 @@ pub const VERSION: u64 = 1;
 pub struct Refusal {
     /// Which field, e.g. `regions[1].size`; `message` for the message itself, `descriptors` for those.
     pub field: String,
-    /// The actual value and what is required.
+    /// The actual value and the requirement.
     pub message: String,
 }
 
@@ -29,7 +29,7 @@ impl Refusal {
     }
 }
 
-/// What the pager expects of the VMM.
+/// The layout and role that the pager expects of the VMM.
 #[derive(Debug, Clone)]
 pub struct Expected {
     /// Name of the VM.
@@ -40,7 +40,7 @@ pub struct Expected {
     pub layout: MemoryLayout,
 }
 
-/// A message that fits: which descriptor is what.
+/// A message that fits, with the meaning of each descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handshake {
     /// The VMM's process; `None` in Firecracker's form (the peer of the socket).
@@ -94,7 +94,7 @@ pub fn complete(bytes: &[u8]) -> Result<Option<Value>, Refusal> {
     }
 }
 
-/// Holds a message against what is expected.
+/// Compares a message with the expectation.
 ///
 /// # Errors
 /// [`Refusal`] names the first field that does not fit.

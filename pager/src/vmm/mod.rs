@@ -1,4 +1,4 @@
-//! What the pager says to the VMM, and what the VMM hands over.
+//! The VMM's handshake and memory, and the pager's notices to it.
 
 pub mod attached_memory;
 pub mod handshake;

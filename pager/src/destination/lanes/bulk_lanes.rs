@@ -1,5 +1,5 @@
-//! The bulk lanes of a destination: opened for what is lacking, each with a thread, opened anew when they are over and something
-//! is still absent.
+//! The bulk lanes of a destination. They are opened for the absent pages, each with a thread. If they end before every page
+//! has come, they are opened anew.
 
 use std::fmt;
 use std::io;
@@ -18,10 +18,10 @@ use crate::tuning::Tuning;
 
 /// Failed attempts without a page between them, after which the link counts as lost.
 const MAX_FAILURES: u32 = 3;
-/// Before push is tried again.
+/// Pause before the push is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// An event of a lane; the number is that of the attempt to which the lane belongs.
+/// An event of a lane, with the number of the lane's attempt.
 #[derive(Debug)]
 pub enum BulkEvent {
     /// The lane is connected, or could not be.
@@ -30,10 +30,10 @@ pub enum BulkEvent {
     Reported(u64, LaneReport),
 }
 
-/// What an event means for the link.
+/// The effect of an event on the link.
 #[derive(Debug)]
 pub enum BulkOutcome {
-    /// Nothing: the push goes on, or has ended well.
+    /// None: the push continues, or has ended well.
     GoesOn,
     /// A page cannot be installed.
     Stopped(Stop),
@@ -66,9 +66,9 @@ pub struct BulkLanes {
     pub wanted: usize,
     /// Attempts that failed since a page came.
     pub failures: u32,
-    /// With those whose thread is over.
+    /// Includes lanes with an ended thread.
     lanes: Vec<BulkLane>,
-    /// How many are not over.
+    /// Number of lanes that have not ended.
     open: usize,
     /// Agreed on, not connected yet.
     opening: usize,
@@ -210,7 +210,7 @@ impl BulkLanes {
     }
 }
 
-/// Splits what is lacking into so many shares of about the same number of pages, none empty.
+/// Splits the absent pages into so many shares of about the same number of pages, none empty.
 fn shares(lacking: &[PageRun], lanes: usize) -> Vec<Vec<PageRange>> {
     let total: u64 = lacking.iter().map(|r| r.count).sum();
     let each = total.div_ceil(lanes.max(1) as u64).max(1);

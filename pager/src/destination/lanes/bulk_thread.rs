@@ -8,29 +8,29 @@ use crate::sched::priority;
 use crate::sched::rt_throttle::{PAUSE, RtThrottle};
 use crate::sched::vcpu_avoidance::VcpuAvoidance;
 
-/// How the thread stands against the others for a core.
+/// The scheduling class of the thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadClass {
-    /// Before all; it rests.
+    /// Real-time, with pauses.
     RealTime,
     /// Favoured.
     Favoured,
-    /// As any other; it gives way.
+    /// Fair; it yields after each frame.
     Fair,
 }
 
-/// A lane that is received in place mostly waits for the source, so it may go before all others; one whose pages have to be
-/// copied would keep them from its core without end. Where the push is light nobody is in its way.
+/// Chooses the class. A lane that receives in place mostly waits for the source, so it may be real-time during a heavy
+/// push. A lane that copies its pages would keep other threads from its core without end. A light push needs no class.
 #[derive(Debug)]
 pub struct BulkThread {
     real_time: bool,
-    /// Whether it may go before others, and is received in place, by which it stands as it does.
+    /// The ground of the present class: whether the thread may be real-time, and whether it receives in place.
     basis: (bool, bool),
     class: ThreadClass,
     throttle: RtThrottle,
     shared: Arc<SharedPages>,
     faults: u64,
-    /// Until when its work is accounted for.
+    /// The end of the accounted time.
     accounted: Instant,
     avoidance: VcpuAvoidance,
 }
@@ -64,7 +64,7 @@ impl BulkThread {
         ThreadClass::Fair
     }
 
-    /// Until now, of which it slept so long.
+    /// Accounts for the time until now; the thread slept for so much of it.
     pub fn slept(&mut self, time: Duration) {
         self.throttle.note_sleep(time);
         self.account(Instant::now(), time);

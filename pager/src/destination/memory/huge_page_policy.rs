@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-/// Blocks that are made ready by one step: few, since a step whose blocks the host has to find first may take ten times as long.
+/// Blocks of one step: few, because a step takes many times as long if the host must find the blocks first.
 const MAX_BLOCKS_A_STEP: u64 = 4;
-/// After the first step in huge pages that was dearer, so many blocks are made of small ones.
+/// Blocks of small pages after the first dearer step of huge ones.
 const FIRST_PAUSE: u64 = 4;
-/// Each further time so many times more.
+/// The factor for each further time.
 const LONGER: u64 = 4;
 
-/// Of which pages the next blocks of 2 MiB are made: the first of small ones, to know their cost, then of huge ones for as long
-/// as those cost no more; where they do, now and then one of them, ever more seldom.
+/// Chooses the page size of the next blocks of 2 MiB. The first is of small pages, to measure their cost. Then huge pages
+/// follow for as long as they cost no more. After that it tries a huge page again at growing intervals.
 #[derive(Debug)]
 pub struct HugePagePolicy {
-    /// What a block of small pages cost last.
+    /// The last cost of a block of small pages.
     small: Duration,
     /// Blocks to be made of small pages before the next huge one.
     pause: u64,
@@ -39,7 +39,7 @@ impl HugePagePolicy {
         if self.is_huge() { self.at_once } else { self.pause.min(MAX_BLOCKS_A_STEP) }
     }
 
-    /// So many blocks were made ready, in so much processor's time.
+    /// So many blocks were allocated, in so much CPU time.
     pub fn took(&mut self, huge: bool, blocks: u64, time: Duration) {
         let each = Duration::from_nanos(time.as_nanos() as u64 / blocks.max(1));
         if !huge {

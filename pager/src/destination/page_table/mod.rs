@@ -1,4 +1,4 @@
-//! The state of every page of a destination VM: the only file in which one changes.
+//! The state of every page of a destination VM. No other file changes a state.
 //!
 //! ```text
 //!          claim_for_request        claim_for_install        mark_installed
@@ -10,10 +10,11 @@
 //!   └───────────── mark_poisoned, from every state ───▶ POISONED ─ mark_told ─▶ POISONED_TOLD (never left)
 //! ```
 //!
-//! Half a byte a page; one thread at a time has the table. A state is written before the ioctl that makes it so. After a crash
-//! INSTALLING means "ask again and install again" (COPY on a present page is `EEXIST` and harms nothing; one of a file is
-//! PRESENT before it is mapped, since its bytes are written over again), REQUESTED means "ask again", POISONED "POISON again". COPY and CONTINUE of arriving pages are issued for INSTALLING pages
-//! only; a page that is DISCARDED, or PRESENT as zeros, is given zeros when it is touched.
+//! The table has half a byte a page, and one thread at a time. A state is written before the ioctl that makes it true. After
+//! a crash REQUESTED means "request again", POISONED "POISON again", and INSTALLING "request again, install again": COPY on a
+//! present page is `EEXIST` and harms nothing. A page of a file is PRESENT before it is mapped, because a second receive would
+//! overwrite the guest's writes. COPY and CONTINUE of arriving pages are issued for INSTALLING pages only. A touch of a page
+//! that is DISCARDED, or PRESENT as zeros, is answered with zeros.
 
 pub mod file;
 
@@ -41,7 +42,7 @@ pub enum PageState {
     PresentPush = 4,
     /// There; came as zeros or a hole.
     PresentZero = 5,
-    /// Given back by the guest: reads as zeros, whatever the source holds.
+    /// Given back by the guest: reads as zeros, with any contents at the source.
     Discarded = 6,
     /// Poison; the guest has not been told.
     Poisoned = 7,
@@ -49,7 +50,7 @@ pub enum PageState {
     PoisonedTold = 8,
 }
 
-/// Pages of which one 64-bit word holds the states.
+/// Pages in one 64-bit word of states.
 const PAGES_A_WORD: u64 = 16;
 
 const STATES: [PageState; 9] = [
@@ -90,7 +91,7 @@ impl PageState {
     }
 }
 
-/// What became of a poison report.
+/// The outcome of a poison report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoisonOutcome {
     /// The page is poison from now on; `tell` if the guest does not know of it; `was` is its state before.
@@ -111,7 +112,7 @@ pub enum PoisonOutcome {
     Outside,
 }
 
-/// What became of a REMOVE.
+/// The outcome of a REMOVE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiscardOutcome {
     /// Reads as zeros from now on.
@@ -132,7 +133,7 @@ impl Counts {
         self.0[state as usize]
     }
 
-    /// Pages for which the source is still needed.
+    /// Pages that still need the source.
     pub fn missing(&self) -> u64 {
         self.of(PageState::Absent) + self.of(PageState::Requested) + self.of(PageState::Installing)
     }
@@ -152,8 +153,8 @@ pub struct PageTable {
 }
 
 impl PageTable {
-    /// Opens the table, or makes one with every page ABSENT. What was under way when an earlier pager died
-    /// (REQUESTED, INSTALLING) is ABSENT again. The flag tells whether there was a table.
+    /// Opens the table, or makes one with every page ABSENT. Pages that were REQUESTED or INSTALLING when an earlier
+    /// pager died are ABSENT again. The flag tells whether there was a table.
     ///
     /// # Errors
     /// [`PageFileError`]: I/O, another layout, or a byte that is no state.
@@ -186,7 +187,7 @@ impl PageTable {
         PageState::from_half(cell.load(Ordering::Acquire) >> shift(page) & 0xf)
     }
 
-    /// The only store: one byte, of which half is another page's and stays.
+    /// The only store: one byte; the half of another page stays.
     fn write(&mut self, page: PageIndex, state: PageState) {
         if let Some(cell) = usize::try_from(page.0 / 2).ok().and_then(|index| self.file.states().get(index)) {
             let others = cell.load(Ordering::Acquire) & !(0xf << shift(page));
@@ -219,8 +220,8 @@ impl PageTable {
         self.counts.of(PageState::Absent) + self.counts.poisoned() == self.total()
     }
 
-    /// Binds the table to the VMM process whose memory it describes. False: it describes another process's, in
-    /// whose place this one's pages would be taken as arrived.
+    /// Binds the table to the VMM process that owns the memory. False: it describes another process, and pages of this
+    /// one would be taken as arrived.
     pub fn bind(&self, pid: u32, started: u64) -> bool {
         let (bound, at) = (self.word(Word::VmmPid), self.word(Word::VmmStart));
         if (bound, at) != (u64::from(pid), started) && bound != 0 && !self.is_fresh() {
@@ -231,7 +232,7 @@ impl PageTable {
         true
     }
 
-    /// The VMM process whose memory it describes; 0: none yet.
+    /// The VMM process that owns the memory; 0: none yet.
     pub fn bound_to(&self) -> u32 {
         u32::try_from(self.word(Word::VmmPid)).unwrap_or(0)
     }
@@ -239,7 +240,7 @@ impl PageTable {
     /// Removes the file.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn remove(&self) -> std::io::Result<()> {
         self.file.remove()
     }
@@ -322,7 +323,7 @@ impl PageTable {
         }
     }
 
-    /// Maximal half-open runs in `[from, to)` of pages whose state answers `wanted`.
+    /// Maximal half-open runs in `[from, to)` of pages with a `wanted` state.
     pub fn runs(
         &self,
         from: PageIndex,

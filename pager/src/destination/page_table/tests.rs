@@ -10,7 +10,8 @@ fn layout() -> MemoryLayout {
     MemoryLayout::new(vec![region]).unwrap()
 }
 
-/// What the pager may do or suffer. COPY is an act of the kernel model below, guarded by the table alone.
+/// The pager's actions, and events that happen to it. COPY is an act of the kernel model below, guarded by the table
+/// alone.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Fault(u64),
@@ -39,7 +40,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What one mapping holds.
+/// The contents of one mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mapped {
     Nothing,

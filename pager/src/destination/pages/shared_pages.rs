@@ -1,14 +1,13 @@
-//! The pages of a destination, shared by the page path and the lanes of the push.
+//! The pages of a destination, shared by the fault thread and the bulk threads.
 //!
 //! ```text
-//!  page path, lanes ──▶ lock: claim ──▶ receive, install ──▶ lock: settle
-//!  page path        ──▶ lock: fault, command
+//!  fault and bulk threads ──▶ lock: claim ──▶ receive, install ──▶ lock: settle
+//!  fault thread           ──▶ lock: fault, command
 //! ```
 //!
-//! Nobody holds the lock while bytes are received or pages installed: a vCPU may wait for whoever wants it. The pages of the
-//! frame are claimed meanwhile (INSTALLING), so nobody else asks for them or installs them. Only the guest can give them
-//! back, and only a memory error can make them bad; both wait until no frame is on its way, or a page given back would be
-//! filled after all, and a marker be copied over.
+//! The lock is never held during a receive or an install ioctl, because the fault thread may need it to serve a vCPU. A lane
+//! first marks its pages INSTALLING. No other thread then requests or installs them. REMOVE events and new poison wait until
+//! all installs have finished. Otherwise a discarded page would be refilled, or COPY would overwrite a poison marker.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -19,7 +18,7 @@ use crate::destination::pages::resolver::Resolver;
 use crate::layout::page_run::{PageRun, PoisonInfo};
 use crate::sys::userfaultfd::Stop;
 
-/// The pages. Whoever needs both takes [`SharedPages::install_guard`] first.
+/// The pages. A thread that needs both takes [`SharedPages::install_guard`] first.
 #[derive(Debug)]
 pub struct SharedPages {
     resolver: Mutex<Resolver>,
@@ -61,8 +60,8 @@ impl SharedPages {
         what(&mut self.lock())
     }
 
-    /// Installs what has come of a claim, with the `contents` of all its pages where they were not received in place; nothing
-    /// more comes of it. Nobody may hold the lock.
+    /// Installs the pages of a claim that have come, with the `contents` of all its pages unless they were received in place.
+    /// No more of the claim will come. The caller does not hold the lock.
     pub fn install(&self, claim: &mut Claim, contents: &[u8]) -> Option<Stop> {
         let written = claim.write(contents);
         if claim.is_by_file() {
@@ -109,7 +108,7 @@ impl SharedPages {
         Duration::from_nanos(self.worked.load(Ordering::Relaxed))
     }
 
-    /// What the page path thinks of the push ([`crate::sched::push_load`]).
+    /// The fault thread's judgement of the push ([`crate::sched::push_load`]).
     pub fn set_heavy(&self, heavy: bool) {
         self.heavy.store(heavy, Ordering::Relaxed);
     }

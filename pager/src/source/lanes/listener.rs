@@ -21,7 +21,7 @@ use crate::lane::path::{LANE_PATIENCE, answer_probe, outlive_outages};
 use crate::source::lane_tokens::Agreed;
 use crate::source::{SourceServer, lock};
 
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const HTTP2: [u8; MAGIC.len()] = *b"PRI * HT";
 /// For the first bytes of a connection.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -148,7 +148,7 @@ fn start_lane(server: SourceServer, stream: TcpStream, peer: SocketAddr, agreed:
     Ok(())
 }
 
-/// Closes once the destination has read what was sent: asks that nobody reads would reset the connection before.
+/// Closes once the destination has read all sent bytes. Unread requests would reset the connection before.
 fn close(mut stream: &std::net::TcpStream) {
     let _ = stream.shutdown(Shutdown::Write);
     let _ = stream.set_read_timeout(Some(CLOSE_TIMEOUT));

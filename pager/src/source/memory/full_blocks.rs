@@ -1,12 +1,12 @@
-//! Blocks of which every page is there (of a file: and none has a marker): while the VM stands still they stay so, and what is
-//! not there need not be looked for page by page.
+//! Blocks with every page present (and, in a file, without markers). While the VM is stopped they stay so, and no page of
+//! them needs a lookup of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Pages of a block: what one page table maps.
+/// Pages of a block: the reach of one page table.
 pub(super) const BLOCK: u64 = 512;
 
-/// What is known of each block of a region since the VM was stopped.
+/// The known state of each block of a region since the VM was stopped.
 #[derive(Debug)]
 pub(super) struct FullBlocks {
     pages: u64,
@@ -28,10 +28,9 @@ impl FullBlocks {
         self.stops.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether pages of the region lie in whole blocks. A block of which nothing is known is looked at by
-    /// `look(first page, pages)`.
+    /// Whether pages of the region lie in whole blocks. `look(first page, pages)` inspects an unknown block.
     pub fn has(&self, page: u64, count: u64, look: impl Fn(u64, u64) -> bool) -> bool {
-        // What is found while the VM is stopped once more counts for nothing.
+        // Findings of an earlier stop count for nothing.
         let stop = self.stops.load(Ordering::Relaxed);
         (page / BLOCK..(page + count).div_ceil(BLOCK)).all(|number| {
             let Some(block) = self.blocks.get(number as usize) else { return false };
