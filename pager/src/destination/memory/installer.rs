@@ -158,7 +158,7 @@ impl Installer {
         receive_mapping.is_some_and(|receive_mapping| receive_mapping.at(pages.page, pages.count).is_some())
     }
 
-    /// Claims those of at most [`MAX_FRAME_PAGES`](crate::lane::MOST_PAGES) pages that are wanted. `None`: they are pieces of huge
+    /// Claims those of at most [`MAX_FRAME_PAGES`](crate::lane::MAX_FRAME_PAGES) pages that are wanted. `None`: they are pieces of huge
     /// pages.
     pub fn claim(&self, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<Claim> {
         let region = self.region(pages.region).filter(|region| region.pieces() == 1)?;
