@@ -28,7 +28,6 @@ SETTLE_S = patient(20.0)
 SLOW_PUSH = 2 * MIB
 """Bytes a second: most pages are absent still when the guest has run for a while."""
 SLOW_DEMAND = Conditions(delay_ms=5)
-RETRANSMITS_LATE = "TCP doubles its pauses: its next retransmission comes after the demand time-out"
 
 
 @dataclass(frozen=True, slots=True)
