@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.house.markdown import fences
+from vmferry.demo.patience import patient
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "tutorial.md").read_text()
 BLOCKS = [fence.text for fence in fences(TEXT) if fence.language == "sh"]
 SCRIPT = "".join(["set -euo pipefail\n", *BLOCKS[1:]])
 SHOWN = [line.split() for fence in fences(TEXT) if fence.language == "text" for line in fence.text.splitlines()]
-LIMIT_S = 280.0
+LIMIT_S = patient(280.0)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.incoming import Wanted
 from vmferry.model.migration import Job, Outcome, Phase
@@ -42,7 +43,7 @@ async def hold(pair: Pair, step: str) -> None:
     """The first job stands at this step."""
     pair.a.script.hang_at(step)
     await pair.service.create("m1", "web", "b")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         await pair.a.script.hung.wait()
 
 

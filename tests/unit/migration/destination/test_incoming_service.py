@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.incoming_migration import IncomingMigration
@@ -89,7 +90,7 @@ async def test_unexpected_fault_in_the_watch_is_told_and_does_not_end_it(pair: P
     pair.b.script.fail_at("pager.complete", RuntimeError("a defect"), times=2)
     await pair.service.create("m1", "web", "b")
     seen: list[str] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         async for job in pair.service.watch("m1", 0):
             seen.append(job.reason)
             if job.phase is Phase.COMPLETED:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.vmm.qemu.monitor import Monitor
 
@@ -150,7 +151,7 @@ async def test_a_monitor_that_answers_nothing_is_cut_off(tmp_path: Path) -> None
         assert caught.value.reason is Reason.VMM_TIMEOUT
         with pytest.raises(VmferryError):  # more than a socket's buffer holds, which nobody reads
             await monitor.ask("human-monitor-command", SOON_S, {"command-line": "x" * (8 << 20)})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             await monitor.close()
 
 
@@ -192,7 +193,7 @@ async def test_events_are_heard_also_between_a_command_and_its_answer(tmp_path: 
         monitor.on_event(lambda name, _: heard.append(name))
         with monitor.events("MIGRATION") as states:
             assert await monitor.ask("stop", 5.0) == "done"
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(patient(5)):
                 assert [await states.get(), await states.get()] == [{"status": "active"}, {}]
         assert heard == ["RESET", "MIGRATION", "MIGRATION"]
         await monitor.close()
@@ -211,7 +212,7 @@ async def test_the_end_of_the_connection_is_told(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         assert not ends.done()
         leave.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             assert await ends
         with pytest.raises(VmferryError) as caught:
             await monitor.ask("stop", 5.0)
@@ -224,7 +225,7 @@ def test_a_descriptor_comes_before_its_command(tmp_path: Path) -> None:
 
     def serve(listener: socket.socket) -> tuple[str, bytes]:
         connection, _ = listener.accept()
-        connection.settimeout(10)
+        connection.settimeout(patient(10))
         with connection:
             connection.sendall(GREETING)
             connection.recv(4096)
