@@ -40,7 +40,7 @@ impl HasCode for SourceError {
     fn code(&self) -> Code {
         match self {
             Self::Outside { .. } => Code::InvalidArgument,
-            Self::NotAttached | Self::NotFrozen => Code::FailedPrecondition,
+            Self::NotAttached | Self::NotFrozen | Self::Frozen => Code::FailedPrecondition,
             Self::Memory(_) => Code::Unavailable,
         }
     }

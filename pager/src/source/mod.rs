@@ -52,6 +52,11 @@ pub enum SourceError {
     /// The VMM has attached no memory yet.
     #[error("the VMM has not attached its memory")]
     NotAttached,
+    /// Another memory would take the place of the one that is served.
+    #[error(
+        "the source is frozen: it serves the memory that was attached before, and takes no other until it is thawed"
+    )]
+    Frozen,
     /// The vCPUs may run.
     #[error("the source is not frozen: its vCPUs may run")]
     NotFrozen,
@@ -158,11 +163,17 @@ impl SourceServer {
     /// its own.
     ///
     /// # Errors
-    /// [`SourceError::Memory`] if it cannot be read.
+    /// [`SourceError::Memory`] if it cannot be read; [`SourceError::Frozen`].
     pub fn attach(&self, memory: AttachedMemory) -> Result<(), SourceError> {
         let memory = Arc::new(GuestMemory::new(memory)?);
         let (ahead, lane_cpus) = (Arc::downgrade(&memory), self.0.tuning.lane_cpus.clone());
-        *lock(&self.0.memory) = Some(memory);
+        {
+            let frozen = lock(&self.0.frozen);
+            if *frozen {
+                return Err(SourceError::Frozen);
+            }
+            *lock(&self.0.memory) = Some(memory);
+        }
         let map_ahead = move || {
             priority::batch();
             lane_cpus.pin();
@@ -182,8 +193,11 @@ impl SourceServer {
     /// # Errors
     /// [`SourceError::NotAttached`].
     pub fn freeze(&self) -> Result<(), SourceError> {
-        self.0.memory()?.stopped();
-        *lock(&self.0.frozen) = true;
+        {
+            let mut frozen = lock(&self.0.frozen);
+            self.0.memory()?.stopped();
+            *frozen = true;
+        }
         self.0.froze.notify_all();
         Ok(())
     }

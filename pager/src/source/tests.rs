@@ -35,6 +35,31 @@ fn server() -> SourceServer {
     server
 }
 
+fn memory_full_of(byte: u8) -> AttachedMemory {
+    let file = File::from(memfd("guest", PAGES * PAGE_SIZE).unwrap());
+    (0..PAGES).for_each(|page| file.write_all_at(&[byte; PAGE_SIZE as usize], page * PAGE_SIZE).unwrap());
+    let file = Some(AttachedFile { fd: file.into(), offset: 0 });
+    let regions = vec![AttachedRegion { hva: Hva(0), file, uffd: None }];
+    let layout = layout_of(PAGE_SIZE);
+    AttachedMemory { vmm_pid: std::process::id(), layout, regions, uffds: Vec::new(), collapse: false }
+}
+
+#[test]
+fn frozen_source_takes_no_other_memory_until_it_is_thawed() {
+    let server = server();
+    server.freeze().unwrap();
+    assert!(matches!(server.attach(memory_full_of(9)), Err(SourceError::Frozen)));
+    let mut buffer = vec![0; PAGE_SIZE as usize];
+    let mut runs = memory::Runs::default();
+    let held = server.0.frozen_memory().unwrap();
+    let at = held.read(0, 5, 1, &mut buffer, &mut runs).unwrap();
+    // SAFETY: a page of the memory that is held.
+    let byte = if let memory::PageBytes::Mapped(at) = at { unsafe { *at } } else { buffer[0] };
+    assert_eq!(byte, 5, "the memory that was frozen is served");
+    server.thaw();
+    server.attach(memory_full_of(9)).unwrap();
+}
+
 /// The server on a port of its own, from another thread.
 fn serve(server: &SourceServer) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -37,6 +37,7 @@ fn every_error_has_its_code_and_keeps_its_message() {
         (PagerError::Ended(Ended).into(), Code::Internal, "has ended"),
         (SourceError::NotAttached.into(), Code::FailedPrecondition, "attached"),
         (SourceError::NotFrozen.into(), Code::FailedPrecondition, "frozen"),
+        (SourceError::Frozen.into(), Code::FailedPrecondition, "thawed"),
         (SourceError::Outside { asked, regions: 1 }.into(), Code::InvalidArgument, "region 3, pages 7 + 9"),
         (SourceError::Memory(ReadError::VmmGone { pid: 4711 }).into(), Code::Unavailable, "4711"),
         (Ended.into(), Code::Internal, "has ended"),

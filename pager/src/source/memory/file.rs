@@ -1,6 +1,7 @@
 //! A memfd, or a snapshot's memory file. Pages are shown where they lie, if they can be ([`ReadMapping`]). Otherwise
 //! `SEEK_DATA` finds holes, `pread` the rest and `EIO` the poison.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -13,7 +14,7 @@ use crate::sys::pagemap::Pagemap;
 
 #[derive(Debug)]
 pub(super) struct FileReader {
-    fd: OwnedFd,
+    fd: File,
     /// Of the region's first byte in the file.
     offset: u64,
     pages: u64,
@@ -27,8 +28,8 @@ pub(super) struct FileReader {
 impl FileReader {
     /// The file is opened again: `lseek` must not move the VMM's own offset.
     pub fn new(fd: OwnedFd, offset: u64, region: &Region, pagemap: Option<Pagemap>) -> Self {
-        let again = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        let fd = again.map_or(fd, OwnedFd::from);
+        let again = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let fd = again.unwrap_or_else(|_| File::from(fd));
         let mapping =
             (region.page_size == PAGE_SIZE).then(|| ReadMapping::new(&fd, offset, region.size)).and_then(Result::ok);
         let pages = region.size / PAGE_SIZE;
@@ -104,8 +105,8 @@ impl FileReader {
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
-            // Nothing from here to the end of the file.
-            Some(libc::ENXIO) => Ok(end),
+            // Nothing from here to the end of the file, which must not end before the pages do.
+            Some(libc::ENXIO) => self.check_length(end).map(|()| end),
             // A file system that does not know holes.
             Some(libc::EINVAL) => Ok(if what == libc::SEEK_DATA { page } else { end }),
             _ => Err(self.failed("lseek", from, error)),
@@ -120,9 +121,10 @@ impl FileReader {
             let rest = pages_of(buffer, first, page, end);
             let (filled, outcome) = fill_buffer(rest, |rest, done| self.pread(from + done, rest));
             match outcome {
-                // Short of the end: the file ends here, and what lies beyond reads as zeros.
+                Ok(()) if filled < rest.len() => {
+                    return Err(ReadError::FileShorter { offset: from + filled as u64 });
+                }
                 Ok(()) => {
-                    rest[filled..].fill(0);
                     runs.push(Found::Data(end - page));
                     page = end;
                 }
@@ -157,6 +159,13 @@ impl FileReader {
             runs.push((from, page));
         }
         Ok(runs)
+    }
+
+    /// Behind the end of the file are no holes.
+    pub fn check_length(&self, end: u64) -> Result<(), ReadError> {
+        let needed = self.offset + end * PAGE_SIZE;
+        let length = self.fd.metadata().map_err(|error| self.failed("fstat", needed, error))?.len();
+        if length < needed { Err(ReadError::FileShorter { offset: length }) } else { Ok(()) }
     }
 
     fn failed(&self, call: &str, offset: u64, source: io::Error) -> ReadError {

@@ -124,6 +124,14 @@ pub enum ReadError {
         /// The process.
         pid: u32,
     },
+    /// The file ends before the region does: it became shorter after the VM was stopped.
+    #[error(
+        "the file of guest memory became shorter: it ends before offset {offset:#x}; the VM's memory is lost there"
+    )]
+    FileShorter {
+        /// First byte that is not in the file any more.
+        offset: u64,
+    },
     /// A call failed in a way that is not documented to mean poison.
     #[error("{what}: {source}")]
     Io {
@@ -229,11 +237,12 @@ fn region_reader(pid: u32, region: &Region, at: AttachedRegion) -> Result<Region
     // A snapshot's memory file is mapped nowhere.
     let pagemap = (at.hva != Hva(0)).then(|| Pagemap::open(pid, at.hva, region.page_size)).transpose()?;
     Ok(match (region.backing, at.file) {
-        (Backing::Memfd, Some(file)) => RegionReader::File(FileReader::new(file.fd, file.offset, region, pagemap)),
-        _ => {
-            let pagemap = pagemap.filter(Pagemap::has_entries);
-            RegionReader::Process(ProcessReader::new(pid, at.hva, region, pagemap)?)
+        (Backing::Memfd, Some(file)) => {
+            let reader = FileReader::new(file.fd, file.offset, region, pagemap);
+            reader.check_length(region.size / PAGE_SIZE)?;
+            RegionReader::File(reader)
         }
+        _ => RegionReader::Process(ProcessReader::new(pid, at.hva, region, pagemap)?),
     })
 }
 

@@ -16,6 +16,7 @@ pub(super) struct ProcessReader {
     pid: u32,
     hva: Hva,
     pages: u64,
+    /// Opened once: it stays with the address space, and tells nothing of a later process of the same id.
     pagemap: Option<Pagemap>,
     /// Of blocks whose pages are all present.
     full_blocks: FullBlocks,
@@ -41,9 +42,20 @@ impl ProcessReader {
 
     /// Pages `[page, page + count)`; `buffer` begins with the first.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
+        self.read_by_id(page, count, buffer, runs)?;
+        // `process_vm_readv` takes an id, which may be another process's by now.
+        if let Some(pagemap) = &self.pagemap {
+            pagemap.entries(page, 1)?;
+        }
+        Ok(())
+    }
+
+    fn read_by_id(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
         // Whether few pages were ever there is read as fast as it is looked up; those of most blocks all were.
         let is_unknown = |pagemap: &&Pagemap| {
-            count > SMALL_READ && !self.full_blocks.has(page, count, |first, pages| pagemap.are_present(first, pages))
+            pagemap.has_entries()
+                && count > SMALL_READ
+                && !self.full_blocks.has(page, count, |first, pages| pagemap.are_present(first, pages))
         };
         let Some(pagemap) = self.pagemap.as_ref().filter(is_unknown) else {
             return self.read_data(page, page + count, buffer, runs);
@@ -95,7 +107,7 @@ impl ProcessReader {
 
     /// Half-open runs of pages that were ever there; all, where the page tables are not read.
     pub fn held(&self) -> Result<Vec<(u64, u64)>, ReadError> {
-        let Some(pagemap) = &self.pagemap else { return Ok(vec![(0, self.pages)]) };
+        let Some(pagemap) = self.page_entries() else { return Ok(vec![(0, self.pages)]) };
         let mut runs: Vec<(u64, u64)> = Vec::new();
         let mut at = 0;
         while at < self.pages {
@@ -125,7 +137,12 @@ impl ProcessReader {
     }
 
     fn entry_is_empty(&self, page: u64) -> Result<bool, ReadError> {
-        self.pagemap.as_ref().map_or(Ok(false), |pagemap| Ok(pagemap.entries(page, 1)? == [Entry::Empty]))
+        self.page_entries().map_or(Ok(false), |pagemap| Ok(pagemap.entries(page, 1)? == [Entry::Empty]))
+    }
+
+    /// Page tables that have an entry for each page: not those of huge pages.
+    fn page_entries(&self) -> Option<&Pagemap> {
+        self.pagemap.as_ref().filter(|pagemap| pagemap.has_entries())
     }
 
     fn address(&self, page: u64) -> u64 {

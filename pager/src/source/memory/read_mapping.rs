@@ -8,7 +8,7 @@
 //! To map a page at the first look at it costs more than all else about it, so that is done ahead.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::full_blocks::BLOCK;
@@ -36,7 +36,7 @@ unsafe impl Sync for ReadMapping {}
 
 impl ReadMapping {
     /// Of `bytes` bytes of the file from `offset` on, both whole pages.
-    pub fn new(fd: &OwnedFd, offset: u64, bytes: u64) -> io::Result<Self> {
+    pub fn new(fd: &impl AsRawFd, offset: u64, bytes: u64) -> io::Result<Self> {
         nofault::prepare();
         let (bytes, offset) = (bytes as usize, offset as libc::off_t);
         let (null, flags) = (std::ptr::null_mut(), libc::MAP_SHARED | libc::MAP_NORESERVE);

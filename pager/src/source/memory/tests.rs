@@ -237,7 +237,7 @@ fn a_bad_page_is_not_shown_and_ends_no_process() {
 fn what_is_around_a_bad_page_is_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let mapping = ReadMapping::new(&file.into(), 0, (PAGES * PAGE) as u64).unwrap();
+    let mapping = ReadMapping::new(&file, 0, (PAGES * PAGE) as u64).unwrap();
     let at = mapping.show(0, 1, &mut Runs::default()).unwrap();
     let Some(_uffd) = poison(at as u64, 5) else { return };
     let show = |page, count| {
@@ -255,7 +255,7 @@ fn what_is_mapped_ahead_is_what_the_file_has() {
     file.set_len(PAGES * PAGE as u64).unwrap();
     file.write_all_at(&vec![9; 1024 * PAGE], 512 * PAGE as u64).unwrap();
     file.write_all_at(&[9; PAGE], 0).unwrap();
-    let mapping = ReadMapping::new(&file.try_clone().unwrap().into(), 0, PAGES * PAGE as u64).unwrap();
+    let mapping = ReadMapping::new(&file, 0, PAGES * PAGE as u64).unwrap();
     let at = Hva(mapping.show(0, 1, &mut Runs::default()).unwrap() as u64);
     let pagemap = Pagemap::open(std::process::id(), at, PAGE as u64).unwrap();
     let mapped = |from, count| (from..from + count).filter(|page| pagemap.first_mapped(*page, 1).unwrap().is_some());
@@ -277,7 +277,7 @@ fn what_is_mapped_ahead_is_what_the_file_has() {
 fn pages_beyond_the_end_of_a_file_are_not_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let mapping = ReadMapping::new(&file.try_clone().unwrap().into(), 0, (PAGES * PAGE) as u64).unwrap();
+    let mapping = ReadMapping::new(&file, 0, (PAGES * PAGE) as u64).unwrap();
     let show = |page, count| mapping.show(page, count, &mut Runs::default()).map(|_| ());
     assert_eq!([show(8, 8), show(9, 8), show(u64::MAX >> 12, 8)], [Ok(()), Err(8), Err(8)]);
     file.set_len(12 * PAGE as u64).unwrap();
@@ -292,12 +292,11 @@ fn pages_beyond_the_end_of_a_file_are_not_shown() {
 }
 
 #[test]
-fn a_file_that_is_too_short_reads_as_zeros_beyond_its_end() {
+fn file_that_is_shorter_than_its_region_is_refused() {
     let file = memfd();
-    file.write_all_at(&[7; PAGE], 0).unwrap();
     file.set_len(PAGE as u64 + 100).unwrap();
-    let memory = memory(0, Some(file)).unwrap();
-    assert_eq!(read(&memory, 0, 4), (vec![Data(1), Zero(3)], vec![7]));
+    let refused = memory(0, Some(file)).unwrap_err();
+    assert!(matches!(refused, ReadError::FileShorter { offset: 4196 }), "{refused}");
 }
 
 #[test]
@@ -433,4 +432,90 @@ fn a_vmm_that_dies_is_an_error_and_not_zeros() {
     child.wait().unwrap();
     let found = reader.read(0, 1, &mut [0; PAGE], &mut Runs::default());
     assert!(matches!(found, Err(ReadError::VmmGone { .. })), "{found:?}");
+}
+
+#[test]
+fn file_that_became_shorter_is_an_error_and_never_zeros() {
+    for seen_before in [false, true] {
+        let file = memfd();
+        (0..PAGES as u64).for_each(|page| file.write_all_at(&[7; PAGE], page * PAGE as u64).unwrap());
+        let mapping = Mapping::new(Some(&file));
+        let memory = memory(mapping.at, Some(file.try_clone().unwrap())).unwrap();
+        if seen_before {
+            assert_eq!(read(&memory, 0, PAGES as u64).0, [Found::Data(PAGES as u64)]);
+        }
+        file.set_len(4 * PAGE as u64).unwrap();
+        assert_eq!(read(&memory, 0, 4).0, [Found::Data(4)]);
+        for (page, count) in [(4, 1), (4, 12), (2, 8), (15, 1)] {
+            let mut buffer = vec![0; PAGES * PAGE];
+            let mut runs = Runs::default();
+            let (mut at, end) = (page, page + count);
+            let outcome = loop {
+                match memory.read(0, at, end - at, &mut buffer, &mut runs) {
+                    Ok(_) => at += runs.iter().map(Found::count).sum::<u64>(),
+                    Err(error) => break error,
+                }
+                assert!(at < end, "pages {page} + {count} were served, seen before: {seen_before}");
+            };
+            assert!(matches!(outcome, ReadError::FileShorter { .. }), "{outcome}");
+            assert!(at <= page.max(4), "pages {page} to {at} were served");
+        }
+    }
+}
+
+/// A child that does nothing, with this process's memory.
+fn idle_child() -> libc::pid_t {
+    // SAFETY: the child calls only pause(2).
+    match unsafe { libc::fork() } {
+        0 => loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        },
+        pid => pid,
+    }
+}
+
+fn end(pid: libc::pid_t) {
+    // SAFETY: our own child.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+}
+
+#[test]
+fn process_of_the_same_id_is_not_the_vmm() {
+    let mapping = Mapping::out_of_the_way();
+    mapping.write(0, 7);
+    let first = idle_child();
+    let region =
+        Region { gpa: Gpa(0), size: (PAGES * PAGE) as u64, page_size: PAGE as u64, backing: Backing::Anonymous };
+    let memory = GuestMemory::new(AttachedMemory {
+        vmm_pid: first as u32,
+        layout: MemoryLayout::new(vec![region]).unwrap(),
+        regions: vec![AttachedRegion { hva: Hva(mapping.at), file: None, uffd: None }],
+        uffds: Vec::new(),
+        collapse: false,
+    })
+    .unwrap();
+    assert_eq!(read(&memory, 0, 1).1, [7]);
+    end(first);
+    mapping.write(0, 9);
+    // ns_last_pid (proc(5)): the next process gets the id behind it, if nobody else is faster.
+    let second = (0..50).find_map(|_| {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (first - 1).to_string()).ok()?;
+        let child = idle_child();
+        if child == first {
+            return Some(child);
+        }
+        end(child);
+        None
+    });
+    let Some(second) = second else { return println!("skipped: the id of a process cannot be had again") };
+    let mut buffer = vec![0; PAGES * PAGE];
+    for count in [1, PAGES as u64] {
+        let outcome = memory.read(0, 0, count, &mut buffer, &mut Runs::default());
+        assert!(matches!(outcome, Err(ReadError::VmmGone { .. })), "{outcome:?}");
+    }
+    end(second);
 }
