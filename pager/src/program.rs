@@ -18,6 +18,7 @@ use crate::proto::pager_server::PagerServer;
 use crate::sched::cpu_set::CpuSet;
 use crate::server::control::ControlService;
 use crate::server::memory_socket::{bind_private, serve};
+use crate::sys::memory_failure;
 use crate::tuning::Tuning;
 
 const DEFAULT_SPIN_US: u64 = 50;
@@ -76,6 +77,7 @@ pub fn run() -> std::io::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VMFERRY_PAGER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    memory_failure::refuse_early_errors()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let role = match arguments.role {
             Role::Source => PagerRole::Source,

@@ -4,6 +4,7 @@ pub mod doorbell;
 pub mod fd_passing;
 pub mod iovecs;
 pub mod memfd;
+pub mod memory_failure;
 pub(crate) mod nofault;
 pub mod pagemap;
 pub mod poll;

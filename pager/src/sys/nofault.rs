@@ -7,6 +7,7 @@ use std::arch::global_asm;
 use std::sync::OnceLock;
 
 use crate::layout::PAGE_SIZE;
+use crate::sys::memory_failure::BUS_MCEERR_AO;
 
 /// What a page holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +93,11 @@ pub(crate) fn prepare() {
     });
 }
 
-extern "C" fn on_sigbus(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the second argument is a siginfo_t (sigaction(2)).
+    if unsafe { (*info).si_code } == BUS_MCEERR_AO {
+        return;
+    }
     // SAFETY: with SA_SIGINFO the third argument is a ucontext_t (sigaction(2)), ours until we return.
     let rip = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
     let look = (vmferry_look as *const () as i64, vmferry_look_end as *const () as i64);
@@ -133,4 +138,39 @@ pub(crate) unsafe fn probe_zero(page: *const u8) -> Probe {
 pub(crate) unsafe fn copy(to: *mut u8, from: *const u8) -> bool {
     // SAFETY: as the caller promises.
     unsafe { vmferry_copy(to, from) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use super::*;
+
+    /// As the kernel sends it; a process may send itself any siginfo (rt_sigqueueinfo(2)).
+    fn signal_early_error() {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: the third word of a siginfo_t is its code; the call reads the structure.
+        unsafe {
+            info.as_mut_ptr().cast::<libc::c_int>().add(2).write(BUS_MCEERR_AO);
+            let (process, thread) = (libc::getpid(), libc::gettid());
+            let sent = libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, libc::SIGBUS, info.as_ptr());
+            assert_eq!(sent, 0);
+        }
+    }
+
+    #[test]
+    fn an_early_error_leaves_the_handler_in_place() {
+        prepare();
+        for _ in 0..3 {
+            signal_early_error();
+        }
+        // SAFETY: a fresh mapping of a file that is empty: each access is SIGBUS.
+        let beyond = unsafe {
+            let file = libc::memfd_create(c"empty".as_ptr(), libc::MFD_CLOEXEC);
+            libc::mmap(std::ptr::null_mut(), PAGE_SIZE as usize, libc::PROT_READ, libc::MAP_SHARED, file, 0)
+        };
+        assert_ne!(beyond, libc::MAP_FAILED);
+        // SAFETY: a page of the mapping; `prepare` was called.
+        assert_eq!(unsafe { probe_zero(beyond.cast()) }, Probe::Unreadable);
+    }
 }
