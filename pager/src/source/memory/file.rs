@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::full_blocks::FullBlocks;
+use super::huge_page_errors::HugePageErrors;
 use super::read_mapping::ReadMapping;
 use super::{Found, PageBytes, ReadError, Runs, SMALL_READ, fill_buffer, pages_of, split_zeros};
 use crate::layout::PAGE_SIZE;
@@ -23,6 +24,8 @@ pub(super) struct FileReader {
     /// Of the region's pages; none of huge ones, whose holes and poison it could not tell.
     mapping: Option<ReadMapping>,
     full_blocks: FullBlocks,
+    /// Of huge pages.
+    huge_page_errors: Option<HugePageErrors>,
 }
 
 impl FileReader {
@@ -33,7 +36,8 @@ impl FileReader {
         let mapping =
             (region.page_size == PAGE_SIZE).then(|| ReadMapping::new(&fd, offset, region.size)).and_then(Result::ok);
         let pages = region.size / PAGE_SIZE;
-        Self { fd, offset, pages, pagemap, mapping, full_blocks: FullBlocks::new(pages) }
+        let huge_page_errors = (region.page_size > PAGE_SIZE).then(|| HugePageErrors::new(region.page_size));
+        Self { fd, offset, pages, pagemap, mapping, full_blocks: FullBlocks::new(pages), huge_page_errors }
     }
 
     /// See [`super::GuestMemory::map_ahead`].
@@ -46,6 +50,7 @@ impl FileReader {
     /// See [`super::GuestMemory::stopped`].
     pub fn stopped(&self) {
         self.full_blocks.forget();
+        self.huge_page_errors.iter().for_each(HugePageErrors::forget);
     }
 
     /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
@@ -55,10 +60,13 @@ impl FileReader {
             return Ok(PageBytes::Mapped(at));
         }
         runs.0.clear();
-        let markers = match &self.pagemap {
+        let mut markers = match &self.pagemap {
             Some(pagemap) => pagemap.markers(page, count)?,
             None => vec![false; count as usize],
         };
+        if let Some(errors) = &self.huge_page_errors {
+            errors.leave_markers(page, &mut markers, |at, buffer| self.pread(self.offset + at, buffer));
+        }
         let alike = markers.iter().take_while(|marker| **marker == markers[0]).count() as u64;
         if markers[0] {
             runs.push(Found::Poison(alike));

@@ -15,6 +15,7 @@
 
 mod file;
 mod full_blocks;
+mod huge_page_errors;
 mod process;
 mod read_mapping;
 
