@@ -15,6 +15,7 @@ class Origin(StrEnum):
     OPERATOR = "operator"
     READ = "read"
     LOST = "lost"
+    DESTINATION = "destination"
 
 
 class Severity(StrEnum):

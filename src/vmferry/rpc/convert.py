@@ -23,6 +23,7 @@ _ORIGIN_TO_PB = {
     Origin.OPERATOR: pb.ERROR_ORIGIN_OPERATOR,
     Origin.READ: pb.ERROR_ORIGIN_READ,
     Origin.LOST: pb.ERROR_ORIGIN_LOST,
+    Origin.DESTINATION: pb.ERROR_ORIGIN_DESTINATION,
 }
 _ORIGIN_FROM_PB = {number: origin for origin, number in _ORIGIN_TO_PB.items()}
 _SEVERITY_TO_PB = {

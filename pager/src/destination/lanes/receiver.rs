@@ -272,20 +272,28 @@ impl LaneReceiver {
         let _on_its_way = shared.install_guard();
         let (mut claim, at) = shared.lock().claim_in_place(pages, self.lane)?;
         claim.fill_iovecs(at, &mut self.contents, &mut self.iovecs);
-        let received = self.receive();
-        if let Ok(n) = received
-            && n >= bytes
-        {
-            self.have = n - bytes;
-            self.in_place = true;
-            return Some(shared.install(&mut claim, &[]).map_or(Step::Progress, Step::Stopped));
-        }
+        let received = match self.receive() {
+            Ok(n) if n >= bytes => {
+                self.have = n - bytes;
+                self.in_place = true;
+                return Some(shared.install(&mut claim, &[]).map_or(Step::Progress, Step::Stopped));
+            }
+            // All of it was there: behind what was received lies a page that cannot be written.
+            Ok(n) => n,
+            Err(Step::Broken(LaneFailure::Connection(error))) if error.raw_os_error() == Some(libc::EFAULT) => 0,
+            Err(step) => {
+                shared.lock().finish_claim(&claim);
+                self.frame = FrameState::Data(pages, 0, 0);
+                return Some(step);
+            }
+        };
+        let replaced = claim.withdraw(received, &mut self.contents);
         shared.lock().finish_claim(&claim);
-        // All of it was there.
-        match received {
-            Err(step @ Step::Broken(_)) => Some(step),
-            _ => Some(Step::Broken(LaneFailure::Direct)),
+        if replaced.is_none() || (received, replaced) == (0, Some(0)) {
+            return Some(Step::Broken(LaneFailure::Direct));
         }
+        self.frame = FrameState::Data(pages, received, 0);
+        Some(Step::Progress)
     }
 
     /// A frame in the buffer stays there, unless the VMM gave its range up or something is wrong: then its pages stay absent

@@ -20,17 +20,21 @@ use crate::layout::PAGE_SIZE;
 use crate::layout::address_map::PageIndex;
 use crate::layout::page_run::Arrival;
 use crate::sys::iovecs::IoVecs;
+use crate::sys::memfd::punch_hole;
 use crate::sys::userfaultfd::{Stop, Userfaultfd};
 use crate::vmm::attached_memory::AttachedFile;
 
 /// Pages that are installed by one call: who waits for one of them is woken behind it.
 const INSTALL_BATCH: u64 = 16;
 
+/// The frame that the file has for a page is bad.
+pub const BAD_FRAME: Stop = Stop::Refused(libc::EIO);
+
 /// How contents come to where the VMM finds them.
 #[derive(Debug, Clone)]
 pub enum InstallMethod {
-    /// They are received into their file, by a mapping that stays meanwhile.
-    Received(Arc<ReceiveMapping>),
+    /// They are received into their file, by a mapping that stays meanwhile, in which the first has this number.
+    Received(Arc<ReceiveMapping>, u64),
     /// They are written to a region's file, in which the first has this number; where there is a landing, by its mapping.
     Written(Arc<AttachedFile>, u64, Option<Arc<ReceiveMapping>>),
     /// They are copied into memory with these mappings.
@@ -46,6 +50,8 @@ pub struct Claim {
     wanted: u64,
     /// It is in its file, or copied.
     arrived: u64,
+    /// It was in its file, whose frame went bad before it was mapped.
+    lost: u64,
     arrival: Arrival,
     uffd: Arc<Userfaultfd>,
     /// Of the first page.
@@ -65,7 +71,7 @@ impl Claim {
         mut take: impl FnMut(PageIndex) -> bool,
     ) -> Self {
         let wanted = (0..count).fold(0, |wanted, n| wanted | u64::from(take(PageIndex(first.0 + n))) << n);
-        Self { first, count, wanted, arrived: 0, arrival, uffd, hva, method, began: Instant::now() }
+        Self { first, count, wanted, arrived: 0, lost: 0, arrival, uffd, hva, method, began: Instant::now() }
     }
 
     /// Where the pages' bytes are to be received: those that are claimed from `at` on, each other one at its place in
@@ -89,7 +95,7 @@ impl Claim {
     pub fn write(&mut self, contents: &[u8]) -> Option<Stop> {
         let (file, first, receive_mapping) = match &self.method {
             InstallMethod::Copied(_) => return None,
-            InstallMethod::Received(_) => {
+            InstallMethod::Received(..) => {
                 self.arrived = std::mem::take(&mut self.wanted);
                 return None;
             }
@@ -113,12 +119,15 @@ impl Claim {
         if self.is_by_file() { self.map() } else { self.copy(contents) }
     }
 
-    fn map(&self) -> Option<Stop> {
+    fn map(&mut self) -> Option<Stop> {
         let (mut unmapped, mut first_stop) = (self.arrived, None);
         while let Some((n, count)) = first_batch(unmapped) {
             let progress = self.uffd.map(self.address(n), count * PAGE_SIZE);
             let mut reached = progress.done / PAGE_SIZE;
-            if let Some(stop) = progress.stop {
+            if progress.stop == Some(BAD_FRAME) {
+                self.lost |= 1 << (n + reached);
+                reached += 1;
+            } else if let Some(stop) = progress.stop {
                 // Whoever waits for it tries again. EEXIST wakes nobody.
                 let _ = self.uffd.wake(self.address(n + reached), PAGE_SIZE);
                 reached += 1;
@@ -180,6 +189,28 @@ impl Claim {
         })
     }
 
+    /// Pages that arrived and are nowhere any more.
+    pub fn lost(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        (0..self.count).filter(|n| self.lost >> n & 1 == 1).map(|n| PageIndex(self.first.0 + n))
+    }
+
+    /// Takes back what was received in place of its pages, the first `received` bytes of all: they are copied to `contents`,
+    /// and each page with a bad frame gets another. How many did; `None`: some of the bytes are lost.
+    pub fn withdraw(&self, received: usize, contents: &mut [u8]) -> Option<usize> {
+        let InstallMethod::Received(receive_mapping, first) = &self.method else { return None };
+        let mut replaced = 0;
+        let pages = contents.chunks_exact_mut(PAGE_SIZE as usize).take(self.count as usize).enumerate();
+        for (n, contents) in pages.filter(|(n, _)| self.wanted >> n & 1 == 1) {
+            let page = first + n as u64;
+            if n * PAGE_SIZE as usize >= received {
+                replaced += usize::from(receive_mapping.replace_bad_frame(page));
+            } else if !receive_mapping.read(page, contents) {
+                return None;
+            }
+        }
+        Some(replaced)
+    }
+
     /// What is not.
     pub fn missing(&self) -> impl Iterator<Item = PageIndex> + '_ {
         (0..self.count).filter(|n| self.wanted >> n & 1 == 1).map(|n| PageIndex(self.first.0 + n))
@@ -218,8 +249,9 @@ fn first_run(bits: u64) -> Option<(u64, u64)> {
     Some((skipped.into(), run.into()))
 }
 
-/// Nobody sees what is written before it is mapped.
+/// Nobody sees what is written before it is mapped. A page with a bad frame gets another.
 fn write(file: &AttachedFile, mut at: u64, mut bytes: &[u8]) -> Result<(), Stop> {
+    let mut replaced = None;
     while !bytes.is_empty() {
         // SAFETY: the kernel reads at most `bytes`.
         let n = unsafe { libc::pwrite(file.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as libc::off_t) };
@@ -228,6 +260,11 @@ fn write(file: &AttachedFile, mut at: u64, mut bytes: &[u8]) -> Result<(), Stop>
             Err(_) => match std::io::Error::last_os_error().raw_os_error().unwrap_or(0) {
                 libc::EINTR => {}
                 libc::ENOMEM | libc::ENOSPC => return Err(Stop::NoMemory),
+                // All before the bad page was written.
+                libc::EIO if replaced.replace(at) != Some(at) => {
+                    tracing::warn!(offset = at, "pager.bad_frame_replaced");
+                    punch_hole(&file.fd, at, PAGE_SIZE).map_err(|_| BAD_FRAME)?;
+                }
                 errno => return Err(Stop::Refused(errno)),
             },
         }

@@ -11,10 +11,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::destination::memory::claim::{Claim, InstallMethod};
+use crate::destination::memory::claim::{BAD_FRAME, Claim, InstallMethod};
 use crate::destination::memory::huge_page_staging::HugePageStaging;
 use crate::destination::memory::preallocate::PreallocateTarget;
 use crate::destination::memory::receive_mapping::ReceiveMapping;
@@ -26,6 +26,7 @@ use crate::layout::address_map::{AddressMap, NumberedRegion, PageIndex};
 use crate::layout::page_run::Arrival;
 use crate::layout::page_run::{LaneKind, PageRun};
 use crate::sys::fd_passing;
+use crate::sys::memfd::punch_hole;
 use crate::sys::userfaultfd::{Stop, Userfaultfd};
 use crate::vmm::attached_memory::AttachedFile;
 
@@ -178,7 +179,8 @@ impl Installer {
     pub fn claim_in_place(&self, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<(Claim, *mut u8)> {
         let receive_mapping = self.regions.get(pages.region as usize)?.receive_mapping.as_ref()?;
         let at = receive_mapping.at(pages.page, pages.count)?;
-        Some((self.claim_by(InstallMethod::Received(receive_mapping.clone()), table, pages, lane)?, at))
+        let method = InstallMethod::Received(receive_mapping.clone(), pages.page);
+        Some((self.claim_by(method, table, pages, lane)?, at))
     }
 
     fn claim_by(&self, method: InstallMethod, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<Claim> {
@@ -311,6 +313,17 @@ impl Installer {
         self.or_wake(page, stop)
     }
 
+    /// Makes a page of zeros that has just come, and wakes its vCPU. A frame that was allocated ahead and went bad is
+    /// replaced: nothing was in it.
+    pub fn make_zero(&self, page: PageIndex) -> Option<Stop> {
+        let stop = self.refill(page, false);
+        if stop != Some(BAD_FRAME) {
+            return stop;
+        }
+        self.drop_contents(page, PageIndex(page.0 + 1));
+        self.refill(page, false)
+    }
+
     // ---- poison, and the end ----
 
     /// Installs the marker of a page that the table holds as poison, and wakes the threads that wait on it. Contents that a
@@ -354,13 +367,13 @@ impl Installer {
         let page_size = region.region.page_size;
         let offset = file.offset + (from.0 - region.first.0) * page_size;
         let size = (to.0 - from.0) * page_size;
-        let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: no memory is passed.
-        let done = unsafe { libc::fallocate(file.fd.as_raw_fd(), how, offset as i64, size as i64) };
-        if done != 0 {
-            tracing::warn!(error = %io::Error::last_os_error(), page = from.0, "pager.contents_kept");
+        match punch_hole(&file.fd, offset, size) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, page = from.0, "pager.contents_kept");
+                false
+            }
         }
-        done == 0
     }
 
     /// The outcome of a COPY of one huge page. `EEXIST` over a page that is not mapped means that there was no huge page to be

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use crate::layout::{HUGE_PAGE_SIZE, PAGE_SIZE};
-use crate::sys::nofault;
+use crate::sys::nofault::{self, Probe};
 use crate::vmm::attached_memory::AttachedFile;
 
 /// The memory of one region.
@@ -106,6 +106,30 @@ impl ReceiveMapping {
             // SAFETY: a page of the mapping, of which nobody has a reference; `prepare` was called when it was made.
             unsafe { nofault::copy(at.wrapping_add(n * PAGE_SIZE as usize), contents.as_ptr()) }
         })
+    }
+
+    /// Reads a page back; `false`: not all of it.
+    #[must_use]
+    pub fn read(&self, page: u64, contents: &mut [u8]) -> bool {
+        let Some(at) = self.at(page, 1).filter(|_| contents.len() == PAGE_SIZE as usize) else { return false };
+        // SAFETY: a page of our own, and one of the mapping; `prepare` was called when it was made.
+        unsafe { nofault::copy(contents.as_mut_ptr(), at) }
+    }
+
+    /// Gives a page another frame if its own is bad; whether it did.
+    pub fn replace_bad_frame(&self, page: u64) -> bool {
+        let Some(at) = self.at(page, 1) else { return false };
+        // SAFETY: a page of the mapping; `prepare` was called when it was made.
+        if unsafe { nofault::probe_zero(at) } != Probe::Unreadable {
+            return false;
+        }
+        // The hole in the file leaves what this mapping has of the page.
+        let replaced = self.advise(page, 1, libc::MADV_REMOVE).and_then(|()| self.advise(page, 1, libc::MADV_DONTNEED));
+        match &replaced {
+            Ok(()) => tracing::warn!(page, "pager.bad_frame_replaced"),
+            Err(error) => tracing::error!(%error, page, "pager.bad_frame_kept"),
+        }
+        replaced.is_ok()
     }
 
     /// Where `count` pages from `page` on are, if all of them are ready: to be written by system calls only.

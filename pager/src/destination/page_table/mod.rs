@@ -306,6 +306,13 @@ impl PageTable {
         }
     }
 
+    /// The contents of a page that came are nowhere any more. `None`: it has not come, or is poison already.
+    pub fn mark_lost(&mut self, page: PageIndex) -> Option<PoisonOutcome> {
+        let was = self.state(page).filter(|was| !was.is_missing() && !was.is_poisoned())?;
+        self.step(page, was, PageState::Poisoned);
+        Some(PoisonOutcome::New { tell: true, was })
+    }
+
     /// POISONED → POISONED_TOLD: the report is about to be sent, or the guest was told elsewhere.
     pub fn mark_told(&mut self, page: PageIndex) -> bool {
         self.step(page, PageState::Poisoned, PageState::PoisonedTold)

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::destination::error::{AttachError, CompleteError};
-use crate::destination::memory::claim::Claim;
+use crate::destination::memory::claim::{BAD_FRAME, Claim};
 use crate::destination::memory::installer::Installer;
 use crate::destination::memory::receive_mapping::ReceiveMapping;
 use crate::destination::page_table::file::Word;
@@ -20,7 +20,7 @@ use crate::layout::PAGE_SIZE;
 use crate::layout::address_map::{NumberedRegion, PageIndex, PageNumbering};
 use crate::layout::page_run::{LaneKind, PageRun, PoisonInfo};
 use crate::layout::{Gpa, Hva};
-use crate::proto::{MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress};
+use crate::proto::{ErrorOrigin, MarkPoisonedReply, MemoryError, MemoryErrorEvent, PageProgress};
 use crate::sys::userfaultfd::Stop;
 use crate::vmm::notifier::VmmNotifier;
 
@@ -225,9 +225,14 @@ impl Resolver {
             Some(memory) => memory.refill(page, minor),
             None => None,
         };
+        let stop = match stop {
+            Some(BAD_FRAME) if self.waiting.begin(page, thread) => self.lose(page),
+            stop => stop,
+        };
         match stop {
             None => FaultOutcome::Resolved,
             Some(stop) => {
+                self.waiting.give_up(page);
                 self.memory.iter().for_each(|m| m.wake(page));
                 FaultOutcome::Again(stop)
             }
@@ -305,7 +310,7 @@ impl Resolver {
                 // Where it cannot be made now, whoever waits faults anew.
                 if self.table.state(page) == Some(PageState::PresentZero)
                     && let Some(memory) = &self.memory
-                    && memory.refill(page, false).is_some()
+                    && memory.make_zero(page).is_some()
                 {
                     memory.wake(page);
                 }
@@ -353,6 +358,14 @@ impl Resolver {
         }
         self.reporter.publish(reported);
         stop
+    }
+
+    /// A frame of this host went bad under a page that came, before the VMM mapped it: the page is poison from now on.
+    pub fn lose(&mut self, page: PageIndex) -> Option<Stop> {
+        let outcome = self.table.mark_lost(page)?;
+        tracing::warn!(page = page.0, "pager.bad_frame");
+        let note = PoisonInfo { origin: ErrorOrigin::Destination, guest_visible: false, hop: 0 };
+        self.resolve_poison(page, note, outcome)
     }
 
     /// Reports a poisoned page to the VMM. Before a VMM is attached nothing is reported: attaching does it.

@@ -68,8 +68,17 @@ impl SharedPages {
             self.lock().mark_arrived(claim);
         }
         let installed = claim.install(contents);
-        self.lock().finish_claim(claim);
+        self.finish(claim);
         written.or(installed)
+    }
+
+    fn finish(&self, claim: &Claim) {
+        let mut resolver = self.lock();
+        for page in claim.lost() {
+            // Where the marker cannot be placed now, the next fault places it.
+            let _ = resolver.lose(page);
+        }
+        resolver.finish_claim(claim);
     }
 
     /// Bad pages came. After a stop, to be called again.

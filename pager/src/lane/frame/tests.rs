@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn kinds() -> impl Strategy<Value = FrameKind> {
-    let origins = (0i32..5).prop_map(|n| ErrorOrigin::try_from(n).unwrap());
+    let origins = (0i32..6).prop_map(|n| ErrorOrigin::try_from(n).unwrap());
     let note = (origins, any::<bool>(), any::<u32>()).prop_map(|(origin, guest_visible, hop)| PoisonInfo {
         origin,
         guest_visible,

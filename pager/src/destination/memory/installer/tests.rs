@@ -5,6 +5,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use std::os::fd::AsRawFd;
+
 use super::*;
 use crate::destination::page_table::PageState;
 use crate::destination::pages::resolver::Resolver;

@@ -1,3 +1,5 @@
+mod bad_frames;
+
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
