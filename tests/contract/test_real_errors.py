@@ -20,12 +20,18 @@ from tests.support.contract.real_errors import (
     soft_offline,
     why_not,
 )
+from tests.support.contract.source_rig import PAGES as PAGES_OF_4K
 from tests.support.contract.source_rig import Source, bulk, check, demand, push, source_of
+from tests.support.huge_pages import reserved
 
-NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 HUGE_PAGES = 4
 BAD = {4, 5, 8}
-"""Pages of the source; also the pieces of 4 KiB of a huge page."""
+BAD_PIECES = {5, 512 + 300}
+"""A page of 4 KiB in each of two huge pages."""
+
+
+ZERO = 3
+"""A page of zeros."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +51,8 @@ def host_policy(request: pytest.FixtureRequest, real_frames: None) -> Iterator[s
 
 @pytest.fixture
 def huge_pages(real_frames: None) -> Iterator[None]:
-    before = int(NR_HUGEPAGES.read_text())
-    NR_HUGEPAGES.write_text(str(before + HUGE_PAGES))
-    if int(NR_HUGEPAGES.read_text()) < before + HUGE_PAGES:
-        pytest.skip("the host has too little room for huge pages")
-    yield
-    NR_HUGEPAGES.write_text(str(before))
+    with reserved(HUGE_PAGES):
+        yield
 
 
 @pytest.fixture(params=["anonymous", "memfd", "hugetlb"])
@@ -61,9 +63,12 @@ async def source(
         yield made
 
 
-def fail_pages(source: Source) -> None:
-    for page in BAD:
+def fail_pages(source: Source) -> set[int]:
+    """Pages of 4 KiB whose frames are bad from now on."""
+    bad = BAD if source.pages == PAGES_OF_4K else BAD_PIECES
+    for page in bad:
         fail_frame(frame_at(source.vmm.pid, source.hva + page * PAGE))
+    return bad
 
 
 def poisoned(pages: dict[int, Frame]) -> set[int]:
@@ -76,14 +81,14 @@ async def test_exactly_the_bad_frames_of_a_source_are_poison(source: Source, hos
     if when == "frozen":
         await source.freeze()
         check(await demand(source, 0, 4), set())
-    fail_pages(source)
+    bad = fail_pages(source)
     if when == "idle":
         await source.freeze()
     for way in (demand, push):
         got = await way(source, 0, source.pages)
-        assert poisoned(got) == BAD, way.__name__
+        assert poisoned(got) == bad, way.__name__
         assert len(got) == source.pages
-        check(got, BAD)
+        check(got, bad)
     assert source.pager.poll() is None, "the pager lives on"
 
 
@@ -91,11 +96,11 @@ async def test_a_frame_that_goes_bad_while_it_is_pushed_is_poison_or_was_sent(so
     await source.freeze()
     async with source.opened(bulk((0, source.pages))) as lane:
         first = await lane.pages(1)
-        fail_pages(source)
+        bad = fail_pages(source)
         rest = await lane.pages(0)
     check(first | rest, poisoned(rest))
-    assert poisoned(rest) <= BAD
-    assert poisoned(await push(source, 0, source.pages)) == BAD
+    assert poisoned(rest) <= bad
+    assert poisoned(await push(source, 0, source.pages)) == bad
     assert source.pager.poll() is None
 
 
@@ -132,10 +137,13 @@ async def all_as_the_source_has_it(destination: Destination, *but: int) -> None:
             assert await destination.vmm.touch(page) == expected(page), page
 
 
-@pytest.mark.parametrize("bad", [(1,), (8, 9, 15), (0, 63)], ids=str)
-@pytest.mark.parametrize("how", ["touch", "push"])
+@pytest.mark.parametrize(
+    ("how", "bad"),
+    [("touch", (1,)), ("touch", (8, 15)), ("push", (1,)), ("push", (8, 9, 14)), ("push", (0, 62))],
+    ids=str,
+)
 async def test_a_frame_that_goes_bad_before_its_page_comes_is_replaced(
-    ahead: Destination, host_policy: str, bad: tuple[int, ...], how: str
+    ahead: Destination, host_policy: str, how: str, bad: tuple[int, ...]
 ) -> None:
     """The source has the page still: the guest notices nothing."""
     for page in bad:
@@ -150,6 +158,17 @@ async def test_a_frame_that_goes_bad_before_its_page_comes_is_replaced(
     assert ahead.vmm.frames == [], "no memory error for the guest"
     assert (await ahead.status()).progress.poison == 0
     assert ahead.pager.poll() is None
+
+
+async def test_a_bad_frame_under_zeros_that_were_pushed_is_poison(ahead: Destination) -> None:
+    """Nobody can tell that the guest has written nothing to it."""
+    fail_frame(frame_ahead(ahead, ZERO))
+    await ahead.connect()
+    await ahead.push()
+    await ahead.event("all_present")
+    assert await ahead.vmm.touch(ZERO) == "sigbus"
+    assert [frame["origin"] for frame in ahead.vmm.frames] == ["destination"]
+    await all_as_the_source_has_it(ahead, ZERO)
 
 
 async def test_a_frame_that_goes_bad_under_a_page_that_came_is_the_vmms(ahead: Destination, host_policy: str) -> None:
@@ -173,7 +192,7 @@ async def test_a_bad_frame_of_a_page_that_the_vmm_maps_no_longer_is_poison(ahead
     fail_frame(frame_ahead(ahead, 2))
     assert await ahead.vmm.touch(2) == "sigbus"
     (frame,) = ahead.vmm.frames
-    assert (frame["type"], frame["severity"], frame["hva"]) == ("memory_error", "AR", ahead.vmm.hva + 2 * PAGE)
+    assert (frame["origin"], frame["severity"], frame["hva"]) == ("destination", "AR", ahead.vmm.hva + 2 * PAGE)
     assert await ahead.vmm.touch(2) == "sigbus", "again: the page is reported once"
     assert len(ahead.vmm.frames) == 1
     await all_as_the_source_has_it(ahead, 2)

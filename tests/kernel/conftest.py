@@ -21,7 +21,7 @@ from vmferry.demo.patience import patient
 
 DEADLINE_S = patient(60)
 LACKING = 77
-HUGE_PAGES_NEEDED = 4
+HUGE_PAGES_NEEDED = 6
 RECOVERY = Path("/proc/sys/vm/memory_failure_recovery")
 
 Answers: TypeAlias = dict[str, str]

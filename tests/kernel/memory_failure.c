@@ -203,6 +203,9 @@ static void marker_over_it(const char *backing)
 static void given_back(const char *backing)
 {
 	fill(backing);
+	char *other = memory.memfd < 0 ? NULL : map_again() + (bad - memory.at);
+	if (other)
+		(void)*(volatile char *)other;
 	fail_frame(bad, PAGE);
 	NEED(!madvise(memory.at + memory.page, memory.page, MADV_DONTNEED));
 	say_touch("after_dontneed", bad);
@@ -210,6 +213,8 @@ static void given_back(const char *backing)
 		return;
 	NEED(!fallocate(memory.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, memory.page, memory.page));
 	say_touch("after_punch_hole", bad);
+	/* Of another mapping, which had the page and was not told to drop it. */
+	say_touch("other_mapping", other);
 	char byte = 9;
 	NEED(pread(memory.memfd, &byte, 1, bad - memory.at) == 1);
 	say_number("pread", byte);

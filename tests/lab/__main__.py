@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.debian import CACHE, LackingError, kernel, say
-from tests.lab.guest import run_in
+from tests.lab.guest import end_by_signal, run_in
 from tests.lab.suites import Counts, Result, Suite, all_suites, results, script, short_suites
 
 KERNELS = ("6.12", "6.18", "7.3")
@@ -58,6 +58,7 @@ def main() -> int:
     parser.add_argument("kernels", nargs="*", default=KERNELS, help="versions, or begins of some (6.12 6.18 7.3)")
     parser.add_argument("--short", action="store_true", help="kernel facts and real memory errors only")
     arguments = parser.parse_args()
+    end_by_signal()
     suites = short_suites() if arguments.short else all_suites()
     rows: list[Sequence[str]] = []
     failed = 0

@@ -10,6 +10,7 @@ import argparse
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,12 @@ HERE = Path(__file__).parent
 START_S = 60.0
 NO_STATUS = 125
 TOO_LATE = 124
+
+
+def end_by_signal() -> None:
+    """Makes SIGTERM, and SIGINT in the background, end this process by an exception: the guest ends with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=3600, metavar="SECONDS", help="(3600)")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
+    end_by_signal()
     words = arguments.command
     command = words[0] if len(words) == 1 else shlex.join(words)
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.lab.debian import CACHE, ROOT
 from tests.support import c_programs
 
-PATIENCE = 10
+PATIENCE = 4
 """The guest is slower than a machine by about as much."""
 COMPILED = CACHE / "c"
 PACKAGES = {"vmferry-pager": "pager", "vmferry-refvm": "refvm"}

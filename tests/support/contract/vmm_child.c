@@ -207,7 +207,7 @@ int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	NEED(argc == 5);
-	struct sigaction action = {.sa_sigaction = on_thread_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER};
+	struct sigaction action = {.sa_sigaction = on_thread_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART};
 	NEED(!sigaction(SIGBUS, &action, NULL));
 	memory = map_memory(argv[1], strtoul(argv[2], NULL, 10));
 	uffd = open_uffd(0, strtoull(argv[3], NULL, 16));
