@@ -174,3 +174,6 @@ impl ProcessReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,12 +9,12 @@ use crate::layout::{Gpa, MemoryLayout, Region};
 use crate::sys::nofault::{self, Probe};
 use crate::vmm::attached_memory::AttachedFile;
 
-const PAGE: usize = 4096;
-const PAGES: usize = 16;
+pub(super) const PAGE: usize = 4096;
+pub(super) const PAGES: usize = 16;
 
 /// A mapping of this process, which stands in for the VMM's.
-struct Mapping {
-    at: u64,
+pub(super) struct Mapping {
+    pub(super) at: u64,
 }
 
 impl Mapping {
@@ -23,7 +23,7 @@ impl Mapping {
     }
 
     /// At an address where the kernel puts nothing by itself, so no other test is there once this is gone.
-    fn out_of_the_way() -> Self {
+    pub(super) fn out_of_the_way() -> Self {
         Self::near((1u64 << 37) as *mut libc::c_void, None)
     }
 
@@ -37,7 +37,7 @@ impl Mapping {
         Self { at: at as u64 }
     }
 
-    fn write(&self, page: usize, byte: u8) {
+    pub(super) fn write(&self, page: usize, byte: u8) {
         // SAFETY: within the mapping, which nobody else refers to.
         unsafe { std::ptr::write_bytes((self.at as usize + page * PAGE) as *mut u8, byte, PAGE) }
     }
@@ -106,7 +106,7 @@ fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
 }
 
 /// What a run of pages is, and the byte that each page with contents is filled with.
-fn read(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>) {
+pub(super) fn read(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>) {
     let (mut kinds, mut bytes, mut at) = (Runs::default(), Vec::new(), page);
     while at < page + count {
         let (found, more, _) = read_one_place(memory, at, page + count - at);
@@ -461,61 +461,4 @@ fn file_that_became_shorter_is_an_error_and_never_zeros() {
             assert!(at <= page.max(4), "pages {page} to {at} were served");
         }
     }
-}
-
-/// A child that does nothing, with this process's memory.
-fn idle_child() -> libc::pid_t {
-    // SAFETY: the child calls only pause(2).
-    match unsafe { libc::fork() } {
-        0 => loop {
-            // SAFETY: waits for a signal.
-            unsafe { libc::pause() };
-        },
-        pid => pid,
-    }
-}
-
-fn end(pid: libc::pid_t) {
-    // SAFETY: our own child.
-    unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        libc::waitpid(pid, std::ptr::null_mut(), 0);
-    }
-}
-
-#[test]
-fn process_of_the_same_id_is_not_the_vmm() {
-    let mapping = Mapping::out_of_the_way();
-    mapping.write(0, 7);
-    let first = idle_child();
-    let region =
-        Region { gpa: Gpa(0), size: (PAGES * PAGE) as u64, page_size: PAGE as u64, backing: Backing::Anonymous };
-    let memory = GuestMemory::new(AttachedMemory {
-        vmm_pid: first as u32,
-        layout: MemoryLayout::new(vec![region]).unwrap(),
-        regions: vec![AttachedRegion { hva: Hva(mapping.at), file: None, uffd: None }],
-        uffds: Vec::new(),
-        collapse: false,
-    })
-    .unwrap();
-    assert_eq!(read(&memory, 0, 1).1, [7]);
-    end(first);
-    mapping.write(0, 9);
-    // ns_last_pid (proc(5)): the next process gets the id behind it, if nobody else is faster.
-    let second = (0..50).find_map(|_| {
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (first - 1).to_string()).ok()?;
-        let child = idle_child();
-        if child == first {
-            return Some(child);
-        }
-        end(child);
-        None
-    });
-    let Some(second) = second else { return println!("skipped: the id of a process cannot be had again") };
-    let mut buffer = vec![0; PAGES * PAGE];
-    for count in [1, PAGES as u64] {
-        let outcome = memory.read(0, 0, count, &mut buffer, &mut Runs::default());
-        assert!(matches!(outcome, Err(ReadError::VmmGone { .. })), "{outcome:?}");
-    }
-    end(second);
 }
