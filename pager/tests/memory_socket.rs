@@ -127,3 +127,57 @@ async fn a_vmm_that_says_nothing_is_refused_in_time() {
     assert!(!server.is_finished(), "the next VMM is served all the same");
     server.abort();
 }
+
+/// A process that ends with the test, also where the test fails.
+struct Sleeper(std::process::Child);
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn memory_of_a_named_process_lives_as_long_as_the_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("memory.sock");
+    let pager = rig::pager(directory.path(), PagerRole::Source, Tuning::default());
+    let mut control = rig::control(directory.path().join("pager.sock")).await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let serve = proto::ServeSourceRequest {
+        layout: Some(layout(Backing::Memfd, 4)),
+        listen_ip: "127.0.0.1".into(),
+        port_first: port.into(),
+        port_last: u32::from(port) + 1,
+        token: "t".into(),
+        push_bytes_per_s: 0,
+    };
+    control.serve_source(serve).await.unwrap();
+    let mut child = Sleeper(std::process::Command::new("sleep").arg("600").spawn().unwrap());
+    // SAFETY: takes numbers; a new descriptor that nobody else owns.
+    let process = unsafe { OwnedFd::from_raw_fd(libc::syscall(libc::SYS_pidfd_open, child.0.id(), 0) as i32) };
+    let file = memfd("guest", 4 * PAGE).unwrap();
+    let message = json!({"version": 1, "vm": "web-1", "role": "source", "pid": child.0.id(), "process": 0, "regions": [
+        {"gpa": 0, "base_host_virt_addr": 0x10_0000, "size": 4 * PAGE, "page_size": PAGE, "backing": "memfd", "fd": 1,
+         "offset": 0}]});
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.set_read_timeout(Some(*PATIENCE)).unwrap();
+    fd_passing::send(&stream, message.to_string().as_bytes(), &[process.as_raw_fd(), file.as_raw_fd()]).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer: Value = serde_json::from_slice(&answer[4..]).unwrap();
+    assert_eq!(answer["type"], "attached", "{answer}");
+    drop(stream);
+    let status = control.get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
+    assert!(status.memory_attached && status.vmm_pid == child.0.id(), "{status:?}");
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
+    eventually("the end of the process is seen", async || {
+        let status = control.clone().get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
+        !status.memory_attached && status.memory_reason == "the VMM's process ended"
+    })
+    .await;
+    control.shutdown(proto::ShutdownRequest { even_if_guest_dies: true }).await.unwrap();
+    eventually("the pager ends", async || pager.is_finished()).await;
+}

@@ -81,13 +81,7 @@ pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_wit
                 attach(&stream, received.unwrap_or_else(|_| Err(late(message_within))), &pager).await
             };
             match attached {
-                Ok(()) => {
-                    let reason = match hung_up(stream).await {
-                        Ok(()) => "the VMM closed its memory connection".into(),
-                        Err(error) => format!("the VMM's memory connection: {error}"),
-                    };
-                    pager.detached(reason).await;
-                }
+                Ok(process) => pager.detached(end_of(stream, process).await).await,
                 Err(refusal) => {
                     pager.refused(refusal.to_string());
                     if let Ok(notifier) = notifier(&stream, None) {
@@ -136,7 +130,31 @@ async fn receive(stream: &UnixStream) -> Result<Message, Refusal> {
     }
 }
 
-async fn attach(stream: &UnixStream, message: Result<Message, Refusal>, pager: &Pager) -> Result<(), Refusal> {
+/// Waits for the end of the memory; why it ended. A named process may end long after the connection.
+async fn end_of(stream: UnixStream, process: Option<OwnedFd>) -> String {
+    let ended = match process {
+        None => hung_up(stream).await.map(|()| "the VMM closed its memory connection"),
+        Some(process) => {
+            drop(stream);
+            ended(process).await.map(|()| "the VMM's process ended")
+        }
+    };
+    ended.map_or_else(|error| format!("the VMM's memory connection: {error}"), str::to_owned)
+}
+
+/// Waits until a process ends: its pidfd becomes readable then (pidfd_open(2)).
+async fn ended(process: OwnedFd) -> io::Result<()> {
+    // SAFETY: the value owns the descriptor, which is open as long as it.
+    let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }?;
+    process.readable().await.map(|mut ready| ready.retain_ready())
+}
+
+/// Hands the memory to the pager. Gives the pidfd of the process that holds it, where the message names one.
+async fn attach(
+    stream: &UnixStream,
+    message: Result<Message, Refusal>,
+    pager: &Pager,
+) -> Result<Option<OwnedFd>, Refusal> {
     let message = message?;
     let Some(expected) = pager.expected().await else {
         return Err(Refusal::new("message", "comes too early: the daemon has not told the pager what to expect"));
@@ -152,14 +170,18 @@ async fn attach(stream: &UnixStream, message: Result<Message, Refusal>, pager: &
         Doorbell::adopt(fd).map_err(|error| Refusal::new("doorbell", error.to_string()))
     });
     let doorbell = doorbell.transpose()?;
+    let process = handshake.process.map(|index| take(&message.descriptors, "process", index)).transpose()?;
     let notifier = match handshake.silent {
         true => None,
         false => {
-            Some(notifier(stream, doorbell).map_err(|e| Refusal::new("message", format!("cannot be answered: {e}")))?)
+            let made = notifier(stream, doorbell);
+            let made = made.map_err(|e| Refusal::new("message", format!("cannot be answered: {e}")))?;
+            Some(if process.is_some() { made.with_machine_checks_of_the_kernel() } else { made })
         }
     };
     let memory = gather(handshake, &message.descriptors, &expected, peer)?;
-    pager.attach(memory, notifier).await.map_err(|error| Refusal::new(field_of(&error), error.to_string()))
+    pager.attach(memory, notifier).await.map_err(|error| Refusal::new(field_of(&error), error.to_string()))?;
+    Ok(process)
 }
 
 /// The field of the VMM's message that an error is about; `message`: none of them.

@@ -53,12 +53,14 @@ pub struct Handshake {
     pub collapse: bool,
     /// Index of the eventfd that is rung for frames.
     pub doorbell: Option<usize>,
+    /// Index of a pidfd: the memory lives as long as this process, not as long as the connection.
+    pub process: Option<usize>,
 }
 
 impl Handshake {
     fn names(&self, index: usize) -> bool {
         let of_region = |r: &HandshakeRegion| r.uffd == Some(index) || r.file.is_some_and(|(file, _)| file == index);
-        self.doorbell == Some(index) || self.regions.iter().any(of_region)
+        self.doorbell == Some(index) || self.process == Some(index) || self.regions.iter().any(of_region)
     }
 }
 
@@ -126,6 +128,10 @@ fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) ->
     let pid = pid.ok_or_else(|| Refusal::new("pid", "is no process id"))?;
     let uffd = top.of_destination("uffd", expected)?;
     let doorbell = top.of_destination("doorbell", expected)?;
+    let process = object.contains_key("process").then(|| top.index("process")).transpose()?;
+    if process.is_some() && doorbell.is_some() {
+        return Err(Refusal::new("doorbell", "is never rung: no frame follows where a process is named"));
+    }
     let collapse = match object.get("collapse") {
         None => false,
         Some(Value::Bool(collapse)) => *collapse,
@@ -170,7 +176,7 @@ fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) ->
         iovecs.push(HandshakeRegion { hva: fields.hva(region.size, region.page_size)?, file, uffd });
     }
     check_disjoint(&iovecs, &expected.layout)?;
-    Ok(Handshake { pid: Some(pid), regions: iovecs, silent: false, collapse, doorbell })
+    Ok(Handshake { pid: Some(pid), regions: iovecs, silent: false, collapse, doorbell, process })
 }
 
 /// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
@@ -199,7 +205,7 @@ fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Re
         sum += region.size;
     }
     check_disjoint(&iovecs, &expected.layout)?;
-    Ok(Handshake { pid: None, regions: iovecs, silent: true, collapse: false, doorbell: None })
+    Ok(Handshake { pid: None, regions: iovecs, silent: true, collapse: false, doorbell: None, process: None })
 }
 
 fn is_sent(field: String, index: usize, descriptors: usize) -> Result<(), Refusal> {

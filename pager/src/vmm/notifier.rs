@@ -33,12 +33,23 @@ enum VmmFrame<'a> {
 pub struct VmmNotifier {
     socket: UnixStream,
     doorbell: Option<Doorbell>,
+    kernel: bool,
 }
 
 impl VmmNotifier {
     /// The socket must be non-blocking.
     pub fn new(socket: UnixStream, doorbell: Option<Doorbell>) -> Self {
-        Self { socket, doorbell }
+        Self { socket, doorbell, kernel: false }
+    }
+
+    /// Of a VMM that knows the kernel's SIGBUS alone: after `attached` it is sent no frame.
+    pub fn with_machine_checks_of_the_kernel(self) -> Self {
+        Self { kernel: true, ..self }
+    }
+
+    /// Whether the VMM learns of a page: by a frame, or by SIGBUS where one of its threads waits on the page.
+    pub fn reaches_vmm(&self, waits: bool) -> bool {
+        waits || !self.kernel
     }
 
     /// The memory is accepted.
@@ -62,6 +73,9 @@ impl VmmNotifier {
     /// # Errors
     /// What the kernel said; the VMM may not know of it.
     pub fn memory_error(&self, event: &MemoryErrorEvent) -> io::Result<()> {
+        if self.kernel {
+            return Ok(());
+        }
         let error = event.error.unwrap_or_default();
         let severity = if error.severity() == Severity::ActionRequired { "AR" } else { "AO" };
         let origin = error.origin().as_str_name().trim_start_matches("ERROR_ORIGIN_").to_ascii_lowercase();

@@ -69,6 +69,9 @@ impl PoisonReporter {
         (page, hva): (PageIndex, Hva),
         waits: Option<u32>,
     ) -> Option<MemoryErrorEvent> {
+        if self.notifier.as_ref().is_some_and(|notifier| !notifier.reaches_vmm(waits.is_some())) {
+            return Some(self.event(numbering, page, hva, Severity::Unspecified, 0));
+        }
         if !table.mark_told(page) {
             return None;
         }

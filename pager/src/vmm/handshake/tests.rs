@@ -109,6 +109,21 @@ fn a_destination_may_have_a_doorbell() {
 }
 
 #[test]
+fn either_side_may_name_its_process() {
+    let mut message = good();
+    message["process"] = json!(2);
+    assert_eq!(validate(&message, 3, &expected(true)).unwrap().process, Some(2));
+    assert_eq!(validate(&message, 2, &expected(true)).unwrap_err().field, "process");
+    message["doorbell"] = json!(3);
+    assert_eq!(validate(&message, 4, &expected(true)).unwrap_err().field, "doorbell");
+    message.as_object_mut().unwrap().remove("doorbell");
+    message.as_object_mut().unwrap().remove("uffd");
+    message["role"] = json!("source");
+    message["process"] = json!(0);
+    assert_eq!(validate(&message, 2, &expected(false)).unwrap().process, Some(0));
+}
+
+#[test]
 fn firecracker_is_matched_by_ascending_offset() {
     let message = json!([
         {"base_host_virt_addr": 0x5000_0000, "size": 0x4000, "offset": 0x4000, "page_size": 4096, "page_size_kib": 4096},
