@@ -146,7 +146,8 @@ profile-packages:
 	@deploy/debian/packages perf=linux-perf
 
 test-packages:
-	@deploy/debian/packages ip=iproute2 chromium=chromium
+	@deploy/debian/packages ip=iproute2 chromium=chromium qemu-system-x86_64=qemu-system-x86
+	@deploy/debian/newer-qemu $(VENV)/qemu
 
 $(DEPENDENCIES): requirements.lock | host-tools
 	@echo "make: virtual environment with what requirements.lock names" >&2

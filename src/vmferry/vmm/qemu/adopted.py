@@ -8,6 +8,7 @@ import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.v1 import reach_pb2 as pb
 from vmferry.vmm.qemu.facts import AddedFd, MigrationInfo, StatusInfo
 from vmferry.vmm.qemu.mark import Marks
-from vmferry.vmm.qemu.memory_link import MemoryLink, handover
+from vmferry.vmm.qemu.memory_link import attach, handover
 from vmferry.vmm.qemu.monitor import Monitor
 from vmferry.vmm.qemu.reach import Process, Reach, close_all
 from vmferry.vmm.qemu.survey import Survey, Surveyor
@@ -42,7 +43,8 @@ class Adopted:
     process: Process
     deadlines: VmmDeadlines
     within_s: float
-    link: MemoryLink | None = None
+    attached: Path | None = None
+    """The pager's socket that has the memory."""
 
     @property
     def marks(self) -> Marks:
@@ -94,21 +96,14 @@ class Adopted:
         with suppress(VmferryError):
             await self.ask("remove-fd", **{"fdset-id": added.fdset_id})
 
-    async def attach(self, socket: Any, role: str, survey: Survey, uffd: int | None) -> None:
+    async def attach(self, socket: Path, role: str, survey: Survey, *uffd: int) -> None:
         """Hands the memory to the pager and waits for its answer."""
-        if self.link is not None:
-            if self.link.path == socket and self.link.lives:
-                return
-            await self.link.close()
-        facts = survey.facts
-        message = handover(facts, self.vm, role, len(survey.files) if uffd is not None else None)
-        descriptors = [*survey.files, *([uffd] if uffd is not None else [])]
-        self.link = await MemoryLink.attach(socket, message, descriptors, self.deadlines.attach_memory_s)
-
-    async def detach(self) -> None:
-        if self.link is not None:
-            await self.link.close()
-            self.link = None
+        if self.attached == socket:
+            return
+        message = handover(survey.facts, self.vm, role, len(survey.files))
+        descriptors = [*survey.files, self.process.pidfd, *uffd]
+        await attach(socket, message, descriptors, self.deadlines.attach_memory_s)
+        self.attached = socket
 
     async def announce(self) -> None:
         """Tells switches where the VM is. It may fail: some machines have no network."""

@@ -72,6 +72,8 @@ class QemuDestination:
         if status != "paused":
             raise self._qemu.error(Reason.VMM_REFUSED, f"is {status!r}, not paused with the state loaded")
         await self._qemu.ask("cont", self._qemu.deadlines.start_s)
+        mark = await self._qemu.marks.read()
+        await self._qemu.marks.replace(Mark("running", mark.uffd if mark else None))
 
     async def complete(self, keep_uffd: bool) -> None:
         """All pages are there. The userfaultfd stays while poisoned pages are guarded."""
@@ -80,15 +82,13 @@ class QemuDestination:
             return
         await self._close_userfaultfd(mark)
         await self._qemu.marks.replace(None)
-        await self._qemu.detach()
 
     async def reset(self, loaded: bool) -> None:
         """Everything is given back."""
         if loaded:
             await self._qemu.end_process()
-            await self._qemu.detach()
             return
-        await self._qemu.detach()
+        self._qemu.attached = None
         mark = await self._qemu.marks.read()
         if mark is not None:
             await self._close_userfaultfd(mark)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vmferry.vmm.qemu.facts import FdsetInfo
 from vmferry.vmm.qemu.monitor import Monitor
 
-_TEXT = re.compile(r"vmferry:(stopped|prepared|loading)(?::uffd=(\d+))?")
+_TEXT = re.compile(r"vmferry:(stopped|prepared|loading|running)(?::uffd=(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def vm_state(status: str, mark: Mark | None) -> str | None:
             return "running"
         case "inmigrate", "prepared" | "loading":
             return mark.stage if mark and mark.stage == "prepared" else "loaded"
-        case "inmigrate", None:
+        case "inmigrate", _:
             return "incoming"
         case "paused", "loading":
             return "loaded"

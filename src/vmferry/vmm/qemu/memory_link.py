@@ -1,6 +1,6 @@
 """Attaches a QEMU's memory to its pager (docs/reference/vmm-protocol.md, "Memory socket") in QEMU's place.
 
-QEMU takes its machine checks from the kernel, so the pager's frames are read and dropped.
+The message names QEMU's process: its memory lives as long as that, whatever becomes of this daemon.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import json
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,20 @@ from vmferry.model.memory import Backing
 from vmferry.vmm.qemu.facts import Facts, HostMemory
 
 FRAME_MAX = 64 << 10
-DROP_BYTES = 4096
 
 
-def handover(facts: Facts, vm: str, role: str, uffd: int | None) -> dict[str, Any]:
-    """The message. `uffd`: index of the userfaultfd among its descriptors, behind the files of the regions."""
+def handover(facts: Facts, vm: str, role: str, files: int) -> dict[str, Any]:
+    """The message. Its descriptors are the files of the regions, the process, and a destination's userfaultfd."""
     message: dict[str, Any] = {
         "version": 1,
         "vm": vm,
         "role": role,
         "pid": facts.pid,
+        "process": files,
         "regions": [_region(one) for one in facts.memory],
     }
-    if uffd is not None:
-        message["uffd"] = uffd
+    if role == "destination":
+        message["uffd"] = files + 1
     return message
 
 
@@ -48,57 +47,24 @@ def _region(one: HostMemory) -> dict[str, Any]:
     return region
 
 
-class MemoryLink:
-    """The connection to the pager. It must stay open as long as the pager serves this memory."""
-
-    def __init__(self, path: Path, connection: socket.socket) -> None:
-        self.path = path
-        self._connection = connection
-        self._reading = asyncio.create_task(self._drop_frames(), name="qemu.memory")
-
-    @classmethod
-    async def attach(
-        cls, path: Path, message: dict[str, Any], descriptors: Sequence[int], within_s: float
-    ) -> MemoryLink:
-        """Raises: VmferryError VMM_REFUSED with the pager's reason, VMM_TIMEOUT."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+async def attach(path: Path, message: dict[str, Any], descriptors: Sequence[int], within_s: float) -> None:
+    """Returns once the pager has the memory. Raises: VmferryError VMM_REFUSED with the pager's reason, VMM_TIMEOUT."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
         try:
             async with asyncio.timeout(within_s):
                 await asyncio.get_running_loop().sock_connect(connection, str(path))
                 socket.send_fds(connection, [json.dumps(message).encode()], list(descriptors))
                 answer = await _frame(connection)
         except TimeoutError as error:
-            connection.close()
             raise VmferryError(
                 Reason.VMM_TIMEOUT, f"The pager at {path} did not take QEMU's memory within {within_s:g} s.", ""
             ) from error
         except (OSError, ValueError) as error:
-            connection.close()
-            raise VmferryError(
-                Reason.PAGER_FAILED, f"QEMU's memory could not be attached at {path}: {error}."
-            ) from error
-        except BaseException:
-            connection.close()
-            raise
-        if answer.get("type") != "attached":
-            connection.close()
-            why = f"{answer.get('field')}: {answer.get('message')}"
-            raise VmferryError(Reason.VMM_REFUSED, f"The pager at {path} refuses QEMU's memory: {why}.")
-        return cls(path, connection)
-
-    @property
-    def lives(self) -> bool:
-        return not self._reading.done()
-
-    async def close(self) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        self._connection.close()
-
-    async def _drop_frames(self) -> None:
-        with suppress(OSError):
-            while await asyncio.get_running_loop().sock_recv(self._connection, DROP_BYTES):
-                pass
+            what = f"QEMU's memory could not be attached at {path}: {error}."
+            raise VmferryError(Reason.PAGER_FAILED, what) from error
+    if answer.get("type") != "attached":
+        why = f"{answer.get('field')}: {answer.get('message')}"
+        raise VmferryError(Reason.VMM_REFUSED, f"The pager at {path} refuses QEMU's memory: {why}.")
 
 
 async def _frame(connection: socket.socket) -> dict[str, Any]:

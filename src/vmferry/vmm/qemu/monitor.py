@@ -82,8 +82,9 @@ class Monitor:
             raise self._said(Reason.VMM_PROTOCOL, f"answered {command} with something else: {error}") from error
 
     async def human(self, line: str, within_s: float) -> str:
-        """The text that the human monitor prints."""
-        return await self.ask_for(str, "human-monitor-command", within_s, {"command-line": line})
+        """The text that the human monitor prints, its lines ended by a bare newline."""
+        text = await self.ask_for(str, "human-monitor-command", within_s, {"command-line": line})
+        return text.replace("\r\n", "\n")
 
     async def ask_with_fd(
         self, fd: int, command: str, within_s: float, arguments: Mapping[str, object] | None = None

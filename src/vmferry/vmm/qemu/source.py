@@ -40,15 +40,20 @@ class QemuSource:
 
     async def attach(self, socket: Path) -> None:
         """Checks that the VM can be moved, and hands its memory to the pager."""
+        await self._check_runs()
         survey = await self._qemu.survey(pb.OPEN_BACKING_READ)
         try:
             refuse_if_any(self._qemu.vm, source_findings(survey.facts))
-            await self._qemu.attach(socket, "source", survey, None)
+            await self._qemu.attach(socket, "source", survey)
         finally:
             close_survey(survey)
         self._facts = survey.facts
 
     async def stop(self) -> None:
+        """Stops the vCPUs. A VM that its operator has paused stays so: started elsewhere, it would run."""
+        mark = await self._qemu.marks.read()
+        if mark is None or mark.stage != "stopped":
+            await self._check_runs()
         self._state = None
         await self._qemu.marks.replace(Mark("stopped"))
         await self._qemu.ask("stop", self._qemu.deadlines.stop_s)
@@ -82,6 +87,15 @@ class QemuSource:
     async def abandon(self) -> None:
         """The VM has moved away."""
         await self._qemu.end_process()
+
+    async def _check_runs(self) -> None:
+        """Raises: VmferryError VM_NOT_RUNNING."""
+        if (status := await self._qemu.status()) != "running":
+            raise VmferryError(
+                Reason.VM_NOT_RUNNING,
+                f"QEMU of {self._qemu.vm} (pid {self._qemu.process.pid}) is {status!r}, not running.",
+                "Move it once it runs (`cont`).",
+            )
 
     async def _look(self) -> Facts:
         survey = await self._qemu.survey()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vmferry.vmm.qemu.mark import Mark, parse_mark, vm_state
 
 
-@given(st.sampled_from(["stopped", "prepared", "loading"]), st.none() | st.integers(0, 2**31 - 1))
+@given(st.sampled_from(["stopped", "prepared", "loading", "running"]), st.none() | st.integers(0, 2**31 - 1))
 def test_a_mark_is_read_as_it_was_written(stage: str, uffd: int | None) -> None:
     assert parse_mark(Mark(stage, uffd).text) == Mark(stage, uffd)
 
@@ -27,6 +27,7 @@ def test_another_ones_descriptor_set_is_no_mark(text: str) -> None:
         ("running", None, "running"),
         ("running", Mark("stopped"), "running"),
         ("running", Mark("loading", 7), "running"),
+        ("running", Mark("running", 7), "running"),
         ("paused", Mark("stopped"), "stopped"),
         ("postmigrate", Mark("stopped"), "stopped"),
         ("inmigrate", None, "incoming"),
@@ -44,6 +45,7 @@ def test_states_that_vmferry_knows(status: str, mark: Mark | None, state: str) -
     [
         ("paused", None),
         ("postmigrate", None),
+        ("paused", Mark("running", 7)),
         ("prelaunch", None),
         ("shutdown", Mark("stopped")),
         ("io-error", Mark("stopped")),

@@ -107,6 +107,17 @@ async def test_an_answer_arrives(tmp_path: Path) -> None:
         await monitor.close()
 
 
+async def test_lines_of_the_human_monitor_end_in_a_bare_newline(tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await greet(reader, writer)
+        await answer(reader, writer, "FlatView #0\r\n Root memory region: system\r\n")
+
+    async with monitor_at(tmp_path / "m", serve) as path:
+        monitor = await Monitor.connect(path, 5.0)
+        assert await monitor.human("info mtree -f", 5.0) == "FlatView #0\n Root memory region: system\n"
+        await monitor.close()
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
