@@ -25,7 +25,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "reference" / "api.md"
 WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
-ORDER = ("migrations", "machines", "peer", "pager", "pages", "reach", "common")
+ORDER = ("migrations", "machines", "qemus", "peer", "pager", "pages", "reach", "common")
 
 # Field numbers in descriptor.proto: a comment is found by the path of numbers and indices that leads to its element.
 FILE_MESSAGES, FILE_ENUMS, FILE_SERVICES = 4, 5, 6
@@ -45,6 +45,7 @@ bytes, ranges are half-open. Errors carry `google.rpc.ErrorInfo` with a reason o
 | file | who speaks it |
 |---|---|
 | [migrations](#migrationsproto), [machines](#machinesproto) | a control plane or the command line, with a daemon |
+| [qemus](#qemusproto) | the same, for adopted QEMUs |
 | [peer](#peerproto) | the source's daemon, with the destination's |
 | [pager](#pagerproto) | a daemon, with a pager on its host, over a unix socket |
 | [pages](#pagesproto) | the destination's pager, with the source's |

@@ -6,11 +6,14 @@ Each method raises `VmferryError` with the reason for the caller.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from vmferry.migration.inventory import Machine
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Job
+from vmferry.ports import Vmm
+from vmferry.vmm.qemu.vmm import QemuCheck
 
 
 class MigrationControl(Protocol):
@@ -58,4 +61,16 @@ class MachineControl(Protocol):
 
     async def report_error(self, vm: str, gpa: int, lsb: int) -> LedgerEntry:
         """The error is durable when this returns. VM_UNKNOWN, INVALID_ARGUMENT: no memory there."""
+        ...
+
+
+class QemuControl(Protocol):
+    """Adopted QEMUs."""
+
+    async def adopt(self, path: Path, vm: str) -> Vmm:
+        """Adopts the QEMU of a monitor, durably. `vm`: "" is QEMU's own name. INVALID_ARGUMENT, VMM_GONE, …"""
+        ...
+
+    async def check(self, vm: str) -> QemuCheck:
+        """Raises: VmferryError VM_UNKNOWN."""
         ...

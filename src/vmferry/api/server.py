@@ -1,4 +1,4 @@
-"""The control plane's gRPC server: Migrations, Machines, health and reflection on one address."""
+"""The control plane's gRPC server: Migrations, Machines, Qemus, health and reflection on one address."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
-from vmferry.api.control import MachineControl, MigrationControl
+from vmferry.api.control import MachineControl, MigrationControl, QemuControl
 from vmferry.api.machines import MachinesServicer
 from vmferry.api.migrations import MigrationsServicer
+from vmferry.api.qemus import QemusServicer
 from vmferry.errors import Reason, VmferryError
-from vmferry.v1 import machines_pb2, machines_pb2_grpc, migrations_pb2, migrations_pb2_grpc
+from vmferry.v1 import (
+    machines_pb2,
+    machines_pb2_grpc,
+    migrations_pb2,
+    migrations_pb2_grpc,
+    qemus_pb2,
+    qemus_pb2_grpc,
+)
 
 SERVICES = (
     migrations_pb2.DESCRIPTOR.services_by_name["Migrations"].full_name,
     machines_pb2.DESCRIPTOR.services_by_name["Machines"].full_name,
+    qemus_pb2.DESCRIPTOR.services_by_name["Qemus"].full_name,
 )
 OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20))
 """Without SO_REUSEPORT a port in use is an error, not a shared port. No request of this API is near 1 MiB."""
@@ -25,11 +34,12 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20
 class ApiServer:
     """The server. It starts as not serving; `set_serving` follows the daemon's readiness."""
 
-    def __init__(self, migrations: MigrationControl, machines: MachineControl) -> None:
+    def __init__(self, migrations: MigrationControl, machines: MachineControl, qemus: QemuControl) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health_aio.HealthServicer()
         migrations_pb2_grpc.add_MigrationsServicer_to_server(MigrationsServicer(migrations), self._server)
         machines_pb2_grpc.add_MachinesServicer_to_server(MachinesServicer(machines), self._server)
+        qemus_pb2_grpc.add_QemusServicer_to_server(QemusServicer(qemus), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), self._server)
 

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from vmferry.cli.values import host_port, seconds
 from vmferry.cli.verbs import (
+    adopt,
     cancel,
     demo,
     doctor,
@@ -17,6 +18,7 @@ from vmferry.cli.verbs import (
     machines,
     migrate,
     push_limit,
+    qemu,
     report_error,
     show,
     watch,
@@ -32,6 +34,8 @@ VERBS: Mapping[str, ModuleType] = {
     "errors": errors,
     "report-error": report_error,
     "machines": machines,
+    "adopt": adopt,
+    "qemu": qemu,
     "doctor": doctor,
     "demo": demo,
 }

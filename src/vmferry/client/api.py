@@ -11,13 +11,15 @@ import grpc
 
 from vmferry.client.refusal import answered
 from vmferry.v1 import machines_pb2 as mc
-from vmferry.v1 import machines_pb2_grpc, migrations_pb2_grpc
+from vmferry.v1 import machines_pb2_grpc, migrations_pb2_grpc, qemus_pb2_grpc
 from vmferry.v1 import migrations_pb2 as mg
+from vmferry.v1 import qemus_pb2 as qm
 from vmferry.v1.common_pb2 import MemoryError as LedgerError
 
 if TYPE_CHECKING:
     from vmferry.v1.machines_pb2_grpc import MachinesAsyncStub
     from vmferry.v1.migrations_pb2_grpc import MigrationsAsyncStub
+    from vmferry.v1.qemus_pb2_grpc import QemusAsyncStub
 
 PAGE_SIZE = 200
 """The page size for a list that is read to its end."""
@@ -38,6 +40,7 @@ class Api:
     timeout_s: float
     migrations: MigrationsAsyncStub
     machines: MachinesAsyncStub
+    qemus: QemusAsyncStub
 
     async def create(self, migration_id: str, vm: str, destination: str, push_bytes_per_s: int = 0) -> mg.Migration:
         """A limit of 0 is the daemon's configured one."""
@@ -100,6 +103,14 @@ class Api:
         request = mc.ReportMemoryErrorRequest(vm=vm, gpa=gpa, lsb=lsb)
         return await answered(self.machines.ReportMemoryError(request, timeout=self.timeout_s))
 
+    async def adopt_qemu(self, monitor: str, vm: str) -> qm.AdoptQemuResponse:
+        """`vm`: "" is QEMU's own name."""
+        return await answered(self.qemus.AdoptQemu(qm.AdoptQemuRequest(monitor=monitor, vm=vm), timeout=self.timeout_s))
+
+    async def check_qemu(self, vm: str, destination: qm.QemuProfile | None = None) -> qm.CheckQemuResponse:
+        request = qm.CheckQemuRequest(vm=vm, destination=destination)
+        return await answered(self.qemus.CheckQemu(request, timeout=self.timeout_s))
+
 
 @asynccontextmanager
 async def open_api(address: str, timeout_s: float) -> AsyncIterator[Api]:
@@ -110,4 +121,5 @@ async def open_api(address: str, timeout_s: float) -> AsyncIterator[Api]:
             timeout_s,
             migrations_pb2_grpc.MigrationsStub(channel),
             machines_pb2_grpc.MachinesStub(channel),
+            qemus_pb2_grpc.QemusStub(channel),
         )

@@ -78,7 +78,7 @@ class Daemon:
         _log.info(events.DAEMON_STOPPED)
 
     async def _serve(self, core: Core) -> None:
-        api = ApiServer(core.migrations, core.machines)
+        api = ApiServer(core.migrations, core.machines, core.qemus)
         peer = grpc.aio.server(options=server_options(self._config.timeouts.peer_s))
         add_PeerServicer_to_server(PeerServicer(core.incoming), peer)
         ops = OpsServer(core.state, self._readiness, self._version)

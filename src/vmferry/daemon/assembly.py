@@ -32,7 +32,9 @@ class HostCore:
         clock, limits = SystemClock(), config.timeouts
         self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(self._record), clock.now_us, deadlines.vmm(limits))
         reach = ReachProgram(lambda: locate(config.qemu.reach_program, "[qemu] reach_program"), limits.vmm_s)
-        self._qemus = QemuMonitors(config.qemu.monitors, reach, deadlines.vmm(limits), self._vmms)
+        self._qemus = QemuMonitors(
+            config.qemu.monitors, config.state_dir / "qemus.json", reach, deadlines.vmm(limits), self._vmms
+        )
         self.pagers = PagerProcesses(config.runtime_dir, config.pager.program, pager_settings(config))
         self._service = MigrationService(
             Environment(
@@ -56,6 +58,10 @@ class HostCore:
     @property
     def machines(self) -> MigrationService:
         return self._service
+
+    @property
+    def qemus(self) -> QemuMonitors:
+        return self._qemus
 
     @property
     def incoming(self) -> IncomingService:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
-from vmferry.api.control import MachineControl, MigrationControl
+from vmferry.api.control import MachineControl, MigrationControl, QemuControl
 from vmferry.daemon.config import Config
 from vmferry.ops.state import StateSource
 from vmferry.peer.servicer import IncomingOperations
@@ -20,6 +20,8 @@ class Core(Protocol):
     def migrations(self) -> MigrationControl: ...
     @property
     def machines(self) -> MachineControl: ...
+    @property
+    def qemus(self) -> QemuControl: ...
     @property
     def incoming(self) -> IncomingOperations: ...
     @property

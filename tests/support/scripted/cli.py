@@ -15,7 +15,15 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from vmferry.v1 import common_pb2, machines_pb2, machines_pb2_grpc, migrations_pb2, migrations_pb2_grpc
+from vmferry.v1 import (
+    common_pb2,
+    machines_pb2,
+    machines_pb2_grpc,
+    migrations_pb2,
+    migrations_pb2_grpc,
+    qemus_pb2,
+    qemus_pb2_grpc,
+)
 
 
 def refuse(context: grpc.ServicerContext, code: int, reason: str, message: str, remedy: str = "") -> None:
@@ -36,6 +44,7 @@ class Script:
     revisions: list[migrations_pb2.Migration] = field(default_factory=list)
     machines: list[machines_pb2.Machine] = field(default_factory=list)
     errors: list[common_pb2.MemoryError] = field(default_factory=list)
+    qemu: qemus_pb2.CheckQemuResponse = field(default_factory=qemus_pb2.CheckQemuResponse)
     asked: list[Any] = field(default_factory=list)
     break_watch_after: int | None = None
     """Ends the first watch with UNAVAILABLE after so many revisions, as a daemon that is restarted."""
@@ -122,12 +131,28 @@ class ScriptedMachines(machines_pb2_grpc.MachinesServicer):
         return common_pb2.MemoryError(gpa=request.gpa, lsb=12, count=1, origin=common_pb2.ERROR_ORIGIN_OPERATOR)
 
 
+class ScriptedQemus(qemus_pb2_grpc.QemusServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def AdoptQemu(self, request, context):
+        del context
+        self._script.asked.append(request)
+        return qemus_pb2.AdoptQemuResponse(vm=request.vm or "web-1", vmm_pid=42, state="running")
+
+    def CheckQemu(self, request, context):
+        del context
+        self._script.asked.append(request)
+        return self._script.qemu
+
+
 @contextmanager
 def scripted_daemon(script: Script) -> Iterator[str]:
     """Serves the script; gives its address."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     migrations_pb2_grpc.add_MigrationsServicer_to_server(ScriptedMigrations(script), server)
     machines_pb2_grpc.add_MachinesServicer_to_server(ScriptedMachines(script), server)
+    qemus_pb2_grpc.add_QemusServicer_to_server(ScriptedQemus(script), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -40,6 +40,7 @@ class ScriptedCore:
     story: list[str] = field(default_factory=list)
     migrations: Any = field(default_factory=ScriptedSide)
     machines: Any = field(default_factory=ScriptedSide)
+    qemus: Any = field(default_factory=ScriptedSide)
     incoming: Any = field(default_factory=ScriptedSide)
     state: Any = field(default_factory=ScriptedSide)
 

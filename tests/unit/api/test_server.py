@@ -41,7 +41,7 @@ class Api:
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
     control = ScriptedControl()
-    server = ApiServer(control, control)
+    server = ApiServer(control, control, control)
     port = server.bind("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -251,7 +251,7 @@ async def test_reflection_lists_the_services(api: Api) -> None:
 
 
 async def test_an_address_in_use_is_said(api: Api) -> None:
-    other = ApiServer(api.control, api.control)
+    other = ApiServer(api.control, api.control, api.control)
     with pytest.raises(VmferryError, match="cannot be listened on"):
         other.bind(f"127.0.0.1:{api.port}")
     await other.stop(0)

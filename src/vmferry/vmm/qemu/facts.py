@@ -159,6 +159,17 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """The properties that two QEMUs must share. `memory`: GPA and size of each region."""
+
+    version: tuple[int, int, int]
+    machine_type: str
+    kvm: bool
+    vcpus: int
+    memory: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """One QEMU at one moment."""
 
@@ -174,6 +185,12 @@ class Facts:
         return MemoryLayout(
             tuple(MemoryRegion(one.region.gpa, one.region.size, one.page_size, one.backing) for one in self.memory)
         )
+
+    @property
+    def profile(self) -> Profile:
+        memory = tuple((one.region.gpa, one.region.size) for one in self.memory)
+        machine = self.machine
+        return Profile(machine.version, machine.machine_type, machine.kvm, len(machine.vcpu_threads), memory)
 
     @property
     def memory_kind(self) -> MemoryKind:

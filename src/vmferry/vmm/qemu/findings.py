@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.memory import layout_problem
-from vmferry.vmm.qemu.facts import Facts, Kind, Machine
+from vmferry.vmm.qemu.facts import Facts, Kind, Profile
 
 _MAPS_MEMORY = ("vhost-user", "virtio-vhost-user", "ivshmem")
 _PINS_MEMORY = ("vfio", "vhost-vdpa")
@@ -36,8 +36,8 @@ def source_findings(facts: Facts) -> list[Finding]:
     if not facts.machine.tells_addresses:
         found += [
             _refused(
-                f"Memory {one.region.block} is {one.kind}, not shared, and QEMU {_version(facts.machine)} saves only "
-                "VMs with shared memory",
+                f"Memory {one.region.block} is {one.kind}, not shared, and QEMU {_dotted(facts.machine.version)} saves "
+                "only VMs with shared memory",
                 "Start the VM with -object memory-backend-memfd,share=on, or with QEMU 8.2 or newer.",
             )
             for one in facts.memory
@@ -68,41 +68,40 @@ def destination_findings(facts: Facts) -> list[Finding]:
     return found
 
 
-def pair_findings(source: Facts, destination: Facts) -> list[Finding]:
+def pair_findings(source: Profile, destination: Profile) -> list[Finding]:
     """Differences between two QEMUs that must be equal."""
     found = []
-    here, there = source.machine, destination.machine
-    if here.machine_type != there.machine_type:
+    if source.machine_type != destination.machine_type:
         found.append(
             _refused(
-                f"The machine type is {here.machine_type} on the source, {there.machine_type} on the destination",
-                f"Start the waiting QEMU with -machine {here.machine_type}: an alias such as pc or q35 stands for "
+                f"The machine type is {source.machine_type} on the source, {destination.machine_type} on the "
+                "destination",
+                f"Start the waiting QEMU with -machine {source.machine_type}: an alias such as pc or q35 stands for "
                 "another type in another version.",
             )
         )
-    if here.kvm != there.kvm:
+    if source.kvm != destination.kvm:
         found.append(_refused("One of the two QEMUs has KVM, the other has not", "Use the same accelerator on both."))
-    if len(here.vcpu_threads) != len(there.vcpu_threads):
+    if source.vcpus != destination.vcpus:
         found.append(
             _refused(
-                f"The VM has {len(here.vcpu_threads)} vCPUs, the waiting QEMU {len(there.vcpu_threads)}",
-                f"Start the waiting QEMU with -smp {len(here.vcpu_threads)}.",
+                f"The VM has {source.vcpus} vCPUs, the waiting QEMU {destination.vcpus}",
+                f"Start the waiting QEMU with -smp {source.vcpus}.",
             )
         )
-    ours = [(one.region.gpa, one.region.size) for one in source.memory]
-    theirs = [(one.region.gpa, one.region.size) for one in destination.memory]
-    if ours != theirs:
+    if source.memory != destination.memory:
         found.append(
             _refused(
-                f"Memory lies at {_ranges(ours)} on the source, at {_ranges(theirs)} on the destination",
+                f"Memory lies at {_ranges(source.memory)} on the source, at {_ranges(destination.memory)} on the "
+                "destination",
                 "Give the waiting QEMU the same -m, -numa and memory devices.",
             )
         )
-    if there.version < here.version:
+    if destination.version < source.version:
         found.append(
             Finding(
                 Weight.WARNING,
-                f"The waiting QEMU {_version(there)} is older than the source's {_version(here)}",
+                f"The waiting QEMU {_dotted(destination.version)} is older than the source's {_dotted(source.version)}",
                 "QEMU promises migration to the same or a newer version only.",
             )
         )
@@ -165,8 +164,8 @@ def _refused(fact: str, remedy: str) -> Finding:
     return Finding(Weight.REFUSED, fact, remedy)
 
 
-def _version(machine: Machine) -> str:
-    return ".".join(map(str, machine.version))
+def _dotted(version: tuple[int, int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _ranges(ranges: Sequence[tuple[int, int]]) -> str:

@@ -13,6 +13,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from vmferry.errors import Reason, VmferryError
@@ -24,7 +25,7 @@ from vmferry.vmm.qemu.facts import NameInfo
 from vmferry.vmm.qemu.monitor import Monitor
 from vmferry.vmm.qemu.reach import Process, Reach
 from vmferry.vmm.qemu.survey import Surveyor
-from vmferry.vmm.qemu.vmm import QemuVmm
+from vmferry.vmm.qemu.vmm import QemuCheck, QemuVmm
 from vmferry.vmm.session import VmmDeadlines
 
 log = structlog.get_logger()
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 ADOPTED = "qemu.adopted"
 LEFT = "qemu.left"
 NOT_ADOPTED = "qemu.not_adopted"
+NOT_REMEMBERED = "qemu.not_remembered"
 
 LOOK_S = 0.5
 RETRY_S = 1.0
@@ -41,10 +43,13 @@ WITHIN_S = 5.0
 
 class QemuMonitors:
     """Owner of every connection to a QEMU. `patterns`: of monitor sockets, with `*`; `others`: VMMs of
-    the other kind."""
+    the other kind. `remembered`: the file of monitors that were adopted by request."""
 
-    def __init__(self, patterns: Sequence[str], reach: Reach, deadlines: VmmDeadlines, others: Vmms) -> None:
+    def __init__(
+        self, patterns: Sequence[str], remembered: Path, reach: Reach, deadlines: VmmDeadlines, others: Vmms
+    ) -> None:
         self._patterns = list(patterns)
+        self._remembered = remembered
         self._reach = reach
         self._deadlines = deadlines
         self._others = others
@@ -66,6 +71,7 @@ class QemuMonitors:
     async def run(self) -> None:
         """Watches until it is cancelled; then every QEMU is let go as it is."""
         try:
+            self._names = {Path(path): vm for path, vm in self._read().items()}
             while True:
                 await self._look()
                 await asyncio.sleep(LOOK_S)
@@ -76,16 +82,51 @@ class QemuMonitors:
 
     async def adopt(self, path: Path, vm: str) -> QemuVmm:
         """Adopts one now. `vm`: its name here; "": its own. Raises: VmferryError with why it cannot be."""
-        if path in self._here:
-            return self._here[path]
-        if vm:
+        if path not in self._here:
+            before = self._names.get(path)
             self._names[path] = vm
-        adopted = await self._adopt(path)
-        self._tasks[path] = asyncio.create_task(self._hold(path, adopted), name=f"qemu {path}")
-        return adopted
+            try:
+                adopted = await self._adopt(path)
+            except BaseException:
+                self._names.pop(path) if before is None else self._names.update({path: before})
+                raise
+            self._tasks[path] = asyncio.create_task(self._hold(path, adopted), name=f"qemu {path}")
+        self._names.setdefault(path, vm)
+        self._write()
+        return self._here[path]
+
+    async def check(self, vm: str) -> QemuCheck:
+        """Raises: VmferryError VM_UNKNOWN."""
+        found = next((one for one in self._here.values() if one.identity.vm == vm), None)
+        if found is None:
+            raise VmferryError(
+                Reason.VM_UNKNOWN, f"No QEMU of {vm!r} is adopted here.", "`vmferry adopt --qmp SOCKET` adopts one."
+            )
+        return await found.check()
+
+    def _read(self) -> dict[str, str]:
+        """Adopted monitors and the names of their VMs; "": QEMU's own."""
+        try:
+            return msgspec.json.decode(self._remembered.read_bytes(), type=dict[str, str])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning(NOT_REMEMBERED, file=str(self._remembered), error=str(error))
+            return {}
+
+    def _write(self) -> None:
+        """Raises: VmferryError STORE_FAILED."""
+        new = self._remembered.with_suffix(".new")
+        try:
+            new.write_bytes(msgspec.json.encode({str(path): vm for path, vm in self._names.items()}))
+            new.replace(self._remembered)
+        except OSError as error:
+            raise VmferryError(
+                Reason.STORE_FAILED, f"{self._remembered} cannot be written: {error}.", "See the state directory."
+            ) from error
 
     async def _look(self) -> None:
-        found = await asyncio.to_thread(_matching, self._patterns)
+        found = await asyncio.to_thread(_matching, [*self._patterns, *map(glob.escape, map(str, self._names))])
         for path in found:
             if path not in self._tasks or self._tasks[path].done():
                 self._tasks[path] = asyncio.create_task(self._keep(path), name=f"qemu {path}")

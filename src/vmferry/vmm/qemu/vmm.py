@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,8 @@ from vmferry.model.memory import MemoryLayout
 from vmferry.model.vmm import VmmIdentity
 from vmferry.vmm.qemu.adopted import Adopted, close_survey
 from vmferry.vmm.qemu.destination import QemuDestination
-from vmferry.vmm.qemu.facts import Facts
+from vmferry.vmm.qemu.facts import Facts, Profile
+from vmferry.vmm.qemu.findings import Finding, destination_findings, source_findings
 from vmferry.vmm.qemu.mark import vm_state
 from vmferry.vmm.qemu.source import QemuSource
 
@@ -25,6 +26,15 @@ Result = TypeVar("Result")
 
 ABILITIES = frozenset({"source", "destination"})
 _NOTHING = MemoryLayout(())
+
+
+@dataclass(frozen=True, slots=True)
+class QemuCheck:
+    """The answer of `check`. `command`: the command line of this QEMU."""
+
+    profile: Profile
+    findings: Sequence[Finding]
+    command: Sequence[str]
 
 
 class QemuVmm:
@@ -107,6 +117,14 @@ class QemuVmm:
 
         await self._do("reset", ("prepared", "loaded", "incoming"), "", work)
 
+    async def check(self) -> QemuCheck:
+        """Whether this VM can be moved, or taken. Changes nothing."""
+        survey = await self._qemu.survey()
+        close_survey(survey)
+        waits = self._identity.state == "incoming"
+        findings = destination_findings(survey.facts) if waits else source_findings(survey.facts)
+        return QemuCheck(survey.facts.profile, findings, command_line(self._qemu.process.pid))
+
     async def gone(self) -> str:
         return await self._qemu.monitor.gone()
 
@@ -114,7 +132,6 @@ class QemuVmm:
         """Lets go of QEMU, which stays as it is."""
         if self._announcing is not None:
             self._announcing.cancel()
-        await self._qemu.detach()
         await self._qemu.monitor.close()
         self._qemu.close()
 
@@ -147,3 +164,12 @@ def _identity(qemu: Adopted, facts: Facts, state: str) -> VmmIdentity:
         state=state,
         memory=facts.memory_kind,
     )
+
+
+def command_line(pid: int) -> list[str]:
+    """Raises: VmferryError VMM_GONE."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError as error:
+        raise VmferryError(Reason.VMM_GONE, f"QEMU's process {pid} has ended.") from error
+    return words[:-1]

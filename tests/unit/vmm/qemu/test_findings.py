@@ -43,7 +43,7 @@ def refused(findings: list[Finding]) -> str:
 
 
 def test_a_plain_vm_has_no_finding() -> None:
-    assert source_findings(PLAIN) == destination_findings(PLAIN) == pair_findings(PLAIN, PLAIN) == []
+    assert source_findings(PLAIN) == destination_findings(PLAIN) == pair_findings(PLAIN.profile, PLAIN.profile) == []
     refuse_if_any("web-1", [])
 
 
@@ -104,25 +104,25 @@ def test_memory_that_gets_no_huge_pages_is_warned_of() -> None:
 
 def test_the_alias_of_a_machine_type() -> None:
     other = with_machine(machine_type="pc-i440fx-10.0")
-    assert "pc-i440fx-10.0" in refused(pair_findings(PLAIN, other))
+    assert "pc-i440fx-10.0" in refused(pair_findings(PLAIN.profile, other.profile))
 
 
 def test_another_accelerator() -> None:
-    assert "KVM" in refused(pair_findings(PLAIN, with_machine(kvm=False)))
+    assert "KVM" in refused(pair_findings(PLAIN.profile, with_machine(kvm=False).profile))
 
 
 def test_another_number_of_vcpus() -> None:
-    assert "2 vCPUs" in refused(pair_findings(PLAIN, with_machine(vcpu_threads=(1,))))
+    assert "2 vCPUs" in refused(pair_findings(PLAIN.profile, with_machine(vcpu_threads=(1,)).profile))
 
 
 def test_another_layout() -> None:
     other = with_memory(region=replace(REGION, size=128 * MIB))
-    assert "0x0+0x8000000" in refused(pair_findings(PLAIN, other))
+    assert "0x0+0x8000000" in refused(pair_findings(PLAIN.profile, other.profile))
 
 
 def test_an_older_destination_is_warned_of() -> None:
     newer = with_machine(version=(10, 0, 2))
-    (found,) = pair_findings(newer, PLAIN)
+    (found,) = pair_findings(newer.profile, PLAIN.profile)
     assert found.weight is Weight.WARNING
 
 
