@@ -66,6 +66,35 @@ async def test_a_poisoned_guest_moves(
     assert {error.gpa async for error in pair.away_api.memory_errors(vm)} == set(bad)
 
 
+@pytest.mark.timeout(patient(240))
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+async def test_poison_goes_on_with_a_guest_that_moves_twice(
+    request: pytest.FixtureRequest, hosts: Hosts, tmp_path: Path, version: str
+) -> None:
+    """QEMU's own migration refuses, or ends, a VM whose guest took a machine check."""
+    qemu, pair, vm = program(request, version), hosts.pair, unique(f"qemu {version} twice")
+    image = await make_image(tmp_path, 96, 1, "random")
+    memory = memory_options("memfd", OLD, tmp_path, vm)
+    first = await hosts.start(pair.home, qemu, vm, memory, image)
+    await first.warm(image)
+    second = await hosts.start(pair.away, qemu, vm, memory, image, *WAITS)
+    bad = bad_pages(5)
+    for gpa in bad:
+        await pair.home_api.report_error(vm, gpa)
+    await pair.home_api.create(f"{vm}-1", vm, str(pair.away.place.peer))
+    assert (await ended(pair.home_api, f"{vm}-1", patient(120.0))).phase == mg.PHASE_COMPLETED
+    await until_touched(second, image, set(bad))
+    assert await first.process.ended(patient(20.0))
+    third = await hosts.start(pair.home, qemu, vm, memory, image, *WAITS)
+    await pair.away_api.create(f"{vm}-2", vm, str(pair.home.place.peer))
+    last = await ended(pair.away_api, f"{vm}-2", patient(120.0))
+    assert last.phase == mg.PHASE_COMPLETED, f"{last.reason}\n{third.process.last_words()}"
+    assert last.progress.poison == len(bad)
+    after = await third.goes_on(image)
+    assert after["wrong_bytes"] == 0 and not after["fatal"], after
+    assert {error.gpa async for error in pair.home_api.memory_errors(vm)} == set(bad)
+
+
 async def until_touched(vm: Vm, image: Image, bad: set[int]) -> dict[str, object]:
     """The guest has stumbled over every bad page."""
     while True:

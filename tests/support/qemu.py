@@ -127,16 +127,17 @@ class Hosts:
     guests: AsyncExitStack
 
     async def start(
-        self, host: Host, qemu: Qemu, vm: str, memory: list[str], image: Image, *options: str, vcpus: int = 1
+        self, host: Host, qemu: Qemu, vm: str, memory: list[str], image: Image, *options: str, kind: str = "qmp"
     ) -> Vm:
-        """Starts a QEMU of `vm` on one of the hosts; returns once the daemon knows it."""
+        """Starts a QEMU of `vm` on one of the hosts; returns once the daemon knows it. `kind`: the ending of its
+        monitor's name; the daemon watches for "qmp"."""
         waits = "-incoming" in options
-        names = [f"{vm}-{'b' if waits else 'a'}.{kind}" for kind in ("qmp", "test")]
-        adopted, own = (monitors(host) / name for name in names)
+        vm_and_side = f"{vm}-{'b' if waits else 'a'}"
+        adopted, own = monitors(host) / f"{vm_and_side}.{kind}", monitors(host) / f"{vm_and_side}.test"
         argv = [
             *(*qemu.argv, "-name", f"{vm},debug-threads=on", "-nodefaults", "-display", "none"),
             *("-qmp", f"unix:{own},server=on,wait=off", "-qmp", f"unix:{adopted},server=on,wait=off"),
-            *("-cpu", CPU, "-smp", str(vcpus), *memory, *image.options, *options),
+            *("-cpu", CPU, "-smp", "1", *memory, *image.options, *options),
         ]
         process = await Process.start(f"{host.name} {vm}", argv, monitors(host) / f"{vm}.log", host.place.netns)
         self.guests.push_async_callback(process.kill)
@@ -144,7 +145,8 @@ class Hosts:
         monitor = await monitor_of(process, own)
         self.guests.push_async_callback(monitor.close)
         state = machines_pb2.MACHINE_STATE_INCOMING if waits else machines_pb2.MACHINE_STATE_RUNNING
-        await self.knows(host, vm, state)
+        if kind == "qmp":
+            await self.knows(host, vm, state)
         return Vm(vm, process, adopted, monitor, monitors(host))
 
     async def knows(self, host: Host, vm: str, state: int) -> None:
