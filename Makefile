@@ -93,7 +93,7 @@ lint-python: $(GENERATED) ## ruff, mypy, imports, dead code, dependencies
 	$(STAGE) "ruff format" $(BIN)/ruff format --check .
 	$(STAGE) "mypy" $(BIN)/mypy
 	$(STAGE) "mypy bench" env MYPYPATH=src:bench $(BIN)/mypy -p vmferry_bench
-	$(STAGE) "import contracts" $(BIN)/lint-imports --no-logo
+	$(STAGE) "import contracts" env PYTHONPATH=src $(BIN)/lint-imports --no-logo
 	$(STAGE) "vulture" $(BIN)/vulture
 	$(STAGE) "deptry" $(BIN)/deptry .
 
