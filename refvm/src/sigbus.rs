@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
-use crate::{inject, kvm, process};
+use crate::inject;
 
 /// `si_code` of an error that was found early (linux/siginfo.h).
 const BUS_MCEERR_AO: i32 = 5;
@@ -23,16 +23,36 @@ const PR_MCE_KILL: i32 = 33;
 const PR_MCE_KILL_SET: u64 = 1;
 const PR_MCE_KILL_EARLY: u64 = 1;
 
+/// Whether an accelerator takes a SIGBUS at this HVA, with the interrupted context that the kernel hands an SA_SIGINFO
+/// handler. Async-signal-safe.
+pub type Takes = unsafe fn(u64, *mut libc::c_void) -> bool;
+
+/// The accelerators, each with its own way to take a SIGBUS.
+#[derive(Debug, Clone, Copy)]
+pub enum Accelerator {
+    /// vCPUs of KVM.
+    Kvm,
+    /// vCPUs that are threads of this process.
+    Process,
+}
+
+static TAKERS: [OnceLock<Takes>; 2] = [const { OnceLock::new() }; 2];
 /// The handler before ours: the standard library's.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 /// Takes the HVA of each early error, 8 bytes.
 static EARLY: OnceLock<PipeWriter> = OnceLock::new();
 
-/// Installs the handler, once a process.
+/// From now on `takes` is asked of each SIGBUS.
 ///
 /// # Errors
 /// As `sigaction(2)`.
-pub fn install() -> io::Result<()> {
+pub fn install(accelerator: Accelerator, takes: Takes) -> io::Result<()> {
+    TAKERS[accelerator as usize].get_or_init(|| takes);
+    install_handler()
+}
+
+/// Once a process.
+fn install_handler() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     let install = || {
         let previous = set_handler(libc::SIGBUS, on_sigbus as *const () as usize)?;
@@ -69,7 +89,7 @@ pub(crate) fn set_handler(signal: i32, handler: usize) -> io::Result<libc::sigac
 pub fn report_early_errors(mut report: impl FnMut(u64) + Send + 'static) -> io::Result<()> {
     let (mut reader, writer) = io::pipe()?;
     let _ = EARLY.set(writer);
-    install()?;
+    install_handler()?;
     // SAFETY: numbers only. EINVAL from a kernel without CONFIG_MEMORY_FAILURE, which has no errors to tell of.
     unsafe { libc::prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) };
     let body = move || {
@@ -86,9 +106,8 @@ extern "C" fn on_sigbus(signal: i32, info: *mut libc::siginfo_t, context: *mut l
     let (code, hva) = unsafe { ((*info).si_code, (*info).si_addr() as u64) };
     let known = (code == BUS_MCEERR_AO && pass_on(hva))
         || inject::raised_by_us(hva)
-        || kvm::takes_sigbus(hva)
         // SAFETY: the kernel hands an SA_SIGINFO handler the interrupted context.
-        || unsafe { process::takes_sigbus(context) };
+        || TAKERS.iter().filter_map(OnceLock::get).any(|takes| unsafe { takes(hva, context) });
     if !known {
         not_ours(signal, info, context, hva);
     }

@@ -21,7 +21,6 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use first_pages::Helper;
 pub use registers::Ring;
-pub(crate) use signals::takes_sigbus;
 use state::{GuestState, VcpuState, host, msr_indices};
 use vcpu::{Command, Shared, Vcpu, set_up_machine_checks};
 
@@ -29,7 +28,7 @@ use crate::guest::config::workload_runs;
 use crate::guest::mapped::{fill_workload, hva_of, write, write_piece};
 use crate::guest::{CONFIG_GPA, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, image, next_epoch};
 use crate::machine::{Block, GuestConfig, GuestMemoryError, KERNEL_BYTES, Machine, MachineError, MappedRegion, Ram};
-use crate::sigbus;
+use crate::sigbus::{self, Accelerator};
 
 /// How long the end of a machine waits for its vCPU threads; one that the kernel does not let go is left behind.
 const LEAVE_BEHIND_AFTER: Duration = Duration::from_secs(5);
@@ -115,7 +114,7 @@ impl KvmMachine {
         if !kvm.check_extension(Cap::Mce) || !kvm.check_extension(Cap::ImmediateExit) {
             return Err(invalid("/dev/kvm", "KVM_CAP_MCE and KVM_CAP_IMMEDIATE_EXIT are needed".into()));
         }
-        let handlers = signals::install_kick().and_then(|()| sigbus::install());
+        let handlers = signals::install_kick().and_then(|()| sigbus::install(Accelerator::Kvm, signals::takes_sigbus));
         handlers.map_err(|source| MachineError::Host { what: "sigaction", source })?;
         let vm = kvm.create_vm().map_err(|e| host("KVM_CREATE_VM", e))?;
         for (slot, region) in (0..).zip(ram.regions.iter()) {

@@ -149,7 +149,10 @@ extern "C" fn on_kick(_signal: i32, _info: *mut libc::siginfo_t, _context: *mut 
 }
 
 /// Whether a SIGBUS of the calling thread is its vCPU's: in guest memory, during `KVM_RUN`. Async-signal-safe.
-pub(crate) fn takes_sigbus(hva: u64) -> bool {
+///
+/// # Safety
+/// As [`crate::sigbus::Takes`].
+pub(crate) unsafe fn takes_sigbus(hva: u64, _context: *mut libc::c_void) -> bool {
     // SAFETY: as in `on_kick`.
     let Some(slot) = (unsafe { SLOT.get().as_ref() }) else { return false };
     let ours = slot.running.load(Ordering::SeqCst) && gpa_of(&slot.regions, hva).is_some();

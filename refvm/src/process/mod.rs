@@ -24,8 +24,7 @@ use crate::guest::report::VcpuBlock;
 use crate::guest::{CONFIG_GPA, FIRST_EPOCH, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_BLOCKS_GPA, content, next_epoch};
 use crate::machine::{Block, GuestConfig, GuestMemoryError, Machine, MachineError, Ram};
 use crate::memory::hva_of;
-use crate::sigbus;
-pub(crate) use probe::takes_sigbus;
+use crate::sigbus::{self, Accelerator};
 use vcpu::{Shared, Vcpu};
 
 /// The first bytes of the state, with the version of its form.
@@ -67,7 +66,8 @@ pub fn make(ram: Ram, config: GuestConfig, errors: Sender<GuestMemoryError>) -> 
     if ram.regions.iter().any(|r| r.gpa + r.size > MAX_GPA) {
         return Err(MachineError::BadState(format!("memory beyond GPA {MAX_GPA:#x}")));
     }
-    sigbus::install().map_err(|source| MachineError::Host { what: "sigaction(SIGBUS)", source })?;
+    sigbus::install(Accelerator::Process, probe::takes_sigbus)
+        .map_err(|source| MachineError::Host { what: "sigaction(SIGBUS)", source })?;
     Ok(Box::new(ProcessMachine {
         ram,
         config,

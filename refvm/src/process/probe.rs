@@ -48,7 +48,7 @@ pub unsafe fn probe(address: u64) -> Probed {
 ///
 /// # Safety
 /// `context` is that of a handler with `SA_SIGINFO`.
-pub(crate) unsafe fn takes_sigbus(context: *mut libc::c_void) -> bool {
+pub(crate) unsafe fn takes_sigbus(_hva: u64, context: *mut libc::c_void) -> bool {
     // SAFETY: the caller's promise.
     let rip = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
     let ours = *rip == vmferry_refvm_probe as *const () as i64;
@@ -69,7 +69,7 @@ mod tests {
 
     /// Memory with one bad page between two good ones, made twice over: the second error changes nothing.
     fn bad_between_good(backing: Backing, means: Means) -> Result<(GuestMemory, u64), InjectError> {
-        sigbus::install().unwrap();
+        sigbus::install(sigbus::Accelerator::Process, takes_sigbus).unwrap();
         let memory = GuestMemory::new(&split(64 << 20, 1, backing).unwrap()).unwrap();
         let page = memory.regions()[0].hva + KERNEL_BYTES;
         for at in [page - 4096, page, page + 4096] {
