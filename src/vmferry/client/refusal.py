@@ -21,6 +21,7 @@ REMEDIES = {
     "VM_NOT_RUNNING": "Start the VM, or wait until its VMM has connected; `vmferry machines` shows its state.",
     "MIGRATION_ENDED": "`vmferry show` tells how it ended.",
     "PAST_NO_RETURN": "The VM runs on the destination already; `vmferry watch` follows the rest.",
+    "DOWNTIME_EXCEEDED": "Look at the host and the step that the message names; or raise timeouts.downtime_s.",
     "DESTINATION_UNREACHABLE": "Check that vmferryd runs there and that its [peer] address is the one given by --to.",
     "DESTINATION_NO_VMM": "Start a VMM of that name on the destination that waits to be one (`--incoming`).",
 }

@@ -59,6 +59,8 @@ class Qemu:
 class Timeouts:
     """The longest waits, seconds. Each ends in a named refusal or a paused job, never in a hang."""
 
+    downtime_s: float
+    """A blackout before the commit. Longer, and the VM runs on its source again."""
     stop_s: float
     """A graceful stop waits this long for jobs past the point of no return."""
     vmm_s: float
@@ -200,6 +202,7 @@ def _qemu(table: Table) -> Qemu:
 
 def _timeouts(table: Table) -> Timeouts:
     timeouts = Timeouts(
+        downtime_s=table.seconds("downtime_s", 1.0, 0.05, 600.0),
         stop_s=table.seconds("stop_s", 60.0, 0.0, 3600.0),
         vmm_s=table.seconds("vmm_s", 10.0, 0.1, 600.0),
         attach_s=table.seconds("attach_s", 10.0, 0.1, 600.0),

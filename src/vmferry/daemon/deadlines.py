@@ -21,6 +21,7 @@ def migration(limits: Timeouts) -> core.Timeouts:
     step_s = limits.attach_s + LONGEST * (limits.vmm_s + limits.pager_s + limits.peer_s) + transfer_s(MESSAGE_LIMIT)
     return core.Timeouts(
         step_s=step_s,
+        downtime_s=limits.downtime_s,
         stop_s=limits.stop_s,
         vmm_return_s=limits.vmm_s,
         start_s=limits.peer_s,

@@ -34,7 +34,14 @@ ANSWER_S = patient(10.0)
 LOOK_S = patient(2.0)
 END_S = patient(2.0)
 TIME_OUTS_S = {
-    "timeouts": {"stop_s": 60.0, "vmm_s": 10.0, "attach_s": 10.0, "pager_s": 10.0, "peer_s": 10.0},
+    "timeouts": {
+        "downtime_s": 1.0,
+        "stop_s": 60.0,
+        "vmm_s": 10.0,
+        "attach_s": 10.0,
+        "pager_s": 10.0,
+        "peer_s": 10.0,
+    },
     "pages": {"demand_timeout_s": 10.0},
 }
 """The daemon's own default time-outs by section and key, for machines of normal speed."""

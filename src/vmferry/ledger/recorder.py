@@ -7,7 +7,7 @@ entries.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import structlog
 
@@ -34,6 +34,7 @@ class LedgerRecorder:
         self.writes = 0
         """Counts ended writes, also those that failed. Between two equal counts no ledger has changed."""
         self._serving: dict[str, tuple[str, Pager]] = {}
+        self._collected: dict[str, tuple[str, dict[Gpa, LedgerEntry]]] = {}
         self._kept: dict[str, dict[Gpa, LedgerEntry]] = {}
         self._disk = asyncio.Lock()
         """Held during every write and every first read, so that the cache misses no write."""
@@ -44,6 +45,16 @@ class LedgerRecorder:
 
     def forget(self, key: str) -> None:
         self._serving.pop(key, None)
+        self._collected.pop(key, None)
+
+    def collect(self, key: str, vm: str) -> None:
+        """Collects the changes to the ledger of `vm` from now on, until `forget`."""
+        self._collected[key] = (vm, {})
+
+    def collected(self, key: str) -> Sequence[LedgerEntry]:
+        """The entries that are new or changed since `collect`."""
+        _, changes = self._collected.get(key, ("", {}))
+        return tuple(changes.values())
 
     async def record(self, vm: str, entries: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         """Makes the entries durable and returns those that are new or changed. Raises: VmferryError STORE_FAILED."""
@@ -52,12 +63,15 @@ class LedgerRecorder:
             return ()
         async with self._disk:
             before = self._kept.pop(vm, None)  # an error may hide a write that was done: read again
+            changed = entries
             try:
                 changed = await self._store.record_errors(vm, entries)
             finally:
                 self.writes += 1
+                self._collect(vm, changed)
             if before is not None:
-                self._kept[vm] = before | {entry.gpa: entry for entry in changed}
+                before.update((entry.gpa, entry) for entry in changed)
+                self._kept[vm] = before
         if changed:
             log.info(RECORDED, vm=vm, pages=[hex(entry.gpa) for entry in changed[:16]], count=len(changed))
             self._changed.notify()
@@ -80,10 +94,11 @@ class LedgerRecorder:
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
         """The ledger of a VM, by GPA."""
-        if vm not in self._kept:
-            async with self._disk:
-                self._kept[vm] = {entry.gpa: entry for entry in await self._store.ledger(vm)}
-        return [entry for _, entry in sorted(self._kept[vm].items())]
+        return [entry for _, entry in sorted((await self._entries(vm)).items())]
+
+    async def count(self, vm: str) -> int:
+        """The number of entries of a VM's ledger."""
+        return len(await self._entries(vm))
 
     async def watch(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
         """Yields (revision, vm, entry) after a revision, in order and without gaps, then live. "" watches all VMs."""
@@ -96,3 +111,17 @@ class LedgerRecorder:
                 yield change
             if not batch:
                 await self._changed.wait_after(seen)
+
+    async def _entries(self, vm: str) -> Mapping[Gpa, LedgerEntry]:
+        kept = self._kept.get(vm)
+        if kept is None:
+            async with self._disk:
+                kept = self._kept.get(vm)
+                if kept is None:
+                    kept = self._kept[vm] = {entry.gpa: entry for entry in await self._store.ledger(vm)}
+        return kept
+
+    def _collect(self, vm: str, entries: Sequence[LedgerEntry]) -> None:
+        for followed, changes in self._collected.values():
+            if followed == vm:
+                changes.update((entry.gpa, entry) for entry in entries)

@@ -128,7 +128,7 @@ class MigrationService:
                 )
             await self._check_movable(vm)
             now = self._environment.clock.now_us()
-            errors = len(await self._recorder.ledger(vm))
+            errors = await self._recorder.count(vm)
             limit = push_bytes_per_s or self._environment.push_bytes_per_s
             job = Job(
                 migration,
@@ -182,7 +182,7 @@ class MigrationService:
         jobs = await self._jobs.all()
         incomings = self.incoming.all()
         vms = {one.vm for one in identities} | {job.vm for job in jobs} | {record.vm for record in incomings}
-        counts = {vm: len(await self._recorder.ledger(vm)) for vm in vms}
+        counts = {vm: await self._recorder.count(vm) for vm in vms}
         return machines(identities, jobs, incomings, counts)
 
     async def machine(self, vm: str) -> Machine:

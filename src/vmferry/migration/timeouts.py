@@ -11,6 +11,8 @@ class Timeouts:
 
     step_s: float = 90.0
     """One step before the commit. It is longer than the adapters' own deadlines, which name the cause better."""
+    downtime_s: float = 1.0
+    """The blackout before the commit, from the request to stop. Longer, and the VM runs here again."""
     start_s: float = 10.0
     """After the commit, Start is repeated this long. The job then shows UNDECIDED and asks for the outcome."""
     vmm_return_s: float = 15.0

@@ -58,6 +58,7 @@ CODE_OF: dict[Reason, grpc.StatusCode] = {
     Reason.PAGER_FAILED: _Code.INTERNAL,
     Reason.KERNEL_LACKS_FEATURE: _Code.FAILED_PRECONDITION,
     Reason.LINK_DOWN: _Code.UNAVAILABLE,
+    Reason.DOWNTIME_EXCEEDED: _Code.DEADLINE_EXCEEDED,
     Reason.UNDECIDED: _Code.UNAVAILABLE,
     Reason.STORE_FAILED: _Code.INTERNAL,
     Reason.INTERNAL: _Code.INTERNAL,

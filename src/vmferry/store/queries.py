@@ -89,6 +89,12 @@ def job_revisions(db: Connection, after: int, limit: int) -> list[Job]:
     return [_job(row[0], row[1]) for row in rows]
 
 
+def show_writable(db: Connection) -> None:
+    """Changes one page, and so shows that the disk takes a write."""
+    number: int = db.exec_driver_sql("PRAGMA user_version").scalar_one()
+    db.exec_driver_sql(f"PRAGMA user_version = {(number + 1) % (1 << 31)}")
+
+
 def append_journal(db: Connection, entry: JournalEntry) -> None:
     """Text for the driver: the quickest way, because this write is part of the blackout."""
     data = msgspec.json.encode(entry.data).decode()

@@ -1,10 +1,14 @@
-"""`ports.Store` on SQLite: a write-ahead log, every commit synced (`synchronous=FULL`), all in one thread.
+"""`ports.Store` on SQLite: a write-ahead log, every commit synced (`synchronous=FULL`), all writes in one thread.
 
 The log's file gets its full size when the store is opened. A commit that overwrites it is durable once its data is on
 disk. A commit that lengthens it would also wait for the file system's journal, and so for other writers.
 
-One thread has one connection and keeps the order of writes. A caller that is cancelled while it waits may find its
-write done, as after a lost answer.
+One thread has the writing connection and keeps the order of writes. A caller that is cancelled while it waits may find
+its write done, as after a lost answer. Another thread reads: a reader of the log waits for no writer. Only a journal is
+read in the writing thread, because a recovery must see the entries of cancelled callers.
+
+While the store is reserved, the next write transaction begins with the end of the one before, so that the write lock
+stays here.
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from alembic import command
 from alembic.config import Config
@@ -37,6 +41,8 @@ Result = TypeVar("Result")
 
 BUSY_S = 5.0
 """The longest wait for a lock of another process, e.g. of a backup."""
+RESERVED_MOST_S = 30.0
+"""The longest life of a reservation: other processes write too, e.g. a backup."""
 LOG_BYTES = 6 * MIB
 """The size of the write-ahead log's file. SQLite restarts it after 1000 pages of 4 KiB (wal_autocheckpoint)."""
 
@@ -47,24 +53,32 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._reading_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-reads")
         self._engine: Engine | None = None
+        self._reading: Engine | None = None
+        self._reserved: dict[str, asyncio.TimerHandle] = {}
 
     async def close(self) -> None:
+        for key in list(self._reserved):
+            self.release(key)
+        if self._reading is not None:
+            await self._in(self._reading_thread, self._reading.dispose)
         if self._engine is not None:
-            await self._in_thread(self._engine.dispose)
+            await self._in(self._thread, self._engine.dispose)
+        self._reading_thread.shutdown(wait=False)
         self._thread.shutdown(wait=False)
 
     async def save_job(self, job: Job) -> Job:
         return await self._do(queries.save_job, job)
 
     async def job(self, migration: str) -> Job | None:
-        return await self._do(queries.job, migration)
+        return await self._read(queries.job, migration)
 
     async def jobs(self) -> Sequence[Job]:
-        return await self._do(queries.jobs)
+        return await self._read(queries.jobs)
 
     async def job_revisions(self, after: int, limit: int) -> Sequence[Job]:
-        return await self._do(queries.job_revisions, after, limit)
+        return await self._read(queries.job_revisions, after, limit)
 
     async def append_journal(self, entry: JournalEntry) -> None:
         await self._do(queries.append_journal, entry)
@@ -76,39 +90,88 @@ class SqliteStore:
         await self._do(queries.save_incoming, incoming)
 
     async def incoming(self, migration: str) -> Incoming | None:
-        return await self._do(queries.incoming, migration)
+        return await self._read(queries.incoming, migration)
 
     async def incomings(self) -> Sequence[Incoming]:
-        return await self._do(queries.incomings)
+        return await self._read(queries.incomings)
 
     async def record_errors(self, vm: str, errors: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         return await self._do(queries.record_errors, vm, errors)
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
-        return await self._do(queries.ledger, vm)
+        return await self._read(queries.ledger, vm)
 
     async def ledger_changes(self, vm: str, after: int, limit: int) -> Sequence[tuple[int, str, LedgerEntry]]:
-        return await self._do(queries.ledger_changes, vm, after, limit)
+        return await self._read(queries.ledger_changes, vm, after, limit)
+
+    async def reserve(self, key: str) -> None:
+        """See `ports.Store`. The number that it writes has no other use."""
+        self.release(key)
+        self._reserved[key] = asyncio.get_running_loop().call_later(RESERVED_MOST_S, self.release, key)
+        try:
+            await self._do(queries.show_writable)
+        except VmferryError:
+            self.release(key)
+            raise
+
+    def release(self, key: str) -> None:
+        timer = self._reserved.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+            self._thread.submit(self._keep_or_let_go)
 
     async def open(self) -> None:
         """Makes or upgrades the schema. Raises: VmferryError STORE_FAILED."""
-        self._engine = await self._in_thread(lambda: _engine(self._path))
+        self._engine = await self._in(self._thread, lambda: _engine(self._path))
+        self._reading = await self._in(self._reading_thread, lambda: _reading_engine(self._path))
 
     async def _do(self, query: Callable[..., Result], *arguments: Any) -> Result:
-        """Runs one transaction, which is durable when this returns."""
-        engine = self._engine
-        if engine is None:
-            raise VmferryError(Reason.STORE_FAILED, f"the store {self._path} is not open.")
+        """Runs one write transaction, which is durable when this returns."""
+        engine = self._opened(self._engine)
+
+        def work() -> Result:
+            try:
+                with engine.begin() as db:
+                    return query(db, *arguments)
+            finally:
+                self._keep_or_let_go()
+
+        return await self._in(self._thread, work)
+
+    async def _read(self, query: Callable[..., Result], *arguments: Any) -> Result:
+        engine = self._opened(self._reading)
 
         def work() -> Result:
             with engine.begin() as db:
                 return query(db, *arguments)
 
-        return await self._in_thread(work)
+        return await self._in(self._reading_thread, work)
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+    def _opened(self, engine: Engine | None) -> Engine:
+        if engine is None:
+            raise VmferryError(Reason.STORE_FAILED, f"the store {self._path} is not open.")
+        return engine
+
+    def _keep_or_let_go(self) -> None:
+        """Takes the write lock again for a reserved store, or lets it go. It waits for nobody: a process that was
+        quicker has the lock, and the next write waits for that one.
+        """
+        if self._engine is None:
+            return
+        with closing(self._engine.raw_connection()) as pooled:
+            connection = cast("sqlite3.Connection", pooled.dbapi_connection)
+        # Outside of the pool: it ends the transaction of a connection that comes back.
+        if not self._reserved and connection.in_transaction:
+            connection.execute("ROLLBACK")
+        elif self._reserved and not connection.in_transaction:
+            connection.execute("PRAGMA busy_timeout = 0")
+            with suppress(sqlite3.OperationalError):
+                connection.execute("BEGIN IMMEDIATE")
+            connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+
+    async def _in(self, thread: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
         except (SQLAlchemyError, sqlite3.Error, CommandError, OSError) as error:
             raise VmferryError(
                 Reason.STORE_FAILED,
@@ -126,17 +189,28 @@ async def open_store(path: Path) -> SqliteStore:
 
 def _engine(path: Path) -> Engine:
     path.parent.mkdir(parents=True, exist_ok=True)
+    engine = _connected(path)
+    event.listen(engine, "begin", _begin)
+    with engine.begin() as db:
+        _upgrade(db)
+    with closing(engine.raw_connection()) as pooled:
+        _lengthen_log(pooled.cursor())
+    return engine
+
+
+def _reading_engine(path: Path) -> Engine:
+    engine = _connected(path)
+    event.listen(engine, "begin", lambda db: db.exec_driver_sql("BEGIN"))
+    return engine
+
+
+def _connected(path: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         poolclass=StaticPool,
         connect_args={"timeout": BUSY_S, "check_same_thread": False},
     )
     event.listen(engine, "connect", _on_connect)
-    event.listen(engine, "begin", _begin)
-    with engine.begin() as db:
-        _upgrade(db)
-    with closing(engine.raw_connection()) as pooled:
-        _lengthen_log(pooled.cursor())
     return engine
 
 
@@ -159,7 +233,9 @@ def _on_connect(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _begin(db: Connection) -> None:
-    db.exec_driver_sql("BEGIN IMMEDIATE")
+    """A reserved store has begun already."""
+    if not cast("sqlite3.Connection", db.connection.dbapi_connection).in_transaction:
+        db.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _upgrade(db: Connection) -> None:

@@ -20,7 +20,7 @@ from vmferry.testing.script import Script
 from vmferry.testing.store import MemoryStore
 from vmferry.testing.vmm import FakeVmm, FakeVmms, identity
 
-TIMEOUTS = Timeouts(start_s=1.0, vmm_return_s=1.0, refuse_attempts=5, stop_s=5.0)
+TIMEOUTS = Timeouts(downtime_s=60.0, start_s=1.0, vmm_return_s=1.0, refuse_attempts=5, stop_s=5.0)
 
 
 class Network:
@@ -68,6 +68,8 @@ class FakeHost:
         self.store = MemoryStore(self.script)
         self.processors = FakeProcessors()
         self.service: MigrationService | None = None
+        self.timeouts = TIMEOUTS
+        """Read at the next start."""
         self.push_bytes_per_s = 0
         """The configured limit, read at the next start."""
         self._task: asyncio.Task[None] | None = None
@@ -125,7 +127,7 @@ class FakeHost:
             pagers=self.pagers,
             peers=FakePeers(self.script, net.find),
             clock=net.clock,
-            timeouts=TIMEOUTS,
+            timeouts=self.timeouts,
             vmm_lives=lambda _: True,
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,
@@ -186,7 +188,7 @@ class Pair:
             self.broken.append(f"runs twice: {at}")
         if self.destination.runs and not ("running" in there and "commit" in here):
             self.broken.append(f"runs there before it was durable: {at}")
-        if self.source.runs and "commit" in here and not here & {"aborted", "settled"}:
+        if self.source.runs and "commit" in here and not (here & {"aborted", "settled"} or "refused" in there):
             self.broken.append(f"runs here after the commit: {at}")
         if {"running", "refused"} <= there:
             self.broken.append(f"running and refused: {at}")

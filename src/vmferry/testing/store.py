@@ -13,10 +13,12 @@ from vmferry.testing.script import Script
 
 
 class MemoryStore:
-    """A store in memory. Steps: `store.job PHASE`, `store.journal KIND`, `store.incoming OUTCOME`, `store.errors`."""
+    """A store in memory. Steps: `store.job PHASE`, `store.journal KIND`, `store.incoming OUTCOME`, `store.errors`,
+    `store.reserve`."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
+        self.reserved: set[str] = set()
         self._revisions: list[Job] = []
         self._journal: list[JournalEntry] = []
         self._incomings: dict[str, Incoming] = {}
@@ -40,6 +42,12 @@ class MemoryStore:
 
     async def job_revisions(self, after: int, limit: int) -> Sequence[Job]:
         return self._revisions[after : after + limit]
+
+    async def reserve(self, key: str) -> None:
+        await self.script.do("store.reserve", lambda: self.reserved.add(key))
+
+    def release(self, key: str) -> None:
+        self.reserved.discard(key)
 
     async def append_journal(self, entry: JournalEntry) -> None:
         await self.script.do(f"store.journal {entry.kind}", lambda: self._journal.append(entry))

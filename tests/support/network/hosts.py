@@ -52,7 +52,8 @@ class NetworkPair:
 
 @asynccontextmanager
 async def two_far_hosts(program: Path, **config: str) -> AsyncIterator[NetworkPair]:
-    """Two daemons with further lines of configuration by section; the network is clean."""
+    """Two daemons with further lines of configuration by section; the network is clean, and exceeds no blackout."""
+    config = {**config, "timeouts": f"downtime_s = 60.0\n{config.get('timeouts', '')}".strip()}
     async with AsyncExitStack() as stack:
         names = stack.enter_context(two_namespaces())
         emulator = Emulator(program, names)

@@ -37,6 +37,7 @@ async def test_the_vm_moves(pair: Pair) -> None:
         "peer.prepare",
         "peer.prepare answered",
         "store.job SWITCHOVER",
+        "store.reserve",
         "store.journal begin",
         "vmm.stop",
         "pager.freeze",

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.moves import before
+from tests.support.moves import before, come
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.migration import Outcome, Phase
@@ -94,3 +94,16 @@ async def test_the_destination_answers_its_journal(pair: Pair) -> None:
     await pair.b.start()
     assert pair.b.service is not None
     assert (await pair.b.service.incoming.outcome("never"))[0] is Outcome.REFUSED
+
+
+async def test_the_reason_tells_what_the_destination_answers_to_start(pair: Pair) -> None:
+    full = VmferryError(Reason.STORE_FAILED, "the store of b: disk is full.", "Free some space.")
+    pair.b.script.fail_at("store.journal running", full, times=10_000)
+    await pair.service.create("m1", "web", "b")
+    for first in (True, False):  # Also once the journal of the destination was asked.
+        job = await pair.a.job_where("m1", phases=frozenset({"UNDECIDED"}))
+        assert "b answers Start with STORE_FAILED: the store of b: disk is full. Free some space." in job.reason
+        if first:
+            await come(lambda: pair.a.script.transcript.count("peer.outcome answered") > 1)
+    pair.b.script.faults.clear()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED

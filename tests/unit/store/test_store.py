@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.moves import come
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.model.migration import Incoming, Job, Outcome, PageProgress, Phase
 from vmferry.ports import Store
+from vmferry.store import sqlite
 from vmferry.store.sqlite import SqliteStore, open_store
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa
@@ -193,3 +195,73 @@ async def test_the_journal_does_not_lengthen_the_log(tmp_path: Path) -> None:
     again = await open_store(path)
     assert len(await again.journal("m1")) == 1200
     await again.close()
+
+
+async def test_a_reserved_store_waits_for_no_other_process(tmp_path: Path) -> None:
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    await store.reserve("m1-source")
+    with closing(sqlite3.connect(path, timeout=0)) as other:
+        for kind in ("begin", "commit"):
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+            await store.append_journal(JournalEntry("m1", kind, 1, {}))
+        assert other.execute("SELECT count(*) FROM journal").fetchone() == (2,)  # durable, and seen by others
+        store.release("m1-source")
+        await store.append_journal(JournalEntry("m1", "aborted", 1, {}))
+        other.execute("BEGIN IMMEDIATE")
+    await store.close()
+
+
+async def test_a_reservation_of_one_migration_ends_without_that_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    await store.reserve("m1-source")
+    await store.reserve("m2-source")
+    store.release("m1-source")
+    await store.append_journal(JournalEntry("m2", "begin", 1, {}))
+    with closing(sqlite3.connect(path, timeout=0)) as other, pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    await store.close()
+
+
+async def test_a_reservation_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "RESERVED_MOST_S", 0.01)
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    await store.reserve("m1-source")
+    await come(lambda: not store._reserved)
+    await store.append_journal(JournalEntry("m1", "begin", 1, {}))
+    with closing(sqlite3.connect(path, timeout=0)) as other:
+        other.execute("BEGIN IMMEDIATE")
+    await store.close()
+
+
+async def test_a_failed_write_keeps_the_reservation(tmp_path: Path) -> None:
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    await store.reserve("m1-source")
+    with pytest.raises(VmferryError):
+        await store.append_journal(JournalEntry("m1", None, 1, {}))  # type: ignore[arg-type]
+    await store.append_journal(JournalEntry("m1", "begin", 1, {}))
+    with closing(sqlite3.connect(path, timeout=0)) as other, pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    await store.close()
+
+
+async def test_reads_wait_for_no_writer(tmp_path: Path) -> None:
+    path = tmp_path / "vmferry.db"
+    store = await open_store(path)
+    saved = await store.save_job(job("m1"))
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(store.save_job(job("m2")))
+        await asyncio.sleep(0)
+        assert await store.jobs() == [saved]
+        assert await store.job("m1") == saved
+        assert await store.ledger("web") == []
+        assert await store.ledger_changes("", 0, 10) == []
+        assert not writing.done()
+        other.execute("ROLLBACK")
+    await writing
+    await store.close()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import structlog
 
 from vmferry.aio.change_signal import ChangeSignal
+from vmferry.aio.concurrency import gather_or_cancel
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.merge import travel
 from vmferry.ledger.recorder import LedgerRecorder
@@ -179,7 +180,12 @@ class IncomingMigration:
             )
 
     async def load_state(self, state: bytes) -> None:
-        await (await self.vmm()).load_state(state)
+        """Loads the state and reserves the journal: a disk without space shows before the source's commit counts."""
+        vmm = await self.vmm()
+        await gather_or_cancel(vmm.load_state(state), self._environment.store.reserve(self.key))
+
+    def release_journal(self) -> None:
+        self._environment.store.release(self.key)
 
     async def start_vcpus(self) -> None:
         if self.record.lost_reason:

@@ -173,6 +173,7 @@ class IncomingService:
                     case _:
                         raise AssertionError(f"nothing performs {command} for a Start")
             self._environment.processors.let_sleep(incoming.key)
+            incoming.release_journal()
             return incoming.record.started_us
 
     async def refuse(self, migration: str, reason: str) -> None:
@@ -326,6 +327,7 @@ class IncomingService:
                     await self._quietly(self._environment.pagers.remove(incoming.key))
                 case _:
                     raise AssertionError(f"nothing performs {command} at the end of an incoming migration")
+        incoming.release_journal()
         await incoming.save()
 
     async def _give_back(self, incoming: IncomingMigration) -> None:

@@ -119,7 +119,7 @@ class CheckPager:
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
-    """Load the device state into the VMM."""
+    """Load the device state into the VMM. At the same time the store shows by a write that it can keep `running`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,11 @@ class AttachMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkPoison:
+    """Tell the pager of the known memory errors. The blackout carries only those that come later."""
+
+
+@dataclass(frozen=True, slots=True)
 class SendHello:
     """Negotiate the protocol with the destination."""
 
@@ -31,6 +36,11 @@ class SendHello:
 @dataclass(frozen=True, slots=True)
 class RequestPrepare:
     """Have the destination make layout, pager and memory, and connect the lanes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveJournal:
+    """Take the store's write lock, so that no entry of the blackout waits for another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,11 @@ class HandOver:
 @dataclass(frozen=True, slots=True)
 class RequestStart:
     """Ask the destination to run the VM, repeatedly until its answer or the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeCommit:
+    """Make sure that a commit, if one was tried, never counts: by `aborted` here, or by the destination's `refused`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +103,14 @@ Command: TypeAlias = (
     StartPager
     | ServePages
     | AttachMemory
+    | MarkPoison
     | SendHello
     | RequestPrepare
+    | ReserveJournal
     | AppendJournal
     | HandOver
     | RequestStart
+    | RevokeCommit
     | ThawPager
     | ResumeVcpus
     | AbandonVmm
@@ -101,20 +119,30 @@ Command: TypeAlias = (
     | SendFinish
 )
 
-PREPARE: tuple[Command, ...] = (StartPager(), ServePages(), AttachMemory(), SendHello(), RequestPrepare())
+PREPARE: tuple[Command, ...] = (
+    StartPager(),
+    ServePages(),
+    AttachMemory(),
+    MarkPoison(),
+    SendHello(),
+    RequestPrepare(),
+)
 SWITCH: tuple[Command, ...] = (
+    ReserveJournal(),
     AppendJournal(JournalKind.BEGIN),
     HandOver(),
 )
 UNDO_PREPARE: tuple[Command, ...] = (RemovePager(), RequestRefuse())
-# The VM comes first: it must not wait for a destination that may have failed. `aborted` is durable before the VM runs.
-# A commit that was written before the destination failed then never counts after a restart.
+# The VM comes first: it waits only for the end of a commit that may be durable. Without a commit the destination never
+# starts the VM, also after a restart, so `aborted` may follow. Pages that the pager serves until its thaw go to memory
+# that never runs.
 UNDO_SWITCH: tuple[Command, ...] = (
+    RevokeCommit(),
+    ResumeVcpus(),
     AppendJournal(JournalKind.ABORTED),
     ThawPager(),
-    ResumeVcpus(),
     RemovePager(),
     RequestRefuse(),
 )
-TAKE_BACK: tuple[Command, ...] = (AppendJournal(JournalKind.SETTLED), ThawPager(), ResumeVcpus(), RemovePager())
+TAKE_BACK: tuple[Command, ...] = (AppendJournal(JournalKind.SETTLED), ResumeVcpus(), ThawPager(), RemovePager())
 RELEASE: tuple[Command, ...] = (AbandonVmm(), RemovePager(), SendFinish())

@@ -67,7 +67,7 @@ class DestinationWatch:
         known = job.memory_errors
         if update.errors:
             await self._recorder.record(job.vm, update.errors)
-            known = len(await self._recorder.ledger(job.vm))
+            known = await self._recorder.count(job.vm)
         self._record.show_progress(update.progress, known)
 
     def _event(self, update: IncomingUpdate) -> m.Event | None:

@@ -40,12 +40,12 @@ log = structlog.get_logger()
 
 STATE = "migration.state"
 
-_UNDO = (m.AppendJournal, m.ThawPager, m.ResumeVcpus, m.RemovePager, m.RequestRefuse)
+_UNDO = (m.RevokeCommit, m.AppendJournal, m.ThawPager, m.ResumeVcpus, m.RemovePager, m.RequestRefuse)
 _RELEASE = (m.AbandonVmm, m.RemovePager, m.SendFinish)
 PERFORMED: Mapping[m.State, tuple[type[m.Command], ...]] = {
     m.State.QUEUED: (),
-    m.State.PREPARING: (m.StartPager, m.ServePages, m.AttachMemory, m.SendHello, m.RequestPrepare),
-    m.State.SWITCHOVER: (m.AppendJournal, m.HandOver),
+    m.State.PREPARING: (m.StartPager, m.ServePages, m.AttachMemory, m.MarkPoison, m.SendHello, m.RequestPrepare),
+    m.State.SWITCHOVER: (m.ReserveJournal, m.AppendJournal, m.HandOver),
     m.State.COMMITTED: (m.RequestStart,),
     m.State.UNDECIDED: (m.RequestStart,),
     m.State.POSTCOPY: (),
@@ -132,6 +132,8 @@ class JobRunner:
             self._environment.processors.keep_awake(self._steps.key)
         elif step.state is not m.State.COMMITTED:
             self._environment.processors.let_sleep(self._steps.key)
+            if step.state not in m.RESTORING:
+                self._environment.store.release(self._steps.key)
         phase = m.visible_phase(step.state, self.job.phase)
         same_words = not step.reason and step.state in m.ENDED and self.job.reason_code is not None
         reason = (self.job.reason_code, self.job.reason) if same_words else (step.code, step.reason)
@@ -211,7 +213,7 @@ class JobRunner:
         """Runs one step before the commit. The step ends at its deadline, or when the job is cancelled."""
         name = type(command).__name__
         loop = asyncio.get_running_loop()
-        limit_s = self._environment.timeouts.step_s + self._steps.allowance_s(command)
+        limit_s = self._steps.limit_s(command)
         try:
             deadline = loop.time() if self._cancel else loop.time() + limit_s
             async with asyncio.timeout_at(deadline) as scope:
@@ -219,7 +221,7 @@ class JobRunner:
                 await work
         except TimeoutError:
             if self._cancel is None:
-                return m.Failed(_late(command), f"{name} took longer than {limit_s:g} s")
+                return self._late(command, limit_s)
         except VmferryError as error:
             self._log.warning(STEP_FAILED, step=name, reason=error.reason.value, error=str(error))
             return self._cancel or m.Failed(error.reason, str(error))
@@ -248,14 +250,21 @@ class JobRunner:
         job = replace(self.job, stopped_us=steps.stopped_us, started_us=started_us, downtime_s=downtime_s)
         self._record.stage(job)
 
+    def _late(self, command: m.Command, limit_s: float) -> m.Failed:
+        if isinstance(command, m.HandOver):
+            error = self._steps.blackout.exceeded(limit_s)
+            self._log.warning(STEP_FAILED, step="HandOver", reason=error.reason.value, error=str(error))
+            return m.Failed(error.reason, str(error))
+        return m.Failed(_late(command), f"{type(command).__name__} took longer than {limit_s:g} s")
+
 
 def _late(command: m.Command) -> Reason:
     match command:
-        case m.StartPager() | m.ServePages():
+        case m.StartPager() | m.ServePages() | m.MarkPoison():
             return Reason.PAGER_FAILED
         case m.SendHello() | m.RequestPrepare():
             return Reason.DESTINATION_UNREACHABLE
-        case m.AppendJournal():
+        case m.ReserveJournal() | m.AppendJournal():
             return Reason.STORE_FAILED
         case _:
             return Reason.VMM_TIMEOUT

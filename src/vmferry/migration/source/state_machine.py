@@ -67,11 +67,14 @@ from vmferry.migration.source.commands import (
     AttachMemory,
     Command,
     HandOver,
+    MarkPoison,
     RemovePager,
     RequestPrepare,
     RequestRefuse,
     RequestStart,
+    ReserveJournal,
     ResumeVcpus,
+    RevokeCommit,
     SendFinish,
     SendHello,
     ServePages,
@@ -120,14 +123,17 @@ __all__ = [
     "IllegalEventError",
     "JobStarted",
     "JournalKind",
+    "MarkPoison",
     "OutcomeReceived",
     "RemovePager",
     "RequestPrepare",
     "RequestRefuse",
     "RequestStart",
+    "ReserveJournal",
     "RestoreFailed",
     "Restored",
     "ResumeVcpus",
+    "RevokeCommit",
     "SendFinish",
     "SendHello",
     "ServePages",
@@ -272,7 +278,8 @@ def _settle(outcome: Outcome, reason: str) -> Transition:
             words = f"the destination refused after the commit: {reason or 'no reason given'}"
             return Transition(State.FAILING, TAKE_BACK, Reason.MIGRATION_REFUSED, words)
         case Outcome.PREPARED:
-            words = "the destination has not started the VM yet and is asked to start it again"
+            words = "the destination has not started the VM yet and is asked again"
+            words = f"{words}: {reason}" if reason else words
             return Transition(State.UNDECIDED, (RequestStart(),), Reason.UNDECIDED, words)
         case Outcome.UNKNOWN:
             words = (

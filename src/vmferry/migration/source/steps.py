@@ -14,10 +14,12 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.environment import Environment
 from vmferry.migration.source import state_machine as m
+from vmferry.migration.source.blackout import Blackout
 from vmferry.migration.vmm_lookup import vmm_by_pid
 from vmferry.model.allocation import allocation_s, layout_bytes
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.journal import JournalEntry
+from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Job, Outcome
 from vmferry.ports import Pager, Peer, Vmm
 
@@ -33,11 +35,16 @@ class SourceSteps:
     def __init__(self, environment: Environment, recorder: LedgerRecorder, job: Job) -> None:
         self.migration, self.vm = job.migration, job.vm
         self.key = f"{job.migration}-source"
+        self._destination = job.destination
         self.peer: Peer = environment.peers.connect(job.destination, job.nonce)
         self.stopped_us = job.stopped_us
         self.stopped_at_s: float | None = None
         self.asked_destination = False
         self.commit_tried = False
+        """Whether a commit may be durable."""
+        self.aborted = False
+        """Whether `aborted` is durable."""
+        self.blackout = Blackout(job.vm, environment.host)
         self.push_bytes_per_s = job.push_bytes_per_s
         self.serving = False
         """Whether the source's pager takes a push limit: from ServePages until its removal."""
@@ -49,7 +56,10 @@ class SourceSteps:
         self._pager: Pager | None = None
         self._token = secrets.token_urlsafe(32)
         self._lane = ""
+        self._known: tuple[LedgerEntry, ...] = ()
         self._stop_answered = asyncio.Event()
+        self._start_error = ""
+        """The last error of a Start: the cause, for as long as the destination has not started the VM."""
 
     async def recover(self) -> None:
         """Reads the journal and the host after a restart."""
@@ -63,13 +73,16 @@ class SourceSteps:
             self._recorder.serve(self.key, self.vm, self._pager)
         self.serving = self.serving and self._pager is not None
 
-    def allowance_s(self, command: m.Command) -> float:
-        """Seconds that a step may take beyond `Timeouts.step_s`. During Prepare the source lists its held memory, and
-        the destination allocates it.
+    def limit_s(self, command: m.Command) -> float:
+        """Seconds that a step before the commit may take. During Prepare the source lists its held memory, and the
+        destination allocates it.
         """
+        timeouts = self._environment.timeouts
+        if isinstance(command, m.HandOver):
+            return timeouts.downtime_s
         if not isinstance(command, m.RequestPrepare) or self._vmm is None:
-            return 0.0
-        return 2 * allocation_s(layout_bytes(self._vmm.identity.layout))
+            return timeouts.step_s
+        return timeouts.step_s + 2 * allocation_s(layout_bytes(self._vmm.identity.layout))
 
     async def prepare(self, command: m.Command) -> None:
         """Performs a step before the blackout."""
@@ -82,12 +95,13 @@ class SourceSteps:
                 await self._serve_pages(vmm)
             case m.AttachMemory():
                 await vmm.attach_memory(self._the_pager().memory_socket)
+            case m.MarkPoison():
+                await self._mark_poison()
             case m.SendHello():
                 await self.peer.hello(self.migration)
             case m.RequestPrepare():
                 self.asked_destination = True
                 what = vmm.identity
-                known = tuple(await self._recorder.ledger(self.vm))
                 held = tuple(await self._the_pager().list_held(what.layout))
                 wanted = Wanted(
                     vm=self.vm,
@@ -96,12 +110,19 @@ class SourceSteps:
                     platform=what.platform,
                     lane_address=self._lane,
                     lane_token=self._token,
-                    ledger=known,
+                    ledger=self._known,
                     held=held,
                 )
                 await self.peer.prepare(self.migration, wanted)
             case _:
                 raise AssertionError(f"not a step of preparing: {command}")
+
+    async def _mark_poison(self) -> None:
+        """From here on the recorder collects what is new: the blackout carries only that."""
+        self._recorder.collect(self.key, self.vm)
+        self._known = tuple(await self._recorder.ledger(self.vm))
+        if self._known:
+            await self._the_pager().mark_poisoned(self._known)
 
     async def _serve_pages(self, vmm: Vmm) -> None:
         limit = self.push_bytes_per_s
@@ -122,8 +143,10 @@ class SourceSteps:
                     raise  # A pager that was removed during the call has nothing to push.
 
     async def switch(self, command: m.Command) -> None:
-        """Performs a step of the blackout before the commit."""
+        """Performs a step of the switchover up to the commit."""
         match command:
+            case m.ReserveJournal():
+                await self._environment.store.reserve(self.key)
             case m.HandOver():
                 # The request for the state follows `stop`, and the VMM performs requests in order.
                 await gather_or_cancel(self._stop_and_commit(), self._send_ready())
@@ -134,26 +157,33 @@ class SourceSteps:
 
     async def _stop_and_commit(self) -> None:
         """The pager learns of bad pages and serves pages before the commit: a recovered commit finds it so."""
+        waits_for, here = self.blackout.waits_for, self._environment.host
         try:
-            await self._running_vmm().stop()
+            with waits_for(f"the VMM on {here} to stop"):
+                await self._running_vmm().stop()
         finally:
             self._stop_answered.set()
         self.stopped_us = self._environment.clock.now_us()
         self.stopped_at_s = self._environment.clock.monotonic_s()
-        ledger = await self._recorder.ledger(self.vm)
-        if ledger:
-            await self._the_pager().mark_poisoned(ledger)
-        await self._the_pager().freeze()
-        await self.journal(m.JournalKind.COMMIT)
+        new = self._recorder.collected(self.key)
+        if new:
+            with waits_for(f"the pager on {here} to mark memory errors"):
+                await self._the_pager().mark_poisoned(new)
+        with waits_for(f"the pager on {here} to serve pages"):
+            await self._the_pager().freeze()
+        with waits_for(f"the store of {here} to keep the commit"):
+            await self.journal(m.JournalKind.COMMIT)
 
     async def _send_ready(self) -> None:
         try:
-            state = await self._running_vmm().save_state()
+            with self.blackout.waits_for(f"the VMM on {self._environment.host} to save its device state"):
+                state = await self._running_vmm().save_state()
         except VmferryError:
             # An error of `stop` is raised first, and the VM does not return before its reply.
             await self._stop_answered.wait()
             raise
-        await self.peer.ready(self.migration, state, await self._recorder.ledger(self.vm))
+        with self.blackout.waits_for(f"the destination {self._destination} to get ready"):
+            await self.peer.ready(self.migration, state, self._recorder.collected(self.key))
 
     async def journal(self, kind: m.JournalKind) -> None:
         data: dict[str, object] = {}
@@ -163,8 +193,11 @@ class SourceSteps:
             data = {"outcome": Outcome.REFUSED.value}
         if kind is m.JournalKind.COMMIT:
             self.commit_tried = True
+        if kind is m.JournalKind.ABORTED and self.aborted:
+            return
         entry = JournalEntry(self.migration, kind.value, self._environment.clock.now_us(), data)
         await self._environment.store.append_journal(entry)
+        self.aborted = self.aborted or kind is m.JournalKind.ABORTED
 
     async def request_start(self) -> m.Event:
         """Sends Start repeatedly, until the destination answers or the deadline passes."""
@@ -178,8 +211,9 @@ class SourceSteps:
                 if error.reason in (Reason.MIGRATION_REFUSED, Reason.MIGRATION_UNKNOWN):
                     return await self._outcome_or_unanswered()
                 log.warning(RETRY, migration=self.migration, step="start", error=str(error))
+                self._start_error = self._words_of(error)
                 if clock.monotonic_s() >= deadline:
-                    return m.StartUnanswered(f"Start was not answered: {error.message}")
+                    return m.StartUnanswered(self._start_error)
             await backoff.pause()
 
     async def ask_outcome(self, backoff: Backoff) -> m.Event:
@@ -190,9 +224,16 @@ class SourceSteps:
     async def _outcome_or_unanswered(self) -> m.Event:
         """Only the journal settles the outcome. The answer to a Start may be an old one."""
         try:
-            return m.OutcomeReceived(*await self.peer.outcome(self.migration))
+            outcome, reason = await self.peer.outcome(self.migration)
+            return m.OutcomeReceived(outcome, self._start_error if outcome is Outcome.PREPARED else reason)
         except VmferryError as error:
             return m.StartUnanswered(f"the destination's journal could not be asked: {error.message}")
+
+    def _words_of(self, error: VmferryError) -> str:
+        """An answer of the destination with its remedy: the operator acts there. A silence with its cause."""
+        if error.reason is Reason.DESTINATION_UNREACHABLE:
+            return f"Start was not answered: {error.message}"
+        return f"the destination {self._destination} answers Start with {error.reason}: {error}"
 
     def updates(self) -> AsyncIterator[IncomingUpdate]:
         return self.peer.watch(self.migration)

@@ -4,7 +4,9 @@ A cancel ends none of these steps, and only the VM's own return can fail the job
 
 | step | attempts |
 |---|---|
-| journal of the way back | until it is durable, if a commit was tried; else one |
+| end of a commit that was tried | until `aborted` is durable here, or `refused` on the destination |
+| journal after the destination's refusal | until it is durable |
+| journal of the way back, if it is not durable yet | one |
 | the VM's return | until its VMM is gone, or for `Timeouts.vmm_return_s` |
 | refusal by the destination | one in the job, then `Timeouts.refuse_attempts` in the background |
 | all others | `ATTEMPTS` |
@@ -17,6 +19,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from vmferry.aio.concurrency import race
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.environment import Environment, Spawn
 from vmferry.migration.source import state_machine as m
@@ -46,6 +49,8 @@ class Teardown:
         outcome: m.Event = m.Restored()
         for command in commands:
             match command:
+                case m.RevokeCommit():
+                    await self._revoke_commit(reason)
                 case m.AppendJournal(kind):
                     await self._journal(kind)
                 case m.ResumeVcpus():
@@ -73,21 +78,41 @@ class Teardown:
                 case _:
                     raise AssertionError(f"not a step after the move: {command}")
 
-    async def _journal(self, kind: m.JournalKind) -> None:
-        """Journals the way back. Once a commit was tried this must be durable before the VM runs, because the commit
-        may be.
-        """
+    async def _revoke_commit(self, reason: str) -> None:
+        """Returns once the destination can never start the VM. If no commit was tried, it cannot."""
+        if self._steps.commit_tried:
+            await race(self._append_until_durable(m.JournalKind.ABORTED), self._refuse_until_durable(reason))
+
+    async def _append_until_durable(self, kind: m.JournalKind) -> None:
         backoff = self._environment.backoff()
         while True:
             try:
-                await self._steps.journal(kind)
+                return await self._steps.journal(kind)
             except VmferryError as error:
                 self._log.warning(RETRY, step=kind.value, error=str(error))
-                if not self._steps.commit_tried:
-                    return
-            else:
-                return
             await backoff.pause()
+
+    async def _refuse_until_durable(self, reason: str) -> None:
+        """For a store that does not answer. A store that works is quicker than the first pause."""
+        backoff = self._environment.backoff()
+        while True:
+            await backoff.pause()
+            try:
+                return await self._steps.refuse(reason)
+            except VmferryError as error:
+                self._log.warning(RETRY, step="refuse", error=str(error))
+
+    async def _journal(self, kind: m.JournalKind) -> None:
+        """Journals the way back. The refusal of the destination settles a commit, and is durable before the VM runs."""
+        if kind is m.JournalKind.SETTLED:
+            return await self._append_until_durable(kind)
+        try:
+            async with asyncio.timeout(self._environment.timeouts.refuse_s):
+                await self._steps.journal(kind)
+        except (VmferryError, TimeoutError) as error:
+            self._log.warning(STEP_FAILED, step=kind.value, error=str(error))
+        finally:
+            self._environment.store.release(self._steps.key)
 
     async def _resume(self, reason: str) -> m.Event:
         backoff = self._environment.backoff()
