@@ -198,3 +198,11 @@ class Store(Protocol):
     async def ledger_changes(self, vm: str, after: int, limit: int) -> Sequence[tuple[int, str, LedgerEntry]]:
         """(revision, vm, entry) after a revision, of one VM, or of all for ""."""
         ...
+
+    async def life(self, vm: str) -> str:
+        """The process that is the VM, as `begin_life` named it; "": unknown."""
+        ...
+
+    async def begin_life(self, vm: str, life: str, keeps_ledger: bool) -> None:
+        """The VM is this process from now on. Without `keeps_ledger` its ledger is empty: older entries are history."""
+        ...

@@ -21,6 +21,7 @@ from vmferry.units import Gpa
 log = structlog.get_logger()
 
 RECORDED = "ledger.recorded"
+ENDED = "ledger.ended"
 NOT_FORWARDED = "ledger.not_forwarded"
 BATCH = 256
 
@@ -95,6 +96,20 @@ class LedgerRecorder:
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
         """The ledger of a VM, by GPA."""
         return [entry for _, entry in sorted((await self._entries(vm)).items())]
+
+    async def begin_life(self, vm: str, life: str, moved_in: bool) -> None:
+        """The VM is the process `life`. Another process than before is other memory, unless the VM moved into it: the
+        ledger then begins empty. Raises: VmferryError STORE_FAILED.
+        """
+        async with self._disk:
+            if await self._store.life(vm) == life:
+                return
+            ended = 0 if moved_in else len(await self._store.ledger(vm))
+            self._kept.pop(vm, None)
+            await self._store.begin_life(vm, life, moved_in)
+            self.writes += 1
+        if ended:
+            log.info(ENDED, vm=vm, life=life, count=ended)
 
     async def count(self, vm: str) -> int:
         """The number of entries of a VM's ledger."""

@@ -46,6 +46,16 @@ def process_lives(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
+def process_life(pid: int) -> str:
+    """The process by its number, its start (proc_pid_stat(5), field 22) and the host's boot; "" if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(errors="surrogateescape").strip()
+    except OSError:
+        return ""
+    return f"{pid} {stat.rpartition(')')[2].split()[19]} {boot}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """Everything outside the core, frozen."""
@@ -59,6 +69,8 @@ class Environment:
     timeouts: Timeouts = field(default_factory=Timeouts)
     vmm_lives: Callable[[int], bool] = process_lives
     """Whether a VMM's process lives. A dead one will not connect again."""
+    vmm_life: Callable[[int], str] = process_life
+    """Tells a VMM's process from any other, also from a later one of its pid; "": it cannot be told."""
     push_bytes_per_s: int = 0
     """The push limit of jobs that request none, bytes per second; 0: no limit."""
     processors: Processors = field(default_factory=UncheckedProcessors)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,7 @@ from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome
 from vmferry.model.names import MIGRATION_ID, is_migration_id
+from vmferry.ports import Vmm
 from vmferry.units import LSB_4K, Gpa
 
 log = structlog.get_logger()
@@ -51,6 +53,8 @@ class MigrationService:
         self._recorder = LedgerRecorder(environment.store)
         self._runners: dict[str, JobRunner] = {}
         self._creating = asyncio.Lock()
+        self._settled: dict[str, Vmm] = {}
+        """The running VMMs that `_settle_life` has seen, by VM."""
         self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -127,6 +131,7 @@ class MigrationService:
                     "Choose another migration id.",
                 )
             await self._check_movable(vm)
+            await self._settle_life(vm)
             now = self._environment.clock.now_us()
             errors = await self._recorder.count(vm)
             limit = push_bytes_per_s or self._environment.push_bytes_per_s
@@ -181,6 +186,9 @@ class MigrationService:
         identities = [vmm.identity for vmm in self._environment.vmms.all()]
         jobs = await self._jobs.all()
         incomings = self.incoming.all()
+        with suppress(VmferryError):  # A list can be read while nothing can be written.
+            for identity in identities:
+                await self._settle_life(identity.vm)
         vms = {one.vm for one in identities} | {job.vm for job in jobs} | {record.vm for record in incomings}
         counts = {vm: await self._recorder.count(vm) for vm in vms}
         return machines(identities, jobs, incomings, counts)
@@ -201,6 +209,7 @@ class MigrationService:
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
         """The memory errors of a VM by GPA. Raises: VmferryError VM_UNKNOWN."""
+        await self._settle_life(vm)
         found = await self._recorder.ledger(vm)
         if not found:
             await self._check_known(vm)
@@ -240,9 +249,22 @@ class MigrationService:
         They are durable when this returns. It waits for the recovery at the start, which finds those pagers.
         """
         await self.recovered.wait()
+        await self._settle_life(vm)
         now = self._environment.clock.now_us()
         seen = [e if e.last_seen_us else replace(e, first_seen_us=now, last_seen_us=now) for e in entries]
         await self._recorder.record_and_forward(vm, seen)
+
+    async def _settle_life(self, vm: str) -> None:
+        """Gives a VM that began here, in another process than before, a ledger of its own. Every use of a ledger calls
+        it first.
+        """
+        vmm = self._environment.vmms.running(vm)
+        if vmm is None or vmm.identity.state != "running" or self._settled.get(vm) is vmm:
+            return
+        life = self._environment.vmm_life(vmm.identity.pid)
+        if life:
+            await self._recorder.begin_life(vm, life, self.incoming.brought(vm, life))
+        self._settled[vm] = vmm
 
     # tasks
 

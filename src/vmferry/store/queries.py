@@ -50,18 +50,32 @@ _KEEP_INCOMING = _INCOMINGS.on_conflict_do_update(
 _INCOMING = select(t.incomings.c.incoming).where(t.incomings.c.migration == bindparam("migration"))
 _ALL_INCOMINGS = select(t.incomings.c.incoming).order_by(t.incomings.c.migration)
 
+_LIVES = insert(t.lives)
+_KEEP_LIFE = _LIVES.on_conflict_do_update(
+    index_elements=["vm"],
+    set_={"life": _LIVES.excluded.life, "after_revision": _LIVES.excluded.after_revision},
+)
+_LIFE = select(t.lives.c.life, t.lives.c.after_revision).where(t.lives.c.vm == bindparam("vm"))
+_LAST_ERROR = select(func.coalesce(func.max(_LEDGER.revision), 0))
+
 _ADD_ERROR = t.ledger.insert()
-_NEWEST_ERRORS = select(func.max(_LEDGER.revision)).where(_LEDGER.vm == bindparam("vm")).group_by(_LEDGER.gpa)
+_BEGINS = func.coalesce(select(t.lives.c.after_revision).where(t.lives.c.vm == bindparam("vm")).scalar_subquery(), 0)
+_NEWEST_ERRORS = (
+    select(func.max(_LEDGER.revision))
+    .where(_LEDGER.vm == bindparam("vm"), _LEDGER.revision > _BEGINS)
+    .group_by(_LEDGER.gpa)
+)
 _ERRORS = select(_LEDGER.entry).where(_LEDGER.revision.in_(_NEWEST_ERRORS))
 _ERROR = (
     select(_LEDGER.entry)
-    .where(_LEDGER.vm == bindparam("vm"), _LEDGER.gpa == bindparam("gpa"))
+    .where(_LEDGER.vm == bindparam("vm"), _LEDGER.gpa == bindparam("gpa"), _LEDGER.revision > _BEGINS)
     .order_by(_LEDGER.revision.desc())
     .limit(1)
 )
 _ANY_CHANGES = (
     select(_LEDGER.revision, _LEDGER.vm, _LEDGER.entry)
-    .where(_LEDGER.revision > bindparam("after"))
+    .outerjoin(t.lives, t.lives.c.vm == _LEDGER.vm)
+    .where(_LEDGER.revision > bindparam("after"), _LEDGER.revision > func.coalesce(t.lives.c.after_revision, 0))
     .order_by(_LEDGER.revision)
     .limit(bindparam("limit"))
 )
@@ -142,6 +156,17 @@ def ledger_changes(db: Connection, vm: str, after: int, limit: int) -> list[tupl
     values = {"after": after, "limit": limit}
     rows = db.execute(_CHANGES, {**values, "vm": vm}) if vm else db.execute(_ANY_CHANGES, values)
     return [(revision, name, _entry(text)) for revision, name, text in rows]
+
+
+def life(db: Connection, vm: str) -> str:
+    return db.execute(_LIFE, {"vm": vm}).scalar() or ""
+
+
+def begin_life(db: Connection, vm: str, life: str, keeps_ledger: bool) -> None:
+    known = db.execute(_LIFE, {"vm": vm}).first()
+    kept: int = 0 if known is None else known[1]
+    after = kept if keeps_ledger else db.execute(_LAST_ERROR).scalar_one()
+    db.execute(_KEEP_LIFE, {"vm": vm, "life": life, "after_revision": after})
 
 
 def _text(value: Job | Incoming | LedgerEntry) -> str:

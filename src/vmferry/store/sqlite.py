@@ -104,6 +104,12 @@ class SqliteStore:
     async def ledger_changes(self, vm: str, after: int, limit: int) -> Sequence[tuple[int, str, LedgerEntry]]:
         return await self._read(queries.ledger_changes, vm, after, limit)
 
+    async def life(self, vm: str) -> str:
+        return await self._read(queries.life, vm)
+
+    async def begin_life(self, vm: str, life: str, keeps_ledger: bool) -> None:
+        await self._do(queries.begin_life, vm, life, keeps_ledger)
+
     async def reserve(self, key: str) -> None:
         """See `ports.Store`. The number that it writes has no other use."""
         self.release(key)

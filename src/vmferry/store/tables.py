@@ -58,3 +58,12 @@ ledger = Table(
     sqlite_autoincrement=True,
 )
 """Append-only: the newest row of a page is its entry."""
+
+lives = Table(
+    "lives",
+    metadata,
+    Column("vm", String(63), primary_key=True),
+    Column("life", String(100), nullable=False),
+    Column("after_revision", Integer, nullable=False),
+)
+"""The process that is each VM, and where its ledger begins: entries up to that revision are of an earlier life."""

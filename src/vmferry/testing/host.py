@@ -129,6 +129,7 @@ class FakeHost:
             clock=net.clock,
             timeouts=self.timeouts,
             vmm_lives=lambda _: True,
+            vmm_life=str,
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,
         )

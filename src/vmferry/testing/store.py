@@ -22,6 +22,7 @@ class MemoryStore:
         self._revisions: list[Job] = []
         self._journal: list[JournalEntry] = []
         self._incomings: dict[str, Incoming] = {}
+        self._lives: dict[str, tuple[str, int]] = {}
         self._ledger: list[tuple[int, str, LedgerEntry]] = []
 
     async def save_job(self, job: Job) -> Job:
@@ -71,7 +72,7 @@ class MemoryStore:
         changed: list[LedgerEntry] = []
 
         def write() -> None:
-            known = {entry.gpa: entry for _, name, entry in self._ledger if name == vm}
+            known = {entry.gpa: entry for entry in self._living(vm)}
             for entry in merge_all(known, errors).values():
                 self._ledger.append((len(self._ledger) + 1, vm, entry))
                 changed.append(entry)
@@ -80,15 +81,31 @@ class MemoryStore:
         return changed
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
-        newest = {entry.gpa: entry for _, name, entry in self._ledger if name == vm}
+        newest = {entry.gpa: entry for entry in self._living(vm)}
         return sorted(newest.values(), key=lambda entry: entry.gpa)
 
     async def ledger_changes(self, vm: str, after: int, limit: int) -> Sequence[tuple[int, str, LedgerEntry]]:
-        return [change for change in self._ledger[after:] if vm in ("", change[1])][:limit]
+        return [change for change in self._ledger[after:] if vm in ("", change[1]) and self._lives_on(change)][:limit]
+
+    async def life(self, vm: str) -> str:
+        return self._lives.get(vm, ("", 0))[0]
+
+    async def begin_life(self, vm: str, life: str, keeps_ledger: bool) -> None:
+        def write() -> None:
+            kept = self._lives.get(vm, ("", 0))[1]
+            self._lives[vm] = (life, kept if keeps_ledger else len(self._ledger))
+
+        await self.script.do("store.life", write)
 
     def kinds(self) -> set[str]:
         """The kinds of all journal entries. Reading them is no step."""
         return {entry.kind for entry in self._journal}
+
+    def _living(self, vm: str) -> list[LedgerEntry]:
+        return [change[2] for change in self._ledger if change[1] == vm and self._lives_on(change)]
+
+    def _lives_on(self, change: tuple[int, str, LedgerEntry]) -> bool:
+        return change[0] > self._lives.get(change[1], ("", 0))[1]
 
     def _newest(self) -> dict[str, Job]:
         return {job.migration: job for job in self._revisions}

@@ -26,6 +26,7 @@ async def test_the_vm_moves(pair: Pair) -> None:
     assert pair.destination.runs
     assert not pair.a.pagers.running
     assert pair.a.script.transcript == [
+        "store.life",
         "store.job QUEUED",
         "store.job PREPARING",
         "pagers.start",

@@ -265,3 +265,19 @@ async def test_reads_wait_for_no_writer(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
     await writing
     await store.close()
+
+
+async def test_a_life_without_the_ledger_of_the_one_before(store: Store) -> None:
+    old, new = LedgerEntry(Gpa(0x1000), Origin.VMM, count=7), LedgerEntry(Gpa(0x1000), Origin.READ)
+    assert await store.life("web") == ""
+    await store.record_errors("web", [old])
+    await store.record_errors("db", [old])
+    await store.begin_life("web", "100", keeps_ledger=True)
+    assert (await store.life("web"), await store.ledger("web")) == ("100", [old])
+    await store.begin_life("web", "101", keeps_ledger=False)
+    assert (await store.life("web"), await store.ledger("web")) == ("101", [])
+    assert await store.record_errors("web", [new]) == [new]
+    await store.begin_life("web", "102", keeps_ledger=True)
+    assert await store.ledger("web") == [new]
+    assert [(vm, entry) for _, vm, entry in await store.ledger_changes("", 0, 10)] == [("db", old), ("web", new)]
+    assert [entry for _, _, entry in await store.ledger_changes("web", 0, 10)] == [new]

@@ -39,6 +39,8 @@ class IncomingMigration:
         self.scope: asyncio.Timeout | None = None
         self.key = f"{record.migration}-destination"
         self.pid: int | None = None
+        self.life = ""
+        """The process of the VMM that waits, or waited, for this migration."""
         self.starting = asyncio.Event()
         self.link_up = False
         """Whether the newest event of the pager reports the link up. False also while no event stream is open."""
@@ -69,7 +71,7 @@ class IncomingMigration:
         for entry in journal:
             pid = entry.data.get("vmm_pid")
             if entry.kind == JournalKind.PREPARED and isinstance(pid, int):
-                self.pid = pid
+                self.pid, self.life = pid, str(entry.data.get("vmm_life", ""))
             if job := entry.data.get("job"):
                 self.record = replace(self.record, job=str(job))
             if entry.kind == JournalKind.RUNNING and not self.record.started_us:
@@ -96,7 +98,7 @@ class IncomingMigration:
         """Appends to the journal. The entry is durable when this returns, and the outcome follows it."""
         data: dict[str, object] = {"reason": reason} if reason else {}
         if kind is JournalKind.PREPARED:
-            data["vmm_pid"] = self.pid
+            data["vmm_pid"], data["vmm_life"] = self.pid, self.life
         if kind in (JournalKind.PREPARED, JournalKind.REFUSED):
             data["job"] = self.record.job
         entry = JournalEntry(self.record.migration, kind.value, self._environment.clock.now_us(), data)
@@ -139,6 +141,7 @@ class IncomingMigration:
             raise no_vmm(self.record.vm)
         layout = destination_layout(layout, vmm.identity.memory)
         self._vmm, self.pid = vmm, vmm.identity.pid
+        self.life = self._environment.vmm_life(vmm.identity.pid)
         pager = self._pager = await self._environment.pagers.start(self.key, self.record.vm, False)
         self._recorder.serve(self.key, self.record.vm, pager)
         features = await pager.expect_destination(layout)

@@ -76,6 +76,13 @@ class IncomingService:
     def all(self) -> list[Incoming]:
         return [incoming.record for incoming in self._known.values() if incoming.record.vm]
 
+    def brought(self, vm: str, life: str) -> bool:
+        """Whether the VM moved into this process."""
+        return any(
+            one.life == life and one.record.vm == vm and one.record.outcome in (Outcome.RUNNING, Outcome.COMPLETED)
+            for one in self._known.values()
+        )
+
     async def admit(self, migration: str, job: str) -> None:
         """Binds the migration's id to the first job that names it: ids are unique on one source only.
 

@@ -49,4 +49,10 @@ def upgrade() -> None:
         sa.Column("entry", sa.Text, nullable=False),
         sqlite_autoincrement=True,
     )
+    op.create_table(
+        "lives",
+        sa.Column("vm", sa.String(63), primary_key=True),
+        sa.Column("life", sa.String(100), nullable=False),
+        sa.Column("after_revision", sa.Integer, nullable=False),
+    )
     op.create_index("ledger_by_page", "ledger", ["vm", "gpa", "revision"])
