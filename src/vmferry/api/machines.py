@@ -92,6 +92,7 @@ class MachinesServicer(GeneratedServicer):
     async def _watch(self, request: pb.WatchMemoryErrorsRequest) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
         checks = Checks()
         checks.vm(request.vm, optional=True)
+        checks.revision(request.after_revision)
         checks.done()
         async for change in self._control.watch_errors(request.vm, request.after_revision):
             yield change

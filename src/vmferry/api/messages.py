@@ -26,7 +26,7 @@ def job_to_pb(job: Job, now_us: int) -> migrations_pb2.Migration:
         reason=job.reason,
         revision=job.revision,
         downtime_s=job.downtime_s,
-        total_s=max(0, (job.ended_us or now_us) - job.created_us) / 1e6,
+        total_s=job.age_s(now_us),
         progress=wire.progress_to_pb(job.progress),
         memory_errors=job.memory_errors,
         push_bytes_per_s=job.push_bytes_per_s,

@@ -96,6 +96,7 @@ class MigrationsServicer(GeneratedServicer):
     async def _watch(self, request: pb.WatchMigrationsRequest) -> AsyncIterator[Job]:
         checks = Checks()
         checks.migration_id(request.migration_id, optional=True)
+        checks.revision(request.after_revision)
         checks.done()
         async for job in self._control.watch(request.migration_id, request.after_revision):
             yield job

@@ -12,6 +12,8 @@ from vmferry.units import LSB_4K, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
 GPA_END = 1 << 52
 """Physical addresses of x86-64 have at most 52 bits (Intel SDM vol. 3A, 4.1.4)."""
 LSB_1G = 30
+REVISION_END = 1 << 63
+"""Revisions are the store's numbers, signed integers of 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class Checks:
     def page_size(self, value: int, most: int, default: int) -> None:
         if not 0 <= value <= most:
             self.violation("page_size", f"must be from 1 to {most}, or 0 for {default}; is {value}")
+
+    def revision(self, value: int, field: str = "after_revision") -> None:
+        if value >= REVISION_END:
+            self.violation(field, f"must be below 2^63, is {value}")
 
     def push_limit(self, value: int, field: str = "push_bytes_per_s") -> None:
         if value and not PUSH_LIMIT_LEAST <= value <= PUSH_LIMIT_MOST:

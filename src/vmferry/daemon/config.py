@@ -152,12 +152,13 @@ def load(path: Path, default_host: str) -> Config:
         ConfigError: it is not TOML, or not a configuration.
     """
     try:
-        values = tomllib.loads(path.read_bytes().decode())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([Problem("the file", str(error), "TOML")]) from error
+        return parse(tomllib.loads(path.read_bytes().decode()), default_host)
     except UnicodeDecodeError as error:
         raise ConfigError([Problem("the file", f"not UTF-8 at byte {error.start}", "TOML in UTF-8")]) from error
-    return parse(values, default_host)
+    except RecursionError as error:
+        raise ConfigError([Problem("the file", "nested too deeply", "TOML with tables and lists as above")]) from error
+    except ValueError as error:  # TOMLDecodeError, or a number with too many digits.
+        raise ConfigError([Problem("the file", str(error), "TOML")]) from error
 
 
 def _pages(table: Table) -> Pages:

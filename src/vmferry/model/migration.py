@@ -81,6 +81,8 @@ class Job:
     ended_us: int = 0
     stopped_us: int = 0
     started_us: int = 0
+    total_s: float = 0.0
+    """From its creation to its end, by the host's monotonic clock; 0: it has not ended."""
     downtime_s: float = 0.0
     progress: PageProgress = field(default_factory=PageProgress)
     memory_errors: int = 0
@@ -88,6 +90,10 @@ class Job:
     """Bytes a second that the background push may send; 0: no limit. Demand is never held back."""
     nonce: str = ""
     """The job's random name, 32 hexadecimal digits. A migration id is unique on its source only."""
+
+    def age_s(self, now_us: int) -> float:
+        """Seconds since its creation, or until its end."""
+        return self.total_s or max(0, now_us - self.created_us) / 1e6
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vmferry.model.memory import MemoryKind, MemoryLayout
+from vmferry.units import MIB
+
+DEVICE_STATE_LIMIT = 64 * MIB
+"""The largest device state that travels between two hosts."""
 
 SLOT_OF_STATE = {
     "running": "running",

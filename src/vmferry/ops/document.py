@@ -67,7 +67,7 @@ def _job(job: Job, rates: Rates, now_s: float, now_us: int) -> Document:
         "updated_us": job.updated_us,
         "ended_us": job.ended_us,
         "downtime_s": job.downtime_s,
-        "total_s": max(0, (job.ended_us or now_us) - job.created_us) / 1e6,
+        "total_s": job.age_s(now_us),
         "memory_errors": job.memory_errors,
         "push_bytes_per_s": job.push_bytes_per_s,
         "rate_bytes_s": 0.0

@@ -278,8 +278,10 @@ def _listener(path: Path) -> int | None:
 
 
 def _clear(directory: Path) -> None:
-    with suppress(FileNotFoundError):
-        shutil.rmtree(directory)
+    """Removes the directory. Its pager may remove files of its own at the same time, which ends one attempt."""
+    while directory.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
 
 
 def _vm_of(directory: Path) -> str:

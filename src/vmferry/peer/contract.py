@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from vmferry.model.vmm import DEVICE_STATE_LIMIT
 from vmferry.units import MIB
 
 PROTOCOL_VERSION = 4
 """The version of peer.proto."""
 
-DEVICE_STATE_LIMIT = 64 * MIB
 MESSAGE_LIMIT = DEVICE_STATE_LIMIT + 16 * MIB
 """A `Ready` carries the device state and the ledger (about 40 bytes an error). A `Prepare` carries at most 65536 ranges
 of pages, below 2 MiB."""

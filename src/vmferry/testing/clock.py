@@ -27,6 +27,11 @@ class ManualClock:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
+    def set_back(self, seconds: float) -> None:
+        """Sets the wall clock back, as an operator may. `monotonic_s` does not change."""
+        self._now_us -= round(seconds * MICROSECONDS)
+        self._start_us -= round(seconds * MICROSECONDS)
+
     def stop(self) -> None:
         """From now on only `advance` moves it."""
         self._by_itself = False

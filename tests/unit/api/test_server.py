@@ -201,6 +201,14 @@ async def test_watch_of_nothing_is_refused(api: Api) -> None:
     assert (await refusal(call.read())).fields == ["migration_id"]
 
 
+@pytest.mark.parametrize("revision", [1 << 63, (1 << 64) - 1])
+async def test_a_watch_behind_every_possible_revision_is_refused(api: Api, revision: int) -> None:
+    errors = api.machines.WatchMemoryErrors(machines_pb2.WatchMemoryErrorsRequest(after_revision=revision))
+    assert (await refusal(errors.read())).fields == ["after_revision"]
+    jobs = api.migrations.WatchMigrations(migrations_pb2.WatchMigrationsRequest(after_revision=revision))
+    assert (await refusal(jobs.read())).fields == ["after_revision"]
+
+
 async def test_machines(api: Api) -> None:
     listed = await api.machines.ListMachines(machines_pb2.ListMachinesRequest(page_size=2))
     assert [m.vm for m in listed.machines] == ["web-1", "web-1"]

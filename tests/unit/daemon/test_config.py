@@ -218,3 +218,18 @@ def test_any_document_is_taken_or_refused(values: dict[str, object]) -> None:
         assert isinstance(parse(values, "host-a"), Config)
     except ConfigError as error:
         assert error.problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 100_000, "[" + ".".join("a" * 20_000) + "]", "a = " + "9" * 5_000, "a = " + "9" * 4_000],
+    ids=["nested lists", "nested tables", "a huge number", "a large number"],
+)
+def test_extreme_documents_are_refused_with_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "vmferryd.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, "host-a")
+    (problem,) = caught.value.problems
+    assert len(str(problem)) < 300
+    assert "\n" not in str(problem)

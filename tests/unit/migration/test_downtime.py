@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.moves import before, come
 from vmferry.errors import Reason, VmferryError
+from vmferry.migration.source import steps
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Job, Phase
 from vmferry.testing.host import FakeHost, Pair
@@ -184,3 +185,29 @@ async def test_the_blackout_carries_what_is_new_since_prepare(pair: Pair) -> Non
     assert carried == errors(1, first=9)
     assert 9 * PAGE_4K in source.poisoned
     assert 9 * PAGE_4K in destination.poisoned
+
+
+async def test_a_device_state_that_cannot_travel_is_told_with_its_size(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "DEVICE_STATE_LIMIT", 5)
+    await pair.service.create("m1", "web", "b")
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.VMM_PROTOCOL)
+    assert "has 12 bytes, at most 5 can move" in job.reason
+    assert "peer.ready" not in pair.a.script.transcript
+    assert pair.source.runs
+
+
+async def test_a_clock_that_is_set_back_changes_no_duration(pair: Pair) -> None:
+    pair.a.script.hang_at("vmm.stop")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    pair.network.clock.advance(40)
+    pair.network.clock.set_back(3600)
+    pair.a.script.release()
+    job = await pair.a.job_where("m1")
+    assert job.phase is Phase.COMPLETED
+    assert 40 <= job.total_s < 100
+    assert job.ended_us >= job.created_us
+    assert 0 <= job.downtime_s < 60

@@ -226,3 +226,25 @@ async def test_a_pager_that_is_busy_is_waited_for(pagers: PagerProcesses, tmp_pa
         pager = GrpcPager(busy, "web-1", PagerSettings())
         assert (await pager.status()).progress.total == 7
         await pager.close()
+
+
+def test_a_directory_whose_pager_removes_its_own_files_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "m1-source"
+    directory.mkdir()
+    for name in ("control.sock", "pager.log", "vm"):
+        (directory / name).touch()
+    unlink = os.unlink
+    raced: list[str] = []
+
+    def quicker_pager(name: str, **options: int) -> None:
+        unlink(name, **options)
+        if not raced:
+            raced.append(name)
+            raise FileNotFoundError(name)
+
+    monkeypatch.setattr(os, "unlink", quicker_pager)
+    process._clear(directory)
+    assert raced
+    assert not directory.exists()

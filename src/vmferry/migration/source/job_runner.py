@@ -78,6 +78,9 @@ class JobRunner:
         self._scope: asyncio.Timeout | None = None
         self._decided = asyncio.Event()
         self._outcome_backoff = environment.backoff()
+        self._began_s = environment.clock.monotonic_s()
+        self._before_s = max(0, job.updated_us - job.created_us) / 1e6
+        """The job's age at the start of this daemon: only the wall clock knows what was before."""
         self._log = log.bind(migration=job.migration, vm=job.vm)
 
     @property
@@ -155,7 +158,10 @@ class JobRunner:
 
     async def _save(self, job: Job) -> m.Event | None:
         now = self._environment.clock.now_us()
-        job = replace(job, updated_us=now, ended_us=now if job.phase in TERMINAL else 0)
+        job = replace(job, updated_us=now)
+        if job.phase in TERMINAL:
+            total_s = self._before_s + self._environment.clock.monotonic_s() - self._began_s
+            job = replace(job, ended_us=max(now, job.created_us), total_s=max(total_s, 1e-6))
         backoff = self._environment.backoff()
         while True:
             try:
