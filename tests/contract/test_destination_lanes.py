@@ -82,26 +82,34 @@ async def test_nonsense_takes_the_link_down(
     assert not act or await anonymous.vmm.touched(act) == expected(1)
 
 
-@LANES
-@pytest.mark.parametrize(
+WORDS = pytest.mark.parametrize(
     "text", [pytest.param("the memory of web-1 cannot be read: ✗ EIO", id="text"), pytest.param("", id="no text")]
 )
-async def test_the_words_of_a_source_that_cannot_go_on_are_passed_on(
-    anonymous: Destination, lane: str, text: str
-) -> None:
-    """On a bulk lane the pager may try again by itself before it gives the link up."""
+
+
+@WORDS
+async def test_the_words_of_a_source_that_cannot_push_are_passed_on(anonymous: Destination, text: str) -> None:
+    """The link stays, and demand with it. The push is tried again."""
     await anonymous.attach()
     await anonymous.connect()
     anonymous.source.instead_of_push = [failed(text).encode()] * 8
-    if lane == "urgent":
-        await mislead(anonymous, lane, failed(text).encode())
-    else:
-        await anonymous.push(1)
+    await anonymous.push(1)
+    assert text in (await anonymous.event("failed")).failed.reason
+    assert await anonymous.vmm.touch(1) == expected(1)
+    assert (await anonymous.status()).link == UP
+    anonymous.source.instead_of_push = []
+    await anonymous.event("all_present")
+
+
+@WORDS
+async def test_the_words_of_a_source_that_cannot_go_on_are_passed_on(anonymous: Destination, text: str) -> None:
+    await anonymous.attach()
+    await anonymous.connect()
+    await mislead(anonymous, "urgent", failed(text).encode())
     down = await anonymous.link_event(DOWN)
     assert down.link.reason
     assert text in down.link.reason
     assert (await anonymous.status()).link_reason == down.link.reason
-    anonymous.source.instead_of_push = []
     await check_everything(anonymous, {})
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from tests.support.contract.destination_rig import Destination
 from tests.support.contract.page_source import PAGES, PUSH_PAGES, expected
+from vmferry.demo.patience import patient
 from vmferry.v1 import pager_pb2
 
-UP, DOWN = pager_pb2.LINK_STATE_UP, pager_pb2.LINK_STATE_DOWN
+UP, DOWN, DONE = pager_pb2.LINK_STATE_UP, pager_pb2.LINK_STATE_DOWN, pager_pb2.LINK_STATE_DONE
 
 
 async def test_a_refused_token_is_said(anonymous: Destination) -> None:
@@ -113,6 +114,42 @@ async def test_a_silent_source_is_a_link_that_is_down(anonymous: Destination) ->
     anonymous.source.may_answer.set()
     await anonymous.connect()
     assert await anonymous.vmm.touched(act) == expected(1)
+
+
+async def test_a_silent_connection_is_replaced_by_a_new_one(destination: Destination) -> None:
+    """As after an outage that a middle box did not survive: the source is there, and the connection carries nothing."""
+    destination.source.deaf_lanes = 1
+    await destination.attach()
+    await destination.connect()
+    await destination.push()
+    assert await destination.vmm.touch(1) == expected(1)
+    done = await destination.events_until(lambda event: event.WhichOneof("event") == "all_present")
+    assert [event.link.state for event in done if event.WhichOneof("event") == "link"] == [UP, DONE]
+
+
+async def test_a_link_on_which_answers_come_is_not_lost(anonymous: Destination) -> None:
+    """However long the last of them takes."""
+    await anonymous.attach()
+    await anonymous.connect(demand_timeout_s=patient(2.0))
+    anonymous.source.answer_after_s = patient(0.5)
+    acts = [(await anonymous.vmm.start_touch(page))[0] for page in range(8)]
+    assert [await anonymous.vmm.touched(act) for act in acts] == [expected(page) for page in range(8)]
+    assert (await anonymous.status()).link == UP
+
+
+async def test_a_push_that_fails_leaves_demand_alone(destination: Destination) -> None:
+    """It is told, and tried again."""
+    source = destination.source
+    await destination.attach()
+    await destination.connect()
+    source.refuses_bulk = True
+    await destination.push(lanes=8)
+    failed = await destination.event("failed")
+    assert "the source has no room" in failed.failed.reason
+    assert await destination.vmm.touch(1) == expected(1)
+    assert (await destination.status()).link == UP
+    source.refuses_bulk = False
+    await destination.event("all_present")
 
 
 async def test_what_needs_no_source_goes_on_while_the_link_is_down(destination: Destination) -> None:

@@ -70,7 +70,7 @@ LONG = {
     "rtt-10-anonymous": Row(Conditions(delay_ms=5), backing="anonymous"),
     "jitter": Row(Conditions(delay_ms=5, jitter_ms=10)),
     "loss-1": Row(Conditions(delay_ms=0.5, loss_percent=1)),
-    "loss-1-rtt-50": Row(Conditions(delay_ms=25, loss_percent=1)),
+    "loss-1-rtt-50": Row(Conditions(delay_ms=25, loss_percent=1), memory=32 * MIB),
     "reorder-5": Row(Conditions(delay_ms=2, reorder_percent=5)),
     "mbit-100-queue-50": Row(Conditions(delay_ms=0.5, rate_mbit=100, queue_ms=50)),
     "mbit-100-queue-500": Row(Conditions(delay_ms=0.5, rate_mbit=100, queue_ms=500)),

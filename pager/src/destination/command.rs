@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::destination::error::{AttachError, CompleteError, LinkError};
 use crate::destination::lanes::bulk_lanes::BulkEvent;
+use crate::destination::link::Redialled;
 use crate::destination::memory::preallocate::{PreallocateError, PreallocateTarget};
 use crate::destination::memory::receive_mapping::ReceiveMapping;
 use crate::lane::connect::{SourceAddress, SourceConnection};
@@ -29,6 +30,8 @@ pub enum Command {
     Connected(SourceConnection, TcpStream, oneshot::Sender<()>),
     /// An event of a bulk lane. No answer.
     Bulk(BulkEvent),
+    /// A second connection to a silent source is made, or failed. No answer.
+    Redialled(Redialled),
     /// Hand out the memory to be allocated ahead, in the order of the layout. Until [`Command::Allocated`] all of it is the
     /// caller's, and no lane can be connected.
     Allocate(oneshot::Sender<Result<Vec<Option<PreallocateTarget>>, PreallocateError>>),

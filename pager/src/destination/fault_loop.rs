@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use crate::destination::command::{Command, Snapshot};
 use crate::destination::error::{AttachError, CompleteError, LinkError};
 use crate::destination::lanes::receiver::INSTALL_RETRY_DELAY;
-use crate::destination::link::{Link, Received};
+use crate::destination::link::{Link, Received, Trouble};
 use crate::destination::memory::collapse::collapse_all;
 use crate::destination::memory::installer::{Installer, RegionBacking};
 use crate::destination::memory::preallocate::{PreallocateError, PreallocateTarget};
@@ -202,11 +202,12 @@ impl FaultLoop {
             Command::StartPush(lanes, answer) => {
                 let _ = answer.send(self.link.start_push(lanes));
             }
-            Command::Bulk(event) => {
-                if let Some(stop) = self.link.bulk_event(event) {
-                    self.cannot_install(stop);
-                }
-            }
+            Command::Bulk(event) => match self.link.bulk_event(event) {
+                Some(Trouble::Stopped(stop)) => self.cannot_install(stop),
+                Some(Trouble::PushFails(reason)) => self.fail(reason),
+                None => {}
+            },
+            Command::Redialled(result) => self.link.redialled(result),
             Command::Complete(answer) => {
                 let _ = answer.send(self.complete());
             }

@@ -1,5 +1,8 @@
 //! The link to the source: the urgent lane, the bulk lanes, and the requests that wait for replies.
 //!
+//! While a vCPU waits and the urgent lane is silent, the link dials the source a second time: a network that comes back
+//! after an outage, or one that forgot a connection, carries a new one at once. Pages are then requested again.
+//!
 //! When the link is lost, requested pages are ABSENT again. The fault thread still reads faults; they wait until lanes are connected anew.
 
 use std::io::Write;
@@ -13,7 +16,7 @@ use crate::destination::lanes::bulk_lanes::{BulkEvent, BulkLanes, BulkOutcome};
 use crate::destination::lanes::receiver::{LaneReceiver, Step};
 use crate::destination::pages::shared_pages::SharedPages;
 use crate::event_log::EventLog;
-use crate::lane::connect::{SourceAddress, SourceConnection};
+use crate::lane::connect::{ConnectError, SourceAddress, SourceConnection};
 use crate::lane::frame::Ask;
 use crate::layout::address_map::PageIndex;
 use crate::layout::page_run::LaneKind;
@@ -21,8 +24,12 @@ use crate::proto::pager_event::Event;
 use crate::proto::{AllPresentEvent, LinkEvent, LinkState};
 use crate::sys::userfaultfd::Stop;
 
-/// How often unanswered requests are looked for.
-const DEADLINE_CHECK: Duration = Duration::from_millis(50);
+/// How often silence is looked for.
+const SILENCE_CHECK: Duration = Duration::from_millis(50);
+/// The source is dialled again after this part of the demand time-out.
+const REDIAL_PART: u32 = 4;
+/// To connect takes some round trips; the time-out of a redial is no shorter.
+const MIN_REDIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a look at the urgent lane found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +40,15 @@ pub enum Received {
     Progress,
     /// A frame cannot be installed now.
     Stopped(Stop),
+}
+
+/// What keeps pushed pages from coming.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A frame cannot be installed.
+    Stopped(Stop),
+    /// No lane of the push brings a page, for this reason.
+    PushFails(String),
 }
 
 /// The link and its lanes.
@@ -46,13 +62,29 @@ pub struct Link {
     /// Whether the urgent lane may have bytes.
     urgent_readable: bool,
     bulk: BulkLanes,
-    /// When unanswered requests are looked for next.
+    /// When silence is looked for next.
     next_check: Instant,
+    /// Whether the urgent lane brought bytes since the last look.
+    heard: bool,
+    /// Since when a page is requested and the urgent lane brings nothing.
+    silent_since: Option<Instant>,
+    /// Dials the source again, on a thread of the runtime.
+    redial: Redial,
+    /// No second connection is tried before.
+    next_redial: Instant,
+    /// A second connection is being tried.
+    redialling: bool,
 }
+
+/// A second connection to a source, and its urgent lane.
+pub type Redialled = Result<(SourceConnection, TcpStream), ConnectError>;
+
+/// Starts to connect; the result comes back by [`Link::redialled`].
+pub type Redial = Box<dyn Fn(SourceAddress) + Send>;
 
 impl Link {
     /// No lane is connected.
-    pub fn new(shared: Arc<SharedPages>, events: EventLog, bulk: BulkLanes) -> Self {
+    pub fn new(shared: Arc<SharedPages>, events: EventLog, bulk: BulkLanes, redial: Redial) -> Self {
         let missing = shared.lock().table().counts().missing();
         let state = if missing == 0 { LinkState::Done } else { LinkState::Idle };
         Self {
@@ -65,6 +97,11 @@ impl Link {
             urgent_readable: false,
             bulk,
             next_check: Instant::now(),
+            heard: false,
+            silent_since: None,
+            redial,
+            next_redial: Instant::now(),
+            redialling: false,
         }
     }
 
@@ -81,13 +118,37 @@ impl Link {
 
     /// Takes a connected urgent lane; the push starts again if it is wanted.
     pub fn connected(&mut self, source: SourceConnection, stream: TcpStream) {
+        self.silent_since = None;
+        self.replace_lanes(source, stream);
+    }
+
+    fn replace_lanes(&mut self, source: SourceConnection, stream: TcpStream) {
         self.drop_lanes();
         self.urgent = Some(LaneReceiver::new(stream, LaneKind::Urgent));
         self.source = Some(source);
-        self.set_state(LinkState::Up, String::new());
+        if self.state != LinkState::Up {
+            self.set_state(LinkState::Up, String::new());
+        }
         self.request_unrequested();
-        self.bulk.failures = 0;
+        self.bulk.forget_failures();
         self.open_bulk();
+    }
+
+    /// Takes a second connection, if the first is still silent.
+    pub fn redialled(&mut self, result: Redialled) {
+        self.redialling = false;
+        let Some(source) = self.source.as_ref().filter(|_| self.state == LinkState::Up) else { return };
+        self.next_redial = Instant::now() + source.source.demand_timeout / REDIAL_PART;
+        match result {
+            Ok((again, stream)) if self.silent_since.is_some() && again.source.is_that_of(&source.source) => {
+                tracing::warn!("pager.lanes_redialled");
+                // The time-outs stay those of the daemon.
+                let again = again.with_address(source.source.clone());
+                self.replace_lanes(again, stream);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::info!(%error, "pager.redial_failed"),
+        }
     }
 
     /// Starts the push on this many lanes.
@@ -202,7 +263,7 @@ impl Link {
         match step {
             Step::Nothing => return Received::Nothing,
             Step::Stopped(stop) => return Received::Stopped(stop),
-            Step::Progress => {}
+            Step::Progress => self.heard = true,
             Step::Ended => self.lose("the source closed the urgent lane".into()),
             Step::Broken(failure) => self.lose(format!("urgent lane: {failure}")),
         }
@@ -217,24 +278,25 @@ impl Link {
         }
     }
 
-    /// Handles an event of a bulk lane; returns why a frame cannot be installed, if that is the event.
-    pub fn bulk_event(&mut self, event: BulkEvent) -> Option<Stop> {
+    /// Handles an event of a bulk lane; returns what the daemon must know, if anything. Demand goes its own way.
+    pub fn bulk_event(&mut self, event: BulkEvent) -> Option<Trouble> {
         match self.bulk.event(event) {
             BulkOutcome::GoesOn => {}
-            BulkOutcome::Stopped(stop) => return Some(stop),
+            BulkOutcome::Stopped(stop) => return Some(Trouble::Stopped(stop)),
             BulkOutcome::Untrusted(failure) => self.lose(format!("bulk lane: {failure}")),
             BulkOutcome::Lost(failure) => {
-                tracing::warn!(reason = %failure, failures = self.bulk.failures, "pager.bulk_lane_lost");
-                if self.bulk.failed_for_good() {
-                    self.lose(format!("bulk lane: {failure}"));
+                let failing = self.bulk.is_failing();
+                tracing::warn!(reason = %failure, failing, "pager.bulk_lane_lost");
+                if failing {
+                    return Some(Trouble::PushFails(format!("the push fails and is tried again: {failure}")));
                 }
             }
         }
         None
     }
 
-    /// Reopens bulk lanes when it is time, and loses the link when a reply is late. `stopped`: a frame cannot be installed, so
-    /// replies are late through no fault of the source.
+    /// Reopens bulk lanes when it is time. Dials again, and at last loses the link, when the urgent lane is silent while a
+    /// page is requested. `stopped`: a frame cannot be installed, so the lane is silent through no fault of the source.
     pub fn check_timers(&mut self, stopped: bool) {
         if self.state != LinkState::Up {
             return;
@@ -246,19 +308,37 @@ impl Link {
         if now < self.next_check {
             return;
         }
-        self.next_check = now + DEADLINE_CHECK;
+        self.next_check = now + SILENCE_CHECK;
         self.request_unrequested();
-        let Some(timeout) = self.source.as_ref().map(|s| s.source.demand_timeout).filter(|_| !stopped) else { return };
-        let late = self.shared.lock().waiting().find(|(_, w)| w.asked.is_some_and(|asked| asked.elapsed() > timeout));
-        if let Some((page, _)) = late {
-            let gpa = self.shared.lock().numbering().region_of(page).map_or(0, |r| r.gpa_of(page).0);
-            self.lose(format!("no answer for the page at {gpa:#x} in {timeout:?}"));
+        let heard = std::mem::take(&mut self.heard);
+        self.silent_since = match self.silent_since {
+            _ if stopped || !self.awaits_reply() => None,
+            Some(since) if !heard => Some(since),
+            _ => Some(now),
+        };
+        if let Some(since) = self.silent_since {
+            self.bear_silence(now, now.saturating_duration_since(since));
+        }
+    }
+
+    fn bear_silence(&mut self, now: Instant, silence: Duration) {
+        let Some(source) = self.source.as_ref().map(|s| &s.source) else { return };
+        let timeout = source.demand_timeout;
+        if silence > timeout {
+            let page = self.shared.lock().waiting().next().map(|(page, _)| page);
+            let gpa = page.and_then(|page| Some(self.shared.lock().numbering().region_of(page)?.gpa_of(page).0));
+            let gpa = gpa.unwrap_or_default();
+            self.lose(format!("the source sent nothing in {timeout:?}, and a vCPU waits for the page at {gpa:#x}"));
+        } else if silence >= timeout / REDIAL_PART && !self.redialling && now >= self.next_redial {
+            self.redialling = true;
+            let connect_timeout = MIN_REDIAL_TIMEOUT.max(timeout / REDIAL_PART).min(source.connect_timeout);
+            (self.redial)(SourceAddress { connect_timeout, ..source.clone() });
         }
     }
 
     /// How long the fault thread may sleep before it must call [`Self::check_timers`]; `None`: for ever.
     pub fn next_timer(&self) -> Option<Duration> {
-        let deadline = self.awaits_reply().then_some(DEADLINE_CHECK);
+        let deadline = self.awaits_reply().then_some(SILENCE_CHECK);
         self.bulk.due_in(Instant::now()).into_iter().chain(deadline).min()
     }
 }

@@ -21,7 +21,7 @@ use crate::destination::command::{Command, Commands};
 use crate::destination::error::{ConnectLanesError, DestinationError, Ended};
 use crate::destination::fault_loop::FaultLoop;
 use crate::destination::lanes::bulk_lanes::BulkLanes;
-use crate::destination::link::Link;
+use crate::destination::link::{Link, Redial};
 use crate::destination::memory::preallocate::{PreallocateError, preallocate};
 use crate::destination::page_table::PageTable;
 use crate::destination::pages::resolver::Resolver;
@@ -78,13 +78,14 @@ impl Destination {
         let numbering = PageNumbering::new(layout);
         let (to_self, runtime) = (commands.clone(), tokio::runtime::Handle::current());
         let (of_loop, tuning) = (tuning.clone(), Arc::new(tuning));
+        let redial = redial(commands.clone(), runtime.clone(), tuning.clone());
         let run = move || {
             let thread = FaultThread::enter(&of_loop.page_path_cpus, of_loop.spin, of_loop.real_time);
             let shared = Arc::new(SharedPages::new(Resolver::new(numbering, table, events.clone())));
             let keep_awake = of_loop.keep_awake;
             let send = Arc::new(move |event| to_self.send(Command::Bulk(event)));
             let bulk = BulkLanes::new(send, runtime, shared.clone(), of_loop);
-            let link = Link::new(shared.clone(), events.clone(), bulk);
+            let link = Link::new(shared.clone(), events.clone(), bulk, redial);
             FaultLoop::new(shared, events, (receiver, doorbell), link, thread, keep_awake).run();
         };
         std::thread::Builder::new().name("page-path".into()).spawn(run).map_err(DestinationError::Thread)?;
@@ -135,4 +136,19 @@ impl Destination {
         });
         work.await.map_err(|_| PreallocateError::Ended)?
     }
+}
+
+/// Connects once more to a source on the runtime; the fault thread gets the result as a command.
+fn redial(commands: Commands, runtime: tokio::runtime::Handle, tuning: Arc<Tuning>) -> Redial {
+    Box::new(move |address| {
+        let (commands, tuning) = (commands.clone(), tuning.clone());
+        runtime.spawn(async move {
+            let connect = async {
+                let source = address.reach(&tuning.congestion_control).await?;
+                let stream = source.clone().urgent().await?;
+                Ok((source, stream))
+            };
+            commands.send(Command::Redialled(connect.await));
+        });
+    })
 }

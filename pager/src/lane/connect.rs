@@ -105,6 +105,11 @@ pub struct SourceConnection {
 }
 
 impl SourceAddress {
+    /// Whether this is the same source, whatever the time-outs.
+    pub fn is_that_of(&self, other: &Self) -> bool {
+        (&self.address, &self.token) == (&other.address, &other.token)
+    }
+
     /// Connects for `OpenLane`. Lanes are to use this TCP congestion control; empty: the host's.
     ///
     /// # Errors
@@ -129,6 +134,11 @@ impl SourceAddress {
 }
 
 impl SourceConnection {
+    /// The same connection with the time-outs of another address.
+    pub fn with_address(self, source: SourceAddress) -> Self {
+        Self { source, ..self }
+    }
+
     /// Opens the urgent lane.
     ///
     /// # Errors

@@ -46,17 +46,21 @@ def expected(page: int) -> str:
 
 
 class PageSource(PagesServicer):
-    """One source, which is frozen. With `probes` False it answers a lane's probe by its small packet alone. `asked`
-    has each page that was demanded, once a demand. While `may_answer` is clear, no demand is answered; `together`
-    answers to demands are sent in one, in pieces of `piece_bytes`. While `may_push` is clear, no more is pushed;
-    `pushing` is set once a bulk lane is open. `instead_of_answer`, `instead_of_push` and `greetings` have what is
-    said instead of an answer, of the next pages of a push, and at once on an urgent lane: each once. A lane that
-    has said such a thing sets `misled` and says no more."""
+    """One source, which is frozen. With `probes` False it answers a lane's probe by its small packet alone. The
+    first `deaf_lanes` urgent lanes answer nothing. An answer comes `answer_after_s` late. `refuses_bulk`: no bulk
+    lane opens. `asked` has each page that was demanded, once a demand. While `may_answer` is clear, no demand is
+    answered; `together` answers to demands are sent in one, in pieces of `piece_bytes`. While `may_push` is clear,
+    no more is pushed; `pushing` is set once a bulk lane is open. `instead_of_answer`, `instead_of_push` and
+    `greetings` have what is said instead of an answer, of the next pages of a push, and at once on an urgent lane:
+    each once. A lane that has said such a thing sets `misled` and says no more."""
 
     def __init__(self) -> None:
         self.probes = True
         self.poison: dict[int, Poison] = {}
         self.zeros_as_data = False
+        self.deaf_lanes = 0
+        self.answer_after_s = 0.0
+        self.refuses_bulk = False
         self.push_pages = PUSH_PAGES
         self.asked: list[int] = []
         self.may_answer = asyncio.Event()
@@ -122,6 +126,8 @@ class PageSource(PagesServicer):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the lane's token")
         assert request.protocol_version == lanes.VERSION
         assert request.WhichOneof("lane")
+        if self.refuses_bulk and request.WhichOneof("lane") == "bulk":
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the source has no room")
         token = secrets.token_bytes(lanes.TOKEN_BYTES)
         self._agreed[token] = request
         return pages_pb2.OpenLaneReply(address=self.lane_address, token=token)
@@ -159,11 +165,15 @@ class PageSource(PagesServicer):
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.greetings:
             await self._mislead(self.greetings.pop(0), reader, writer)
+        if self.deaf_lanes:
+            self.deaf_lanes -= 1
+            await reader.read()
         ready: list[bytes] = []
         while True:
             ask = Ask.decode(await reader.readexactly(Ask.FORM.size))
             self.asked += numbers(ask)
             await self.may_answer.wait()
+            await asyncio.sleep(self.answer_after_s)
             if self.instead_of_answer:
                 await self._mislead(self.instead_of_answer.pop(0), reader, writer)
             ready += [frame.encode() for frame in self._frames(ask)]

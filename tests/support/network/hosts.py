@@ -23,7 +23,7 @@ from vmferry.v1.migrations_pb2 import PHASE_POSTCOPY, Migration
 
 MEMORY = 40 * MIB
 """16 MiB of it are the payload's, mostly zeros; the rest has contents."""
-WITHIN_S = patient(60.0)
+WITHIN_S = patient(90.0)
 """For a migration, on the slowest network of all."""
 API_TIMEOUT_S = patient(30.0)
 """A daemon may be stopped for a while."""

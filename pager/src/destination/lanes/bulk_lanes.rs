@@ -16,10 +16,12 @@ use crate::proto::PageRange;
 use crate::sys::userfaultfd::Stop;
 use crate::tuning::Tuning;
 
-/// Failed attempts without a page between them, after which the link counts as lost.
+/// Failed attempts without a page between them, before the push counts as failing.
 const MAX_FAILURES: u32 = 3;
-/// Pause before the push is tried again.
+/// Pause before the push is tried again; twice as long after each failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The longest delay is so many times the shortest: 6.4 s.
+const MAX_DOUBLINGS: u32 = 6;
 
 /// An event of a lane, with the number of the lane's attempt.
 #[derive(Debug)]
@@ -64,8 +66,11 @@ pub type SendEvent = Arc<dyn Fn(BulkEvent) + Send + Sync>;
 pub struct BulkLanes {
     /// Wanted on so many lanes; 0: not wanted.
     pub wanted: usize,
-    /// Attempts that failed since a page came.
-    pub failures: u32,
+    /// Attempts that failed since a page came. However many lanes fail in one, it is one.
+    failures: u32,
+    /// Whether a lane of the present attempt failed, and whether one brought a page.
+    failed: bool,
+    brought: bool,
     /// Includes lanes with an ended thread.
     lanes: Vec<BulkLane>,
     /// Number of lanes that have not ended.
@@ -91,7 +96,8 @@ impl BulkLanes {
     /// Not wanted. Lanes are connected on `runtime`; their events go to `send`.
     pub fn new(send: SendEvent, runtime: tokio::runtime::Handle, shared: Arc<SharedPages>, tuning: Tuning) -> Self {
         let (lanes, open, opening, attempt, due) = (Vec::new(), 0, 0, 0, None);
-        Self { wanted: 0, failures: 0, lanes, open, opening, attempt, due, send, runtime, shared, tuning }
+        let (failures, failed, brought) = (0, false, false);
+        Self { wanted: 0, failures, failed, brought, lanes, open, opening, attempt, due, send, runtime, shared, tuning }
     }
 
     /// No lane is open or being opened.
@@ -117,6 +123,7 @@ impl BulkLanes {
         }
         self.lanes.clear();
         self.attempt += 1;
+        (self.failed, self.brought) = (false, false);
         let attempt = self.attempt;
         for share in shares(&lacking, self.wanted) {
             self.opening += 1;
@@ -151,7 +158,7 @@ impl BulkLanes {
                 BulkOutcome::GoesOn
             }
             Err(error) => {
-                self.failures += 1;
+                self.failed = true;
                 self.schedule_retry();
                 BulkOutcome::Lost(error)
             }
@@ -164,12 +171,8 @@ impl BulkLanes {
             LaneReport::Over(step, brought) => (step, brought),
         };
         self.open -= 1;
-        if brought {
-            self.failures = 0;
-        }
-        if !matches!(step, Step::Ended) {
-            self.failures += 1;
-        }
+        self.brought |= brought;
+        self.failed |= !matches!(step, Step::Ended);
         self.schedule_retry();
         match step {
             Step::Nothing | Step::Progress | Step::Ended => BulkOutcome::GoesOn,
@@ -180,14 +183,25 @@ impl BulkLanes {
     }
 
     fn schedule_retry(&mut self) {
-        if self.is_closed() {
-            self.due = Some(Instant::now() + RETRY_DELAY);
+        if !self.is_closed() {
+            return;
         }
+        self.failures = match (self.failed, self.brought) {
+            (true, true) => 1,
+            (true, false) => self.failures.saturating_add(1),
+            (false, _) => 0,
+        };
+        self.due = Some(Instant::now() + retry_delay(self.failures));
     }
 
-    /// Whether it has failed too often.
-    pub fn failed_for_good(&self) -> bool {
-        self.failures > MAX_FAILURES
+    /// Whether it fails again and again. It is tried further.
+    pub fn is_failing(&self) -> bool {
+        self.failures >= MAX_FAILURES
+    }
+
+    /// Failed attempts of another source do not count.
+    pub fn forget_failures(&mut self) {
+        self.failures = 0;
     }
 
     /// Whether to open lanes again now.
@@ -208,6 +222,10 @@ impl BulkLanes {
         self.opening = 0;
         self.due = None;
     }
+}
+
+fn retry_delay(failures: u32) -> Duration {
+    RETRY_DELAY * (1 << failures.saturating_sub(1).min(MAX_DOUBLINGS))
 }
 
 /// Splits the absent pages into so many shares of about the same number of pages, none empty.

@@ -11,3 +11,9 @@ fn shares_hold_every_page_once() {
     let split = shares(&[pages(0, 0, 10)], 3);
     assert_eq!(split, vec![vec![range(0, 0, 4)], vec![range(0, 4, 4)], vec![range(0, 8, 2)]]);
 }
+
+#[test]
+fn the_push_is_tried_again_at_growing_intervals() {
+    let delays: Vec<_> = (0..10).map(|failures| retry_delay(failures).as_millis()).collect();
+    assert_eq!(delays, [100, 100, 200, 400, 800, 1600, 3200, 6400, 6400, 6400]);
+}
