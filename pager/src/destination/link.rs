@@ -42,7 +42,7 @@ pub enum Received {
     Stopped(Stop),
 }
 
-/// What keeps pushed pages from coming.
+/// A fault of the push.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// A frame cannot be installed.
@@ -278,7 +278,7 @@ impl Link {
         }
     }
 
-    /// Handles an event of a bulk lane; returns what the daemon must know, if anything. Demand goes its own way.
+    /// Handles an event of a bulk lane; returns its fault, if it has one. Demand goes its own way.
     pub fn bulk_event(&mut self, event: BulkEvent) -> Option<Trouble> {
         match self.bulk.event(event) {
             BulkOutcome::GoesOn => {}

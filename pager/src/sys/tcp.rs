@@ -14,6 +14,8 @@ const INFO_BYTES: usize = 168;
 pub struct TcpInfo {
     /// Round trip, smoothed.
     pub rtt: Duration,
+    /// By how much round trips differ from it, smoothed.
+    pub rtt_deviation: Duration,
     /// The shortest round trip of late; zero before the first.
     pub min_rtt: Duration,
     /// Bytes sent and acknowledged, the first SYN among them.
@@ -54,6 +56,7 @@ impl TcpInfo {
         };
         Self {
             rtt: micros(68),
+            rtt_deviation: micros(72),
             min_rtt: micros(148),
             bytes_acked: u64_at(120),
             bytes_unsent: u32_at(144),

@@ -18,18 +18,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const SHORT_QUEUE: Duration = Duration::from_millis(1);
 /// Looks one after the other at a long queue, before there is a pace.
 const LONG_LOOKS: u32 = 2;
-/// The queue is not ours, if a pace does not shorten it in so long.
+/// A queue of ours is so many times the deviation of round trips; less is jitter of the path.
+const DEVIATIONS: u32 = 4;
+/// The queue is not ours, if the lowest pace does not shorten it in so long.
 const NOT_OURS_AFTER: Duration = Duration::from_secs(2);
 /// How long there is no pace then.
-const LET_GO: Duration = Duration::from_secs(5);
-/// The best rate is remembered for so long.
-const REMEMBERED: Duration = Duration::from_secs(5);
+const LET_GO: Duration = Duration::from_secs(10);
 
 /// A look at a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
     /// Round trip, smoothed.
     pub rtt: Duration,
+    /// Its deviation.
+    pub rtt_deviation: Duration,
     /// The shortest of late.
     pub min_rtt: Duration,
     /// Bytes that got through, ever.
@@ -40,8 +42,8 @@ pub struct Look {
 
 impl From<TcpInfo> for Look {
     fn from(info: TcpInfo) -> Self {
-        let TcpInfo { rtt, min_rtt, bytes_acked, bytes_unsent, .. } = info;
-        Self { rtt, min_rtt, bytes_acked, waits: bytes_unsent > 0 }
+        let TcpInfo { rtt, rtt_deviation, min_rtt, bytes_acked, bytes_unsent, .. } = info;
+        Self { rtt, rtt_deviation, min_rtt, bytes_acked, waits: bytes_unsent > 0 }
     }
 }
 
@@ -63,10 +65,10 @@ pub struct QueueLimit {
     rtt: Duration,
     acked: u64,
     long_looks: u32,
-    /// The most that got through, bytes a second, and when.
-    best: (u64, Instant),
-    /// Since when the queue is long in spite of a pace that cannot go lower.
-    futile_since: Option<Instant>,
+    /// The most that got through since there is a pace, bytes a second.
+    best: u64,
+    /// How long the queue was long at the lowest pace, less the time at others.
+    futile: Duration,
     /// No pace before.
     let_go_until: Instant,
 }
@@ -74,8 +76,8 @@ pub struct QueueLimit {
 impl QueueLimit {
     /// No pace yet.
     pub fn new(now: Instant) -> Self {
-        let (best, rtt) = ((0, now), Duration::ZERO);
-        Self { pace: None, looked: now, rtt, acked: 0, long_looks: 0, best, futile_since: None, let_go_until: now }
+        let (rtt, futile) = (Duration::ZERO, Duration::ZERO);
+        Self { pace: None, looked: now, rtt, acked: 0, long_looks: 0, best: 0, futile, let_go_until: now }
     }
 
     /// Whether it is time for a look: each few milliseconds, and no more than one a round trip.
@@ -93,43 +95,43 @@ impl QueueLimit {
         let time = now.saturating_duration_since(self.looked);
         let through = rate(look.bytes_acked.saturating_sub(self.acked), time);
         (self.looked, self.rtt, self.acked) = (now, look.rtt, look.bytes_acked);
-        if through >= self.best.0 || now.saturating_duration_since(self.best.1) > REMEMBERED {
-            self.best = (through, now);
-        }
         let before = self.pace;
         self.pace = match (before, queue(&look)) {
-            (None, queue) => self.begin(now, look.waits, queue, through),
-            (Some(pace), queue) => self.adapt(now, pace, queue, through),
+            (None, queue) => self.begin(now, &look, queue, through),
+            (Some(pace), queue) => self.adapt(now, time, pace, queue, through),
         };
         (self.pace != before).then_some(self.pace)
     }
 
-    fn begin(&mut self, now: Instant, waits: bool, queue: Queue, through: u64) -> Option<u64> {
-        let long = waits && matches!(queue, Queue::Long | Queue::VeryLong) && now >= self.let_go_until;
-        self.long_looks = if long { self.long_looks + 1 } else { 0 };
-        (self.long_looks >= LONG_LOOKS && through > 0).then_some(through / 2)
+    fn begin(&mut self, now: Instant, look: &Look, queue: Queue, through: u64) -> Option<u64> {
+        let is_ours = look.waits && look.rtt.saturating_sub(look.min_rtt) > look.rtt_deviation * DEVIATIONS;
+        let is_long = matches!(queue, Queue::Long | Queue::VeryLong);
+        self.long_looks = if is_ours && is_long && now >= self.let_go_until { self.long_looks + 1 } else { 0 };
+        if self.long_looks < LONG_LOOKS || through == 0 {
+            return None;
+        }
+        (self.best, self.futile, self.long_looks) = (through, Duration::ZERO, 0);
+        Some(through / 2)
     }
 
-    fn adapt(&mut self, now: Instant, pace: u64, queue: Queue, through: u64) -> Option<u64> {
-        let least = (self.best.0 / 2).max(1);
-        if pace > self.best.0.saturating_mul(4) {
+    fn adapt(&mut self, now: Instant, time: Duration, pace: u64, queue: Queue, through: u64) -> Option<u64> {
+        self.best = self.best.max(through);
+        if pace > self.best.saturating_mul(4) {
             return None; // something else is the limit now
         }
+        let least = (self.best / 2).max(1);
         let wanted = match queue {
             Queue::Short => pace + pace / 8,
             Queue::Fair => pace + pace / 64,
             Queue::Long => pace.min(through) - pace.min(through) / 8,
             Queue::VeryLong => pace.min(through) / 2,
         };
-        if wanted >= least {
-            self.futile_since = None;
-            return Some(wanted);
-        }
-        if now.saturating_duration_since(*self.futile_since.get_or_insert(now)) >= NOT_OURS_AFTER {
-            (self.futile_since, self.let_go_until, self.long_looks) = (None, now + LET_GO, 0);
+        self.futile = if wanted < least { self.futile + time } else { self.futile.saturating_sub(time) };
+        if self.futile >= NOT_OURS_AFTER {
+            self.let_go_until = now + LET_GO;
             return None;
         }
-        Some(least)
+        Some(wanted.max(least))
     }
 }
 

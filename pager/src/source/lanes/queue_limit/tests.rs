@@ -10,6 +10,7 @@ struct Link {
     queue: f64,
     out: f64,
     others: Duration,
+    deviation: Duration,
     now: Instant,
     limit: QueueLimit,
     longest: Duration,
@@ -17,8 +18,17 @@ struct Link {
 
 impl Link {
     fn new(rate: f64) -> Self {
-        let (now, others) = (Instant::now(), Duration::ZERO);
-        Self { rate, queue: 0.0, out: 0.0, others, now, limit: QueueLimit::new(now), longest: Duration::ZERO }
+        let (now, others, deviation) = (Instant::now(), Duration::ZERO, Duration::ZERO);
+        Self {
+            rate,
+            queue: 0.0,
+            out: 0.0,
+            others,
+            deviation,
+            now,
+            limit: QueueLimit::new(now),
+            longest: Duration::ZERO,
+        }
     }
 
     /// The sender offers so many bytes a second.
@@ -37,7 +47,8 @@ impl Link {
             self.longest = self.longest.max(rtt - BASE);
             if self.limit.is_due(self.now) {
                 let waits = offered > self.rate;
-                let look = Look { rtt, min_rtt: BASE, bytes_acked: self.out as u64, waits };
+                let (rtt_deviation, bytes_acked) = (self.deviation, self.out as u64);
+                let look = Look { rtt, rtt_deviation, min_rtt: BASE, bytes_acked, waits };
                 self.limit.look(self.now, look);
             }
         }
@@ -65,6 +76,22 @@ fn where_the_network_is_not_the_limit_there_is_no_pace() {
     link.others = Duration::from_millis(40);
     link.run(Duration::from_secs(2), 1e6);
     assert_eq!(link.limit.pace(), None);
+}
+
+#[test]
+fn jitter_of_the_path_is_no_queue() {
+    let began = Instant::now();
+    let paces = |deviation_ms| {
+        let mut limit = QueueLimit::new(began);
+        let rtt_deviation = Duration::from_millis(deviation_ms);
+        for number in 1..100 {
+            let look = Look { rtt: BASE * 11, rtt_deviation, min_rtt: BASE, bytes_acked: number * 10_000, waits: true };
+            limit.look(began + Duration::from_millis(10) * number as u32, look);
+        }
+        limit.pace().is_some()
+    };
+    assert!(!paces(3));
+    assert!(paces(1));
 }
 
 #[test]
