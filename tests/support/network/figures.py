@@ -14,9 +14,10 @@ from vmferry.v1.migrations_pb2 import Migration
 
 HEAD = """# Migrations over networks
 
-`make network-page` writes this page. Two daemons run in two network namespaces of one machine
-({machine}). An emulator ([emulator.c](../../tests/support/network/emulator.c)) joins them. Guests
-are threads of a process that touch all of their memory at random. First touch is the time from a
+`make network-page` writes this page. Two daemons run in two network namespaces of one machine:
+{machine}. An emulator
+([emulator.c](../../tests/support/network/emulator.c)) joins them. Guests are threads
+of a process that touch all of their memory at random. First touch is the time from a
 fault's event to its page, by the destination pager. RTT is the delay of the emulator, and the
 machine's own part comes on top. A hole is an outage of the network during the move.
 
