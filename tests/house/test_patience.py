@@ -32,6 +32,11 @@ def test_deadlines_are_patient(path: Path) -> None:
     assert not bare(text_of(path)), "write patient(SECONDS), from vmferry.demo.patience"
 
 
+@pytest.mark.parametrize("path", [path for path in TESTS if path.name != "conftest.py"], ids=str)
+def test_no_limit_of_a_test_is_multiplied_twice(path: Path) -> None:
+    assert "mark.timeout(" + "patient" not in text_of(path), "conftest.py multiplies the limit of every test"
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [

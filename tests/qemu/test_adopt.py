@@ -9,12 +9,11 @@ import pytest
 from tests.support.qemu import Hosts, Qemu, make_image, memory_options
 from tests.support.scenario.harness import unique
 from vmferry.client.refusal import ApiError
-from vmferry.demo.patience import patient
 from vmferry.v1 import machines_pb2
 from vmferry.v1.qemus_pb2 import QEMU_FINDING_WEIGHT_REFUSED
 from vmferry.vmm.qemu.command import destination_command
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(patient(240))]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
 async def test_a_qemu_is_adopted_by_request_and_again_by_the_next_daemon(

@@ -12,7 +12,7 @@ from vmferry.client.refusal import ApiError
 from vmferry.demo.patience import patient
 from vmferry.v1 import migrations_pb2 as mg
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(patient(240))]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 MACHINE = "pc-i440fx-7.2"
 WAITS = ("-S", "-incoming", "defer")

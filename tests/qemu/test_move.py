@@ -34,7 +34,7 @@ def program(request: pytest.FixtureRequest, version: str) -> Qemu:
     return found
 
 
-@pytest.mark.timeout(patient(240))
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("move", MOVES, ids="-".join)
 async def test_a_poisoned_guest_moves(
     request: pytest.FixtureRequest, hosts: Hosts, tmp_path: Path, move: tuple[str, ...]
@@ -66,7 +66,7 @@ async def test_a_poisoned_guest_moves(
     assert {error.gpa async for error in pair.away_api.memory_errors(vm)} == set(bad)
 
 
-@pytest.mark.timeout(patient(240))
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
 async def test_poison_goes_on_with_a_guest_that_moves_twice(
     request: pytest.FixtureRequest, hosts: Hosts, tmp_path: Path, version: str
