@@ -38,7 +38,7 @@ def test_pagers_outlive_the_daemon() -> None:
     assert service["KillMode"] == "process"
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert service["OOMPolicy"] == "continue"
-    assert {"CAP_SYS_PTRACE", "CAP_SYS_NICE"} <= set(service["CapabilityBoundingSet"].split())
+    assert {"CAP_SYS_PTRACE", "CAP_SYS_NICE", "CAP_KILL"} <= set(service["CapabilityBoundingSet"].split())
     assert "RestrictRealtime" not in service, "pager.real_time would do nothing"
     assert service["ProtectSystem"] == "strict"
 

@@ -15,10 +15,10 @@ import structlog
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.v1 import reach_pb2 as pb
-from vmferry.vmm.qemu.facts import AddedFd, MigrationInfo, StatusInfo
+from vmferry.vmm.qemu.facts import MigrationInfo, StatusInfo
 from vmferry.vmm.qemu.mark import Marks
 from vmferry.vmm.qemu.memory_link import attach, handover
-from vmferry.vmm.qemu.monitor import Monitor
+from vmferry.vmm.qemu.monitor import AddedFd, Monitor
 from vmferry.vmm.qemu.reach import Process, Reach, close_all
 from vmferry.vmm.qemu.survey import Survey, Surveyor
 from vmferry.vmm.session import VmmDeadlines
@@ -89,8 +89,7 @@ class Adopted:
 
     async def give_fd(self, fd: int) -> AddedFd:
         """The descriptor as a set of QEMU's, reached as /dev/fdset/N."""
-        answer = await self.monitor.ask_with_fd(fd, "add-fd", self.within_s, {"opaque": "vmferry"})
-        return AddedFd(int(answer["fdset-id"]), int(answer["fd"]))
+        return await self.monitor.add_fd(fd, "vmferry", self.within_s)
 
     async def take_fd_back(self, added: AddedFd) -> None:
         with suppress(VmferryError):
@@ -118,8 +117,20 @@ class Adopted:
             await self.ask("quit")
         except VmferryError as error:
             if error.reason is Reason.VMM_TIMEOUT:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self.process.pidfd, signal.SIGKILL)
+                self._kill()
+
+    def _kill(self) -> None:
+        """Raises: VmferryError VMM_REFUSED."""
+        try:
+            signal.pidfd_send_signal(self.process.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            raise VmferryError(
+                Reason.VMM_REFUSED,
+                f"QEMU of {self.vm} (pid {self.process.pid}) does not answer and cannot be killed: {error}.",
+                "End it by hand; vmferryd needs CAP_KILL for a QEMU of another user.",
+            ) from error
 
     def close(self) -> None:
         os.close(self.process.pidfd)

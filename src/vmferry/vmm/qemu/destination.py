@@ -56,7 +56,7 @@ class QemuDestination:
         try:
             _write(memory, state)
             os.lseek(memory, 0, os.SEEK_SET)
-            await qemu.monitor.ask_with_fd(memory, "getfd", qemu.within_s, {"fdname": STATE_FD})
+            await qemu.monitor.get_fd(memory, STATE_FD, qemu.within_s)
         finally:
             os.close(memory)
         await qemu.ask("migrate-incoming", qemu.deadlines.load_state_s, uri=f"fd:{STATE_FD}")
@@ -114,7 +114,7 @@ class QemuDestination:
         memory = ranges([(one.hva, one.region.size) for one in facts.memory])
         empty = pb.EmptyRequest(ranges=memory, discard=True, injection=injection)
         await qemu.reach.call(qemu.process, pb.ReachRequest(empty=empty))
-        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        device = _open_device()
         try:
             added = await qemu.give_fd(device)
         finally:
@@ -135,6 +135,16 @@ class QemuDestination:
         injection = pb.Injection(seccomp=pb.SECCOMP_POLICY_TRUST)
         request = pb.CloseUserfaultfdRequest(descriptor=mark.uffd, injection=injection)
         await self._qemu.reach.call(self._qemu.process, pb.ReachRequest(close_userfaultfd=request))
+
+
+def _open_device() -> int:
+    """Raises: VmferryError KERNEL_LACKS_FEATURE."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise VmferryError(
+            Reason.KERNEL_LACKS_FEATURE, f"{DEVICE} cannot be opened: {error}.", "Give vmferryd read and write access."
+        ) from error
 
 
 def _write(fd: int, data: bytes) -> None:

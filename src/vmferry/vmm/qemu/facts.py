@@ -86,11 +86,10 @@ class FdsetInfo(msgspec.Struct, frozen=True, rename="kebab"):
     fds: list[FdsetFd]
 
 
-class AddedFd(msgspec.Struct, frozen=True, rename="kebab"):
-    """Answer to `add-fd`; `fd` is the number in QEMU."""
+class MigrationParameters(msgspec.Struct, frozen=True, rename="kebab"):
+    """`query-migrate-parameters`."""
 
-    fdset_id: int
-    fd: int
+    max_bandwidth: int
 
 
 class QomProperty(msgspec.Struct, frozen=True):

@@ -68,7 +68,7 @@ class Marks:
         if mark is not None:
             nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                await self._monitor.ask_with_fd(nothing, "add-fd", self._within_s, {"opaque": mark.text})
+                await self._monitor.add_fd(nothing, mark.text, self._within_s)
             finally:
                 os.close(nothing)
         for number, _ in old:

@@ -22,6 +22,14 @@ from vmferry.errors import Reason, VmferryError
 
 Answer = TypeVar("Answer")
 
+
+class AddedFd(msgspec.Struct, frozen=True, rename="kebab"):
+    """Answer to `add-fd`; `fd` is the number in QEMU."""
+
+    fdset_id: int
+    fd: int
+
+
 CLOSE_S = 2.0
 """For a monitor that takes nothing more; then the socket is shut."""
 REMEDY = "Look at QEMU's log, and whether another program holds this monitor: it serves one client."
@@ -75,21 +83,23 @@ class Monitor:
         self, kind: type[Answer], command: str, within_s: float, arguments: Mapping[str, object] | None = None
     ) -> Answer:
         """The command's answer as a `kind`. Raises: VmferryError VMM_PROTOCOL if it is none."""
-        answer = await self.ask(command, within_s, arguments)
-        try:
-            return msgspec.convert(answer, kind)
-        except msgspec.ValidationError as error:
-            raise self._said(Reason.VMM_PROTOCOL, f"answered {command} with something else: {error}") from error
+        return self._converted(await self.ask(command, within_s, arguments), kind, command)
 
     async def human(self, line: str, within_s: float) -> str:
         """The text that the human monitor prints, its lines ended by a bare newline."""
         text = await self.ask_for(str, "human-monitor-command", within_s, {"command-line": line})
         return text.replace("\r\n", "\n")
 
-    async def ask_with_fd(
-        self, fd: int, command: str, within_s: float, arguments: Mapping[str, object] | None = None
-    ) -> Any:
-        """A command that takes a descriptor (`add-fd`, `getfd`). The caller keeps `fd`."""
+    async def add_fd(self, fd: int, opaque: str, within_s: float) -> AddedFd:
+        """Makes the descriptor a set of QEMU's. The caller keeps `fd`."""
+        answer = await self._ask_with_fd(fd, "add-fd", within_s, {"opaque": opaque})
+        return self._converted(answer, AddedFd, "add-fd")
+
+    async def get_fd(self, fd: int, name: str, within_s: float) -> None:
+        """Gives the descriptor a name in QEMU. The caller keeps `fd`."""
+        await self._ask_with_fd(fd, "getfd", within_s, {"fdname": name})
+
+    async def _ask_with_fd(self, fd: int, command: str, within_s: float, arguments: Mapping[str, object]) -> Any:
         async with self._passing:  # QEMU keeps the newest descriptor only
             try:
                 self._client.send_fd_scm(fd)
@@ -131,6 +141,12 @@ class Monitor:
                 await self._client.disconnect()
         finally:
             cut.cancel()
+
+    def _converted(self, answer: Any, kind: type[Answer], command: str) -> Answer:
+        try:
+            return msgspec.convert(answer, kind)
+        except msgspec.ValidationError as error:
+            raise self._said(Reason.VMM_PROTOCOL, f"answered {command} with something else: {error}") from error
 
     def _cut(self) -> None:
         with suppress(OSError):

@@ -18,7 +18,7 @@ from vmferry.errors import Reason, VmferryError
 from vmferry.v1 import reach_pb2 as pb
 from vmferry.vmm.qemu import stream
 from vmferry.vmm.qemu.adopted import Adopted, close_survey
-from vmferry.vmm.qemu.facts import Facts
+from vmferry.vmm.qemu.facts import Facts, MigrationParameters
 from vmferry.vmm.qemu.findings import refuse_if_any, source_findings
 from vmferry.vmm.qemu.mark import Mark
 from vmferry.vmm.qemu.memory_map import RamBlock, ram_blocks
@@ -147,12 +147,12 @@ class QemuSource:
     async def _migrate(self) -> bytes:
         qemu = self._qemu
         await qemu.set_capabilities({"x-ignore-shared": True})
-        parameters = await qemu.ask("query-migrate-parameters")
-        self._limit = int(parameters["max-bandwidth"])
+        parameters = await qemu.monitor.ask_for(MigrationParameters, "query-migrate-parameters", qemu.within_s)
+        self._limit = parameters.max_bandwidth
         await qemu.ask("migrate-set-parameters", **{"max-bandwidth": UNLIMITED})
         memory = os.memfd_create("vmferry-state", os.MFD_CLOEXEC)
         try:
-            await qemu.monitor.ask_with_fd(memory, "getfd", qemu.within_s, {"fdname": STATE_FD})
+            await qemu.monitor.get_fd(memory, STATE_FD, qemu.within_s)
             await qemu.ask("migrate", uri=f"fd:{STATE_FD}")
             await qemu.until_migrated(qemu.deadlines.save_state_s)
             await qemu.until_status("postmigrate", qemu.deadlines.save_state_s)  # before it `cont` does nothing

@@ -52,10 +52,7 @@ class Surveyor:
 
     async def process_id(self) -> int:
         """The process of the vCPUs: the peer of the monitor may be another one, which made the socket."""
-        cpus = await self._ask(list[f.CpuInfo], "query-cpus-fast")
-        if not cpus:
-            raise self._strange("has no vCPU")
-        thread = cpus[0].thread_id
+        thread = (await self._cpus())[0].thread_id
         try:
             status = Path(f"/proc/{thread}/status").read_text(errors="surrogateescape")  # noqa: ASYNC240 procfs does not block
         except OSError as error:
@@ -63,9 +60,16 @@ class Surveyor:
         found = re.search(r"^Tgid:\s+(\d+)$", status, re.MULTILINE)
         return int(found[1]) if found else thread
 
+    async def _cpus(self) -> list[f.CpuInfo]:
+        """At least one."""
+        cpus = await self._ask(list[f.CpuInfo], "query-cpus-fast")
+        if not cpus:
+            raise self._strange("has no vCPU")
+        return cpus
+
     async def machine(self) -> f.Machine:
         version = (await self._ask(f.VersionInfo, "query-version")).qemu
-        cpus = await self._ask(list[f.CpuInfo], "query-cpus-fast")
+        cpus = await self._cpus()
         machine_type = await self._qom(str, "/machine", "type")
         devices = [
             one

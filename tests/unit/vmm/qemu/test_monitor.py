@@ -15,7 +15,7 @@ import pytest
 
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
-from vmferry.vmm.qemu.monitor import Monitor
+from vmferry.vmm.qemu.monitor import AddedFd, Monitor
 
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\r\n'
@@ -231,7 +231,8 @@ async def test_the_end_of_the_connection_is_told(tmp_path: Path) -> None:
         await monitor.close()
 
 
-def test_a_descriptor_comes_before_its_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answered", [{"fdset-id": 3, "fd": 17}, {"fdset-id": 3}, {"fdset-id": "x"}, {}])
+def test_a_descriptor_comes_before_its_command(tmp_path: Path, answered: dict[str, object]) -> None:
     """A plain socket in a thread: asyncio drops descriptors."""
 
     def serve(listener: socket.socket) -> tuple[str, bytes]:
@@ -249,7 +250,7 @@ def test_a_descriptor_comes_before_its_command(tmp_path: Path) -> None:
             for fd in received:
                 os.close(fd)
             command = json.loads(data)
-            connection.sendall(json.dumps({"return": {"fdset-id": 3}, "id": command["id"]}).encode() + b"\n")
+            connection.sendall(json.dumps({"return": answered, "id": command["id"]}).encode() + b"\n")
             return str(command["execute"]), content
 
     async def main() -> None:
@@ -260,7 +261,12 @@ def test_a_descriptor_comes_before_its_command(tmp_path: Path) -> None:
         monitor = await Monitor.connect(tmp_path / "m", 5.0)
         fd = os.memfd_create("state")
         os.write(fd, b"the state")
-        assert await monitor.ask_with_fd(fd, "add-fd", 5.0, {"opaque": "x"}) == {"fdset-id": 3}
+        if "fd" in answered:
+            assert await monitor.add_fd(fd, "x", 5.0) == AddedFd(3, 17)
+        else:
+            with pytest.raises(VmferryError) as caught:
+                await monitor.add_fd(fd, "x", 5.0)
+            assert caught.value.reason is Reason.VMM_PROTOCOL
         assert os.fstat(fd).st_size == len(b"the state")
         os.close(fd)
         assert await served == ("add-fd", b"the state")
