@@ -11,6 +11,7 @@ from typing import Any
 
 from vmferry.aio.backoff import Backoff
 from vmferry.migration.timeouts import Timeouts
+from vmferry.model.memory import MemoryRoom
 from vmferry.ports import Clock, Pagers, Peers, Processors, Store, Vmms
 
 
@@ -71,6 +72,8 @@ class Environment:
     """Whether a VMM's process lives. A dead one will not connect again."""
     vmm_life: Callable[[int], str] = process_life
     """Tells a VMM's process from any other, also from a later one of its pid; "": it cannot be told."""
+    memory_room: Callable[[int], MemoryRoom | None] = lambda _: None
+    """The memory cgroup that limits a process; None: none does."""
     push_bytes_per_s: int = 0
     """The push limit of jobs that request none, bytes per second; 0: no limit."""
     processors: Processors = field(default_factory=UncheckedProcessors)

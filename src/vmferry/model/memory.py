@@ -88,3 +88,12 @@ def _region_problem(region: MemoryRegion, free_from: int) -> tuple[str, str] | N
     if region.gpa + region.size > ADDRESS_LIMIT:
         return "size", f"{region.size:#x} ends beyond 2^64"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRoom:
+    """A memory cgroup with a limit, and the bytes that its processes can still take."""
+
+    cgroup: str
+    limit: int
+    bytes: int

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from vmferry.migration.environment import Environment
 from vmferry.migration.service import MigrationService
 from vmferry.migration.timeouts import Timeouts
+from vmferry.model.memory import MemoryRoom
 from vmferry.model.migration import TERMINAL, Job
 from vmferry.testing.clock import ManualClock
 from vmferry.testing.pager import FakePagers
@@ -70,6 +71,8 @@ class FakeHost:
         self.service: MigrationService | None = None
         self.timeouts = TIMEOUTS
         """Read at the next start."""
+        self.memory_room: dict[int, MemoryRoom] = {}
+        """The limited processes by pid; this process is the daemon."""
         self.push_bytes_per_s = 0
         """The configured limit, read at the next start."""
         self._task: asyncio.Task[None] | None = None
@@ -130,6 +133,7 @@ class FakeHost:
             timeouts=self.timeouts,
             vmm_lives=lambda _: True,
             vmm_life=str,
+            memory_room=self.memory_room.get,
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,
         )

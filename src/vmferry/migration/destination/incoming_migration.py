@@ -15,6 +15,7 @@ from vmferry.ledger.merge import travel
 from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.layout import destination_layout
+from vmferry.migration.destination.room import check_room
 from vmferry.migration.environment import Environment
 from vmferry.migration.vmm_lookup import vmm_by_pid
 from vmferry.model.incoming import Wanted
@@ -140,6 +141,7 @@ class IncomingMigration:
         if vmm is None:
             raise no_vmm(self.record.vm)
         layout = destination_layout(layout, vmm.identity.memory)
+        check_room(self.record.vm, layout, held, vmm.identity.pid, self._environment.memory_room)
         self._vmm, self.pid = vmm, vmm.identity.pid
         self.life = self._environment.vmm_life(vmm.identity.pid)
         pager = self._pager = await self._environment.pagers.start(self.key, self.record.vm, False)
