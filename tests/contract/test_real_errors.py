@@ -188,11 +188,13 @@ async def test_a_bad_frame_of_a_page_that_the_vmm_maps_no_longer_is_poison(ahead
     await ahead.connect()
     await ahead.push()
     await ahead.event("all_present")
+    assert await ahead.vmm.touch(2) == expected(2)
+    frame = frame_at(ahead.vmm.process.pid, ahead.vmm.hva + 2 * PAGE)
     await ahead.vmm.advise(2, "dontneed")
-    fail_frame(frame_ahead(ahead, 2))
+    fail_frame(frame)
     assert await ahead.vmm.touch(2) == "sigbus"
-    (frame,) = ahead.vmm.frames
-    assert (frame["origin"], frame["severity"], frame["hva"]) == ("destination", "AR", ahead.vmm.hva + 2 * PAGE)
+    (told,) = ahead.vmm.frames
+    assert (told["origin"], told["severity"], told["hva"]) == ("destination", "AR", ahead.vmm.hva + 2 * PAGE)
     assert await ahead.vmm.touch(2) == "sigbus", "again: the page is reported once"
     assert len(ahead.vmm.frames) == 1
     await all_as_the_source_has_it(ahead, 2)
