@@ -39,12 +39,6 @@ class Row:
     limit: int = 0
     memory: int = MEMORY
     backing: str = "memfd"
-    fault: str = ""
-    """Why the row does not end well yet."""
-
-    @property
-    def marks(self) -> list[pytest.MarkDecorator]:
-        return [pytest.mark.xfail(reason=self.fault, strict=True)] if self.fault else []
 
 
 def rtt(milliseconds: float) -> Row:
@@ -52,8 +46,7 @@ def rtt(milliseconds: float) -> Row:
 
 
 def hole(seconds: float, direction: str = "both") -> Row:
-    fault = ""
-    return Row(SLOW_DEMAND, Hole(seconds, SLOW_DEMAND, direction), SLOW_PUSH, fault=fault)
+    return Row(SLOW_DEMAND, Hole(seconds, SLOW_DEMAND, direction), SLOW_PUSH)
 
 
 SHORT = {
@@ -82,8 +75,8 @@ LONG = {
 
 
 def rows() -> list[object]:
-    long = [pytest.param(name, row, id=name, marks=[pytest.mark.long, *row.marks]) for name, row in LONG.items()]
-    return [pytest.param(name, row, id=name, marks=row.marks) for name, row in SHORT.items()] + long
+    long = [pytest.param(name, row, id=name, marks=pytest.mark.long) for name, row in LONG.items()]
+    return [pytest.param(name, row, id=name) for name, row in SHORT.items()] + long
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -108,7 +101,6 @@ async def test_move_ends_well(pair: NetworkPair, figures: Figures, vm: str, row:
     assert problems(await course.judge(SETTLE_S)) == []
 
 
-@pytest.mark.long
 async def test_path_that_drops_full_packets_is_found_before_the_vm_stops(pair: NetworkPair):
     """Small packets pass, so calls between daemons do: the pages would be the first that do not."""
     vm = "mtu-hole"

@@ -162,6 +162,9 @@ static uint64_t through_bottleneck(struct direction *d, const struct conditions 
 }
 
 static void accept_packet(struct direction *d, const unsigned char *bytes, size_t length) {
+    /* A new device sends IPv6 by itself, at any time: it would take the numbers of others. */
+    if (bytes[0] >> 4 != 4)
+        return;
     struct conditions c = conditions_of(d);
     uint64_t number = d->number++, now = now_ns();
     /* Drawn for every packet, so that a condition that changes shifts no draw of another. */
