@@ -1,5 +1,6 @@
 //! Everything between a page fault and its resolution: one process for each VM that moves, on either side.
 
+#![cfg_attr(not(test), deny(unsafe_code))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod destination;
@@ -12,6 +13,7 @@ pub mod program;
 pub mod sched;
 pub mod server;
 pub mod source;
+#[allow(unsafe_code)]
 pub mod sys;
 pub mod tuning;
 pub mod vmm;

@@ -16,6 +16,7 @@ use crate::pager_error::{AttachError, PagerError};
 use crate::proto::pager_event::Event;
 use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEvent, PagerRole, PagerStatus};
 use crate::source::SourceServer;
+use crate::source::lanes::listener;
 use crate::sys::uffd_probe::probe;
 use crate::tuning::Tuning;
 use crate::vmm::attached_memory::AttachedMemory;
@@ -165,7 +166,7 @@ impl Pager {
             let outcome = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
                 runtime.block_on(async {
                     let listener = tokio::net::TcpListener::from_std(listener)?;
-                    serving.serve(grpc, listener, async { drop(stopped.await) }).await
+                    listener::accept(serving, grpc, listener, async { drop(stopped.await) }).await
                 })
             });
             if let Err(error) = outcome {

@@ -6,7 +6,7 @@
 mod rig;
 
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use vmferry_pager::sys::userfaultfd::Userfaultfd;
 use vmferry_pager::tuning::Tuning;
 
 /// Sends a message as a VMM and reads the answer until the pager closes.
-fn refused(socket: &Path, message: &[u8], fds: &[i32]) -> Value {
+fn refused(socket: &Path, message: &[u8], fds: &[BorrowedFd<'_>]) -> Value {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(*PATIENCE)).unwrap();
     fd_passing::send(&stream, message, fds).unwrap();
@@ -59,12 +59,12 @@ async fn bad_vmms_are_told_why_and_harm_nobody() {
     let bytes = good.to_string().into_bytes();
     // SAFETY: takes numbers; a new descriptor that nobody else owns.
     let blocking = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
-    let (u, f, s, e) = (uffd.as_raw_fd(), file.as_raw_fd(), short.as_raw_fd(), blocking.as_raw_fd());
+    let (u, f, s, e) = (uffd.as_fd(), file.as_fd(), short.as_fd(), blocking.as_fd());
     let mut with_doorbell = good.clone();
     with_doorbell["doorbell"] = json!(2);
     let with_doorbell = with_doorbell.to_string().into_bytes();
     let before = open_descriptors();
-    let cases: Vec<(&str, Vec<u8>, Vec<i32>)> = vec![
+    let cases: Vec<(&str, Vec<u8>, Vec<BorrowedFd<'_>>)> = vec![
         ("message", b"nonsense".to_vec(), vec![u]),
         ("message", bytes[..bytes.len() - 1].to_vec(), vec![u, f]),
         ("message", [bytes.clone(), b"x".to_vec()].concat(), vec![u, f]),
@@ -163,7 +163,7 @@ async fn memory_of_a_named_process_lives_as_long_as_the_process() {
          "offset": 0}]});
     let mut stream = UnixStream::connect(&socket).unwrap();
     stream.set_read_timeout(Some(*PATIENCE)).unwrap();
-    fd_passing::send(&stream, message.to_string().as_bytes(), &[process.as_raw_fd(), file.as_raw_fd()]).unwrap();
+    fd_passing::send(&stream, message.to_string().as_bytes(), &[process.as_fd(), file.as_fd()]).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let answer: Value = serde_json::from_slice(&answer[4..]).unwrap();

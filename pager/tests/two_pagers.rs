@@ -5,7 +5,7 @@
 mod rig;
 
 use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
@@ -50,7 +50,7 @@ async fn memory_moves_from_pager_to_pager() {
     let message =
         json!({"version": 1, "vm": "web-1", "role": "source", "pid": std::process::id(), "regions": [region]});
     let mut vmm = UnixStream::connect(directory.path().join("memory.sock")).unwrap();
-    fd_passing::send(&vmm, message.to_string().as_bytes(), &[guest.as_raw_fd()]).unwrap();
+    fd_passing::send(&vmm, message.to_string().as_bytes(), &[guest.as_fd()]).unwrap();
     let mut answer = [0; 4];
     vmm.read_exact(&mut answer).unwrap();
     let bad = MemoryError { gpa: 100 * PAGE, lsb: 12, guest_visible: true, ..MemoryError::default() };

@@ -158,12 +158,14 @@ impl FaultLoop {
         let urgent = self.link.urgent_fd().filter(|_| !self.stopped && !self.uffds.is_empty());
         let uffds = self.uffds.iter().map(|uffd| uffd.as_fd());
         let ready = wait_readable(once(self.doorbell.as_fd()).chain(uffds).chain(urgent), timeout);
-        if ready[0] {
+        let first_lane = 1 + self.uffds.len();
+        let (commands, uffds) = (ready.any(0..1), ready.any(1..first_lane));
+        let urgent = ready.any(first_lane..ready.count());
+        if commands {
             self.doorbell.answer();
         }
-        let (uffds, urgent) = ready[1..].split_at(self.uffds.len());
-        self.uffds_readable = uffds.contains(&true);
-        if urgent.contains(&true) {
+        self.uffds_readable = uffds;
+        if urgent {
             self.link.note_readable();
         }
     }

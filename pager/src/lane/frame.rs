@@ -65,7 +65,7 @@ pub enum FrameKind {
     Zero,
     /// Bad pages.
     Poison(PoisonInfo),
-    /// All that was lacking has been sent.
+    /// The lane has sent every page that was lacking.
     End,
     /// `count` bytes of text follow: why the source cannot continue.
     Failed,
@@ -113,7 +113,7 @@ impl FrameHeader {
         bytes
     }
 
-    /// From the lane. Whether the pages lie in the layout is not looked at.
+    /// From the lane. The caller checks that the pages lie in the layout.
     ///
     /// # Errors
     /// [`BadFrame`]: an unknown kind or origin, or a count that its kind cannot have.

@@ -1,4 +1,4 @@
-//! Pages on their way in.
+//! Runs of pages that travel on a lane.
 
 use crate::proto::ErrorOrigin;
 
@@ -23,7 +23,7 @@ pub enum LaneKind {
 }
 
 impl LaneKind {
-    /// How a page with data that came on it counts.
+    /// How a page with data from such a lane counts.
     pub fn arrival(self) -> Arrival {
         match self {
             Self::Urgent => Arrival::Demand,

@@ -1,30 +1,30 @@
-//! Whether to look again and again for a while, or to sleep at once: a sleeping thread takes tens of microseconds to
-//! wake, a spinning one takes a core from somebody. Spinning is tried as long as it finds something often enough.
+//! Decides whether a thread polls for a while before it sleeps. A sleeping thread wakes slowly, and a spinning one takes a CPU
+//! from another thread. So a thread spins as long as spinning finds work often enough. Pure.
 
 use std::time::{Duration, Instant};
 
 /// Out of 256: below it spinning is tried only at intervals.
 const MIN_HIT_RATE: u32 = 64;
-/// One try of so many, where it was not worth it.
+/// One wait of this many is tried where spinning found nothing.
 const RETRY_EVERY: u32 = 16;
 
-/// The time to spin, and how often that found something of late.
+/// The longest spin, and the recent hit rate.
 #[derive(Debug)]
 pub struct AdaptiveSpin {
     longest: Duration,
-    /// Of 256, moving by an eighth.
+    /// Hit rate of 256; each wait moves it by an eighth.
     found: u32,
     tries: u32,
     since: Option<Instant>,
 }
 
 impl AdaptiveSpin {
-    /// Zero: never.
+    /// Spins for at most `longest`; zero: never.
     pub fn new(longest: Duration) -> Self {
         Self { longest, found: 256, tries: 0, since: None }
     }
 
-    /// Nothing was there: whether to look again at once.
+    /// A look found nothing. Returns whether to look again at once.
     pub fn should_spin(&mut self, now: Instant) -> bool {
         let since = match self.since {
             Some(since) => since,
@@ -44,7 +44,7 @@ impl AdaptiveSpin {
         false
     }
 
-    /// Something was there.
+    /// A look found work.
     pub fn found_work(&mut self) {
         if self.since.take().is_some() {
             self.found += (256 - self.found) / 8;

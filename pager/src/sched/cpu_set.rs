@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use rustix::thread::{CpuSet as KernelSet, sched_getaffinity, sched_setaffinity};
+
 /// CPUs by number, e.g. `2-3,7`; none: anywhere.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CpuSet(Vec<usize>);
@@ -14,14 +16,8 @@ impl CpuSet {
 
     /// All CPUs that the calling thread may run on (sched_getaffinity(2)); none where that cannot be told.
     pub fn allowed() -> Self {
-        // SAFETY: a zeroed set is an empty one.
-        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-        // SAFETY: the kernel fills a set of the size that is said; 0 is the calling thread.
-        if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
-            return Self::default();
-        }
-        // SAFETY: numbers below CPU_SETSIZE.
-        Self((0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
+        let Ok(set) = sched_getaffinity(None) else { return Self::default() };
+        Self((0..KernelSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
     }
 
     /// Without one; none where that leaves none.
@@ -39,15 +35,10 @@ impl CpuSet {
         if self.0.is_empty() {
             return;
         }
-        // SAFETY: a zeroed set is an empty one.
-        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-        for cpu in &self.0 {
-            // SAFETY: parsing has checked that the number is below CPU_SETSIZE.
-            unsafe { libc::CPU_SET(*cpu, &mut set) };
-        }
-        // SAFETY: a set of the size that is said; 0 is the calling thread.
-        if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } != 0 {
-            tracing::warn!(cpus = ?self.0, error = %std::io::Error::last_os_error(), "thread.not_placed");
+        let mut set = KernelSet::new();
+        self.0.iter().for_each(|cpu| set.set(*cpu));
+        if let Err(error) = sched_setaffinity(None, &set) {
+            tracing::warn!(cpus = ?self.0, %error, "thread.not_placed");
         }
     }
 }
@@ -56,7 +47,7 @@ impl CpuSet {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CpuSetError {
     /// A part is not the number of a CPU.
-    #[error("{0:?} is no CPU of 0 to {last}", last = libc::CPU_SETSIZE - 1)]
+    #[error("{0:?} is no CPU of 0 to {last}", last = KernelSet::MAX_CPU - 1)]
     NoCpu(String),
     /// A range is in descending order.
     #[error("{0:?} ends before it begins")]
@@ -68,7 +59,7 @@ impl FromStr for CpuSet {
 
     fn from_str(text: &str) -> Result<Self, CpuSetError> {
         let number = |part: &str| match part.trim().parse::<usize>() {
-            Ok(cpu) if cpu < libc::CPU_SETSIZE as usize => Ok(cpu),
+            Ok(cpu) if cpu < KernelSet::MAX_CPU => Ok(cpu),
             _ => Err(CpuSetError::NoCpu(part.to_owned())),
         };
         let mut cpus = Vec::new();

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Processor's time that the calling thread has had.
 pub fn thread_time() -> Duration {
-    time_of(libc::CLOCK_THREAD_CPUTIME_ID)
+    time_of(ClockId::ThreadCPUTime)
 }
 
 /// Processor's time that all threads of this process have had.
 pub fn process_time() -> Duration {
-    time_of(libc::CLOCK_PROCESS_CPUTIME_ID)
+    time_of(ClockId::ProcessCPUTime)
 }
 
 /// How long the calling thread has waited for a processor (`run_delay` in /proc/thread-self/schedstat,
@@ -27,9 +29,6 @@ pub fn host_idle() -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
-fn time_of(clock: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: room for one; these clocks are always there.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+fn time_of(clock: ClockId) -> Duration {
+    clock_gettime(clock).try_into().unwrap_or_default()
 }

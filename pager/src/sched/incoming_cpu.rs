@@ -1,47 +1,48 @@
-//! Keeps the thread of an urgent lane on the CPU on which its connection's packets are received: that one is awake when an ask
-//! comes, and any other would have to be woken, or leave what it does.
+//! Keeps the thread of an urgent lane on the CPU that receives its connection's packets (`SO_INCOMING_CPU`). That CPU is awake
+//! when a request arrives; any other would have to wake first, or leave its work.
 
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::socket_incoming_cpu;
 
 use crate::sched::cpu_set::CpuSet;
 use crate::sched::cpu_time::{host_idle, process_time, thread_time, thread_waited};
 use crate::sched::push_load::PushLoad;
 
-/// One ask of so many is looked at: what comes behind an answer may hold up who waits for it.
+/// One request of this many is sampled: work behind a reply may delay the thread that waits for it.
 const SAMPLE_EVERY: u32 = 4;
-/// It moves once so many of those in a row have come by way of another CPU.
+/// It moves once this many samples in a row came by another CPU.
 const MOVE_AFTER: u32 = 8;
-/// How often it is looked whether it is worth it.
+/// How often it checks whether CPUs are crowded.
 const CROWDING_POLL: Duration = Duration::from_millis(200);
-/// It is not, where the thread waited for a CPU for so many percent of the time.
+/// CPUs are crowded if the thread waited for one this large a part of the time, in percent.
 const MAX_WAIT_PERCENT: u128 = 20;
-/// Nor where all CPUs of the host together were idle for less than so many percent of one: then each has enough to do.
+/// They are crowded too if all of them together were idle for less than this part of one CPU, in percent.
 const MIN_IDLE_PERCENT: u128 = 10;
-/// For so long it is not tried again then.
+/// How long it runs anywhere once CPUs are crowded.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Where the calling thread runs: beside a light push where its packets come, unless others want that CPU; else anywhere.
+/// Places the calling thread: during a light push on the CPU of its packets, unless CPUs are crowded; else anywhere.
 #[derive(Debug)]
 pub struct FollowIncomingCpu {
     allowed: CpuSet,
     at: Option<usize>,
-    /// Asks since one was looked at.
+    /// Requests since the last sample.
     passed: u32,
-    /// By which CPU the last of those came, and how many of them.
+    /// CPU of the last sample, and how many in a row came by it.
     latest: (usize, u32),
-    /// Work of the other threads of this process.
+    /// The load of the other threads of this process.
     push: PushLoad,
     checked: Instant,
     waited: Duration,
     idle: Duration,
-    /// From then on; none: the push is heavy.
+    /// When it may follow again; `None`: the push is heavy.
     follow_from: Option<Instant>,
 }
 
 impl FollowIncomingCpu {
-    /// Of the calling thread.
+    /// Follows for the calling thread.
     pub fn new(now: Instant) -> Self {
         Self::begin(now, thread_waited(), others_worked(), host_idle())
     }
@@ -61,7 +62,7 @@ impl FollowIncomingCpu {
         }
     }
 
-    /// An ask that came on this lane is answered.
+    /// A request of this lane was answered.
     pub fn step(&mut self, lane: &TcpStream) {
         self.passed += 1;
         if self.passed < SAMPLE_EVERY {
@@ -112,13 +113,9 @@ fn others_worked() -> Duration {
     process_time().saturating_sub(thread_time())
 }
 
-/// The CPU on which the kernel received what came last on a connection (socket(7), `SO_INCOMING_CPU`).
+/// The CPU that received the last packet of a connection (socket(7), `SO_INCOMING_CPU`).
 fn incoming_cpu(lane: &TcpStream) -> Option<usize> {
-    let (mut cpu, mut size) = (-1, size_of::<libc::c_int>() as libc::socklen_t);
-    let (level, what, value) = (libc::SOL_SOCKET, libc::SO_INCOMING_CPU, (&raw mut cpu).cast());
-    // SAFETY: room for an int, of the size that is said.
-    let told = unsafe { libc::getsockopt(lane.as_raw_fd(), level, what, value, &raw mut size) } == 0;
-    usize::try_from(cpu).ok().filter(|_| told)
+    socket_incoming_cpu(lane).ok().and_then(|cpu| usize::try_from(cpu).ok())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Whether a push is heavy: pure.
+//! Decides whether a push is heavy. Pure.
 //!
 //! A heavy push leaves no core idle: a thread that wakes waits for one, unless it is real-time. During a light push (a
 //! limit, or a slow network) cores sleep, and a wake-up takes longer than the rest of a fault: spinning is then better.

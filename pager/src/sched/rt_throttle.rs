@@ -11,7 +11,7 @@ pub const PAUSE: Duration = Duration::from_micros(150);
 const RUN_TIME: Duration = Duration::from_micros(500);
 /// The same while it does not fault: other threads may need the core all the same.
 const RUN_TIME_QUIET_GUEST: Duration = Duration::from_millis(2);
-/// A guest that has not faulted for so long is quiet.
+/// A guest without a fault for this long is quiet.
 const QUIET_AFTER: Duration = Duration::from_millis(20);
 
 /// The work of a lane since its last pause.

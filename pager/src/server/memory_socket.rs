@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::destination;
@@ -66,7 +65,7 @@ pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_wit
     loop {
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
-            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
                 tracing::error!(%error, "pager.accept_failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -144,8 +143,7 @@ async fn end_of(stream: UnixStream, process: Option<OwnedFd>) -> String {
 
 /// Waits until a process ends: its pidfd becomes readable then (pidfd_open(2)).
 async fn ended(process: OwnedFd) -> io::Result<()> {
-    // SAFETY: the value owns the descriptor, which is open as long as it.
-    let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }?;
+    let process = fd_passing::watch_readable(process)?;
     process.readable().await.map(|mut ready| ready.retain_ready())
 }
 
@@ -251,8 +249,7 @@ fn notifier(stream: &UnixStream, doorbell: Option<Doorbell>) -> io::Result<VmmNo
 /// Reads and drops whatever still comes, until the end of the connection. It wakes for nothing else: when a frame to the VMM
 /// is read there is room to write, which nobody here waits for, and a vCPU may wait for the core.
 async fn hung_up(stream: UnixStream) -> io::Result<()> {
-    // SAFETY: the socket is open and the same as long as the value that owns it.
-    let stream = unsafe { AsyncFd::register_with_interest(stream.into_std()?, Interest::READABLE) }?;
+    let stream = fd_passing::watch_readable(stream.into_std()?)?;
     let mut buffer = [0; 4096];
     while stream.async_io(Interest::READABLE, |stream| fd_passing::receive(stream, &mut buffer)).await?.bytes > 0 {}
     Ok(())

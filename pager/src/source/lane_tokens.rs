@@ -41,9 +41,9 @@ impl LaneTokens {
 
 fn random() -> std::io::Result<LaneToken> {
     let mut token = LaneToken::default();
-    // SAFETY: the kernel writes at most the token; so few bytes come whole (getrandom(2)).
-    let n = unsafe { libc::getrandom(token.as_mut_ptr().cast(), token.len(), 0) };
-    if n == token.len() as isize { Ok(token) } else { Err(std::io::Error::last_os_error()) }
+    // So few bytes come whole (getrandom(2)).
+    rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
+    Ok(token)
 }
 
 /// Compares in a time that does not depend on where they differ.

@@ -9,21 +9,17 @@
 //! then on for ever. Nothing is read unless the VM is frozen: a running VM's memory would be torn.
 
 mod lane_tokens;
-mod lanes;
+pub mod lanes;
 pub mod memory;
 mod poison_map;
 pub mod push_order;
 pub mod rate_limit;
 mod sent_pages;
 
-use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio::net::TcpListener;
-use tonic::service::Routes;
 
 use crate::lane::frame::LaneToken;
 use crate::layout::PAGE_SIZE;
@@ -273,14 +269,6 @@ impl SourceServer {
     /// Pages of 4 KiB and bytes of contents served so far.
     pub fn served(&self) -> (u64, u64) {
         (self.0.pages_served.load(Ordering::Relaxed), self.0.bytes_served.load(Ordering::Relaxed))
-    }
-
-    /// Accepts lanes until `stop`; each gets a thread of its own. HTTP/2 connections to the same port are served by `grpc`.
-    ///
-    /// # Errors
-    /// The listener fails for good.
-    pub async fn serve(self, grpc: Routes, listener: TcpListener, stop: impl Future<Output = ()>) -> io::Result<()> {
-        lanes::listener::accept(self, grpc, listener, stop).await
     }
 
     fn checked(&self, asked: PageRun) -> Result<PageRun, SourceError> {

@@ -69,9 +69,9 @@ fn serve(server: &SourceServer) -> String {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listener = TcpListener::from_std(listener).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let grpc = crate::server::pages_service::routes(server.clone());
-            server.serve(grpc, listener, std::future::pending()).await.unwrap();
+            lanes::listener::accept(server, grpc, listener, std::future::pending()).await.unwrap();
         });
     });
     address

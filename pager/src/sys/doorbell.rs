@@ -1,11 +1,14 @@
 //! Wakes a thread that waits in poll(2): eventfd(2).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::OFlags;
 
 use crate::sys::fd_passing;
 
-/// Rings until it is answered.
+/// An eventfd: readable from a ring until it is answered.
 #[derive(Debug)]
 pub struct Doorbell(OwnedFd);
 
@@ -26,28 +29,16 @@ impl AsFd for Doorbell {
     }
 }
 
-impl AsRawFd for Doorbell {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 impl Doorbell {
-    /// Silent.
+    /// Makes a silent one.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// eventfd(2).
     pub fn new() -> io::Result<Self> {
-        // SAFETY: takes numbers only; returns a descriptor or -1.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// One that somebody else made, and waits for.
+    /// Takes one that another process made, and waits for.
     ///
     /// # Errors
     /// [`DoorbellError`].
@@ -55,24 +46,20 @@ impl Doorbell {
         if !fd_passing::opened_on(&fd).is_ok_and(|what| what.as_os_str() == "anon_inode:[eventfd]") {
             return Err(DoorbellError::NoEventfd);
         }
-        if !fd_passing::flags(&fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0) {
+        if !fd_passing::flags(&fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK)) {
             return Err(DoorbellError::Blocks);
         }
         Ok(Self(fd))
     }
 
-    /// Rings.
+    /// Rings. It fails only where it rings 2^64 times already.
     pub fn ring(&self) {
-        let one = 1u64;
-        // SAFETY: eight bytes, as an eventfd wants. It fails only where it rings 2^64 times already.
-        unsafe { libc::write(self.as_raw_fd(), (&raw const one).cast(), 8) };
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Silent again, until the next ring. Whether it rang.
+    /// Silences it until the next ring; returns whether it rang.
     pub fn answer(&self) -> bool {
-        let mut rings = 0u64;
-        // SAFETY: room for eight bytes. `EAGAIN` where it did not ring.
-        unsafe { libc::read(self.as_raw_fd(), (&raw mut rings).cast(), 8) == 8 }
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok_and(|bytes| bytes == 8)
     }
 }
 

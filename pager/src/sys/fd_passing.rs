@@ -1,17 +1,26 @@
-//! Bytes and descriptors over a unix stream socket: `sendmsg`, `recvmsg` with `SCM_RIGHTS` (unix(7)); and what a received
-//! one is.
+//! Bytes and descriptors over a unix stream socket: `sendmsg`, `recvmsg` with `SCM_RIGHTS` (unix(7)).
 
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+
+use rustix::cmsg_space;
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Most descriptors that the kernel passes in one message (`SCM_MAX_FD`).
 const MAX_PASSED: usize = 253;
 
-/// What one `recvmsg` gave.
+/// The result of one `recvmsg`.
 #[derive(Debug)]
 pub struct Received {
-    /// Bytes; 0 at the end of the stream.
+    /// Number of bytes; 0 at the end of the stream.
     pub bytes: usize,
     /// Closed when dropped, so a refused message leaks none.
     pub descriptors: Vec<OwnedFd>,
@@ -19,90 +28,41 @@ pub struct Received {
     pub truncated: bool,
 }
 
-/// Room for the control data of [`MAX_PASSED`] descriptors, aligned as `cmsghdr` wants.
-type ControlBuffer = [u64; 160];
-
 /// Receives once.
 ///
 /// # Errors
-/// What the kernel said; `WouldBlock` on a non-blocking socket with nothing to read.
-pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut control: ControlBuffer = [0; 160];
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: msghdr is plain data; zero is valid for each field.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = &mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = std::mem::size_of::<ControlBuffer>();
-    // SAFETY: every pointer in the header is to a live buffer of the length given.
-    let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
-    let Ok(bytes) = usize::try_from(bytes) else { return Err(io::Error::last_os_error()) };
-    let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
-    Ok(Received { bytes, descriptors: owned(&message), truncated })
-}
-
-fn owned(message: &libc::msghdr) -> Vec<OwnedFd> {
+/// recvmsg(2); `WouldBlock` on a non-blocking socket with nothing to read.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut descriptors = Vec::new();
-    // SAFETY: recvmsg filled the header; the CMSG macros stay within its control buffer.
-    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
-    // SAFETY: null or a valid header, as the macros promise.
-    while let Some(control) = unsafe { header.as_ref() } {
-        if control.cmsg_level == libc::SOL_SOCKET && control.cmsg_type == libc::SCM_RIGHTS {
-            // SAFETY: the data of this header follows it; CMSG_LEN(0) is the header's own size.
-            let (data, bytes) = unsafe { (libc::CMSG_DATA(control), control.cmsg_len - libc::CMSG_LEN(0) as usize) };
-            for at in 0..bytes / std::mem::size_of::<RawFd>() {
-                // SAFETY: within the data; descriptors need not be aligned.
-                let fd = unsafe { data.cast::<RawFd>().add(at).read_unaligned() };
-                // SAFETY: the kernel made it for us and nobody else knows of it.
-                descriptors.push(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            descriptors.extend(rights);
         }
-        // SAFETY: as CMSG_FIRSTHDR.
-        header = unsafe { libc::CMSG_NXTHDR(message, control) };
     }
-    descriptors
+    Ok(Received { bytes: message.bytes, descriptors, truncated: message.flags.contains(ReturnFlags::CTRUNC) })
 }
 
 /// Sends bytes with descriptors in one `sendmsg`.
 ///
 /// # Errors
-/// What the kernel said; `InvalidInput` for more descriptors than it passes in one message; `WriteZero` if it took
-/// only a part of the bytes.
-pub fn send(socket: &impl AsRawFd, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
-    if descriptors.len() > MAX_PASSED {
+/// sendmsg(2); `InvalidInput` for more descriptors than the kernel passes in one message; `WriteZero` if it took only a part
+/// of the bytes.
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut control: ControlBuffer = [0; 160];
-    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: msghdr is plain data; zero is valid for each field.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = &mut part;
-    message.msg_iovlen = 1;
-    if !descriptors.is_empty() {
-        let size = std::mem::size_of_val(descriptors) as u32;
-        message.msg_control = control.as_mut_ptr().cast();
-        // SAFETY: computes a size.
-        message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
-        // SAFETY: the buffer holds CMSG_SPACE of 253 descriptors, and at most so many are written.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(&message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
-            let data = libc::CMSG_DATA(header).cast::<RawFd>();
-            std::ptr::copy_nonoverlapping(descriptors.as_ptr(), data, descriptors.len());
-        }
-    }
-    // SAFETY: every pointer in the header is to a live buffer of the length given.
-    match usize::try_from(unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) }) {
-        Err(_) => Err(io::Error::last_os_error()),
-        Ok(sent) if sent < bytes.len() => Err(io::ErrorKind::WriteZero.into()),
-        Ok(_) => Ok(()),
+    match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)? {
+        sent if sent < bytes.len() => Err(io::ErrorKind::WriteZero.into()),
+        _ => Ok(()),
     }
 }
 
-/// What a descriptor is open on, as `/proc/self/fd` names it, e.g. `anon_inode:[eventfd]`.
+/// The object on which a descriptor is open, as `/proc/self/fd` names it, e.g. `anon_inode:[eventfd]`.
 ///
 /// # Errors
 /// readlink(2).
@@ -110,14 +70,20 @@ pub fn opened_on(fd: &OwnedFd) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// The status flags with which it is open (fcntl(2), `F_GETFL`).
+/// The status flags with which a descriptor is open (fcntl(2), `F_GETFL`).
 ///
 /// # Errors
-/// What the kernel said.
-pub fn flags(fd: &OwnedFd) -> io::Result<libc::c_int> {
-    // SAFETY: no memory is passed.
-    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } {
-        -1 => Err(io::Error::last_os_error()),
-        flags => Ok(flags),
-    }
+/// fcntl(2).
+pub fn flags(fd: &OwnedFd) -> io::Result<OFlags> {
+    Ok(fcntl_getfl(fd)?)
+}
+
+/// Watches a descriptor on the calling runtime for bytes to read, and for nothing else. The sockets of tokio wake their task for
+/// room to write as well.
+///
+/// # Errors
+/// epoll_ctl(2).
+pub fn watch_readable<T: AsFd + AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: a value that lends its descriptor keeps it open, and the result owns the value.
+    Ok(unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }?)
 }

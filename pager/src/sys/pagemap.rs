@@ -1,4 +1,4 @@
-//! `/proc/PID/pagemap`: what the VMM's page tables hold for a page (Documentation/admin-guide/mm/pagemap.rst).
+//! `/proc/PID/pagemap`: the VMM's page tables (Documentation/admin-guide/mm/pagemap.rst).
 
 use std::fs::File;
 use std::io;
@@ -6,14 +6,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use crate::layout::{Hva, PAGE_SIZE};
+use crate::sys::other_process;
 
-/// `ioctl(2)` of a pagemap, Linux 6.7. It tells of hugetlb pages, of whose markers a read entry tells nothing.
+/// `ioctl(2)` of a pagemap, Linux 6.7. It shows markers of hugetlb pages, which entries do not.
 const PAGEMAP_SCAN: u64 = 0xC060_6610;
 /// Of `PAGEMAP_SCAN`: an entry that is present.
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 /// Of `PAGEMAP_SCAN`: an entry that is not present and not empty.
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
-/// Ranges that one scan tells at most; the next goes on behind them.
+/// Most ranges of one scan; the next scan begins behind them.
 const RANGES_A_SCAN: usize = 16;
 
 /// `struct pm_scan_arg`.
@@ -72,10 +73,10 @@ pub enum PagemapError {
     },
 }
 
-/// What one entry says.
+/// One entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entry {
-    /// Nothing was ever put there, or nothing is mapped there.
+pub enum Entry {
+    /// Nothing was ever there, or nothing is mapped there.
     Empty,
     /// A poison marker.
     PoisonMarker,
@@ -104,10 +105,10 @@ pub struct Pagemap {
 }
 
 impl Pagemap {
-    /// Of a region that begins at `hva`.
+    /// Opens those of a region that begins at `hva`.
     ///
     /// # Errors
-    /// The process is gone, or its page tables are not to be seen (proc_pid_pagemap(5): `PTRACE_MODE_READ`).
+    /// The process is gone, or its page tables are hidden (proc_pid_pagemap(5): `PTRACE_MODE_READ`).
     pub fn open(pid: u32, hva: Hva, page_size: u64) -> Result<Self, PagemapError> {
         match File::open(format!("/proc/{pid}/pagemap")) {
             Ok(file) => Ok(Self { file, pid, hva, page_size }),
@@ -126,12 +127,12 @@ impl Pagemap {
     }
 
     /// Whether entries can be read: not those of huge pages.
-    pub(crate) fn has_entries(&self) -> bool {
+    pub fn has_entries(&self) -> bool {
         self.page_size == PAGE_SIZE
     }
 
     /// For each of `count` pages from `page` on, whether a poison marker is there.
-    pub(crate) fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, PagemapError> {
+    pub fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, PagemapError> {
         if self.has_entries() {
             return Ok(self.entries(page, count)?.into_iter().map(|entry| entry == Entry::PoisonMarker).collect());
         }
@@ -142,7 +143,7 @@ impl Pagemap {
             let (found, walked) =
                 match self.scan(from, end.next_multiple_of(self.page_size), PAGE_IS_SWAPPED, &mut ranges) {
                     Ok(scanned) => scanned,
-                    // An older kernel: it has no poison on hugetlb either, or nobody can tell.
+                    // An older kernel: it has no poison on hugetlb either, or cannot show it.
                     Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
                         return Ok(markers);
                     }
@@ -166,14 +167,14 @@ impl Pagemap {
         Ok(markers)
     }
 
-    /// Whether a poison marker may be on one of `count` pages from `page` on. Sooner told than which it is.
-    pub(crate) fn may_have_markers(&self, page: u64, count: u64) -> bool {
+    /// Whether a poison marker may be on one of `count` pages from `page` on. Faster than finding which.
+    pub fn may_have_markers(&self, page: u64, count: u64) -> bool {
         let (from, to, mut room) = (self.address(page), self.address(page + count), [PageRegion::default()]);
         self.scan(from, to, PAGE_IS_SWAPPED, &mut room).map_or(true, |(found, _)| !found.is_empty())
     }
 
     /// Whether all of `count` pages from `page` on are present.
-    pub(crate) fn are_present(&self, page: u64, count: u64) -> bool {
+    pub fn are_present(&self, page: u64, count: u64) -> bool {
         let (from, to, mut room) = (self.address(page), self.address(page + count), [PageRegion::default()]);
         let found = self.scan(from, to, PAGE_IS_PRESENT, &mut room);
         found.is_ok_and(|(found, _)| found.iter().any(|range| (range.start, range.end) == (from, to)))
@@ -208,7 +209,7 @@ impl Pagemap {
     }
 
     /// The entries of `count` pages of 4 KiB from `page` on.
-    pub(crate) fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, PagemapError> {
+    pub fn entries(&self, page: u64, count: u64) -> Result<Vec<Entry>, PagemapError> {
         let mut raw = vec![0u8; (count * 8) as usize];
         let offset = (self.hva.0 / PAGE_SIZE + page) * 8;
         match self.file.read_exact_at(&mut raw, offset) {
@@ -224,14 +225,9 @@ impl Pagemap {
     }
 }
 
-/// Whether a byte of a process gives `EFAULT`: a marker does, a page that is being migrated is waited for.
-pub(crate) fn cannot_be_read(pid: u32, at: u64) -> bool {
-    let mut byte = 0u8;
-    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };
-    // SAFETY: room for one byte; `remote` is an address in another process.
-    let n = unsafe { libc::process_vm_readv(pid as libc::pid_t, &local, 1, &remote, 1, 0) };
-    n < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+/// Whether a byte of a process gives `EFAULT`: a marker does; a page that the kernel is moving does not, since the read waits.
+pub fn cannot_be_read(pid: u32, at: u64) -> bool {
+    other_process::read(pid, Hva(at), &mut [0]).is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
 }
 
 #[cfg(test)]

@@ -1,16 +1,32 @@
 //! Waits for descriptors (poll(2)).
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Waits until a descriptor can be read, or `timeout` is over; `None` waits for ever. Returns whether each of them is ready.
-/// An error or a hang-up counts as ready, since the next read tells of it.
-pub fn wait_readable<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>, timeout: Option<Duration>) -> Vec<bool> {
+/// The descriptors of one wait, each ready or not. An error or a hang-up counts as ready, since the next read reports it.
+#[derive(Debug)]
+pub struct Ready<'a>(Vec<PollFd<'a>>);
+
+impl Ready<'_> {
+    /// Number of descriptors.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether one of these is ready.
+    pub fn any(&self, numbers: Range<usize>) -> bool {
+        self.0[numbers].iter().any(|fd| !fd.revents().is_empty())
+    }
+}
+
+/// Waits until a descriptor can be read, or `timeout` is over; `None` waits for ever.
+pub fn wait_readable<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>, timeout: Option<Duration>) -> Ready<'a> {
     let mut all: Vec<_> = fds.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
     wait(&mut all, timeout);
-    all.iter().map(|fd| !fd.revents().is_empty()).collect()
+    Ready(all)
 }
 
 /// Waits until a descriptor can be written, or `timeout` is over; whether it can.

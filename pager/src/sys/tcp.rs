@@ -123,5 +123,14 @@ pub fn set_interactive(socket: &impl AsRawFd) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_PRIORITY, 6 as libc::c_int)
 }
 
+/// Wakes a thread that sleeps on the socket once this many bytes lie unread, or the peer closes it (`SO_RCVLOWAT`).
+///
+/// # Errors
+/// The kernel's error.
+pub fn set_receive_low_water(socket: &impl AsRawFd, bytes: u64) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
+}
+
 #[cfg(test)]
 mod tests;

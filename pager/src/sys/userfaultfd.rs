@@ -1,9 +1,9 @@
-//! The userfaultfd ABI (`linux/userfaultfd.h`, ioctl_userfaultfd(2)), and what each of its errors means here.
+//! The userfaultfd ABI (`linux/userfaultfd.h`, ioctl_userfaultfd(2)), and the meaning of each error.
 //!
-//! | errno | outcome | what the pager does |
+//! | errno | outcome | the pager |
 //! |---|---|---|
-//! | `EEXIST` | [`Stop::AlreadyPresent`] | the page at `done` is there: it counts as installed (POISON: as marked); wake it, go on behind it |
-//! | `EAGAIN`, bytes done | none: the call goes on at `start + done` | |
+//! | `EEXIST` | [`Stop::AlreadyPresent`] | the page at `done` is there: it counts as installed (POISON: as marked); wake it, continue behind it |
+//! | `EAGAIN`, bytes done | none: the call continues at `start + done` | |
 //! | `EAGAIN`, nothing done | [`Stop::Changing`] | fork, mremap or madvise is under way in the VMM: read events, then try again |
 //! | `ENOENT` | [`Stop::NotRegistered`] | the range is no longer registered or mapped: the VMM gave it back |
 //! | `ESRCH` | [`Stop::ProcessGone`] | the VMM's address space is gone: nothing left to serve |
@@ -37,19 +37,19 @@ pub const MAX_EVENTS_A_READ: usize = 64;
 
 /// Features of `UFFDIO_API` that the pager knows by name.
 pub mod feature {
-    /// `fork` of the VMM is told.
+    /// Reports `fork` of the VMM.
     pub const EVENT_FORK: u64 = 1 << 1;
-    /// `mremap` of the VMM is told.
+    /// Reports `mremap` of the VMM.
     pub const EVENT_REMAP: u64 = 1 << 2;
-    /// `madvise(MADV_DONTNEED | MADV_REMOVE)` of the VMM is told.
+    /// Reports `madvise(MADV_DONTNEED | MADV_REMOVE)` of the VMM.
     pub const EVENT_REMOVE: u64 = 1 << 3;
     /// Missing faults on hugetlb.
     pub const MISSING_HUGETLBFS: u64 = 1 << 4;
     /// Missing faults on shared memory.
     pub const MISSING_SHMEM: u64 = 1 << 5;
-    /// `munmap` of the VMM is told.
+    /// Reports `munmap` of the VMM.
     pub const EVENT_UNMAP: u64 = 1 << 6;
-    /// A fault says which thread waits.
+    /// A fault names the thread that waits.
     pub const THREAD_ID: u64 = 1 << 8;
     /// Minor faults on hugetlb, Linux 5.13.
     pub const MINOR_HUGETLBFS: u64 = 1 << 9;
@@ -205,19 +205,15 @@ impl Userfaultfd {
             let message = format!("descriptor is {}, not a userfaultfd", link.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let flags = fd_passing::flags(&fd)? | libc::O_NONBLOCK;
-        // SAFETY: fcntl on a descriptor that we own; only O_NONBLOCK is added.
-        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        rustix::fs::fcntl_setfl(&fd, fd_passing::flags(&fd)? | rustix::fs::OFlags::NONBLOCK)?;
         Ok(Self { fd })
     }
 
-    /// Makes a userfaultfd for this process (for probing, and for VMMs that use this crate). It also tells of
-    /// faults in kernel mode, so it needs CAP_SYS_PTRACE, `vm.unprivileged_userfaultfd=1`, or `/dev/userfaultfd`.
+    /// Makes a userfaultfd for this process, for probes and tests. It also reports faults in kernel mode, so it needs
+    /// `CAP_SYS_PTRACE`, `vm.unprivileged_userfaultfd=1`, or `/dev/userfaultfd`.
     ///
     /// # Errors
-    /// What the kernel said to the last of these ways.
+    /// The error of the last of these ways.
     pub fn create() -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         // SAFETY: userfaultfd(2) takes flags only and returns a descriptor or -1.
@@ -236,10 +232,10 @@ impl Userfaultfd {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// Another descriptor of the same.
+    /// Another descriptor of the same userfaultfd.
     ///
     /// # Errors
-    /// None is free.
+    /// No descriptor is free.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { fd: self.fd.try_clone()? })
     }
@@ -249,7 +245,7 @@ impl Userfaultfd {
         self.fd
     }
 
-    /// `UFFDIO_API`: asks for features and returns those that the kernel has. Once a descriptor.
+    /// `UFFDIO_API`: requests features and returns those that the kernel has. Once a descriptor.
     ///
     /// # Errors
     /// `EINVAL`: a feature that this kernel lacks, or asked before.
@@ -262,27 +258,27 @@ impl Userfaultfd {
     /// `UFFDIO_REGISTER` for missing faults.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// ioctl_userfaultfd(2).
     pub fn register(&self, start: Hva, size: u64) -> io::Result<()> {
         self.ioctl(UFFDIO_REGISTER, &mut [start.0, size, REGISTER_MODE_MISSING, 0])
     }
 
-    /// `UFFDIO_REGISTER` for missing and minor faults: also a page that the file behind the mapping holds, but the
-    /// mapping does not, is told of. A range that this descriptor has registered already is changed to that.
+    /// `UFFDIO_REGISTER` for missing and minor faults: a minor fault is one on a page that the file behind the mapping holds,
+    /// and the mapping does not. It changes a range that this descriptor has registered already.
     ///
     /// # Errors
-    /// What the kernel said; `Unsupported` if it cannot CONTINUE there.
+    /// ioctl_userfaultfd(2); `Unsupported` if the kernel cannot CONTINUE there.
     pub fn register_minor(&self, start: Hva, size: u64) -> io::Result<()> {
         let mut register = [start.0, size, REGISTER_MODE_MISSING | REGISTER_MODE_MINOR, 0];
         self.ioctl(UFFDIO_REGISTER, &mut register)?;
         if register[3] & IOCTL_CONTINUE == 0 { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
     }
 
-    /// `UFFDIO_UNREGISTER`; wakes who waits there. A page that has not arrived would read as zeros, and be seen as it
-    /// comes: never while one may be touched.
+    /// `UFFDIO_UNREGISTER`; wakes the threads that wait there. A page that has not arrived would then read as zeros, so no page
+    /// of the range may be missing.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// ioctl_userfaultfd(2).
     pub fn unregister(&self, start: Hva, size: u64) -> io::Result<()> {
         self.ioctl(UFFDIO_UNREGISTER, &mut [start.0, size])
     }
@@ -290,7 +286,7 @@ impl Userfaultfd {
     /// `UFFDIO_WAKE`: threads that wait in the range try again.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// ioctl_userfaultfd(2).
     pub fn wake(&self, start: Hva, size: u64) -> io::Result<()> {
         self.ioctl(UFFDIO_WAKE, &mut [start.0, size])
     }
@@ -305,8 +301,8 @@ impl Userfaultfd {
         })
     }
 
-    /// `UFFDIO_CONTINUE` and wake: maps pages that the file behind the mapping holds already (`EFAULT` where it does
-    /// not). Over a poison marker it would succeed and un-poison: only for claimed pages.
+    /// `UFFDIO_CONTINUE` and wake: maps pages that the file behind the mapping holds already; `EFAULT` where it does not. Over a
+    /// poison marker it would succeed and un-poison: only for claimed pages.
     pub fn map(&self, start: Hva, size: u64) -> Progress {
         self.over_range(size, |done| {
             let mut map = [start.0 + done, size - done, 0, 0];
@@ -330,7 +326,7 @@ impl Userfaultfd {
         })
     }
 
-    /// Repeats a range ioctl, which says in a signed field how many bytes it did, until the end or a stop.
+    /// Repeats a range ioctl until the end or a stop. The ioctl reports in a signed field how many bytes it did.
     fn over_range(&self, size: u64, mut once: impl FnMut(u64) -> (io::Result<()>, u64)) -> Progress {
         let mut done = 0;
         while done < size {
@@ -353,10 +349,10 @@ impl Userfaultfd {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Reads the events that are there, at most 64; empty when there are none.
+    /// Reads the events that are there, at most [`MAX_EVENTS_A_READ`]; none is no error.
     ///
     /// # Errors
-    /// What `read` said, but for `EAGAIN` and `EINTR`.
+    /// read(2), but for `EAGAIN` and `EINTR`.
     pub fn read_events(&self) -> io::Result<Vec<UffdEvent>> {
         let mut buffer = [0u8; MESSAGE_BYTES * MAX_EVENTS_A_READ];
         // SAFETY: the buffer is as long as said.

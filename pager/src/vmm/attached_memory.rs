@@ -11,22 +11,22 @@ pub struct AttachedMemory {
     pub vmm_pid: u32,
     /// The attached memory.
     pub layout: MemoryLayout,
-    /// Where each region of the layout is.
+    /// The place of each region of the layout.
     pub regions: Vec<AttachedRegion>,
     /// The VMM's userfaultfds; a source has none.
     pub uffds: Vec<OwnedFd>,
-    /// After the end its regions of 4 KiB pages are to be made of huge ones.
+    /// Its regions of 4 KiB pages are to be made of huge ones after the end.
     pub collapse: bool,
 }
 
-/// Where one region is.
+/// The place of one region.
 #[derive(Debug)]
 pub struct AttachedRegion {
     /// First byte in the VMM's address space.
     pub hva: Hva,
     /// The file behind it, where the backing is one.
     pub file: Option<AttachedFile>,
-    /// With which of the userfaultfds it is registered, on a destination.
+    /// Index of the userfaultfd that it is registered with, on a destination.
     pub uffd: Option<usize>,
 }
 
@@ -40,10 +40,10 @@ pub struct AttachedFile {
 }
 
 impl AttachedFile {
-    /// Another descriptor of the same.
+    /// Another descriptor of the same file.
     ///
     /// # Errors
-    /// None is free.
+    /// No descriptor is free.
     pub fn try_clone(&self) -> std::io::Result<Self> {
         Ok(Self { fd: self.fd.try_clone()?, offset: self.offset })
     }

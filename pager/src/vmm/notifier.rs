@@ -4,7 +4,6 @@
 //! has, but is itself woken behind the vCPU: to wake a sleeping thread takes longer than all else that a poisoned page needs.
 
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use serde::Serialize;
 
 use crate::proto::{MemoryErrorEvent, Severity};
 use crate::sys::doorbell::Doorbell;
+use crate::sys::poll::wait_writable;
 
 /// A VMM that does not read for so long is taken as not told. A vCPU waits meanwhile.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -118,9 +118,6 @@ impl VmmNotifier {
     }
 
     fn writable_before(&self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-        let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-        // SAFETY: one pollfd.
-        unsafe { libc::poll(&mut poll, 1, i32::try_from(left).unwrap_or(0)) == 1 }
+        wait_writable(&self.socket, deadline.saturating_duration_since(Instant::now()))
     }
 }

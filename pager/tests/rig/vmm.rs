@@ -1,7 +1,7 @@
 //! A VMM of the test's own: memory with a userfaultfd, attached on the memory socket.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
@@ -74,10 +74,10 @@ impl Vmm {
         uffd.register(Hva(base), size).unwrap();
         let mut region = json!({"gpa": 0, "base_host_virt_addr": base, "size": size, "page_size": PAGE});
         let doorbell = Doorbell::new().unwrap();
-        let mut fds = vec![uffd.as_raw_fd(), doorbell.as_raw_fd()];
+        let mut fds = vec![uffd.as_fd(), doorbell.as_fd()];
         match &file {
             Some(file) => {
-                fds.push(file.as_raw_fd());
+                fds.push(file.as_fd());
                 region["backing"] = json!("memfd");
                 region["fd"] = json!(2);
                 region["offset"] = json!(0);

@@ -3,7 +3,7 @@
 use std::io;
 use std::iter::once;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +16,7 @@ use crate::lane::MAX_FRAME_PAGES;
 use crate::layout::PAGE_SIZE;
 use crate::layout::page_run::LaneKind;
 use crate::sys::poll::wait_readable;
+use crate::sys::tcp::set_receive_low_water;
 use crate::sys::userfaultfd::Stop;
 use crate::tuning::Tuning;
 
@@ -126,10 +127,9 @@ fn wait(receiver: &LaneReceiver) -> Duration {
 /// as much as many pages (socket(7), `SO_RCVLOWAT`). Less than that is found after [`RECV_POLL`]. Where it cannot be set every
 /// segment wakes.
 fn wake_seldom(stream: &TcpStream) {
-    let bytes = (FRAMES_A_WAKE * MAX_FRAME_PAGES * PAGE_SIZE) as libc::c_int;
-    let (value, size) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: an int of the size that is said.
-    unsafe { libc::setsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, size) };
+    if let Err(error) = set_receive_low_water(stream, FRAMES_A_WAKE * MAX_FRAME_PAGES * PAGE_SIZE) {
+        tracing::debug!(%error, "lane.wakes_often");
+    }
 }
 
 #[cfg(test)]

@@ -3,4 +3,5 @@
 pub mod bulk_lane;
 pub mod bulk_lanes;
 pub mod bulk_thread;
+#[allow(unsafe_code)]
 pub mod receiver;

@@ -12,6 +12,8 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use rustix::io::ioctl_fionread;
+
 use crate::destination::pages::resolver::OutsideLayout;
 use crate::destination::pages::shared_pages::SharedPages;
 use crate::lane::MAX_FRAME_PAGES;
@@ -307,10 +309,7 @@ impl LaneReceiver {
 
     /// Bytes that have come and were not received (tcp(7), `SIOCINQ`); 0 where that is not known.
     fn queued(&self) -> usize {
-        let mut bytes: libc::c_int = 0;
-        // SAFETY: an int to write to.
-        let after_pages_without_data = unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-        usize::try_from(bytes).ok().filter(|_| after_pages_without_data == 0).unwrap_or(0)
+        ioctl_fionread(&self.stream).map_or(0, |bytes| bytes as usize)
     }
 
     /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it.

@@ -8,9 +8,10 @@
 //! Bytes in a file are written over once more where a page is still INSTALLING when a pager dies, so it is PRESENT before
 //! the guest can see it, and write to it. COPY does both at once, and harms no page that is there.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
+
+use rustix::io::{Errno, pwrite};
 
 use crate::destination::memory::receive_mapping::ReceiveMapping;
 use crate::destination::memory::vmm_mappings::{Mapping, VmmMappings};
@@ -253,20 +254,16 @@ fn first_run(bits: u64) -> Option<(u64, u64)> {
 fn write(file: &AttachedFile, mut at: u64, mut bytes: &[u8]) -> Result<(), Stop> {
     let mut replaced = None;
     while !bytes.is_empty() {
-        // SAFETY: the kernel reads at most `bytes`.
-        let n = unsafe { libc::pwrite(file.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as libc::off_t) };
-        match usize::try_from(n) {
+        match pwrite(&file.fd, bytes, at) {
             Ok(n) => (bytes, at) = (&bytes[n..], at + n as u64),
-            Err(_) => match std::io::Error::last_os_error().raw_os_error().unwrap_or(0) {
-                libc::EINTR => {}
-                libc::ENOMEM | libc::ENOSPC => return Err(Stop::NoMemory),
-                // All before the bad page was written.
-                libc::EIO if replaced.replace(at) != Some(at) => {
-                    tracing::warn!(offset = at, "pager.bad_frame_replaced");
-                    punch_hole(&file.fd, at, PAGE_SIZE).map_err(|_| BAD_FRAME)?;
-                }
-                errno => return Err(Stop::Refused(errno)),
-            },
+            Err(Errno::INTR) => {}
+            Err(Errno::NOMEM | Errno::NOSPC) => return Err(Stop::NoMemory),
+            // All before the bad page was written.
+            Err(Errno::IO) if replaced.replace(at) != Some(at) => {
+                tracing::warn!(offset = at, "pager.bad_frame_replaced");
+                punch_hole(&file.fd, at, PAGE_SIZE).map_err(|_| BAD_FRAME)?;
+            }
+            Err(error) => return Err(Stop::Refused(error.raw_os_error())),
         }
     }
     Ok(())

@@ -1,9 +1,9 @@
 //! Huge pages for memory that came in pieces of 4 KiB: `MADV_COLLAPSE` in the VMM, after the end.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::layout::{HUGE_PAGE_SIZE, Hva};
+use crate::sys::other_process;
 
 /// Collapses what it can of a range of a process into huge pages; returns for how many bytes that was done. Parts that
 /// cannot be (poisoned, swapped, no memory) stay as they are.
@@ -12,29 +12,17 @@ use crate::layout::{HUGE_PAGE_SIZE, Hva};
 /// The process is gone, or may not be advised (`EPERM`: process_madvise(2) wants `CAP_SYS_NICE` and `PTRACE_MODE_READ`),
 /// or the kernel does not know how (`EINVAL`).
 pub fn collapse(pid: u32, start: Hva, size: u64) -> io::Result<u64> {
-    // SAFETY: takes numbers only; returns a descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    let process = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let process = other_process::open(pid)?;
     let (mut at, end) = (start.0.next_multiple_of(HUGE_PAGE_SIZE), (start.0 + size) / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE);
     let mut done = 0;
     while at < end {
-        let range = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: HUGE_PAGE_SIZE as usize };
-        // SAFETY: the range is the other process's; its contents do not change.
-        let n = unsafe {
-            libc::syscall(libc::SYS_process_madvise, process.as_raw_fd(), &raw const range, 1, libc::MADV_COLLAPSE, 0)
-        };
-        if n > 0 {
-            done += HUGE_PAGE_SIZE;
-        } else {
-            let error = io::Error::last_os_error();
-            // EAGAIN, EBUSY, ENOMEM: this one cannot be, now. EINVAL: a poisoned or registered part, or no such advice.
-            if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EPERM | libc::ENOSYS)) {
+        match other_process::collapse(&process, Hva(at), HUGE_PAGE_SIZE) {
+            Ok(()) => done += HUGE_PAGE_SIZE,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EPERM | libc::ENOSYS)) => {
                 return Err(error);
             }
+            // EAGAIN, EBUSY, ENOMEM: this one cannot be, now. EINVAL: a poisoned or registered part, or no such advice.
+            Err(_) => {}
         }
         at += HUGE_PAGE_SIZE;
     }

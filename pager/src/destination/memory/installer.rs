@@ -14,6 +14,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
 use crate::destination::memory::claim::{BAD_FRAME, Claim, InstallMethod};
 use crate::destination::memory::huge_page_staging::HugePageStaging;
 use crate::destination::memory::preallocate::PreallocateTarget;
@@ -423,7 +425,7 @@ impl Installer {
 
 /// Whether a descriptor was opened for writing.
 fn is_writable(fd: &OwnedFd) -> bool {
-    fd_passing::flags(fd).is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDWR)
+    fd_passing::flags(fd).is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::RDWR)
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 //! to be made by moving what else lies there, and a host that is a virtual machine itself may have to ask for them.
 
 use std::io;
-use std::os::fd::AsRawFd;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
 
 use crate::destination::memory::huge_page_policy::HugePagePolicy;
 use crate::destination::memory::receive_mapping::ReceiveMapping;
@@ -204,17 +206,7 @@ impl<'a> PreparedRegion<'a> {
 
 /// fallocate(2), which says what is lacking.
 fn reserve(file: &AttachedFile, at: u64, size: u64) -> io::Result<()> {
-    let (fd, from) = (file.fd.as_raw_fd(), file.offset + at);
-    loop {
-        // SAFETY: no memory is passed.
-        if unsafe { libc::fallocate(fd, 0, from as libc::off_t, size as libc::off_t) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    Ok(retry_on_intr(|| fallocate(&file.fd, FallocateFlags::empty(), file.offset + at, size))?)
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 //! It lies in the VM's runtime directory (a tmpfs), so it outlives the pager. The header names the layout it was
 //! made for; a file made for another layout is refused, never reinterpreted.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::layout::{Backing, MemoryLayout};
+use crate::sys::atomic_mapping::AtomicMapping;
 
 const HEADER: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"vmfpages");
@@ -65,14 +64,10 @@ pub enum PageFileError {
 /// The mapped file.
 #[derive(Debug)]
 pub struct PageFile {
-    base: NonNull<u8>,
-    /// Of the states, behind the header.
-    bytes: usize,
+    /// The header, then the states.
+    mapping: AtomicMapping,
     path: PathBuf,
 }
-
-// SAFETY: the mapping belongs to this value alone and every access goes through atomics.
-unsafe impl Send for PageFile {}
 
 impl PageFile {
     /// Opens the file, or makes it with every byte 0. The flag tells whether it was there already.
@@ -91,7 +86,8 @@ impl PageFile {
         if file.metadata().map_err(failed)?.len() != HEADER as u64 + state_bytes(pages) {
             return Err(foreign("has the size of another layout"));
         }
-        let map = Self::map(&file, state_bytes(pages) as usize, path).map_err(failed)?;
+        let mapping = AtomicMapping::new(&file, HEADER + state_bytes(pages) as usize).map_err(failed)?;
+        let map = Self { mapping, path: path.to_path_buf() };
         if map.word(Word::Magic).load(Ordering::Acquire) != MAGIC {
             return Err(foreign("is not a page table"));
         }
@@ -104,35 +100,19 @@ impl PageFile {
         Ok((map, existed))
     }
 
-    fn map(file: &File, bytes: usize, path: &Path) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new shared mapping of a file of exactly this length; no existing mapping is replaced.
-        let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), HEADER + bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
-        Ok(Self { base, bytes, path: path.to_path_buf() })
-    }
-
     /// Half a byte a page: the even one of two pages in the low half.
     pub fn states(&self) -> &[AtomicU8] {
-        // SAFETY: `bytes` bytes after the header are mapped for the life of self; AtomicU8 has the layout of u8.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(HEADER).cast(), self.bytes) }
+        &self.mapping.bytes()[HEADER..]
     }
 
     /// The same, 16 pages at a time, but for the last few.
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the states begin at a page of memory, so they are aligned; the words end within them.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(HEADER).cast(), self.bytes / 8) }
+        &self.mapping.words()[HEADER / size_of::<AtomicU64>()..]
     }
 
     /// A word of the header.
     pub fn word(&self, word: Word) -> &AtomicU64 {
-        // SAFETY: the header is mapped for the life of self, page-aligned, and `word` lies in it.
-        unsafe { &*self.base.as_ptr().cast::<AtomicU64>().add(word as usize) }
+        &self.mapping.words()[word as usize]
     }
 
     /// Removes the file: the VM that it described is gone, or needs it no longer.
@@ -144,13 +124,6 @@ impl PageFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
-    }
-}
-
-impl Drop for PageFile {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `map` with this length, and no reference to it outlives self.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), HEADER + self.bytes) };
     }
 }
 

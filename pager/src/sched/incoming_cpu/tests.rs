@@ -14,7 +14,7 @@ struct Course {
 impl Course {
     fn with_two_cpus(check: impl FnOnce(Self) + Send + 'static) {
         let allowed = CpuSet::allowed();
-        let mut numbers = (0..libc::CPU_SETSIZE as usize).filter(|cpu| allowed.only(*cpu) != CpuSet::default());
+        let mut numbers = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.only(*cpu) != CpuSet::default());
         let (Some(first), Some(second)) = (numbers.next(), numbers.next()) else {
             return eprintln!("skipped: only one CPU");
         };

@@ -1,8 +1,4 @@
-/// Policy, without its flags, and nice value of the calling thread.
-fn class_of_thread() -> (i32, i32) {
-    // SAFETY: no memory is passed.
-    unsafe { (libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK, libc::getpriority(libc::PRIO_PROCESS, 0)) }
-}
+use crate::sys::scheduling::current as class_of_thread;
 
 #[test]
 fn a_thread_runs_at_once_where_it_may_and_those_that_it_starts_do_not() {

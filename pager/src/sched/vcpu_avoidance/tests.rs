@@ -1,13 +1,16 @@
 use super::*;
 
+fn own_tid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
+}
+
 #[test]
 fn it_is_known_where_a_thread_runs() {
     let allowed = CpuSet::allowed();
     std::thread::spawn(move || {
         for only in CpuSet::each_allowed() {
             only.pin();
-            // SAFETY: takes and gives plain numbers.
-            let (thread, cpu) = unsafe { (libc::gettid() as u32, libc::sched_getcpu() as usize) };
+            let (thread, cpu) = (own_tid(), rustix::thread::sched_getcpu());
             assert_eq!(cpu_of(std::process::id(), thread), Some(cpu));
             assert_ne!(allowed.without(cpu), allowed);
         }
@@ -30,8 +33,7 @@ fn the_cpu_of_a_vcpu_is_left_to_it() {
             let at = each[cpu].clone();
             let other = std::thread::spawn(move || {
                 at.pin();
-                // SAFETY: gives a number.
-                vcpu.0.send(unsafe { libc::gettid() } as u32).unwrap();
+                vcpu.0.send(own_tid()).unwrap();
                 let _ = end.1.recv();
             });
             avoidance.step(start + AFFINITY_POLL * n as u32, vcpu.1.recv().unwrap());
@@ -42,8 +44,7 @@ fn the_cpu_of_a_vcpu_is_left_to_it() {
         }
         avoidance.step(start + AFFINITY_POLL * 9, u32::MAX);
         assert_eq!(CpuSet::each_allowed(), each, "it may be anywhere again");
-        // SAFETY: gives a number.
-        avoidance.step(start + AFFINITY_POLL * 20, unsafe { libc::gettid() } as u32);
+        avoidance.step(start + AFFINITY_POLL * 20, own_tid());
         assert_eq!(CpuSet::each_allowed().len(), each.len() - 1);
         avoidance.end();
         assert_eq!(CpuSet::each_allowed(), each);

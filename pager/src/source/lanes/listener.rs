@@ -49,7 +49,11 @@ enum Refused {
 
 static NEXT_LANE: AtomicU64 = AtomicU64::new(1);
 
-pub(in crate::source) async fn accept(
+/// Accepts lanes until `stop`; each gets a thread of its own. HTTP/2 connections to the same port are served by `grpc`.
+///
+/// # Errors
+/// The listener fails for good.
+pub async fn accept(
     server: SourceServer,
     grpc: Routes,
     listener: TcpListener,

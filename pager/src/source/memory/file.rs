@@ -4,6 +4,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use super::full_blocks::FullBlocks;
 use super::huge_page_errors::HugePageErrors;
@@ -96,28 +100,31 @@ impl FileReader {
     /// one the kernel walks through the whole rest of the file.
     fn read_unmarked(&self, first: u64, end: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
         // A hole among so few pages is read as fast as it is found.
-        let data = if end - first <= SMALL_READ { first } else { self.seek(first, end, libc::SEEK_DATA)? };
+        let data = if end - first <= SMALL_READ { first } else { self.next_data(first, end)? };
         runs.push(Found::Zero(data - first));
         self.read_data(data, end, pages_of(buffer, first, data, end), runs)
     }
 
-    /// The first page of `[page, end)` that has data in it (`SEEK_DATA`) or is wholly in a hole (`SEEK_HOLE`), or `end`.
-    fn seek(&self, page: u64, end: u64, what: libc::c_int) -> Result<u64, ReadError> {
+    /// The first page of `[page, end)` that has data in it, or `end`. A file system that knows no holes has data everywhere.
+    fn next_data(&self, page: u64, end: u64) -> Result<u64, ReadError> {
         let from = self.offset + page * PAGE_SIZE;
-        // SAFETY: no memory is passed.
-        let at = unsafe { libc::lseek(self.fd.as_raw_fd(), from as libc::off_t, what) };
-        if at >= 0 {
-            let bytes = (at as u64).saturating_sub(self.offset);
-            let page = if what == libc::SEEK_DATA { bytes / PAGE_SIZE } else { bytes.div_ceil(PAGE_SIZE) };
-            return Ok(page.min(end));
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
+        match seek(&self.fd, SeekFrom::Data(from)) {
+            Ok(at) => Ok((at.saturating_sub(self.offset) / PAGE_SIZE).min(end)),
             // Nothing from here to the end of the file, which must not end before the pages do.
-            Some(libc::ENXIO) => self.check_length(end).map(|()| end),
-            // A file system that does not know holes.
-            Some(libc::EINVAL) => Ok(if what == libc::SEEK_DATA { page } else { end }),
-            _ => Err(self.failed("lseek", from, error)),
+            Err(Errno::NXIO) => self.check_length(end).map(|()| end),
+            Err(Errno::INVAL) => Ok(page),
+            Err(error) => Err(self.failed("lseek", from, error.into())),
+        }
+    }
+
+    /// The first page of `[page, end)` that is wholly in a hole, or `end`.
+    fn next_hole(&self, page: u64, end: u64) -> Result<u64, ReadError> {
+        let from = self.offset + page * PAGE_SIZE;
+        match seek(&self.fd, SeekFrom::Hole(from)) {
+            Ok(at) => Ok(at.saturating_sub(self.offset).div_ceil(PAGE_SIZE).min(end)),
+            Err(Errno::NXIO) => self.check_length(end).map(|()| end),
+            Err(Errno::INVAL) => Ok(end),
+            Err(error) => Err(self.failed("lseek", from, error.into())),
         }
     }
 
@@ -149,9 +156,7 @@ impl FileReader {
     }
 
     fn pread(&self, from: u64, into: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: the kernel writes at most `into`.
-        let n = unsafe { libc::pread(self.fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), from as libc::off_t) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        self.fd.read_at(into, from)
     }
 
     /// Half-open runs of pages that are no holes.
@@ -159,11 +164,11 @@ impl FileReader {
         let mut runs = Vec::new();
         let mut page = 0;
         while page < self.pages {
-            let from = self.seek(page, self.pages, libc::SEEK_DATA)?;
+            let from = self.next_data(page, self.pages)?;
             if from == self.pages {
                 break;
             }
-            page = self.seek(from, self.pages, libc::SEEK_HOLE)?.max(from + 1);
+            page = self.next_hole(from, self.pages)?.max(from + 1);
             runs.push((from, page));
         }
         Ok(runs)

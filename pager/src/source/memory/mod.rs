@@ -17,6 +17,7 @@ mod file;
 mod full_blocks;
 mod huge_page_errors;
 mod process;
+#[allow(unsafe_code)]
 mod read_mapping;
 
 use std::io;

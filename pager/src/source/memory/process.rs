@@ -6,6 +6,7 @@ use super::full_blocks::FullBlocks;
 use super::{Found, ReadError, Runs, SMALL_READ, fill_buffer, pages_of};
 use crate::layout::PAGE_SIZE;
 use crate::layout::{Hva, Region};
+use crate::sys::other_process;
 use crate::sys::pagemap::{Entry, Pagemap};
 
 /// Page table entries that are read at once.
@@ -155,11 +156,7 @@ impl ProcessReader {
 
     /// One `process_vm_readv(2)`: bytes read, possibly fewer than asked.
     fn readv(&self, from: u64, into: &mut [u8]) -> io::Result<usize> {
-        let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-        let remote = libc::iovec { iov_base: from as *mut libc::c_void, iov_len: into.len() };
-        // SAFETY: the kernel writes at most `into`; `remote` is an address in another process.
-        let n = unsafe { libc::process_vm_readv(self.pid as libc::pid_t, &local, 1, &remote, 1, 0) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        other_process::read(self.pid, Hva(from), into)
     }
 
     fn failed(&self, hva: u64, source: io::Error) -> ReadError {

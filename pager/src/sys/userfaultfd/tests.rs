@@ -112,7 +112,7 @@ fn a_process_that_is_gone_is_esrch() {
         drop(ours);
         let sent = Userfaultfd::create().and_then(|uffd| {
             uffd.enable(0)?;
-            crate::sys::fd_passing::send(&theirs, b"u", &[uffd.as_raw_fd()])
+            crate::sys::fd_passing::send(&theirs, b"u", &[uffd.as_fd()])
         });
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(i32::from(sent.is_err())) };

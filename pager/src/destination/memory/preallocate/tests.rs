@@ -1,3 +1,5 @@
+use std::os::fd::AsRawFd;
+
 use super::*;
 use crate::proto;
 use crate::sys::memfd::memfd;
