@@ -162,7 +162,7 @@ impl SourceServer {
     /// [`SourceError::Memory`] if it cannot be read; [`SourceError::Frozen`].
     pub fn attach(&self, memory: AttachedMemory) -> Result<(), SourceError> {
         let memory = Arc::new(GuestMemory::new(memory)?);
-        let (ahead, lane_cpus) = (Arc::downgrade(&memory), self.0.tuning.lane_cpus.clone());
+        let ahead = Arc::downgrade(&memory);
         {
             let frozen = lock(&self.0.frozen);
             if *frozen {
@@ -170,31 +170,51 @@ impl SourceServer {
             }
             *lock(&self.0.memory) = Some(memory);
         }
-        let map_ahead = move || {
-            priority::batch();
-            lane_cpus.pin();
+        self.in_background("map-ahead", move || {
             if let Some(memory) = ahead.upgrade() {
                 // Until nobody else has it.
                 memory.map_ahead(|| Arc::strong_count(&memory) > 1);
             }
-        };
-        if let Err(error) = std::thread::Builder::new().name("map-ahead".into()).spawn(map_ahead) {
-            tracing::info!(%error, "pager.not_mapped_ahead");
-        }
+        });
         Ok(())
     }
 
-    /// The vCPUs are stopped: the source serves pages from now on.
+    /// Runs what makes the source faster or safer on a thread of the bulk lanes' kind; without it the source serves as well.
+    fn in_background(&self, name: &'static str, task: impl FnOnce() + Send + 'static) {
+        let lane_cpus = self.0.tuning.lane_cpus.clone();
+        let task = move || {
+            priority::batch();
+            lane_cpus.pin();
+            task();
+        };
+        if let Err(error) = std::thread::Builder::new().name(name.into()).spawn(task) {
+            tracing::warn!(%error, name, "pager.no_background_thread");
+        }
+    }
+
+    /// The vCPUs are stopped: the source serves pages from now on. The VMM's poison markers are copied in the background.
     ///
     /// # Errors
     /// [`SourceError::NotAttached`].
     pub fn freeze(&self) -> Result<(), SourceError> {
-        {
+        let memory = {
             let mut frozen = lock(&self.0.frozen);
-            self.0.memory()?.stopped();
-            *frozen = true;
-        }
+            let memory = self.0.memory()?;
+            // A call that is repeated must not forget what is known of a VMM that has ended since.
+            if std::mem::replace(&mut *frozen, true) {
+                return Ok(());
+            }
+            memory.stopped();
+            memory
+        };
         self.0.froze.notify_all();
+        let server = Arc::downgrade(&self.0);
+        self.in_background("copy-markers", move || {
+            let go_on = || server.upgrade().is_some_and(|server| *lock(&server.frozen));
+            if let Err(error) = memory.copy_markers(go_on) {
+                tracing::info!(%error, "pager.markers_not_copied");
+            }
+        });
         Ok(())
     }
 

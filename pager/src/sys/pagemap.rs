@@ -164,6 +164,7 @@ impl Pagemap {
             }
             from = walked.max(from + self.page_size);
         }
+        self.check_alive()?;
         Ok(markers)
     }
 
@@ -171,6 +172,14 @@ impl Pagemap {
     pub fn may_have_markers(&self, page: u64, count: u64) -> bool {
         let (from, to, mut room) = (self.address(page), self.address(page + count), [PageRegion::default()]);
         self.scan(from, to, PAGE_IS_SWAPPED, &mut room).map_or(true, |(found, _)| !found.is_empty())
+    }
+
+    /// The reads by process id before this call, if it succeeds, were of this address space.
+    fn check_alive(&self) -> Result<(), PagemapError> {
+        match self.scan(self.hva.0, self.hva.0 + self.page_size, PAGE_IS_SWAPPED, &mut [PageRegion::default()]) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(PagemapError::ProcessGone { pid: self.pid }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether all of `count` pages from `page` on are present.

@@ -11,11 +11,12 @@ use rustix::io::Errno;
 
 use super::full_blocks::FullBlocks;
 use super::huge_page_errors::HugePageErrors;
+use super::marker_copy::MarkerCopy;
 use super::read_mapping::ReadMapping;
 use super::{Found, PageBytes, ReadError, Runs, SMALL_READ, fill_buffer, pages_of, split_zeros};
 use crate::layout::PAGE_SIZE;
 use crate::layout::Region;
-use crate::sys::pagemap::Pagemap;
+use crate::sys::pagemap::{Pagemap, PagemapError};
 
 #[derive(Debug)]
 pub(super) struct FileReader {
@@ -25,6 +26,8 @@ pub(super) struct FileReader {
     pages: u64,
     /// Of the VMM's mapping of the file, if it has one.
     pagemap: Option<Pagemap>,
+    /// Of the markers there.
+    marker_copy: MarkerCopy,
     /// Of the region's pages; none of huge ones, whose holes and poison it could not tell.
     mapping: Option<ReadMapping>,
     full_blocks: FullBlocks,
@@ -41,7 +44,8 @@ impl FileReader {
             (region.page_size == PAGE_SIZE).then(|| ReadMapping::new(&fd, offset, region.size)).and_then(Result::ok);
         let pages = region.size / PAGE_SIZE;
         let huge_page_errors = (region.page_size > PAGE_SIZE).then(|| HugePageErrors::new(region.page_size));
-        Self { fd, offset, pages, pagemap, mapping, full_blocks: FullBlocks::new(pages), huge_page_errors }
+        let (marker_copy, full_blocks) = (MarkerCopy::new(pages, region.page_size / PAGE_SIZE), FullBlocks::new(pages));
+        Self { fd, offset, pages, pagemap, marker_copy, mapping, full_blocks, huge_page_errors }
     }
 
     /// See [`super::GuestMemory::map_ahead`].
@@ -54,7 +58,28 @@ impl FileReader {
     /// See [`super::GuestMemory::stopped`].
     pub fn stopped(&self) {
         self.full_blocks.forget();
+        self.marker_copy.forget();
         self.huge_page_errors.iter().for_each(HugePageErrors::forget);
+    }
+
+    /// See [`super::GuestMemory::copy_markers`].
+    pub fn copy_markers(&self, go_on: &impl Fn() -> bool) -> Result<(), ReadError> {
+        let Some(pagemap) = &self.pagemap else { return Ok(()) };
+        self.marker_copy.fill(go_on, |first, pages| match pagemap.may_have_markers(first, pages) {
+            true => Ok(pagemap.markers(first, pages)?),
+            false => Ok(vec![false; pages as usize]),
+        })
+    }
+
+    /// For each of `count` pages from `page` on, whether a poison marker is there, or was when the VMM ended.
+    fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, ReadError> {
+        let Some(pagemap) = &self.pagemap else { return Ok(vec![false; count as usize]) };
+        match pagemap.markers(page, count) {
+            Err(PagemapError::ProcessGone { pid }) => {
+                self.marker_copy.markers(page, count).ok_or(ReadError::VmmGone { pid })
+            }
+            found => Ok(found?),
+        }
     }
 
     /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
@@ -64,10 +89,7 @@ impl FileReader {
             return Ok(PageBytes::Mapped(at));
         }
         runs.0.clear();
-        let mut markers = match &self.pagemap {
-            Some(pagemap) => pagemap.markers(page, count)?,
-            None => vec![false; count as usize],
-        };
+        let mut markers = self.markers(page, count)?;
         if let Some(errors) = &self.huge_page_errors {
             errors.leave_markers(page, &mut markers, |at, buffer| self.pread(self.offset + at, buffer));
         }

@@ -10,12 +10,13 @@
 //! ```
 //!
 //! A poison marker lives in one mapping only, so a `pread` of the memfd under it reads as if nothing had happened; the
-//! page tables of the VMM are asked as well (docs/reference/kernel-facts.md). All page numbers are of 4 KiB, as on lanes, whatever
+//! page tables of the VMM are asked as well (docs/reference/kernel-facts.md); they are copied, for the VMM may end. All page numbers are of 4 KiB, as on lanes, whatever
 //! the backing: a huge page that is bad in part is told of in part, where the kernel does so.
 
 mod file;
 mod full_blocks;
 mod huge_page_errors;
+mod marker_copy;
 mod process;
 #[allow(unsafe_code)]
 mod read_mapping;
@@ -185,6 +186,20 @@ impl GuestMemory {
                 file.map_ahead(&go_on);
             }
         }
+    }
+
+    /// Copies the markers in the page tables of a VMM whose VM is stopped, as long as it is told to go on: the memory files
+    /// among the regions can be read on when the VMM's process ends.
+    ///
+    /// # Errors
+    /// [`ReadError`]: the rest of the regions cannot.
+    pub fn copy_markers(&self, go_on: impl Fn() -> bool) -> Result<(), ReadError> {
+        for region in &self.regions {
+            if let RegionReader::File(file) = region {
+                file.copy_markers(&go_on)?;
+            }
+        }
+        Ok(())
     }
 
     /// The VM was stopped, and may have run before: what was found of its memory does not count any more.

@@ -9,6 +9,8 @@ use crate::layout::{Gpa, MemoryLayout, Region};
 use crate::sys::nofault::{self, Probe};
 use crate::vmm::attached_memory::AttachedFile;
 
+mod ended_vmm;
+
 pub(super) const PAGE: usize = 4096;
 pub(super) const PAGES: usize = 16;
 
@@ -90,16 +92,16 @@ fn memfd() -> File {
 }
 
 fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
+    memory_of(std::process::id(), hva, file.map(|file| AttachedFile { fd: file.into(), offset: 0 }))
+}
+
+fn memory_of(vmm_pid: u32, hva: u64, file: Option<AttachedFile>) -> Result<GuestMemory, ReadError> {
     let backing = if file.is_some() { Backing::Memfd } else { Backing::Anonymous };
     let region = Region { gpa: Gpa(0), size: (PAGES * PAGE) as u64, page_size: PAGE as u64, backing };
     GuestMemory::new(AttachedMemory {
-        vmm_pid: std::process::id(),
+        vmm_pid,
         layout: MemoryLayout::new(vec![region]).unwrap(),
-        regions: vec![AttachedRegion {
-            hva: Hva(hva),
-            file: file.map(|file| AttachedFile { fd: file.into(), offset: 0 }),
-            uffd: None,
-        }],
+        regions: vec![AttachedRegion { hva: Hva(hva), file, uffd: None }],
         uffds: Vec::new(),
         collapse: false,
     })
