@@ -17,7 +17,7 @@ from tests.support.network.namespaces import inside, two_namespaces
 
 PORT = 9000
 DATAGRAMS = 400
-QUIET_S = 0.5
+QUIET_S = 1.0
 """After the last datagram of those that still come."""
 
 
