@@ -20,6 +20,20 @@ async def race(*steps: Coroutine[Any, Any, object]) -> None:
     await _until(asyncio.FIRST_COMPLETED, steps)
 
 
+async def to_the_end(step: Coroutine[Any, Any, None]) -> None:
+    """Runs a step that must not stop half-way. A cancelled caller waits for its end, and is cancelled then."""
+    task = asyncio.ensure_future(step)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError from None if task.cancelled() else task.exception()
+    task.result()
+
+
 async def _until(when: str, steps: Sequence[Coroutine[Any, Any, object]]) -> None:
     tasks = [asyncio.ensure_future(step) for step in steps]
     try:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from vmferry.aio.concurrency import gather_or_cancel, race
+from vmferry.aio.concurrency import gather_or_cancel, race, to_the_end
 
 
 async def test_a_cancellation_ends_all() -> None:
@@ -88,3 +88,31 @@ async def test_the_sooner_ends_the_later() -> None:
     with pytest.raises(ValueError, match="no"):
         await race(waits(), fails())
     assert ended == ["waits", "waits"]
+
+
+async def test_a_cancellation_waits_for_the_end() -> None:
+    ended: list[str] = []
+    may_end = asyncio.Event()
+
+    async def works() -> None:
+        await may_end.wait()
+        ended.append("work")
+
+    caller = asyncio.create_task(to_the_end(works()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        caller.cancel()
+    await asyncio.sleep(0)
+    assert not caller.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended == ["work"]
+
+
+async def test_the_end_of_a_step_raises_its_error() -> None:
+    async def fails() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await to_the_end(fails())

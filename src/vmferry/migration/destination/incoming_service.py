@@ -15,7 +15,7 @@ from typing import assert_never
 
 import structlog
 
-from vmferry.aio.concurrency import race
+from vmferry.aio.concurrency import race, to_the_end
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.destination import state_machine as inc
@@ -67,7 +67,7 @@ class IncomingService:
                         self._spawn(f"refuse {record.migration}", self._refuse_cut_off(incoming))
                 case inc.State.LOST:
                     if not record.lost_reason:
-                        self._spawn(f"lose {record.migration}", self._vm_died(incoming, incoming.record.lost_reason))
+                        self._spawn(f"lose {record.migration}", self._lose(incoming, incoming.record.lost_reason))
                 case inc.State.PREPARED | inc.State.RUNNING | inc.State.COMPLETED:
                     self._follow(incoming)
                 case _:
@@ -383,6 +383,10 @@ class IncomingService:
             raise
 
     async def _vm_died(self, incoming: IncomingMigration, reason: str) -> None:
+        """A cancelled caller does not cut it off: the watch ends as soon as the VM is lost, and the pager must go."""
+        await to_the_end(self._lose(incoming, reason))
+
+    async def _lose(self, incoming: IncomingMigration, reason: str) -> None:
         async with incoming.lock:
             await self._vm_gone(incoming, reason)
 
