@@ -337,7 +337,17 @@ impl FaultLoop {
         let mut any = false;
         loop {
             let Some(uffd) = self.uffds.get(number) else { return any };
-            match uffd.read_events() {
+            // Once a REMOVE is read, the guest's madvise goes on: a frame on its way would fill the page after all.
+            let read = self.shared.with_no_install_in_flight(|resolver| {
+                uffd.read_events().inspect(|events| {
+                    for event in events {
+                        if let UffdEvent::Remove { start, end } | UffdEvent::Unmap { start, end } = *event {
+                            resolver.discard(start, end);
+                        }
+                    }
+                })
+            });
+            match read {
                 Ok(events) if events.is_empty() => return any,
                 Ok(events) => {
                     let last = events.len() < MAX_EVENTS_A_READ;
@@ -358,9 +368,8 @@ impl FaultLoop {
     fn vmm_event(&mut self, event: UffdEvent) {
         match event {
             UffdEvent::Fault { at, thread, minor } => self.fault(at, thread, minor),
-            UffdEvent::Remove { start, end } | UffdEvent::Unmap { start, end } => {
-                self.shared.with_no_install_in_flight(|resolver| resolver.discard(start, end));
-            }
+            // Discarded when it was read.
+            UffdEvent::Remove { .. } | UffdEvent::Unmap { .. } => {}
             UffdEvent::Remap { from, to, size } => {
                 self.fail(format!("the VMM moved its memory: {:#x}+{size:#x} to {:#x}", from.0, to.0));
             }
