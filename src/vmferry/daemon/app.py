@@ -20,6 +20,7 @@ from typing import NoReturn
 import grpc
 import structlog
 
+from vmferry.aio.concurrency import first_error
 from vmferry.api.server import ApiServer
 from vmferry.daemon import log as events
 from vmferry.daemon.config import Config
@@ -88,9 +89,9 @@ class Daemon:
             try:
                 await self._run_services(core, api, peer, ops, {"api": api_port, "peer": peer_port, "ops": ops_port})
             except* ServiceReturned as group:
-                raise _first(group) from None
+                raise first_error(group) from None
             except* VmferryError as group:
-                raise _first(group) from None
+                raise first_error(group) from None
         finally:
             await api.stop(0)
             await peer.stop(0)
@@ -187,10 +188,3 @@ def _in_use(key: str, address: object) -> HostUnfit:
         f"The {key} address {address} cannot be listened on (in use, or not of this host). "
         f"Set [{key}] listen to a free address, or stop the program that uses it."
     )
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -13,7 +13,7 @@ from typing import assert_never
 
 import structlog
 
-from vmferry.aio.concurrency import race
+from vmferry.aio.concurrency import first_error, race
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.destination.incoming_migration import IncomingMigration
@@ -83,7 +83,7 @@ class PagerWatch:
             except* Exception as group:  # noqa: BLE001 A defect must not end the watch: nobody else follows the pager.
                 self._log.exception(RETRY)
                 if self._incoming.running:
-                    self._pause(f"the destination's daemon met a fault of its own: {_first(group)!r}; see its log")
+                    self._pause(f"the destination's daemon met a fault of its own: {first_error(group)!r}; see its log")
             if not self._finished():
                 await backoff.pause()
         await self._remove_pager()
@@ -209,10 +209,3 @@ class PagerWatch:
 
     def _pause(self, reason: str) -> None:
         self._incoming.show(replace(self._incoming.record, paused_reason=reason))
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
