@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
+from vmferry.aio.wall_clock import now_us
 from vmferry.api import filter as job_filter
 from vmferry.api.answer import Context, answered, invalid, streamed
 from vmferry.api.control import MigrationControl
@@ -109,4 +109,4 @@ def _check_id(migration: str) -> None:
 
 
 def _message(job: Job) -> pb.Migration:
-    return job_to_pb(job, time.time_ns() // 1000)
+    return job_to_pb(job, now_us())

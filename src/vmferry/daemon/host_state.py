@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 
+from vmferry.aio.wall_clock import now_us
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.inventory import Machine
 from vmferry.migration.service import MigrationService
@@ -32,7 +32,7 @@ class HostState:
         vms = sorted({machine.vm for machine in machines} | {job.vm for job in jobs} | {one.vm for one in incomings})
         return State(
             host=self._host,
-            at_us=time.time_ns() // 1000,
+            at_us=now_us(),
             machines=tuple(_view(machine) for machine in machines),
             jobs=tuple(jobs),
             incomings=tuple(incomings),
@@ -49,8 +49,7 @@ class HostState:
             raise
 
     async def _events(self, jobs: Sequence[Job], incomings: Sequence[Incoming]) -> tuple[EventView, ...]:
-        newest = sorted(jobs, key=lambda job: -job.created_us)[:JOURNALS_READ]
-        arrived = sorted(incomings, key=lambda incoming: -incoming.started_us)[:JOURNALS_READ]
+        newest, arrived = jobs[-JOURNALS_READ:], incomings[-JOURNALS_READ:]
         names = {job.migration for job in newest} | {incoming.migration for incoming in arrived}
         entries: list[JournalEntry] = []
         for name in names:

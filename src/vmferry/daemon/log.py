@@ -15,6 +15,8 @@ from typing import TextIO, cast
 
 import structlog
 
+from vmferry.aio.wall_clock import iso_utc, now_us
+
 DAEMON_STARTING = "daemon.starting"
 DAEMON_READY = "daemon.ready"
 DAEMON_NOT_READY = "daemon.not_ready"
@@ -54,7 +56,7 @@ def configure(format_: str, level: str, host: str, stream: TextIO | None = None)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp,
     ]
     tracebacks = structlog.processors.ExceptionRenderer(
         structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -68,6 +70,11 @@ def configure(format_: str, level: str, host: str, stream: TextIO | None = None)
     )
     structlog.contextvars.bind_contextvars(host=host)
     _route_stdlib(out, numeric, shared, [*tail, renderer])
+
+
+def _stamp(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event["timestamp"] = iso_utc(now_us())
+    return event
 
 
 def _route_stdlib(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmferry.aio.backoff import Backoff
+from vmferry.aio.wall_clock import now_us
 from vmferry.migration.timeouts import Timeouts
 from vmferry.model.memory import MemoryRoom
 from vmferry.ports import Clock, Pagers, Peers, Processors, Store, Vmms
@@ -19,7 +20,7 @@ class SystemClock:
     """The host's clocks."""
 
     def now_us(self) -> int:
-        return time.time_ns() // 1000
+        return now_us()
 
     def monotonic_s(self) -> float:
         return time.monotonic()

@@ -19,7 +19,8 @@ Document = dict[str, object]
 
 def render(state: State, rates: Rates, now_s: float, version: str) -> Document:
     """Builds the document. `now_s` is the monotonic time of the rates."""
-    jobs = sorted(state.jobs, key=lambda job: (job.phase in TERMINAL, -job.created_us))
+    newest_first = state.jobs[::-1]
+    jobs = sorted(newest_first, key=lambda job: job.phase in TERMINAL)
     document: Document = {
         "host": state.host,
         "version": version,

@@ -36,7 +36,9 @@ class EventView:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All figures at one moment (`at_us`, Unix microseconds). `ledgers` are by VM."""
+    """All figures at one moment (`at_us`, Unix microseconds). `ledgers` are by VM, jobs and incoming migrations in the
+    order of their creation.
+    """
 
     host: str
     at_us: int

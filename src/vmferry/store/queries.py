@@ -28,7 +28,7 @@ _NEWEST_JOBS = select(_REVISIONS.revision, _REVISIONS.job).select_from(
     t.jobs.join(t.job_revisions, t.jobs.c.revision == _REVISIONS.revision)
 )
 _JOB = _NEWEST_JOBS.where(t.jobs.c.migration == bindparam("migration"))
-_ALL_JOBS = _NEWEST_JOBS.order_by(t.jobs.c.created_us, t.jobs.c.migration)
+_ALL_JOBS = _NEWEST_JOBS.order_by(t.jobs.c.number)
 _JOB_REVISIONS = (
     select(_REVISIONS.revision, _REVISIONS.job)
     .where(_REVISIONS.revision > bindparam("after"))
@@ -48,7 +48,7 @@ _KEEP_INCOMING = _INCOMINGS.on_conflict_do_update(
     index_elements=["migration"], set_={"incoming": _INCOMINGS.excluded.incoming}
 )
 _INCOMING = select(t.incomings.c.incoming).where(t.incomings.c.migration == bindparam("migration"))
-_ALL_INCOMINGS = select(t.incomings.c.incoming).order_by(t.incomings.c.migration)
+_ALL_INCOMINGS = select(t.incomings.c.incoming).order_by(t.incomings.c.number)
 
 _LIVES = insert(t.lives)
 _KEEP_LIFE = _LIVES.on_conflict_do_update(
@@ -85,7 +85,7 @@ _CHANGES = _ANY_CHANGES.where(_LEDGER.vm == bindparam("vm"))
 def save_job(db: Connection, job: Job) -> Job:
     row = {"migration": job.migration, "job": _text(job)}
     revision: int = db.execute(_ADD_REVISION, row).scalar_one()
-    db.execute(_KEEP_JOB, {"migration": job.migration, "created_us": job.created_us, "revision": revision})
+    db.execute(_KEEP_JOB, {"migration": job.migration, "revision": revision})
     return replace(job, revision=revision)
 
 

@@ -23,10 +23,12 @@ job_revisions = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("migration", String(63), primary_key=True),
-    Column("created_us", BigInteger, nullable=False),
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("migration", String(63), nullable=False, unique=True),
     Column("revision", Integer, ForeignKey("job_revisions.revision"), nullable=False),
+    sqlite_autoincrement=True,
 )
+"""`number` is the order of creation. The wall clock is not: it may be set back."""
 
 journal = Table(
     "journal",
@@ -43,8 +45,10 @@ journal = Table(
 incomings = Table(
     "incomings",
     metadata,
-    Column("migration", String(63), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("migration", String(63), nullable=False, unique=True),
     Column("incoming", Text, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 ledger = Table(

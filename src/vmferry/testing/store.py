@@ -39,7 +39,7 @@ class MemoryStore:
         return self._newest().get(migration)
 
     async def jobs(self) -> Sequence[Job]:
-        return sorted(self._newest().values(), key=lambda job: (job.created_us, job.migration))
+        return list(self._newest().values())
 
     async def job_revisions(self, after: int, limit: int) -> Sequence[Job]:
         return self._revisions[after : after + limit]
@@ -66,7 +66,7 @@ class MemoryStore:
         return self._incomings.get(migration)
 
     async def incomings(self) -> Sequence[Incoming]:
-        return [self._incomings[name] for name in sorted(self._incomings)]
+        return list(self._incomings.values())
 
     async def record_errors(self, vm: str, errors: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         changed: list[LedgerEntry] = []

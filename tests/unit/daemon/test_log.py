@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TextIO
@@ -77,3 +78,14 @@ def test_json_is_an_object_a_line() -> None:
     structlog.stdlib.get_logger().info("demo.event", vm="web")
     line = json.loads(out.getvalue())
     assert (line["event"], line["vm"], line["host"], line["level"]) == ("demo.event", "web", "host-a", "info")
+
+
+def test_a_clock_that_cannot_be_read_costs_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def beyond() -> int:
+        raise OverflowError("timestamp too large to convert to C _PyTime_t")
+
+    monkeypatch.setattr(time, "time_ns", beyond)
+    out = io.StringIO()
+    log.configure("json", "info", "host-a", out)
+    structlog.stdlib.get_logger().info("demo.event")
+    assert json.loads(out.getvalue())["timestamp"].startswith("2262-")

@@ -64,11 +64,18 @@ async def test_revisions_are_global_and_all_are_kept(store: Store) -> None:
     assert await store.jobs() == [third, second]
 
 
-async def test_jobs_are_listed_by_creation(store: Store) -> None:
-    await store.save_job(job("late", 9))
-    await store.save_job(job("early", 1))
-    await store.save_job(job("also-early", 1))
-    assert [one.migration for one in await store.jobs()] == ["also-early", "early", "late"]
+async def test_jobs_are_listed_by_creation_though_the_clock_was_set_back(store: Store) -> None:
+    first = await store.save_job(job("first", 9))
+    await store.save_job(job("second", 1))
+    await store.save_job(job("another", 1))
+    await store.save_job(replace(first, phase=Phase.PREPARING))
+    assert [one.migration for one in await store.jobs()] == ["first", "second", "another"]
+
+
+async def test_incoming_migrations_are_listed_by_their_arrival(store: Store) -> None:
+    for name in ("m2", "m1", "m3", "m2"):
+        await store.save_incoming(Incoming(name, "web", "a", Outcome.PREPARED))
+    assert [one.migration for one in await store.incomings()] == ["m2", "m1", "m3"]
 
 
 async def test_the_journal_keeps_order_and_data(store: Store) -> None:

@@ -22,9 +22,10 @@ def upgrade() -> None:
     op.create_index("job_revisions_by_migration", "job_revisions", ["migration", "revision"])
     op.create_table(
         "jobs",
-        sa.Column("migration", sa.String(63), primary_key=True),
-        sa.Column("created_us", sa.BigInteger, nullable=False),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("migration", sa.String(63), nullable=False, unique=True),
         sa.Column("revision", sa.Integer, sa.ForeignKey("job_revisions.revision"), nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "journal",
@@ -38,8 +39,10 @@ def upgrade() -> None:
     op.create_index("journal_by_migration", "journal", ["migration", "number"])
     op.create_table(
         "incomings",
-        sa.Column("migration", sa.String(63), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("migration", sa.String(63), nullable=False, unique=True),
         sa.Column("incoming", sa.Text, nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "ledger",
