@@ -1,7 +1,7 @@
 //! Frames: a 4-byte big-endian length, then that many bytes of JSON. Pure; both sockets use it.
 
-/// Most bytes of a frame on the control socket.
-pub const CONTROL_LIMIT: usize = 64 << 20;
+/// Most bytes of a frame on the control socket: a device state of 64 MiB in base64, and the other fields.
+pub const CONTROL_LIMIT: usize = 88 << 20;
 /// Most bytes of a frame on the memory socket.
 pub const MEMORY_LIMIT: usize = 64 << 10;
 

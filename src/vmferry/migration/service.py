@@ -34,6 +34,7 @@ from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome
 from vmferry.model.names import MIGRATION_ID, is_migration_id
+from vmferry.model.vmm import DEVICE_STATE_LIMIT, state_too_large
 from vmferry.ports import Vmm
 from vmferry.units import LSB_4K, Gpa
 
@@ -110,7 +111,7 @@ class MigrationService:
         of 0 is the configured one.
 
         Raises: VmferryError INVALID_ARGUMENT, MIGRATION_EXISTS, VM_UNKNOWN, VM_NOT_RUNNING, VM_ALREADY_MIGRATING,
-        SHUTTING_DOWN.
+        STATE_TOO_LARGE, SHUTTING_DOWN.
         """
         if not is_migration_id(migration):
             raise VmferryError(
@@ -286,6 +287,8 @@ class MigrationService:
             raise VmferryError(
                 Reason.VM_NOT_RUNNING, f"{vm} is {state} on this host.", "Only a running VM can be moved."
             )
+        if held.identity.state_bytes > DEVICE_STATE_LIMIT:
+            raise state_too_large(vm, held.identity.state_bytes)
         for record in self.incoming.all():
             if record.vm == vm and record.outcome is Outcome.RUNNING and not record.lost_reason:
                 raise VmferryError(

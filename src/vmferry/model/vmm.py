@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vmferry.errors import Reason, VmferryError
 from vmferry.model.memory import MemoryKind, MemoryLayout
 from vmferry.units import MIB
 
 DEVICE_STATE_LIMIT = 64 * MIB
-"""The largest device state that travels between two hosts."""
+"""The largest device state that travels between two hosts. A control frame and a peer message hold it."""
+
+
+def state_too_large(vm: str, size: int) -> VmferryError:
+    """The error for a device state of `size` bytes, for the caller to raise."""
+    return VmferryError(
+        Reason.STATE_TOO_LARGE,
+        f"the device state of {vm} has {size} bytes, and at most {DEVICE_STATE_LIMIT} can move.",
+        "Unplug the devices with large states before the move.",
+    )
+
 
 SLOT_OF_STATE = {
     "running": "running",
@@ -33,3 +44,5 @@ class VmmIdentity:
     state: str
     memory: MemoryKind = field(default_factory=MemoryKind)
     """Used only while the VMM is a destination."""
+    state_bytes: int = 0
+    """The most bytes that its device state can have; 0: unknown."""

@@ -51,6 +51,10 @@ class FakeVmm:
         """Sets the memory that its `hello` announced."""
         self._identity = replace(self._identity, memory=kind)
 
+    def may_have_state_of(self, size: int) -> None:
+        """Sets the most bytes of a device state that its `hello` announced."""
+        self._identity = replace(self._identity, state_bytes=size)
+
     def die(self, why: str = "killed") -> None:
         self._why = why
         self._died.set()

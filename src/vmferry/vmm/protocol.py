@@ -23,11 +23,12 @@ from vmferry.model.memory import (
 )
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.model.names import VM_NAME
-from vmferry.model.vmm import VmmIdentity
+from vmferry.model.vmm import DEVICE_STATE_LIMIT, VmmIdentity
 from vmferry.units import LSB_4K, MIB, Gpa
 
 VERSION = 1
-FRAME_LIMIT = 64 * MIB
+FRAME_LIMIT = 88 * MIB
+"""A frame holds a device state of `DEVICE_STATE_LIMIT`: base64 makes four bytes of three."""
 LENGTH_BYTES = 4
 
 CODE_VERSION = "VERSION"
@@ -84,6 +85,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
     abilities: list[str]
     state: State
     memory: HelloMemory = HelloMemory()
+    state_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
 class MemoryErrorReport(msgspec.Struct, frozen=True, tag="memory_error", tag_field="type"):
@@ -302,6 +304,7 @@ def identity_of(hello: Hello) -> VmmIdentity:
         abilities=abilities,
         state=hello.state,
         memory=memory,
+        state_bytes=hello.state_bytes,
     )
 
 
@@ -338,4 +341,4 @@ def prepare_regions(layout: MemoryLayout) -> list[PrepareRegion]:
 def _too_long(length: int, limit: int) -> str:
     """Only a device state makes a VMM's frame that long: base64, three bytes in four."""
     words = f"frame of {length} bytes, at most {limit} are allowed"
-    return f"{words}; a device state in it has {length * 3 // 4} bytes, at most {limit * 3 // 4} can move"
+    return f"{words}; a device state in it has {length * 3 // 4} bytes, at most {DEVICE_STATE_LIMIT} can move"

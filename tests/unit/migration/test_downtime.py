@@ -9,6 +9,7 @@ import pytest
 from tests.support.moves import before, come
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.source import steps
+from vmferry.model import vmm as vmm_model
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Job, Phase
 from vmferry.testing.host import FakeHost, Pair
@@ -191,10 +192,11 @@ async def test_a_device_state_that_cannot_travel_is_told_with_its_size(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "DEVICE_STATE_LIMIT", 5)
+    monkeypatch.setattr(vmm_model, "DEVICE_STATE_LIMIT", 5)
     await pair.service.create("m1", "web", "b")
     job = await pair.a.job_where("m1")
-    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.VMM_PROTOCOL)
-    assert "has 12 bytes, at most 5 can move" in job.reason
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.STATE_TOO_LARGE)
+    assert "has 12 bytes, and at most 5 can move" in job.reason
     assert "peer.ready" not in pair.a.script.transcript
     assert pair.source.runs
 

@@ -15,6 +15,7 @@ from vmferry.migration.service import MigrationService
 from vmferry.migration.source.job_feed import BATCH, JobFeed
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Job, PageProgress, Phase
+from vmferry.model.vmm import DEVICE_STATE_LIMIT
 from vmferry.testing.host import Pair
 from vmferry.testing.peer import FakePeers
 from vmferry.testing.store import MemoryStore
@@ -73,6 +74,18 @@ async def test_what_a_destination_refuses(pair: Pair, vm: str, state: str, platf
     assert (job.phase, job.reason_code) == (Phase.FAILED, reason)
     assert pair.source.runs
     assert not pair.b.pagers.running
+
+
+async def test_a_device_state_that_cannot_move_is_refused_before_there_is_a_job(pair: Pair) -> None:
+    pair.source.may_have_state_of(DEVICE_STATE_LIMIT + 1)
+    with pytest.raises(VmferryError) as caught:
+        await pair.service.create("m1", "web", "b")
+    assert caught.value.reason is Reason.STATE_TOO_LARGE
+    assert f"{DEVICE_STATE_LIMIT + 1} bytes" in caught.value.message
+    assert await pair.service.jobs() == []
+    pair.source.may_have_state_of(DEVICE_STATE_LIMIT)
+    await pair.service.create("m1", "web", "b")
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
 
 
 async def test_machines_during_a_move(pair: Pair) -> None:

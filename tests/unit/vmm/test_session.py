@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import stat
 from collections.abc import AsyncIterator, Sequence
@@ -15,6 +16,7 @@ from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion
 from vmferry.model.memory_error import LedgerEntry
+from vmferry.model.vmm import DEVICE_STATE_LIMIT
 from vmferry.units import MIB, Gpa
 from vmferry.vmm import session as session_module
 from vmferry.vmm.server import VmmCallbacks, VmmServer
@@ -183,6 +185,27 @@ async def test_device_state_comes_back_as_bytes(daemon: Daemon) -> None:
     asked = asyncio.ensure_future(session.save_state())
     vmm.say({"type": "reply", "id": (await vmm.hear())["id"], "state": "AP8="})
     assert await asked == b"\0\xff"
+
+
+async def test_the_largest_device_state_fits_into_a_frame_both_ways(daemon: Daemon) -> None:
+    """The daemons agree on the same limit: `tests/unit/peer` sends a state of this size too."""
+    state = bytes(DEVICE_STATE_LIMIT)
+    stopped, saving = await daemon.welcome({**HELLO, "state": "stopped"})
+    asked = asyncio.ensure_future(saving.save_state())
+    number = (await stopped.hear())["id"]
+    stopped.say({"type": "reply", "id": number, "state": base64.b64encode(state).decode()})
+    assert await asked == state
+    waiting, loading = await daemon.welcome({**INCOMING, "vm": "web-2"})
+    asked_to_load = asyncio.ensure_future(loading.load_state(state))
+    heard = await waiting.hear()
+    assert len(base64.b64decode(heard["state"])) == DEVICE_STATE_LIMIT
+    waiting.say({"type": "reply", "id": heard["id"]})
+    await asked_to_load
+
+
+async def test_a_hello_tells_how_large_the_device_state_can_be(daemon: Daemon) -> None:
+    _, session = await daemon.welcome({**HELLO, "state_bytes": 70 * MIB})
+    assert session.identity.state_bytes == 70 * MIB
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Job, Outcome
-from vmferry.model.vmm import DEVICE_STATE_LIMIT
+from vmferry.model.vmm import DEVICE_STATE_LIMIT, state_too_large
 from vmferry.ports import Pager, Peer, Vmm
 
 log = structlog.get_logger()
@@ -184,11 +184,7 @@ class SourceSteps:
             await self._stop_answered.wait()
             raise
         if len(state) > DEVICE_STATE_LIMIT:
-            raise VmferryError(
-                Reason.VMM_PROTOCOL,
-                f"the device state of {self.vm} has {len(state)} bytes, at most {DEVICE_STATE_LIMIT} can move.",
-                "Remove the devices with large states before a move.",
-            )
+            raise state_too_large(self.vm, len(state))
         with self.blackout.waits_for(f"the destination {self._destination} to get ready"):
             await self.peer.ready(self.migration, state, self._recorder.collected(self.key))
 
