@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.journal import JournalEntry
-from vmferry.model.memory import MemoryLayout, PageRange
+from vmferry.model.memory import MemoryLayout, MemoryRoom, PageRange
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Incoming, Job, Outcome
 from vmferry.model.pager import PagerEvent, PagerStatus
@@ -38,6 +38,15 @@ class Processors(Protocol):
 
     def let_sleep(self, who: str) -> None:
         """Ends one request. The CPUs stay awake while another request lasts."""
+
+
+class MemoryRooms(Protocol):
+    """The limits on memory of this host, by the size of a page in bytes. A limit that cannot be read is none."""
+
+    def of_host(self, page_size: int) -> Sequence[MemoryRoom]: ...
+    def of_process(self, pid: int, page_size: int) -> Sequence[MemoryRoom]:
+        """The limits on pages that the process touches first."""
+        ...
 
 
 class Vmm(Protocol):

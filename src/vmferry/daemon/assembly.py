@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from vmferry.daemon import deadlines
 from vmferry.daemon.config import Config
 from vmferry.daemon.host_state import HostState
-from vmferry.daemon.memory_cgroup import memory_room
+from vmferry.daemon.memory_room import HostRooms
 from vmferry.daemon.processors import HostProcessors
 from vmferry.migration.destination.incoming_service import IncomingService
 from vmferry.migration.environment import Environment, SystemClock, UncheckedProcessors
@@ -45,7 +45,7 @@ class HostCore:
                 pagers=self.pagers,
                 peers=GrpcPeers(config.host, deadlines.peer(limits)),
                 clock=clock,
-                memory_room=memory_room,
+                memory_rooms=HostRooms(),
                 timeouts=deadlines.migration(limits),
                 push_bytes_per_s=config.pager.push_bytes_per_s,
                 processors=HostProcessors() if config.keep_awake else UncheckedProcessors(),

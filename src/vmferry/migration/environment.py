@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from vmferry.aio.backoff import Backoff
 from vmferry.aio.wall_clock import now_us
 from vmferry.migration.timeouts import Timeouts
 from vmferry.model.memory import MemoryRoom
-from vmferry.ports import Clock, Pagers, Peers, Processors, Store, Vmms
+from vmferry.ports import Clock, MemoryRooms, Pagers, Peers, Processors, Store, Vmms
 
 
 class SystemClock:
@@ -37,6 +37,18 @@ class UncheckedProcessors:
 
     def let_sleep(self, who: str) -> None:
         pass
+
+
+class Unlimited:
+    """A host whose memory nothing limits."""
+
+    def of_host(self, page_size: int) -> Sequence[MemoryRoom]:
+        del page_size
+        return ()
+
+    def of_process(self, pid: int, page_size: int) -> Sequence[MemoryRoom]:
+        del pid, page_size
+        return ()
 
 
 def process_lives(pid: int) -> bool:
@@ -73,8 +85,7 @@ class Environment:
     """Whether a VMM's process lives. A dead one will not connect again."""
     vmm_life: Callable[[int], str] = process_life
     """Tells a VMM's process from any other, also from a later one of its pid; "": it cannot be told."""
-    memory_room: Callable[[int], MemoryRoom | None] = lambda _: None
-    """The memory cgroup that limits a process; None: none does."""
+    memory_rooms: MemoryRooms = field(default_factory=Unlimited)
     push_bytes_per_s: int = 0
     """The push limit of jobs that request none, bytes per second; 0: no limit."""
     processors: Processors = field(default_factory=UncheckedProcessors)

@@ -92,8 +92,9 @@ def _region_problem(region: MemoryRegion, free_from: int) -> tuple[str, str] | N
 
 @dataclass(frozen=True, slots=True)
 class MemoryRoom:
-    """A memory cgroup with a limit, and the bytes that its processes can still take."""
+    """A limit on memory, and the bytes that can still be taken below it. `where` names it in a sentence."""
 
-    cgroup: str
+    where: str
     limit: int
     bytes: int
+    remedy: str = "Raise this limit, free memory there, or take another destination."

@@ -6,6 +6,7 @@ VMMs, pagers and the store outlive the daemon, as on a real host.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -57,6 +58,21 @@ class FakeProcessors:
         self.awake.discard(who)
 
 
+class FakeRooms:
+    """The limits of a host, and of processes by pid: this process is the daemon. Each is for one page size."""
+
+    def __init__(self) -> None:
+        self.host: dict[int, MemoryRoom] = {}
+        self.processes: dict[tuple[int, int], MemoryRoom] = {}
+
+    def of_host(self, page_size: int) -> Sequence[MemoryRoom]:
+        return [self.host[page_size]] if page_size in self.host else []
+
+    def of_process(self, pid: int, page_size: int) -> Sequence[MemoryRoom]:
+        room = self.processes.get((pid, page_size))
+        return [] if room is None else [room]
+
+
 class FakeHost:
     """One host. Use `start`, then `stop` or `kill`."""
 
@@ -71,8 +87,7 @@ class FakeHost:
         self.service: MigrationService | None = None
         self.timeouts = TIMEOUTS
         """Read at the next start."""
-        self.memory_room: dict[int, MemoryRoom] = {}
-        """The limited processes by pid; this process is the daemon."""
+        self.memory_rooms = FakeRooms()
         self.push_bytes_per_s = 0
         """The configured limit, read at the next start."""
         self._task: asyncio.Task[None] | None = None
@@ -133,7 +148,7 @@ class FakeHost:
             timeouts=self.timeouts,
             vmm_lives=lambda _: True,
             vmm_life=str,
-            memory_room=self.memory_room.get,
+            memory_rooms=self.memory_rooms,
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,
         )

@@ -19,7 +19,7 @@ from vmferry.model.migration import Job, Phase
 from vmferry.testing.host import Pair
 from vmferry.testing.pager import HELD
 from vmferry.testing.peer import FakePeers
-from vmferry.units import MIB
+from vmferry.units import MIB, PAGE_2M, PAGE_4K
 
 
 async def test_what_the_source_holds_is_made_ready_before_prepare_is_answered(pair: Pair) -> None:
@@ -67,26 +67,44 @@ async def test_the_lane_is_connected_before_the_vm_stands_still(pair: Pair) -> N
 
 
 @pytest.mark.parametrize(
-    ("backing", "words"),
+    ("kind", "payer", "needed", "words"),
     [
-        (Backing.MEMFD, "the daemon and its pagers"),
-        (Backing.ANONYMOUS, "the VMM"),
+        (MemoryKind(PAGE_4K, Backing.MEMFD), os.getpid(), held_bytes(HELD), "web needs 0 MiB charged to the daemon"),
+        (MemoryKind(PAGE_4K, Backing.ANONYMOUS), 200, held_bytes(HELD), "web needs 0 MiB charged to the VMM"),
+        (
+            MemoryKind(PAGE_2M, Backing.MEMFD),
+            os.getpid(),
+            PAGE_2M,
+            "web needs 2 MiB in pages of 2 MiB charged to the d",
+        ),
+        (MemoryKind(PAGE_2M, Backing.ANONYMOUS), os.getpid(), PAGE_2M, "2 MiB in pages of 2 MiB charged to the daemon"),
+        (MemoryKind(PAGE_4K, Backing.ANONYMOUS), None, held_bytes(HELD), "web needs 0 MiB, and the narrow place has"),
+        (MemoryKind(PAGE_2M, Backing.ANONYMOUS), None, PAGE_2M, "2 MiB in pages of 2 MiB, and the narrow place has"),
     ],
 )
-async def test_a_cgroup_without_room_refuses_while_the_vm_runs(pair: Pair, backing: Backing, words: str) -> None:
-    pair.destination.make_memory_of(MemoryKind(backing=backing))
-    payer = os.getpid() if backing is Backing.MEMFD else pair.destination.identity.pid
-    pair.b.memory_room[payer] = MemoryRoom("/sys/fs/cgroup/machine", 2 * MIB, held_bytes(HELD) - 1)
+async def test_a_limit_without_room_refuses_while_the_vm_runs(
+    pair: Pair, kind: MemoryKind, payer: int | None, needed: int, words: str
+) -> None:
+    """One byte too few, for the process that pays, or for the whole host (None)."""
+    pair.destination.make_memory_of(kind)
+    assert kind.page_size is not None
+    narrow = MemoryRoom("the narrow place", 2 * MIB, needed - 1)
+    if payer is None:
+        pair.b.memory_rooms.host[kind.page_size] = narrow
+    else:
+        pair.b.memory_rooms.processes[payer, kind.page_size] = narrow
     await pair.service.create("m1", "web", "b")
     job = await pair.a.job_where("m1")
     assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.DESTINATION_NO_MEMORY)
-    assert f"is charged to {words}, and the cgroup /sys/fs/cgroup/machine has" in job.reason
+    assert words in job.reason
     assert "vmm.stop" not in pair.a.script.transcript
     assert pair.source.runs
     assert pair.nothing_left()
 
 
-async def test_a_cgroup_with_room_lets_the_vm_in(pair: Pair) -> None:
-    pair.b.memory_room = dict.fromkeys((os.getpid(), 200), MemoryRoom("/g", 1 << 40, held_bytes(HELD)))
+async def test_a_limit_with_room_lets_the_vm_in(pair: Pair) -> None:
+    enough = MemoryRoom("a wide place", 1 << 40, held_bytes(HELD))
+    pair.b.memory_rooms.host = {PAGE_4K: enough}
+    pair.b.memory_rooms.processes = dict.fromkeys(((os.getpid(), PAGE_4K), (200, PAGE_4K)), enough)
     await pair.service.create("m1", "web", "b")
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED

@@ -141,7 +141,7 @@ class IncomingMigration:
         if vmm is None:
             raise no_vmm(self.record.vm)
         layout = destination_layout(layout, vmm.identity.memory)
-        check_room(self.record.vm, layout, held, vmm.identity.pid, self._environment.memory_room)
+        check_room(self.record.vm, layout, held, vmm.identity.pid, self._environment.memory_rooms)
         self._vmm, self.pid = vmm, vmm.identity.pid
         self.life = self._environment.vmm_life(vmm.identity.pid)
         pager = self._pager = await self._environment.pagers.start(self.key, self.record.vm, False)
