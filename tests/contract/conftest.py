@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.contract.destination_rig import Destination, destination_of
+from tests.support.contract.real_errors import EARLY_KILL, why_not
 from tests.support.contract.vmm_child import compile_child
 from tests.support.programs import Programs
 
@@ -40,3 +41,19 @@ async def anonymous(
     """The same on anonymous memory only, for tests that do not depend on the backing."""
     async with destination_of(pager_program, vmm_child, "anonymous", tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def real_frames() -> None:
+    """Leave to make frames of this host bad, and a kernel that can."""
+    if why := why_not():
+        pytest.skip(why)
+
+
+@pytest.fixture(params=["late", "early"])
+def host_policy(request: pytest.FixtureRequest, real_frames: None) -> Iterator[str]:
+    """When the host tells processes of a bad frame: at a touch, or as soon as it finds it."""
+    before = EARLY_KILL.read_text()
+    EARLY_KILL.write_text(str(int(request.param == "early")))
+    yield request.param
+    EARLY_KILL.write_text(before)

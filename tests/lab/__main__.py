@@ -53,13 +53,25 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def chosen(suites: Sequence[Suite], names: Sequence[str] | None) -> Sequence[Suite]:
+    """Those of these names; all without any.
+
+    Raises: SystemExit: there is no such suite.
+    """
+    known = [suite.name for suite in suites]
+    if unknown := set(names or ()) - set(known):
+        raise SystemExit(f"no suite is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    return [suite for suite in suites if not names or suite.name in names]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.lab", description=__doc__)
     parser.add_argument("kernels", nargs="*", default=KERNELS, help="versions, or begins of some (6.12 6.18 7.3)")
     parser.add_argument("--short", action="store_true", help="kernel facts and real memory errors only")
+    parser.add_argument("--only", action="append", metavar="SUITE", help="this suite; may be given several times")
     arguments = parser.parse_args()
     end_by_signal()
-    suites = short_suites() if arguments.short else all_suites()
+    suites = chosen(short_suites() if arguments.short else all_suites(), arguments.only)
     rows: list[Sequence[str]] = []
     failed = 0
     for version in arguments.kernels:

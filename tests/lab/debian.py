@@ -101,12 +101,14 @@ def tools() -> Path:
     where = CACHE / "tools"
     if not (where / "kmod").exists():
         with tempfile.TemporaryDirectory(dir=_made(CACHE)) as folder:
-            unpack(["kmod"], Path(folder))
+            # A later Debian's wants later libraries.
+            unpack(["kmod/bookworm"], Path(folder))
             _made(where)
             for name in ("depmod", "modprobe", "lsmod", "rmmod"):
                 (where / name).unlink(missing_ok=True)
                 (where / name).symlink_to("kmod")
-            shutil.copy(Path(folder) / "bin/kmod", where / "kmod")
+            (found,) = Path(folder).glob("**/bin/kmod")
+            shutil.copy(found, where / "kmod")
     return where
 
 

@@ -20,6 +20,7 @@ PATIENCE = 4
 """The guest is slower than a machine by about as much."""
 HUGE_PAGES = 64
 COMPILED = CACHE / "c"
+REAL_ERRORS = ("tests/contract/test_real_errors.py", "tests/contract/test_real_errors_of_a_destination.py")
 PACKAGES = {"vmferry-pager": "pager", "vmferry-refvm": "refvm"}
 
 
@@ -109,7 +110,7 @@ def short_suites() -> list[Suite]:
     c_programs.compile_all(COMPILED)
     return [
         pytest_suite("kernel", "tests/kernel"),
-        pytest_suite("real-errors", "tests/contract/test_real_errors.py"),
+        pytest_suite("real-errors", *REAL_ERRORS),
     ]
 
 

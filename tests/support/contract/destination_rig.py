@@ -25,6 +25,10 @@ VM = "web-1"
 GPAS = (0, 0x100000)
 """Of the two regions, which lie side by side in the VMM but not in the guest."""
 COUNTS = (FIRST_PAGES[1], PAGES - FIRST_PAGES[1])
+HUGE_PAGE = 2 << 20
+PIECES = HUGE_PAGE // PAGE
+HUGE_PAGES = 4
+"""Of the one region on huge pages. Its pages are numbered by their pieces of 4 KiB."""
 DEMAND_TIMEOUT_S = patient(20.0)
 CONTROL = (
     ("grpc.enable_http_proxy", 0),
@@ -41,18 +45,43 @@ def gpa_of(page: int) -> int:
     return GPAS[region] + (page - FIRST_PAGES[region]) * PAGE
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """`first` and `count` are in pages of 4 KiB."""
+
+    gpa: int
+    first: int
+    count: int
+    page_size: int
+
+
+def is_huge(backing: str) -> bool:
+    return "hugetlb" in backing
+
+
+def is_file(backing: str) -> bool:
+    return backing in {"memfd", "hugetlb"}
+
+
+def regions_of(backing: str) -> list[Region]:
+    if is_huge(backing):
+        return [Region(0, 0, HUGE_PAGES * PIECES, HUGE_PAGE)]
+    return [Region(*each, PAGE) for each in zip(GPAS, FIRST_PAGES, COUNTS, strict=True)]
+
+
 def layout(backing: str) -> common_pb2.MemoryLayout:
-    number = common_pb2.BACKING_MEMFD if backing == "memfd" else common_pb2.BACKING_ANONYMOUS
+    number = common_pb2.BACKING_MEMFD if is_file(backing) else common_pb2.BACKING_ANONYMOUS
     regions = [
-        common_pb2.MemoryRegion(gpa=gpa, size=count * PAGE, page_size=PAGE, backing=number)
-        for gpa, count in zip(GPAS, COUNTS, strict=True)
+        common_pb2.MemoryRegion(gpa=each.gpa, size=each.count * PAGE, page_size=each.page_size, backing=number)
+        for each in regions_of(backing)
     ]
     return common_pb2.MemoryLayout(regions=regions)
 
 
 @dataclass
 class Destination:
-    """`control` is the daemon's end. Pages are numbered over both regions, as in `page_source`."""
+    """`control` is the daemon's end. Pages are numbered over both regions, as in `page_source`. `backing` is
+    "anonymous" or "memfd", or the same of huge pages: "anonymous hugetlb" or "hugetlb"."""
 
     directory: Path
     backing: str
@@ -68,11 +97,12 @@ class Destination:
     def message(self) -> Json:
         """The correct memory message; its descriptors are `self.descriptors`."""
         regions: list[Json] = []
-        for first, gpa, count in zip(FIRST_PAGES, GPAS, COUNTS, strict=True):
-            region: Json = {"gpa": gpa, "base_host_virt_addr": self.vmm.hva + first * PAGE, "size": count * PAGE}
-            region |= {"page_size": PAGE, "backing": self.backing}
-            if self.backing == "memfd":
-                region |= {"fd": 1, "offset": first * PAGE}
+        for each in regions_of(self.backing):
+            hva = self.vmm.hva + each.first * PAGE
+            region: Json = {"gpa": each.gpa, "base_host_virt_addr": hva, "size": each.count * PAGE}
+            region |= {"page_size": each.page_size, "backing": "anonymous"}
+            if is_file(self.backing):
+                region |= {"backing": "memfd", "fd": 1, "offset": each.first * PAGE}
             regions.append(region)
         if self.uffds == 2:
             regions[1]["uffd"] = self.descriptors.index("v")
@@ -81,7 +111,7 @@ class Destination:
 
     @property
     def descriptors(self) -> str:
-        return ("um" if self.backing == "memfd" else "u") + ("v" if self.uffds == 2 else "")
+        return ("um" if is_file(self.backing) else "u") + ("v" if self.uffds == 2 else "")
 
     async def attach(self) -> None:
         answer = await self.vmm.answer(self.message(), self.descriptors)
@@ -149,6 +179,11 @@ class Destination:
     async def link_event(self, state: int, after: int = 0) -> pager_pb2.PagerEvent:
         return (await self.events_until(lambda event: event.link.state == state, after))[-1]
 
+    @property
+    def pages(self) -> int:
+        """Number of pages of 4 KiB."""
+        return sum(each.count for each in regions_of(self.backing))
+
     async def everything(self) -> None:
         """Attaches, connects, pushes; returns when no page is absent."""
         await self.attach()
@@ -178,8 +213,9 @@ async def destination_of(
             expect = pager_pb2.ExpectDestinationRequest(layout=layout(backing))
             features = (await control.ExpectDestination(expect, timeout=PATIENCE_S)).uffd_features
             first = FIRST_PAGES[1] if uffds == 2 else None
+            pages = HUGE_PAGES if is_huge(backing) else PAGES
             vmm = await Vmm.start(
-                child, backing, PAGES, feature_bits(features), directory / "memory.sock", first_uffd=first
+                child, backing, pages, feature_bits(features), directory / "memory.sock", first_uffd=first
             )
             yield Destination(directory, backing, pager, control, vmm, source, uffds=uffds)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -41,7 +42,13 @@ def frame_at(pid: int, address: int) -> int:
 
 def fail_frame(frame: int) -> None:
     """The host finds it bad; no thread has touched it."""
-    CORRUPT.write_text(f"{frame:#x}\n")
+    with CORRUPT.open("wb", buffering=0) as file:
+        try:
+            file.write(f"{frame:#x}\n".encode())
+        except OSError as error:
+            # Somebody uses it at the moment, so the kernel cannot set it aside. It is bad all the same.
+            if error.errno != errno.EBUSY:
+                raise
 
 
 def soft_offline(frame: int) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # names of the stubs' types only: the generated code has no s
 PAGES = 64
 HUGE_PAGES = 1024
 """Pages of 4 KiB of a memory of huge pages."""
-PAGE_SIZES = {"hugetlb": 2 << 20}
+PAGE_SIZES = {"hugetlb": 2 << 20, "anonymous hugetlb": 2 << 20}
 TOKEN = "one-time"
 WITH_TOKEN = (("vmferry-lane-token", TOKEN),)
 PATIENCE_S = patient(30)
@@ -224,7 +224,7 @@ def check(pages: dict[int, Frame], poisoned: set[int]) -> None:
 
 
 def layout(backing: str) -> common_pb2.MemoryLayout:
-    number = common_pb2.BACKING_ANONYMOUS if backing == "anonymous" else common_pb2.BACKING_MEMFD
+    number = common_pb2.BACKING_ANONYMOUS if backing.startswith("anonymous") else common_pb2.BACKING_MEMFD
     size, page_size = pages_of(backing) * PAGE, PAGE_SIZES.get(backing, PAGE)
     region = common_pb2.MemoryRegion(gpa=0, size=size, page_size=page_size, backing=number)
     return common_pb2.MemoryLayout(regions=[region])

@@ -1,8 +1,9 @@
 /* A VMM in a process of its own, as far as a destination's pager sees one: it owns guest memory and a userfaultfd, hands
  * both over, and touches pages. It is C because Python cannot touch registered memory without holding its own lock.
  *
- * Arguments: anon|shmem, number of pages, userfaultfd features (hexadecimal), and from which page on memory is registered
- * with a second userfaultfd. Says `ready HVA` and then obeys, a line each, on standard input:
+ * Arguments: anon|shmem|hugetlb|hugefile, number of pages, userfaultfd features (hexadecimal), and from which page on
+ * memory is registered with a second userfaultfd. Says `ready HVA` and then obeys, a line each, on standard input; PAGE
+ * counts pieces of 4 KiB:
  *
  *   send SOCKET LETTERS LENGTH   connects and sends the LENGTH bytes that follow in one sendmsg, with a descriptor a
  *                                letter: u userfaultfd, v the second, m memfd, n something that is neither, - none
@@ -183,7 +184,8 @@ static void *touch_page(void *argument)
 static void *advise_page(void *argument)
 {
 	struct act *act = argument;
-	int error = madvise(act->at, PAGE, act->advice) ? errno : 0;
+	char *page = act->at - (act->at - memory.at) % memory.page;
+	int error = madvise(page, memory.page, act->advice) ? errno : 0;
 	pthread_mutex_lock(&saying);
 	printf("advised %ld %s\n", act->id, name_of(error));
 	pthread_mutex_unlock(&saying);
@@ -197,7 +199,7 @@ static void start_act(const char *line, const char *verb, void *(*work)(void *))
 	size_t page;
 	char advice[16] = "";
 	NEED(act && sscanf(line + strlen(verb), "%ld %zu %15s", &act->id, &page, advice) >= 2);
-	NEED(page < memory.pages);
+	NEED(page * PAGE < memory.pages * memory.page);
 	act->at = memory.at + page * PAGE;
 	act->advice = strcmp(advice, "remove") ? MADV_DONTNEED : MADV_REMOVE;
 	run_thread(work, act);

@@ -30,6 +30,9 @@ FEATURES = {
     "UFFD_FEATURE_POISON": 1 << 14,
 }
 
+KINDS = {"anonymous": "anon", "memfd": "shmem", "anonymous hugetlb": "hugetlb", "hugetlb": "hugefile"}
+"""Backings by their names in `facts.h`."""
+
 Json: TypeAlias = dict[str, Any]
 
 
@@ -61,7 +64,7 @@ class Vmm:
         program: Path, backing: str, pages: int, features: int, memory_socket: Path, *, first_uffd: int | None = None
     ) -> Vmm:
         """`first_uffd`: how many pages are registered with the first userfaultfd; the rest with a second."""
-        kind = {"anonymous": "anon", "memfd": "shmem"}[backing]
+        kind = KINDS[backing]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             program,
@@ -147,7 +150,7 @@ class Vmm:
 
     async def give_back(self, page: int) -> None:
         """As a balloon does: the page's content is gone. MADV_DONTNEED leaves that of a shared file where it is."""
-        await self.advise(page, "remove" if self.backing == "memfd" else "dontneed")
+        await self.advise(page, "remove" if self.backing in {"memfd", "hugetlb"} else "dontneed")
 
     async def end(self) -> None:
         if self.process.returncode is None:

@@ -1,8 +1,8 @@
 """A VMM in a process of its own, as far as a source's pager sees one: makes memory, fills it, attaches it, waits.
 
-Arguments: backing (of huge pages where "hugetlb"), number of pages, path of the memory socket. Page n holds byte
-n % 251 + 1 throughout, but every fourth is left untouched. Prints the pager's answer with its own address. Lives until
-its standard input closes.
+Arguments: backing (of huge pages where "hugetlb" is in it), number of pages, path of the memory socket. Page n holds
+byte n % 251 + 1 throughout, but every fourth is left untouched. Prints the pager's answer with its own address. Lives
+until its standard input closes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
+MAP_HUGETLB = 0x40000
 
 
 def fill(memory: mmap.mmap, pages: int) -> None:
@@ -30,14 +31,15 @@ def attach(backing: str, pages: int, path: str) -> tuple[mmap.mmap, int, socket.
     """The memory, its address, and the connection."""
     size = pages * PAGE
     descriptors: list[int] = []
-    page_size = HUGE_PAGE if backing == "hugetlb" else PAGE
-    if backing != "anonymous":
-        descriptor = os.memfd_create("guest", os.MFD_HUGETLB if backing == "hugetlb" else os.MFD_CLOEXEC)
+    huge = "hugetlb" in backing
+    page_size = HUGE_PAGE if huge else PAGE
+    if not backing.startswith("anonymous"):
+        descriptor = os.memfd_create("guest", os.MFD_HUGETLB if huge else os.MFD_CLOEXEC)
         os.ftruncate(descriptor, size)
         memory = mmap.mmap(descriptor, size, mmap.MAP_SHARED)
         descriptors.append(descriptor)
     else:
-        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (MAP_HUGETLB if huge else 0))
     fill(memory, pages)
     hva = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     region = {"gpa": 0, "base_host_virt_addr": hva, "size": size, "page_size": page_size, "backing": "anonymous"}
