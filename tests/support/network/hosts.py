@@ -89,16 +89,22 @@ Disturbance = Callable[[NetworkPair, Course], Awaitable[None]]
 
 
 async def move(
-    pair: NetworkPair, course: Course, vm: str, limit: int = 0, disturb: Disturbance | None = None
+    pair: NetworkPair,
+    course: Course,
+    vm: str,
+    limit: int = 0,
+    disturb: Disturbance | None = None,
+    *,
+    within_s: float = WITHIN_S,
 ) -> Migration:
     """Moves the guest while the disturbance runs, and leaves the network clean. The migration as it is at its end, or
-    after `WITHIN_S`."""
+    after `within_s`."""
     course.at_source = await course.cast.source.admin.report()
     disturbing = asyncio.create_task(disturb(pair, course)) if disturb else None
     try:
         course.migration = await pair.home_api.create(vm, vm, pair.away.place.peer, limit)
         with suppress(TimeoutError):
-            async with asyncio.timeout(WITHIN_S):
+            async with asyncio.timeout(within_s):
                 await _follow(pair, course, vm)
         if disturbing is not None and disturbing.done():
             disturbing.result()
