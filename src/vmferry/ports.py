@@ -188,7 +188,7 @@ class Store(Protocol):
     # journal (either side)
     async def reserve(self, key: str) -> None:
         """Makes one small write durable and keeps the store for this process's writes, until `release` or a limit of
-        time: a later entry waits for no other process.
+        time. A later journal entry of the migration waits for no other process, and needs no space on the disk.
         """
         ...
 

@@ -115,6 +115,13 @@ def append_journal(db: Connection, entry: JournalEntry) -> None:
     db.exec_driver_sql(_APPEND_JOURNAL, (entry.migration, entry.kind, entry.at_us, data))
 
 
+def append_missing(db: Connection, entries: Sequence[JournalEntry]) -> None:
+    """Appends the entries that the journal does not have yet."""
+    for entry in entries:
+        if entry not in journal(db, entry.migration):
+            append_journal(db, entry)
+
+
 def journal(db: Connection, migration: str) -> list[JournalEntry]:
     return [
         JournalEntry(migration, kind, at_us, msgspec.json.decode(data, type=dict[str, object]))

@@ -8,7 +8,7 @@ its write done, as after a lost answer. Another thread reads: a reader of the lo
 read in the writing thread, because a recovery must see the entries of cancelled callers.
 
 While the store is reserved, the next write transaction begins with the end of the one before, so that the write lock
-stays here.
+stays here. A full disk sends journal entries to `SpareJournal`, and each reservation has a slot there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
@@ -35,9 +36,15 @@ from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Incoming, Job
 from vmferry.store import queries
+from vmferry.store.spare_journal import SpareJournal
 from vmferry.units import MIB
 
 Result = TypeVar("Result")
+
+log = structlog.get_logger()
+
+SPARED = "store.journal_spared"
+"""The disk is full, and the entry is durable all the same."""
 
 BUSY_S = 5.0
 """The longest wait for a lock of another process, e.g. of a backup."""
@@ -55,6 +62,8 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._reading_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-reads")
         self._engine: Engine | None = None
+        self._spare: SpareJournal | None = None
+        """Of the writing thread."""
         self._reading: Engine | None = None
         self._reserved: dict[str, asyncio.TimerHandle] = {}
 
@@ -65,6 +74,8 @@ class SqliteStore:
             await self._in(self._reading_thread, self._reading.dispose)
         if self._engine is not None:
             await self._in(self._thread, self._engine.dispose)
+        if self._spare is not None:
+            await self._in(self._thread, self._spare.close)
         self._reading_thread.shutdown(wait=False)
         self._thread.shutdown(wait=False)
 
@@ -81,10 +92,11 @@ class SqliteStore:
         return await self._read(queries.job_revisions, after, limit)
 
     async def append_journal(self, entry: JournalEntry) -> None:
-        await self._do(queries.append_journal, entry)
+        promised = sum(key.rpartition("-")[0] != entry.migration for key in self._reserved)
+        await self._in(self._thread, lambda: self._append(entry, promised))
 
     async def journal(self, migration: str) -> Sequence[JournalEntry]:
-        return await self._do(queries.journal, migration)
+        return await self._in(self._thread, lambda: self._journal(migration))
 
     async def save_incoming(self, incoming: Incoming) -> None:
         await self._do(queries.save_incoming, incoming)
@@ -116,6 +128,8 @@ class SqliteStore:
         self._reserved[key] = asyncio.get_running_loop().call_later(RESERVED_MOST_S, self.release, key)
         try:
             await self._do(queries.show_writable)
+            if self._spare is not None and self._spare.free < len(self._reserved):
+                raise self._failed("the spare room for journal entries is used up")
         except VmferryError:
             self.release(key)
             raise
@@ -129,20 +143,47 @@ class SqliteStore:
     async def open(self) -> None:
         """Makes or upgrades the schema. Raises: VmferryError STORE_FAILED."""
         self._engine = await self._in(self._thread, lambda: _engine(self._path))
+        spare = self._path.with_name(self._path.name + "-spare")
+        self._spare = await self._in(self._thread, lambda: SpareJournal(spare))
         self._reading = await self._in(self._reading_thread, lambda: _reading_engine(self._path))
 
     async def _do(self, query: Callable[..., Result], *arguments: Any) -> Result:
         """Runs one write transaction, which is durable when this returns."""
+        return await self._in(self._thread, lambda: self._write(query, *arguments))
+
+    def _write(self, query: Callable[..., Result], *arguments: Any) -> Result:
+        """Runs in the writing thread. Entries of the spare journal go first."""
         engine = self._opened(self._engine)
+        spare = self._spare.entries if self._spare is not None else ()
+        try:
+            with engine.begin() as db:
+                queries.append_missing(db, spare)
+                result = query(db, *arguments)
+        finally:
+            self._keep_or_let_go()
+        if spare and self._spare is not None:
+            self._spare.clear()
+        return result
 
-        def work() -> Result:
-            try:
-                with engine.begin() as db:
-                    return query(db, *arguments)
-            finally:
-                self._keep_or_let_go()
+    def _append(self, entry: JournalEntry, promised: int) -> None:
+        """Leaves `promised` slots of the spare journal to other migrations: their VMs may be stopped."""
+        try:
+            self._write(queries.append_journal, entry)
+        except SQLAlchemyError as error:
+            spare = self._spare
+            if not _lacks_space(error) or spare is None or spare.free <= promised or not spare.append(entry):
+                raise
+            log.warning(SPARED, migration=entry.migration, kind=entry.kind, error=str(error.__cause__))
 
-        return await self._in(self._thread, work)
+    def _journal(self, migration: str) -> Sequence[JournalEntry]:
+        engine = self._opened(self._engine)
+        try:
+            with engine.begin() as db:
+                found = queries.journal(db, migration)
+        finally:
+            self._keep_or_let_go()
+        spare = self._spare.entries if self._spare is not None else ()
+        return [*found, *(entry for entry in spare if entry.migration == migration and entry not in found)]
 
     async def _read(self, query: Callable[..., Result], *arguments: Any) -> Result:
         engine = self._opened(self._reading)
@@ -179,11 +220,20 @@ class SqliteStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(thread, work)
         except (SQLAlchemyError, sqlite3.Error, CommandError, OSError) as error:
-            raise VmferryError(
-                Reason.STORE_FAILED,
-                f"the store {self._path}: {error}",
-                "Check the disk's space and the file's permissions; a newer vmferry may have upgraded it.",
-            ) from error
+            raise self._failed(str(getattr(error, "orig", None) or error)) from error
+
+    def _failed(self, what: str) -> VmferryError:
+        return VmferryError(
+            Reason.STORE_FAILED,
+            f"the store {self._path}: {what}",
+            "Check the disk's space and the file's permissions; a newer vmferry may have upgraded it.",
+        )
+
+
+def _lacks_space(error: SQLAlchemyError) -> bool:
+    """Whether a write failed for the disk (sqlite.org/rescode.html). Each extended code has its primary code below."""
+    code = getattr(error.__cause__, "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 async def open_store(path: Path) -> SqliteStore:

@@ -74,3 +74,16 @@ async def test_the_end_is_told_at_once(pair: Pair) -> None:
     pair.network.clock.stop()
     pager.all_arrive()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_a_job_that_completes_out_of_a_pause_has_no_reason_any_more(pair: Pair) -> None:
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    pager = pair.b.pagers.running["m1-destination"]
+    pager.state = replace(pager.state, link_up=False, link_reason="no route to host")
+    pager.emit(LinkChanged(up=False, reason="no route to host"))
+    await pair.a.job_where("m1", phases=PAUSED)
+    pager.all_arrive()
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code, job.reason) == (Phase.COMPLETED, None, "")

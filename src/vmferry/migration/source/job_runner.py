@@ -138,7 +138,7 @@ class JobRunner:
             if step.state not in m.RESTORING:
                 self._environment.store.release(self._steps.key)
         phase = m.visible_phase(step.state, self.job.phase)
-        same_words = not step.reason and step.state in m.ENDED and self.job.reason_code is not None
+        same_words = not step.reason and step.state in (m.State.CANCELLED, m.State.FAILED)
         reason = (self.job.reason_code, self.job.reason) if same_words else (step.code, step.reason)
         job = replace(self.job, phase=phase, reason_code=reason[0], reason=reason[1])
         if before is not step.state:
