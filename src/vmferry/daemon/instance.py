@@ -38,7 +38,12 @@ class InstanceLock:
     def __init__(self, state_dir: Path) -> None:
         """Raises: HostUnfit, if another daemon has it."""
         path = state_dir / LOCK_NAME
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostUnfit(
+                f"{path} cannot be opened: {error.strerror}. Make it a file of the daemon's user, or remove it."
+            ) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -20,6 +20,7 @@ from vmferry.daemon.app import Daemon
 from vmferry.daemon.config import Config, ConfigError, load
 from vmferry.daemon.core import Assemble
 from vmferry.daemon.instance import HostUnfit, InstanceLock, make_directory
+from vmferry.daemon.last_words import log_format, say
 from vmferry.errors import VmferryError
 from vmferry.model.names import HOST_NAME
 
@@ -37,14 +38,16 @@ class Exit(IntEnum):
 def run(argv: Sequence[str] | None, assemble: Assemble) -> Exit:
     """Runs the program with the parts that `assemble` makes."""
     arguments = _parser().parse_args(argv)
+    # A check is for people, or for a unit that shows its lines as they are.
+    format_ = "console" if arguments.check_config else log_format(arguments.config)
     try:
         config = load(arguments.config, default_host())
     except OSError as error:
-        _say(f"{arguments.config} cannot be read: {error.strerror}. Name a readable TOML file with --config.")
+        say(format_, f"{arguments.config} cannot be read: {error.strerror}. Name a readable TOML file with --config.")
         return Exit.CONFIG
     except ConfigError as error:
         for problem in error.problems:
-            _say(f"{arguments.config}: {problem}")
+            say(format_, f"{arguments.config}: {problem}")
         return Exit.CONFIG
     if arguments.check_config:
         sys.stdout.write(f"{arguments.config}: good\n")
@@ -59,12 +62,12 @@ def _run_daemon(config: Config, assemble: Assemble) -> Exit:
         make_directory(config.state_dir, "state_dir", 0o700)
         lock = InstanceLock(config.state_dir)
     except HostUnfit as error:
-        _say(str(error))
+        say(config.log.format, str(error))
         return Exit.HOST
     try:
         asyncio.run(_daemon(config, assemble))
     except (HostUnfit, VmferryError) as error:
-        _say(str(error))
+        say(config.log.format, str(error))
         return Exit.HOST
     except Exception:  # noqa: BLE001 - the edge of the process: logged, and told by the exit code
         structlog.stdlib.get_logger().exception(log.DAEMON_FAILED)
@@ -97,7 +100,3 @@ def default_host() -> str:
     """The machine's host name in the form that `host` requires."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63]
     return name if re.fullmatch(HOST_NAME, name) else "localhost"
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"vmferryd: {text}\n")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.scripted.daemon import ScriptedCore
+from vmferry.daemon import last_words
 from vmferry.daemon.instance import InstanceLock
 from vmferry.daemon.program import Exit, run
+from vmferry.demo.patience import patient
 
 REFERENCE = Path(__file__).parents[3] / "docs/reference/configuration.md"
 
@@ -104,3 +110,102 @@ def test_a_fault_is_logged_as_one_event(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_reference_lists_the_exit_codes() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d) \|", REFERENCE.read_text(), re.MULTILINE)}
     assert documented == set(Exit)
+
+
+def said(text: str) -> list[str]:
+    """The errors of lines that are all JSON."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert {line["event"] for line in lines} == {"daemon.not_started"}
+    return [line["error"] for line in lines]
+
+
+def test_a_start_that_fails_writes_json_where_the_log_is_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start("--config", str(tmp_path / "none"))
+    assert "cannot be read" in said(capsys.readouterr().err)[0]
+    start("--config", str(write(tmp_path, "colour = 1\n[api]\nlisten = 5\n")))
+    assert len(said(capsys.readouterr().err)) == 2
+    path = tmp_path / "c.toml"
+    path.write_text(f'runtime_dir = "{tmp_path}"\nstate_dir = "/proc/x"\n[log]\nformat = "json"\n')
+    start("--config", str(path))
+    assert "state_dir /proc/x" in said(capsys.readouterr().err)[0]
+    path.write_text(path.read_text().replace("json", "console"))
+    start("--config", str(path))
+    assert capsys.readouterr().err.startswith("vmferryd: state_dir /proc/x")
+    path.write_text('colour = 1\n[log]\nformat = "console"\n')
+    start("--config", str(path))
+    assert capsys.readouterr().err.startswith(f"vmferryd: {path}: colour")
+
+
+def test_a_check_writes_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start("--config", str(write(tmp_path, "colour = 1\n")), "--check-config") is Exit.CONFIG
+    assert capsys.readouterr().err.startswith("vmferryd: ")
+
+
+def test_a_lock_that_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state" / "lock").mkdir(parents=True)
+    assert start("--config", str(write(tmp_path))) is Exit.HOST
+    assert f"{tmp_path}/state/lock cannot be opened: Is a directory" in said(capsys.readouterr().err)[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "path"),
+    [
+        (["--config", "/a"], Path("/a")),
+        (["--colour", "--config=/a"], Path("/a")),
+        (["--config"], None),
+        ([], None),
+    ],
+)
+def test_the_file_is_found_among_wrong_arguments(argv: list[str], path: Path | None) -> None:
+    assert last_words.config_path(argv) == path
+
+
+PROGRAM = "import sys; from vmferry.daemon import main; sys.exit(main())"
+
+
+def program(*argv: str, code: str = PROGRAM) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "src")}
+    return subprocess.Popen([sys.executable, "-c", code, *argv], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.parametrize("library", ["grpc", "structlog", "sqlalchemy"])
+def test_a_library_that_cannot_be_loaded_is_a_line(tmp_path: Path, library: str) -> None:
+    """None in sys.modules makes an import fail."""
+    code = f"import sys; sys.modules[{library!r}] = None\n{PROGRAM}"
+    with program("--config", str(write(tmp_path)), code=code) as child:
+        error = child.communicate(timeout=patient(60))[1]
+    assert child.returncode == Exit.FAULT
+    assert library in said(error)[0]
+
+
+@pytest.mark.parametrize("key", ["api", "peer"])
+def test_a_grpc_port_in_use_is_a_line(tmp_path: Path, key: str) -> None:
+    """gRPC's own core writes nothing."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        ports = {"api": 0, "peer": 0, "ops": 0, key: holder.getsockname()[1]}
+        text = "".join(f'[{name}]\nlisten = "127.0.0.1:{port}"\n' for name, port in ports.items())
+        with program("--config", str(write(tmp_path, text))) as child:
+            error = child.communicate(timeout=patient(60))[1]
+    assert child.returncode == Exit.HOST
+    lines = [json.loads(line) for line in error.splitlines()]
+    assert lines[-1]["event"] == "daemon.not_started"
+    assert f"[{key}] listen" in lines[-1]["error"]
+
+
+def test_ctrl_c_while_the_modules_load_ends_it_without_a_word(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+class Loading:
+    def find_spec(self, name, path, target=None):
+        if name == "sqlalchemy":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Loading())
+{PROGRAM}
+"""
+    with program("--config", str(write(tmp_path)), code=code) as child:
+        error = child.communicate(timeout=patient(60))[1]
+    assert (child.returncode, error) == (-signal.SIGINT, "")
