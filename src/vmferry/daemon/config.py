@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vmferry.daemon.toml_table import Problem, Table
 from vmferry.model.names import HOST_NAME, Address
+from vmferry.pager.directory import RUNTIME_DIR_LIMIT
 from vmferry.pager.settings import PagerTuning
 
 LOG_FORMATS = ("json", "console")
@@ -117,7 +118,7 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
     """
     problems: list[Problem] = []
     root = Table("", values, problems)
-    runtime_dir = root.path("runtime_dir", DEFAULT_RUNTIME_DIR)
+    runtime_dir = root.path("runtime_dir", DEFAULT_RUNTIME_DIR, RUNTIME_DIR_LIMIT, "the unix sockets of pagers in it")
     vmm, api, peer = root.section("vmm"), root.section("api"), root.section("peer")
     ops, log = root.section("ops"), root.section("log")
     keep_awake = root.truth("keep_awake", None)

@@ -7,6 +7,7 @@ silent default.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from vmferry.model.names import SOCKET_PATH_LIMIT, Address, is_ip, parse_address
 from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
 
 Default = TypeVar("Default")
+
+PATH_LIMIT = 4095
+"""PATH_MAX without its NUL (limits.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +80,20 @@ class Table:
         self.problem(key, value, "one of " + ", ".join(f'"{c}"' for c in choices))
         return default
 
-    def path(self, key: str, default: Path) -> Path:
+    def path(self, key: str, default: Path, limit: int = PATH_LIMIT, purpose: str = "any call") -> Path:
+        """An absolute path of at most `limit` bytes, which `purpose` sets."""
         value = self._take(key)
-        if value is None:
-            return default
+        path = default
         if isinstance(value, str) and value.startswith("/") and "\0" not in value:
-            return Path(value)
-        self.problem(key, value, "an absolute path")
-        return default
+            path = Path(value)
+        elif value is not None:
+            self.problem(key, value, "an absolute path")
+        if (length := len(os.fsencode(path))) > limit:
+            self.problem(key, str(path), f"a path of at most {limit} bytes for {purpose}; it has {length}")
+        return path
 
     def socket(self, key: str, default: Path) -> Path:
-        path = self.path(key, default)
-        if (length := len(bytes(path))) > SOCKET_PATH_LIMIT:
-            self.problem(
-                key, str(path), f"a path of at most {SOCKET_PATH_LIMIT} bytes for a unix socket; it has {length}"
-            )
-        return path
+        return self.path(key, default, SOCKET_PATH_LIMIT, "a unix socket")
 
     def patterns(self, key: str) -> tuple[str, ...]:
         """Absolute paths, each may hold `*`, `?` and `[...]`."""

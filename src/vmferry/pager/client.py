@@ -25,6 +25,7 @@ from vmferry.model.memory import MemoryLayout, PageRange
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.pager import PagerEvent, PagerStatus
 from vmferry.pager import convert
+from vmferry.pager.directory import CONTROL_SOCKET, MEMORY_SOCKET
 from vmferry.pager.settings import PagerSettings
 from vmferry.rpc import convert as wire
 from vmferry.units import MIB
@@ -32,9 +33,6 @@ from vmferry.v1 import pager_pb2 as pb
 from vmferry.v1.pager_pb2_grpc import PagerStub
 
 Answer = TypeVar("Answer")
-
-CONTROL_SOCKET = "pager.sock"
-MEMORY_SOCKET = "memory.sock"
 
 ERRORS_A_CALL = 10_000
 """The most errors in one MarkPoisoned, well below gRPC's 4 MiB per message."""

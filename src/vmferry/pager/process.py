@@ -1,7 +1,7 @@
 """Pager processes: `ports.Pagers`. A pager runs in a session of its own and outlives the daemon that started it.
 
 ```
-<runtime_dir>/vms/<key>/   pager.sock   control; a restarted daemon finds the pager by it
+<runtime_dir>/vms/<key>/    pager.sock   control; a restarted daemon finds the pager by it
                             memory.sock  for the VMM
                             pages        the page table (destination)
                             pager.log    standard error of the pager
@@ -29,8 +29,8 @@ from pathlib import Path
 import structlog
 
 from vmferry.errors import Reason, VmferryError
-from vmferry.model.names import SOCKET_PATH_LIMIT
-from vmferry.pager.client import CONTROL_SOCKET, MEMORY_SOCKET, GrpcPager
+from vmferry.pager.client import GrpcPager
+from vmferry.pager.directory import CONTROL_SOCKET, VMS, directory_of
 from vmferry.pager.settings import PagerSettings
 
 log = structlog.get_logger()
@@ -56,7 +56,8 @@ class PagerProcesses:
     def __init__(
         self, runtime_dir: Path, program: str = "vmferry-pager", settings: PagerSettings | None = None
     ) -> None:
-        self._root = runtime_dir / "vms"
+        self._runtime_dir = runtime_dir
+        self._root = runtime_dir / VMS
         self._program = program
         self._settings = settings or PagerSettings()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -205,15 +206,7 @@ class PagerProcesses:
     def _directory(self, key: str) -> Path:
         if not KEY.fullmatch(key):
             raise VmferryError(Reason.INVALID_ARGUMENT, f"The key {key!r} is not {KEY.pattern}.")
-        directory = self._root / key
-        longest = len(os.fsencode(directory / MEMORY_SOCKET))
-        if longest > SOCKET_PATH_LIMIT:
-            raise VmferryError(
-                Reason.INVALID_ARGUMENT,
-                f"{directory}/{MEMORY_SOCKET} has {longest} bytes, a unix socket's path at most {SOCKET_PATH_LIMIT}.",
-                "Choose a shorter runtime_dir, or a shorter migration id.",
-            )
-        return directory
+        return directory_of(self._runtime_dir, key)
 
 
 def locate(program: str, key: str = "[pager] program") -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from vmferry.cli import main
 from vmferry.cli.exit_codes import ExitCode
-from vmferry.cli.probe import host, kvm, memory_failure, userfaultfd
+from vmferry.cli.probe import configuration, host, kvm, memory_failure, userfaultfd
 from vmferry.cli.probe.attempt import attempt
 from vmferry.cli.probe.checks import run_all
 from vmferry.cli.probe.finding import State, missing, ok, warn
@@ -141,3 +141,16 @@ def test_a_missing_pager_is_told_with_the_places(monkeypatch):
     finding = host.check_program("vmferry-no-such-program", True, "install it")
     assert finding.state is State.MISSING
     assert "/nonexistent" in finding.seen
+
+
+def test_the_configuration_of_the_unit_is_checked(tmp_path):
+    """A runtime_dir without room for unix sockets shows here, not at the first migration."""
+    path = tmp_path / "vmferryd.toml"
+    assert configuration.check_configuration(path).state is State.OK
+    path.write_text('runtime_dir = "/run/vmferry"\n')
+    assert configuration.check_configuration(path) == ok("configuration", f"{path} is good")
+    path.write_text(f'runtime_dir = "/{"x" * 90}"\n')
+    found = configuration.check_configuration(path)
+    assert found.state is State.MISSING
+    assert "runtime_dir: is " in found.seen
+    assert "at most 78 bytes" in found.seen

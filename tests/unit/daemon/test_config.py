@@ -168,6 +168,8 @@ def test_listeners_may_not_clash() -> None:
 
 def test_a_socket_path_must_fit_the_kernel() -> None:
     assert "107" in problems({"runtime_dir": "/" + "x" * 120})["vmm.socket"]
+    assert "at most 78 bytes" in problems({"runtime_dir": "/" + "x" * 78})["runtime_dir"]
+    assert parse({"runtime_dir": "/" + "x" * 77}, "host-a").runtime_dir == Path("/" + "x" * 77)
 
 
 def test_the_socket_follows_the_runtime_directory() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vmferry.cli.probe import host, kvm, memory_failure, userfaultfd
+from vmferry.cli.probe import configuration, host, kvm, memory_failure, userfaultfd
 from vmferry.cli.probe.finding import Finding, warn
 
 REINSTALL = "Install the wheel of vmferry (`make setup`), which carries it."
@@ -25,6 +25,7 @@ CHECKS: Sequence[Callable[[], Finding]] = (
     host.check_process_memory,
     host.check_network_namespace,
     host.check_memory,
+    configuration.check_configuration,
     lambda: host.check_program("vmferryd", True, REINSTALL),
     lambda: host.check_program("vmferry-pager", True, REINSTALL),
     lambda: host.check_program("vmferry-refvm", False, REINSTALL + " Only the demo needs it."),
