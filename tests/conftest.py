@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.programs import Programs, installed_programs
 from vmferry.demo.options import why_not_kvm
 from vmferry.demo.patience import patient
+from vmferry.security.pki import Authority
 
 # No test depends on the speed of the machine.
 settings.register_profile("vmferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,6 +39,12 @@ UFFDIO_API = 0xC018AA3F
 UFFD_API = 0xAA
 UFFD_FEATURE_POISON = 1 << 14
 SYS_USERFAULTFD = 323
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority of this session."""
+    return Authority.init(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="session")

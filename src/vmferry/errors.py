@@ -13,6 +13,7 @@ class Reason(StrEnum):
     """The reason of a refusal, a failure or a pause. The text is the `ErrorInfo.reason` of the API."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     VM_UNKNOWN = "VM_UNKNOWN"
     VM_ALREADY_MIGRATING = "VM_ALREADY_MIGRATING"
     VM_NOT_RUNNING = "VM_NOT_RUNNING"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import grpc
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -34,8 +37,14 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20
 class ApiServer:
     """The server. It starts as not serving; `set_serving` follows the daemon's readiness."""
 
-    def __init__(self, migrations: MigrationControl, machines: MachineControl, qemus: QemuControl) -> None:
-        self._server = grpc.aio.server(options=OPTIONS)
+    def __init__(
+        self,
+        migrations: MigrationControl,
+        machines: MachineControl,
+        qemus: QemuControl,
+        interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
+    ) -> None:
+        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self._health = health_aio.HealthServicer()
         migrations_pb2_grpc.add_MigrationsServicer_to_server(MigrationsServicer(migrations), self._server)
         machines_pb2_grpc.add_MachinesServicer_to_server(MachinesServicer(machines), self._server)
@@ -43,15 +52,15 @@ class ApiServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), self._server)
 
-    def bind(self, address: str) -> int:
-        """Takes the address and returns the port. Calls are answered after `start`.
+    def bind(self, address: str, listen: Callable[[grpc.aio.Server], int] | None = None) -> int:
+        """Takes the address by `listen`, plain without it, and returns the port. Calls are answered after `start`.
 
         Raises:
             VmferryError: INTERNAL, the address cannot be bound.
         """
         try:
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
+            return listen(self._server) if listen else self._server.add_insecure_port(address)
+        except (OSError, RuntimeError) as error:
             raise VmferryError(
                 Reason.INTERNAL,
                 f"The API address {address} cannot be listened on (in use, or not of this host).",

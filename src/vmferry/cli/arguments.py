@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from vmferry.cli.values import host_port, seconds
+from vmferry.cli.values import api_address, seconds
 from vmferry.cli.verbs import (
     adopt,
     cancel,
@@ -17,6 +17,7 @@ from vmferry.cli.verbs import (
     list_jobs,
     machines,
     migrate,
+    pki,
     push_limit,
     qemu,
     report_error,
@@ -37,6 +38,7 @@ VERBS: Mapping[str, ModuleType] = {
     "adopt": adopt,
     "qemu": qemu,
     "doctor": doctor,
+    "pki": pki,
     "demo": demo,
 }
 """Each module has `HELP`, `add_arguments(parser)` and `async run(args, output) -> ExitCode`."""
@@ -65,7 +67,11 @@ def _add_global(to: argparse.ArgumentParser) -> None:
     group = to.add_argument_group("options of every verb")
     none = argparse.SUPPRESS
     group.add_argument(
-        "--api", metavar="HOST:PORT", type=host_port, default=none, help=f"the daemon (VMFERRY_API, {DEFAULT_API})"
+        "--api",
+        metavar="ADDRESS",
+        type=api_address,
+        default=none,
+        help=f"the daemon, HOST:PORT or unix:PATH (VMFERRY_API, {DEFAULT_API})",
     )
     group.add_argument("--json", action="store_true", default=none, help="one JSON object a line on standard output")
     group.add_argument(
@@ -83,7 +89,7 @@ def parse(argv: Sequence[str] | None, environment: Mapping[str, str] = os.enviro
     args = top.parse_args(argv)
     if args.api is None:
         try:
-            args.api = host_port(args.api_default or DEFAULT_API)
+            args.api = api_address(args.api_default or DEFAULT_API)
         except argparse.ArgumentTypeError as error:
             top.error(f"VMFERRY_API: {error}")
     return args

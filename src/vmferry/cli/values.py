@@ -33,6 +33,11 @@ def host_port(text: str) -> str:
     return text
 
 
+def api_address(text: str) -> str:
+    """An argument of the form HOST:PORT or unix:PATH."""
+    return text if re.fullmatch(r"unix:/[^\0]+", text) else host_port(text)
+
+
 def seconds(text: str) -> float:
     """A positive number of seconds."""
     try:

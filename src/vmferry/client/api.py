@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
 
-from vmferry.client.refusal import answered
+from vmferry.client.certificate import open_tunnel
+from vmferry.client.refusal import UnreachableError, answered
 from vmferry.v1 import machines_pb2 as mc
 from vmferry.v1 import machines_pb2_grpc, migrations_pb2_grpc, qemus_pb2_grpc
 from vmferry.v1 import migrations_pb2 as mg
@@ -113,13 +115,28 @@ class Api:
 
 
 @asynccontextmanager
-async def open_api(address: str, timeout_s: float) -> AsyncIterator[Api]:
-    """A channel to the daemon at "host:port". It connects on the first call."""
-    async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
-        yield Api(
-            address,
-            timeout_s,
-            migrations_pb2_grpc.MigrationsStub(channel),
-            machines_pb2_grpc.MachinesStub(channel),
-            qemus_pb2_grpc.QemusStub(channel),
-        )
+async def open_api(address: str, timeout_s: float, environment: Mapping[str, str] = os.environ) -> AsyncIterator[Api]:
+    """A channel to the daemon at "host:port" or "unix:PATH". It connects on the first call.
+
+    The environment names the caller's certificate (`client/certificate.py`). Without one the connection is plain.
+
+    Raises: UnreachableError, the certificate cannot be used, or no daemon answered a call.
+    """
+    tunnel = None if address.startswith("unix:") else open_tunnel(address, timeout_s, environment)
+    try:
+        target = tunnel.target if tunnel else address
+        async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
+            yield Api(
+                address,
+                timeout_s,
+                migrations_pb2_grpc.MigrationsStub(channel),
+                machines_pb2_grpc.MachinesStub(channel),
+                qemus_pb2_grpc.QemusStub(channel),
+            )
+    except UnreachableError as error:
+        if tunnel is None or not tunnel.failure:
+            raise
+        raise UnreachableError(error.reason, f"no daemon answers: {tunnel.failure}", error.remedy) from None
+    finally:
+        if tunnel is not None:
+            await tunnel.close()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import NoReturn
 
 import grpc
@@ -27,6 +27,7 @@ from vmferry.daemon.config import Config
 from vmferry.daemon.core import Assemble, Core
 from vmferry.daemon.instance import HostUnfit
 from vmferry.daemon.readiness import HostReadiness, Listeners
+from vmferry.daemon.security import Security
 from vmferry.errors import VmferryError
 from vmferry.ops.server import OpsServer
 from vmferry.peer.contract import server_options
@@ -74,20 +75,27 @@ class Daemon:
         # A terminal that closes, or a log rotation that signals every daemon, must not end migrations.
         loop.add_signal_handler(signal.SIGHUP, _log.warning, events.DAEMON_HANGUP_IGNORED)
         _log.info(events.DAEMON_STARTING, version=self._version, state_dir=str(self._config.state_dir))
-        async with self._assemble(self._config) as core:
-            await self._serve(core)
+        security = Security(self._config)
+        try:
+            async with self._assemble(self._config, security) as core:
+                await self._serve(core, security)
+        finally:
+            security.close()
         _log.info(events.DAEMON_STOPPED)
 
-    async def _serve(self, core: Core) -> None:
-        api = ApiServer(core.migrations, core.machines, core.qemus)
-        peer = grpc.aio.server(options=server_options(self._config.timeouts.peer_s))
-        add_PeerServicer_to_server(PeerServicer(core.incoming), peer)
+    async def _serve(self, core: Core, security: Security) -> None:
+        api = ApiServer(core.migrations, core.machines, core.qemus, [security.api_gate])
+        options = server_options(self._config.timeouts.peer_s)
+        peer = grpc.aio.server(interceptors=[security.peer_gate], options=options)
+        add_PeerServicer_to_server(PeerServicer(core.incoming, security.source_of), peer)
         ops = OpsServer(core.state, self._readiness, self._version)
         try:
-            api_port, peer_port = self._bind(api, peer)
+            api_port, peer_port = self._bind(api, peer, security)
             ops_port = await self._start_ops(ops)
             try:
-                await self._run_services(core, api, peer, ops, {"api": api_port, "peer": peer_port, "ops": ops_port})
+                ports = {"api": api_port, "peer": peer_port, "ops": ops_port}
+                services = {**core.services(), **security.services(), "ops": ops.run()}
+                await self._run_services(services, core, api, peer, ports)
             except* ServiceReturned as group:
                 raise first_error(group) from None
             except* VmferryError as group:
@@ -97,14 +105,14 @@ class Daemon:
             await peer.stop(0)
             await ops.stop()
 
-    def _bind(self, api: ApiServer, peer: grpc.aio.Server) -> tuple[int, int]:
+    def _bind(self, api: ApiServer, peer: grpc.aio.Server, security: Security) -> tuple[int, int]:
         try:
-            api_port = api.bind(str(self._config.api))
+            api_port = api.bind(str(self._config.api), security.bind_api)
         except VmferryError as error:
             raise HostUnfit(str(error)) from error
         try:
-            return api_port, peer.add_insecure_port(str(self._config.peer))
-        except RuntimeError as error:
+            return api_port, security.bind_peer(peer)
+        except (OSError, RuntimeError) as error:
             raise _in_use("peer", self._config.peer) from error
 
     async def _start_ops(self, ops: OpsServer) -> int:
@@ -114,11 +122,15 @@ class Daemon:
             raise _in_use("ops", self._config.ops) from error
 
     async def _run_services(
-        self, core: Core, api: ApiServer, peer: grpc.aio.Server, ops: OpsServer, ports: dict[str, int]
+        self,
+        services: Mapping[str, Coroutine[object, object, None]],
+        core: Core,
+        api: ApiServer,
+        peer: grpc.aio.Server,
+        ports: dict[str, int],
     ) -> None:
         async with asyncio.TaskGroup() as group:
             servers = {"api": api.wait(), "peer": peer.wait_for_termination()}
-            services = {**core.services(), "ops": ops.run()}
             running = [
                 *(group.create_task(_service(name, work), name=name) for name, work in services.items()),
                 *(group.create_task(self._server(name, ended), name=name) for name, ended in servers.items()),

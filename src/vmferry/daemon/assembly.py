@@ -11,6 +11,7 @@ from vmferry.daemon.config import Config
 from vmferry.daemon.host_state import HostState
 from vmferry.daemon.memory_room import HostRooms
 from vmferry.daemon.processors import HostProcessors
+from vmferry.daemon.security import Security
 from vmferry.migration.destination.incoming_service import IncomingService
 from vmferry.migration.environment import Environment, SystemClock, UncheckedProcessors
 from vmferry.migration.service import MigrationService
@@ -29,7 +30,7 @@ from vmferry.vmm.server import VmmCallbacks, VmmServer
 class HostCore:
     """The service and its adapters: `core.Core`."""
 
-    def __init__(self, config: Config, store: Store) -> None:
+    def __init__(self, config: Config, store: Store, security: Security) -> None:
         clock, limits = SystemClock(), config.timeouts
         self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(self._record), clock.now_us, deadlines.vmm(limits))
         reach = ReachProgram(lambda: locate(config.qemu.reach_program, "[qemu] reach_program"), limits.vmm_s)
@@ -43,7 +44,7 @@ class HostCore:
                 store=store,
                 vmms=EveryVmm(self._vmms, self._qemus),
                 pagers=self.pagers,
-                peers=GrpcPeers(config.host, deadlines.peer(limits)),
+                peers=GrpcPeers(config.host, deadlines.peer(limits), security.identity, security.refusals),
                 clock=clock,
                 memory_rooms=HostRooms(),
                 timeouts=deadlines.migration(limits),
@@ -51,7 +52,7 @@ class HostCore:
                 processors=HostProcessors() if config.keep_awake else UncheckedProcessors(),
             )
         )
-        self._state = HostState(config.host, self._service)
+        self._state = HostState(config.host, self._service, security.view)
 
     @property
     def migrations(self) -> MigrationService:
@@ -116,11 +117,11 @@ def pager_settings(config: Config) -> PagerSettings:
 
 
 @asynccontextmanager
-async def assemble(config: Config) -> AsyncIterator[HostCore]:
+async def assemble(config: Config, security: Security) -> AsyncIterator[HostCore]:
     """Opens the store and makes the parts. Raises: VmferryError STORE_FAILED."""
     store = await open_store(config.database)
     try:
-        core = HostCore(config, store)
+        core = HostCore(config, store, security)
         try:
             yield core
         finally:

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmferry.daemon.security_config import Tls, listeners, parse_access, parse_tls
 from vmferry.daemon.toml_table import Problem, Table
 from vmferry.model.names import HOST_NAME, Address
 from vmferry.pager.directory import RUNTIME_DIR_LIMIT
 from vmferry.pager.settings import PagerTuning
+from vmferry.security.roles import Access
 
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -90,12 +92,16 @@ class Config:
     vmm_socket: Path
     qemu: Qemu
     api: Address
+    api_socket: Path | None
+    """A unix socket for the API, besides the address."""
     peer: Address
     ops: Address
     pages: Pages
     pager: Pager
     timeouts: Timeouts
     log: Log
+    tls: Tls
+    access: Access
 
     @property
     def database(self) -> Path:
@@ -122,6 +128,10 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
     vmm, api, peer = root.section("vmm"), root.section("api"), root.section("peer")
     ops, log = root.section("ops"), root.section("log")
     keep_awake = root.truth("keep_awake", None)
+    api_address = api.address("listen", Address("127.0.0.1", 7600))
+    peer_address = peer.address("listen", Address("127.0.0.1", 7601))
+    ops_address = ops.address("listen", Address("127.0.0.1", 7680))
+    pages = _pages(root.section("pages"))
     config = Config(
         host=root.text("host", default_host, HOST_NAME, "1 to 63 letters, digits, '.', '_' or '-'"),
         runtime_dir=runtime_dir,
@@ -129,13 +139,16 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
         keep_awake=keep_awake is not False,
         vmm_socket=vmm.socket("socket", runtime_dir / "vmm.sock"),
         qemu=_qemu(root.section("qemu")),
-        api=api.address("listen", Address("127.0.0.1", 7600)),
-        peer=peer.address("listen", Address("127.0.0.1", 7601)),
-        ops=ops.address("listen", Address("127.0.0.1", 7680)),
-        pages=_pages(root.section("pages")),
+        api=api_address,
+        api_socket=api.optional_socket("socket"),
+        peer=peer_address,
+        ops=ops_address,
+        pages=pages,
         pager=_pager(root.section("pager"), keep_awake),
         timeouts=_timeouts(root.section("timeouts")),
         log=Log(log.choice("format", "json", LOG_FORMATS), log.choice("level", "info", LOG_LEVELS)),
+        tls=parse_tls(root.section("tls"), listeners(api_address, peer_address, ops_address, pages.ip)),
+        access=parse_access(root.section("access")),
     )
     for table in (root, vmm, api, peer, ops, log):
         table.finish()

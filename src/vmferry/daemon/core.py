@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 
 from vmferry.api.control import MachineControl, MigrationControl, QemuControl
 from vmferry.daemon.config import Config
+from vmferry.daemon.security import Security
 from vmferry.ops.state import StateSource
 from vmferry.peer.servicer import IncomingOperations
 
@@ -42,4 +43,4 @@ class Core(Protocol):
         ...
 
 
-Assemble: TypeAlias = Callable[[Config], AbstractAsyncContextManager[Core]]
+Assemble: TypeAlias = Callable[[Config, Security], AbstractAsyncContextManager[Core]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vmferry.aio.wall_clock import now_us
 from vmferry.errors import Reason, VmferryError
@@ -11,7 +11,7 @@ from vmferry.migration.service import MigrationService
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Incoming, Job
-from vmferry.ops.state import EventView, MachineView, State
+from vmferry.ops.state import EventView, MachineView, SecurityView, State
 
 EVENTS_SHOWN = 100
 JOURNALS_READ = 20
@@ -21,8 +21,9 @@ JOURNALS_READ = 20
 class HostState:
     """The state of this host: `ops.state.StateSource`."""
 
-    def __init__(self, host: str, service: MigrationService) -> None:
+    def __init__(self, host: str, service: MigrationService, security: Callable[[], SecurityView]) -> None:
         self._host = host
+        self._security = security
         self._service = service
 
     async def state(self) -> State:
@@ -38,6 +39,7 @@ class HostState:
             incomings=tuple(incomings),
             ledgers={vm: await self._ledger(vm) for vm in vms if vm},
             events=await self._events(jobs, incomings),
+            security=self._security(),
         )
 
     async def _ledger(self, vm: str) -> tuple[LedgerEntry, ...]:

@@ -92,6 +92,27 @@ class Table:
             self.problem(key, str(path), f"a path of at most {limit} bytes for {purpose}; it has {length}")
         return path
 
+    def optional_path(self, key: str) -> Path | None:
+        """None: the key is absent, or its text is empty."""
+        if self._values.get(key) == "":
+            self._take(key)
+            return None
+        nowhere = Path()
+        path = self.path(key, nowhere)
+        return None if path is nowhere else path
+
+    def texts(self, key: str, default: Sequence[str], pattern: str, required: str) -> tuple[str, ...]:
+        value = self._take(key)
+        if value is None:
+            return tuple(default)
+        if isinstance(value, list) and all(isinstance(one, str) and re.fullmatch(pattern, one) for one in value):
+            return tuple(value)
+        self.problem(key, value, required)
+        return ()
+
+    def optional_socket(self, key: str) -> Path | None:
+        return self.socket(key, Path()) if self._values.get(key) else self.optional_path(key)
+
     def socket(self, key: str, default: Path) -> Path:
         return self.path(key, default, SOCKET_PATH_LIMIT, "a unix socket")
 

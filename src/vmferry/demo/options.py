@@ -59,6 +59,7 @@ class DemoOptions:
     real_frames: bool
     time_limit_s: float
     keep: bool
+    tls: bool = False
 
 
 def memory_size(text: str) -> int:
@@ -136,6 +137,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=shape.seed, metavar="N", help="of the guest and of the bad pages (1)"
     )
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="of the whole demo (180)")
+    parser.add_argument("--tls", action="store_true", help="with certificates that the demo makes, and TLS everywhere")
     parser.add_argument("--keep", action="store_true", help="keep logs and databases")
 
 
@@ -148,7 +150,7 @@ def from_arguments(args: argparse.Namespace) -> DemoOptions:
     )
     time_limit_s = patient(TIME_LIMIT_S) if args.time_limit is None else args.time_limit
     waiting = WaitingShape(args.destination_backing, args.destination_page_size)
-    return DemoOptions(shape, waiting, args.accel, before, during, args.real_frames, time_limit_s, args.keep)
+    return DemoOptions(shape, waiting, args.accel, before, during, args.real_frames, time_limit_s, args.keep, args.tls)
 
 
 def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]:

@@ -41,7 +41,7 @@ async def perform(options: DemoOptions, progress: Console, say: Say) -> DemoResu
     if words:
         say(words)
     namespaces = NamespacePair()
-    stage = Stage(options.keep)
+    stage = Stage(options.keep, options.tls)
     try:
         why = await namespaces.make()
         if why:
@@ -83,7 +83,8 @@ class _Play:
 
     async def perform(self, places: Sequence[Place], progress: Console) -> DemoResult:
         options, stage, shape = self._options, self._stage, self._options.shape
-        self._say(f"Two daemons start on {places[0].peer} and {places[1].peer}.")
+        how = ", with TLS" if options.tls else ""
+        self._say(f"Two daemons start on {places[0].peer} and {places[1].peer}{how}.")
         home, away = await asyncio.gather(stage.host("source", places[0]), stage.host("destination", places[1]))
         source, destination = await asyncio.gather(
             stage.guest(VM, home, self._accel, shape), stage.guest(VM, away, self._accel, options.waiting)

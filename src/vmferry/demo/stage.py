@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -25,6 +26,8 @@ from vmferry.demo.patience import patient
 from vmferry.demo.processes import Process, end_processes_of, to_the_end
 from vmferry.demo.programs import daemon_command, find_program
 from vmferry.errors import Reason, VmferryError
+from vmferry.security.names import DEFAULT_DOMAIN, host_id
+from vmferry.security.pki import Authority
 from vmferry.units import MIB
 from vmferry.v1 import machines_pb2
 
@@ -45,6 +48,8 @@ TIME_OUTS_S = {
     "pages": {"demand_timeout_s": 10.0},
 }
 """The daemon's own default time-outs by section and key, for machines of normal speed."""
+TLS = os.environ.get("VMFERRY_STAGE_TLS", "") not in ("", "0")
+"""Whether the hosts of a stage speak TLS, where its maker does not say."""
 LONGEST_S = 600.0
 """The range that the configuration permits for each time-out."""
 
@@ -80,13 +85,32 @@ def _with_durations(lines: str, defaults: Mapping[str, float]) -> str:
 class Host:
     """A daemon with its own directories, configuration and addresses."""
 
-    def __init__(self, name: str, place: Place, root: Path) -> None:
+    def __init__(self, name: str, place: Place, root: Path, authority: Authority | None = None) -> None:
+        """Without an authority its connections are plain."""
         self.name = name
         self.place = place
         self.directory = root / name
         self.vmm_socket = self.directory / "run" / "vmm.sock"
         self.process: Process | None = None
         self._root = root
+        self.tls = 'mode = "off"'
+        """The lines of [tls]."""
+        self.caller: Mapping[str, str] = {}
+        """The environment of a caller of its API: the certificate (`client/certificate.py`)."""
+        if authority is not None:
+            self._certify(authority)
+
+    def _certify(self, authority: Authority) -> None:
+        files = authority.issue(self.name, host_id(DEFAULT_DOMAIN, self.name), [self.place.ip, "127.0.0.1"])
+        user = authority.issue("operator", f"spiffe://{DEFAULT_DOMAIN}/vmferry/user/operator")
+        named = {"cert": files.cert, "key": files.key, "ca": files.ca, "crl": files.crl}
+        self.tls = "\n".join(f"{key} = {json.dumps(str(path))}" for key, path in named.items())
+        self.caller = {
+            "VMFERRY_CERT": str(user.cert),
+            "VMFERRY_KEY": str(user.key),
+            "VMFERRY_CA": str(user.ca),
+            "VMFERRY_CRL": str(user.crl),
+        }
 
     def write_config(self, **extra: str) -> Path:
         """The daemon's TOML file. `extra` are lines by section, placed before the lines made here."""
@@ -101,6 +125,8 @@ class Host:
             "ops": f'listen = "127.0.0.1:{self.place.ops_port}"',
             "pager": f"program = {json.dumps(str(find_program('vmferry-pager')))}",
             "log": 'format = "json"\nlevel = "info"',
+            "tls": self.tls,
+            "access": f'admin = ["spiffe://{DEFAULT_DOMAIN}/vmferry/user/operator"]',
         }
         for section, lines in extra.items():
             kept = [line for line in sections.get(section, "").splitlines() if line.split(" =")[0] + " =" not in lines]
@@ -121,7 +147,7 @@ class Host:
         log = self._root / f"{self.name}.daemon.log"
         argv = [*daemon_command(), "--config", str(config)]
         self.process = await Process.start(f"{self.name} daemon", argv, log, self.place.netns)
-        async with open_api(self.place.api, LOOK_S) as api:
+        async with open_api(self.place.api, LOOK_S, self.caller) as api:
             await until(f"the API of {self.name}", lambda: self._answers(api))
 
     async def _answers(self, api: Api) -> bool:
@@ -154,8 +180,9 @@ class Guest:
 class Stage:
     """Owner of the directory, the processes and the connections. Use it with `async with`."""
 
-    def __init__(self, keep: bool = False) -> None:
+    def __init__(self, keep: bool = False, tls: bool = TLS) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="vmferry-", dir="/tmp"))  # The path must stay short.
+        self.authority = Authority.init(self.root / "pki") if tls else None
         self.hosts: list[Host] = []
         self.guests: list[Guest] = []
         self.kept = keep
@@ -181,7 +208,7 @@ class Stage:
 
     async def host(self, name: str, place: Place, **config: str) -> Host:
         """Adds a host and starts its daemon."""
-        host = Host(name, place, self.root)
+        host = Host(name, place, self.root, self.authority)
         self.hosts.append(host)
         host.write_config(**config)
         await host.start()
@@ -189,7 +216,7 @@ class Stage:
 
     async def api(self, host: Host, timeout_s: float = ANSWER_S) -> Api:
         """A connection to a host's API that lives as long as the stage."""
-        return await self._connections.enter_async_context(open_api(host.place.api, timeout_s))
+        return await self._connections.enter_async_context(open_api(host.place.api, timeout_s, host.caller))
 
     async def guest(
         self, vm: str, host: Host, accel: str, shape: GuestShape | WaitingShape | None, options: Sequence[str] = ()
@@ -212,7 +239,7 @@ class Stage:
         guest = Guest(vm, host, process, Admin(admin))
         self.guests.append(guest)
         wanted = {"incoming": machines_pb2.MACHINE_STATE_INCOMING, "running": machines_pb2.MACHINE_STATE_RUNNING}[role]
-        async with open_api(host.place.api, LOOK_S) as api:
+        async with open_api(host.place.api, LOOK_S, host.caller) as api:
             await until(f"{vm} {role} on {host.name}", lambda: self._is_known(api, guest, wanted))
         return guest
 

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from vmferry.model.memory_error import Origin, Severity
 from vmferry.model.migration import TERMINAL, Latency, Outcome, PageProgress, Phase
-from vmferry.ops.state import State
+from vmferry.ops.state import SecurityView, State
 
 DOWNTIME_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 PAGE_KINDS = ("demand", "push", "zero", "poison", "discarded")
@@ -49,6 +49,7 @@ class StateCollector(Collector):
             yield from _migrations(self.state)
             yield from _pages(self.state)
             yield from _errors(self.state)
+            yield from _security(self.state.security)
 
 
 class Metrics:
@@ -170,3 +171,16 @@ def _errors(state: State) -> Iterable[Metric]:
     for severity in Severity:
         checks.add_metric([severity], severities[severity])
     yield checks
+
+
+def _security(view: SecurityView) -> Iterable[Metric]:
+    if view.certificate_days_left is not None:
+        yield GaugeMetricFamily(
+            "vmferry_certificate_days_left",
+            "Days until this host's certificate expires; negative: since then.",
+            view.certificate_days_left,
+        )
+    refusals = CounterMetricFamily("vmferry_refusals", "Connections and calls refused.", labels=["port", "cause"])
+    for (port, cause), count in sorted(view.refusals.items()):
+        refusals.add_metric([port, cause], count)
+    yield refusals

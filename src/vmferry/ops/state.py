@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vmferry.model.memory_error import LedgerEntry
@@ -35,6 +35,15 @@ class EventView:
 
 
 @dataclass(frozen=True, slots=True)
+class SecurityView:
+    """The figures of the daemon's security. `refusals` are by port and cause, since the daemon's start."""
+
+    certificate_days_left: float | None = None
+    """None: connections are plain."""
+    refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All figures at one moment (`at_us`, Unix microseconds). `ledgers` are by VM, jobs and incoming migrations in the
     order of their creation.
@@ -47,6 +56,7 @@ class State:
     incomings: tuple[Incoming, ...]
     ledgers: Mapping[str, tuple[LedgerEntry, ...]]
     events: tuple[EventView, ...] = ()
+    security: SecurityView = field(default_factory=SecurityView)
 
 
 @dataclass(frozen=True, slots=True)

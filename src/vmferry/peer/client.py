@@ -22,10 +22,14 @@ from vmferry.model.allocation import allocation_s, held_bytes
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Outcome
+from vmferry.model.names import parse_address
 from vmferry.peer import convert
 from vmferry.peer.contract import PROTOCOL_VERSION, channel_options, transfer_s
 from vmferry.rpc import convert as wire
 from vmferry.rpc.status import error_of
+from vmferry.security.dial import Tunnel
+from vmferry.security.identity import Identity
+from vmferry.security.refusal import Refusals
 from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerStub
 
@@ -53,11 +57,12 @@ class PeerDeadlines:
 
 @dataclass(frozen=True, slots=True)
 class GrpcPeers:
-    """Makes clients. The destination learns `source_host`, this host's name. No credentials: plain TCP."""
+    """Makes clients. The destination learns `source_host`, this host's name. No identity: plain TCP."""
 
     source_host: str
     deadlines: PeerDeadlines = field(default_factory=PeerDeadlines)
-    credentials: grpc.ChannelCredentials | None = None
+    identity: Identity | None = None
+    refusals: Refusals = field(default_factory=Refusals)
 
     def connect(self, address: str, job: str) -> GrpcPeer:
         """Returns a client that names this job's nonce in every request.
@@ -65,23 +70,30 @@ class GrpcPeers:
         It connects with the first call, and again when needed. Call it from the event loop.
         """
         options = channel_options(self.deadlines.hello_s)
-        if self.credentials is None:
-            channel = grpc.aio.insecure_channel(address, options=options)
-        else:
-            channel = grpc.aio.secure_channel(address, self.credentials, options=options)
-        return GrpcPeer(address, channel, job, self.source_host, self.deadlines)
+        there = parse_address(address)
+        tunnel = None
+        if self.identity is not None and there is not None:
+            tunnel = Tunnel("peer", there, self.identity, self.deadlines.hello_s, self.refusals)
+        channel = grpc.aio.insecure_channel(tunnel.target if tunnel else address, options=options)
+        return GrpcPeer(address, _Way(channel, tunnel), job, self.source_host, self.deadlines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A channel, and the tunnel that it goes through."""
+
+    channel: grpc.aio.Channel
+    tunnel: Tunnel | None
 
 
 class GrpcPeer:
     """One destination."""
 
-    def __init__(
-        self, address: str, channel: grpc.aio.Channel, job: str, source_host: str, deadlines: PeerDeadlines
-    ) -> None:
+    def __init__(self, address: str, way: _Way, job: str, source_host: str, deadlines: PeerDeadlines) -> None:
         self._address = address
         self._job = job
-        self._channel = channel
-        self._stub = PeerStub(channel)
+        self._channel, self._tunnel = way.channel, way.tunnel
+        self._stub = PeerStub(way.channel)
         self._source_host = source_host
         self._deadlines = deadlines
         self._switchover: grpc.aio.StreamStreamCall[pb.SwitchoverRequest, pb.SwitchoverReply] | None = None
@@ -91,6 +103,9 @@ class GrpcPeer:
         reply = await self._call("Hello", self._stub.Hello(request, timeout=self._deadlines.hello_s))
         if reply.protocol_version != PROTOCOL_VERSION:
             raise self._other_version(f"speaks version {reply.protocol_version}")
+        if self._tunnel is not None and reply.host != self._tunnel.host:
+            of = self._tunnel.host
+            raise self._unreachable("Hello", f"it calls itself {reply.host}, and its certificate is of {of}")
         return reply.host
 
     async def prepare(self, migration: str, wanted: Wanted) -> None:
@@ -167,6 +182,8 @@ class GrpcPeer:
     async def close(self) -> None:
         self._close_switchover()
         await self._channel.close(None)
+        if self._tunnel is not None:
+            await self._tunnel.close()
 
     async def _open_switchover(self) -> None:
         self._close_switchover()
@@ -233,6 +250,8 @@ class GrpcPeer:
         )
 
     def _unreachable(self, name: str, why: str) -> VmferryError:
+        if self._tunnel is not None and self._tunnel.failure:
+            why = self._tunnel.failure
         return VmferryError(
             Reason.DESTINATION_UNREACHABLE,
             f"{name} to the destination {self._address}: {why}.",

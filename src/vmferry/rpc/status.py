@@ -33,6 +33,7 @@ Answer = TypeVar("Answer")
 _Code = grpc.StatusCode
 CODE_OF: dict[Reason, grpc.StatusCode] = {
     Reason.INVALID_ARGUMENT: _Code.INVALID_ARGUMENT,
+    Reason.PERMISSION_DENIED: _Code.PERMISSION_DENIED,
     Reason.VM_UNKNOWN: _Code.NOT_FOUND,
     Reason.VM_ALREADY_MIGRATING: _Code.FAILED_PRECONDITION,
     Reason.VM_NOT_RUNNING: _Code.FAILED_PRECONDITION,

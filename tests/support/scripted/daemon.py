@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmferry.daemon.config import Config
+from vmferry.daemon.security import Security
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.migration import Job
 from vmferry.ops.state import State
@@ -20,11 +21,14 @@ class ScriptedSide:
     async def job(self, migration: str) -> Job:
         raise VmferryError(Reason.MIGRATION_UNKNOWN, f"No migration {migration}.")
 
-    async def admit(self, migration: str, job: str) -> None:
+    async def admit(self, migration: str, job: str, source: str | None = None) -> None:
         pass
 
     async def hello(self, migration: str) -> str:
         return f"host-of-{migration}"
+
+    async def jobs(self) -> list[Job]:
+        return []
 
     async def state(self) -> State:
         return State("host-a", 0, (), (), (), {})
@@ -43,6 +47,7 @@ class ScriptedCore:
     qemus: Any = field(default_factory=ScriptedSide)
     incoming: Any = field(default_factory=ScriptedSide)
     state: Any = field(default_factory=ScriptedSide)
+    security: Security | None = None
 
     def services(self) -> Mapping[str, Coroutine[object, object, None]]:
         return {"scripted": self._service()}
@@ -68,7 +73,8 @@ class ScriptedCore:
         self.story.append("hurried" if hurry.is_set() else "drained")
 
     @contextlib.asynccontextmanager
-    async def assemble(self, _config: Config) -> AsyncIterator[ScriptedCore]:
+    async def assemble(self, _config: Config, security: Security) -> AsyncIterator[ScriptedCore]:
+        self.security = security
         self.story.append("open")
         try:
             yield self

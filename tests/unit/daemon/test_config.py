@@ -160,10 +160,40 @@ def test_a_port_range_is_half_open_and_not_empty(ports: object) -> None:
 
 
 def test_listeners_may_not_clash() -> None:
-    found = problems({"api": {"listen": "h:7700"}, "peer": {"listen": "h:9"}, "ops": {"listen": "h:9"}})
+    plain = {"tls": {"mode": "off"}}
+    found = problems({"api": {"listen": "h:7700"}, "peer": {"listen": "h:9"}, "ops": {"listen": "h:9"}} | plain)
     assert set(found) == {"api.listen", "ops.listen"}
     three = {"api": {"listen": "h:0"}, "peer": {"listen": "h:0"}, "ops": {"listen": "h:0"}}
-    assert parse(three, "host-a").api == Address("h", 0)
+    assert parse(three | plain, "host-a").api == Address("h", 0)
+
+
+@pytest.mark.parametrize("key", ["api", "peer", "ops", "pages"])
+def test_an_address_that_others_reach_needs_tls(key: str) -> None:
+    exposed = {key: {"ip": "10.0.0.1"} if key == "pages" else {"listen": "10.0.0.1:7000"}}
+    found = problems(exposed)
+    assert set(found) == {"tls.cert", "tls.key", "tls.ca"}
+    assert "vmferry pki" in found["tls.cert"]
+    assert 'mode = "off"' in found["tls.cert"]
+    assert parse(exposed | {"tls": {"mode": "off"}}, "host-a").tls.files is None
+    files = {name: f"/etc/vmferry/{name}.pem" for name in ("cert", "key", "ca")}
+    found_files = parse(exposed | {"tls": files}, "host-a").tls.files
+    assert found_files is not None
+    assert (found_files.cert, found_files.crl) == (Path("/etc/vmferry/cert.pem"), None)
+
+
+def test_a_daemon_on_loopback_is_plain_unless_it_has_a_certificate() -> None:
+    assert parse({}, "host-a").tls.files is None
+    assert set(problems({"tls": {"cert": "/a"}})) == {"tls.key", "tls.ca"}
+    assert set(problems({"tls": {"mode": "off", "cert": "/a"}})) == {"tls.cert"}
+    assert set(problems({"tls": {"mode": "prefer"}})) == {"tls.mode"}
+
+
+def test_the_subjects_of_roles_are_ids_and_users() -> None:
+    assert set(problems({"access": {"viewer": ["*"], "admin": "user:root", "boss": []}})) == {
+        "access.viewer",
+        "access.admin",
+        "access.boss",
+    }
 
 
 def test_a_socket_path_must_fit_the_kernel() -> None:

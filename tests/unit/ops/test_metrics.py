@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.scripted.ops import JOB, STATE
 from vmferry.model.migration import Phase
 from vmferry.ops.metrics import Metrics
+from vmferry.ops.state import SecurityView
 
 REFERENCE = Path(__file__).parents[3] / "docs/reference/metrics.md"
 
@@ -65,7 +66,8 @@ def test_before_the_first_reading_only_the_process_is_there() -> None:
 
 
 def test_reference_lists_exactly_these() -> None:
-    text = Metrics("1").text(STATE, 0.0).decode()
+    secured = replace(STATE, security=SecurityView(certificate_days_left=1.0))
+    text = Metrics("1").text(secured, 0.0).decode()
     served = {name for name in re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE) if name.startswith("vmferry_")}
     documented = set(re.findall(r"^\| `(vmferry_\w+)", REFERENCE.read_text(), re.MULTILINE))
     assert documented == served

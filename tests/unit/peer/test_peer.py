@@ -45,7 +45,7 @@ class Recorder:
         self.updates: list[IncomingUpdate] = []
         self.jobs: dict[str, str] = {}
 
-    async def admit(self, migration: str, job: str) -> None:
+    async def admit(self, migration: str, job: str, source: str | None = None) -> None:
         if self.jobs.setdefault(migration, job) != job:
             raise VmferryError(Reason.MIGRATION_EXISTS, f"{migration} is another job's.", "Take another name.")
 

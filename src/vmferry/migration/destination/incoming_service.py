@@ -83,14 +83,22 @@ class IncomingService:
             for one in self._known.values()
         )
 
-    async def admit(self, migration: str, job: str) -> None:
+    async def admit(self, migration: str, job: str, source: str | None = None) -> None:
         """Binds the migration's id to the first job that names it: ids are unique on one source only.
 
-        Raises: VmferryError MIGRATION_EXISTS.
+        `source` is the host that the caller's certificate names. None: callers have no certificates.
+
+        Raises: VmferryError MIGRATION_EXISTS, PERMISSION_DENIED.
         """
         incoming = await self._load(migration)
+        if source is not None and incoming.record.source_host not in ("", source):
+            raise VmferryError(
+                Reason.PERMISSION_DENIED,
+                f"{migration} comes from another host than {source}.",
+                "Call from its source, with that host's certificate.",
+            )
         if not incoming.record.job:
-            incoming.record = replace(incoming.record, job=job)
+            incoming.record = replace(incoming.record, job=job, source_host=source or incoming.record.source_host)
         if incoming.record.job != job:
             known = incoming.record
             whose = f" It is {known.vm} from {known.source_host}." if known.vm else ""
