@@ -1,4 +1,5 @@
 /* What UFFDIO_POISON does, and what undoes it. */
+#include <linux/capability.h>
 #include "facts.h"
 
 #define MISSING UFFDIO_REGISTER_MODE_MISSING
@@ -252,6 +253,22 @@ static void in_pagemap(const char *backing)
 	say_hex("entry", entry);
 }
 
+/* Without it a pagemap shows no type of a swap entry (capset(2)). */
+static void drop_cap_sys_admin(void)
+{
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct sets[2];
+	NEED(syscall(SYS_capget, &header, sets) == 0);
+	sets[0].effective &= ~(1u << CAP_SYS_ADMIN);
+	NEED(syscall(SYS_capset, &header, sets) == 0);
+}
+
+static void in_pagemap_unprivileged(const char *backing)
+{
+	drop_cap_sys_admin();
+	in_pagemap(backing);
+}
+
 /* A page on both sides of the marker is mapped. */
 static void in_scan(const char *backing)
 {
@@ -304,6 +321,7 @@ int main(int argc, char **argv)
 		{"after-unregister", after_unregister},
 		{"after-close", after_close},
 		{"in-pagemap", in_pagemap},
+		{"in-pagemap-unprivileged", in_pagemap_unprivileged},
 		{"in-scan", in_scan},
 		{"copy-over-present", copy_over_present},
 		{NULL, NULL},

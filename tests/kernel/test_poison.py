@@ -148,6 +148,11 @@ def test_pagemap_shows_a_marker_as_a_swap_entry_of_its_own(ask: Any, backing: st
 
 
 @both
+def test_pagemap_hides_the_kind_of_a_swap_entry_from_a_reader_without_cap_sys_admin(ask: Any, backing: str) -> None:
+    assert entry_of(ask("poison", "in-pagemap-unprivileged", backing)) == 1 << 62
+
+
+@both
 def test_a_scan_of_the_pagemap_tells_a_marker_and_nothing_else(ask: Any, backing: str) -> None:
     assert ask("poison", "in-scan", backing) == {"ranges": "1", "first": "1", "pages": "1"}
 

@@ -1,6 +1,6 @@
-"""The system calls that the systemd unit allows, and a launcher that allows no other.
+"""The system calls and capabilities that the systemd unit allows, and a launcher that allows no other.
 
-`systemd-analyze syscall-filter` names the groups, `asm/unistd_64.h` has the numbers.
+`systemd-analyze syscall-filter` names the groups, `asm/unistd_64.h` and `linux/capability.h` have the numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from pathlib import Path
 UNIT = Path(__file__).parents[2] / "deploy/systemd/vmferryd.service"
 NUMBERS = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 
+CAPABILITIES = Path("/usr/include/linux/capability.h")
+
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
@@ -26,18 +29,29 @@ def missing_tool() -> str:
     """What this machine lacks to know the filter; empty if nothing."""
     if shutil.which("systemd-analyze") is None:
         return "no systemd-analyze on this machine"
-    return "" if NUMBERS.exists() else f"no {NUMBERS} on this machine"
+    absent = [str(path) for path in (NUMBERS, CAPABILITIES) if not path.exists()]
+    return f"no {' and no '.join(absent)} on this machine" if absent else ""
 
 
 def allowed_calls() -> set[str]:
     """The names that the unit's SystemCallFilter stands for."""
-    line = next(line for line in UNIT.read_text().splitlines() if line.startswith("SystemCallFilter="))
     groups = _groups()
 
     def expand(word: str) -> set[str]:
         return set().union(*map(expand, groups[word])) if word.startswith("@") else {word}
 
-    return set().union(*map(expand, line.split("=", 1)[1].split()))
+    return set().union(*map(expand, _words("SystemCallFilter")))
+
+
+def capabilities() -> set[int]:
+    """The numbers of the unit's CapabilityBoundingSet."""
+    table = dict(re.findall(r"#define (CAP_\w+)\s+(\d+)", CAPABILITIES.read_text()))
+    return {int(table[name]) for name in _words("CapabilityBoundingSet")}
+
+
+def _words(key: str) -> list[str]:
+    line = next(line for line in UNIT.read_text().splitlines() if line.startswith(f"{key}="))
+    return line.split("=", 1)[1].split()
 
 
 def _groups() -> dict[str, list[str]]:
@@ -58,6 +72,16 @@ def numbers(names: set[str]) -> list[int]:
     return sorted(int(table[name]) for name in names if name in table)
 
 
+def bound(kept: set[int]) -> None:
+    """The programs that this process executes get no other capability (capabilities(7)). It needs CAP_SETPCAP."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = 0
+    while libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
+        if number not in kept and libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), errno.errorcode[ctypes.get_errno()])
+        number += 1
+
+
 def confine(allowed: list[int]) -> None:
     """Any other system call kills this process or its child that makes it (seccomp(2))."""
     steps = [(_LOAD, 0, 0, 0)]
@@ -73,12 +97,13 @@ def confine(allowed: list[int]) -> None:
 
 
 def launcher(directory: Path, calls: set[str], command: list[str]) -> list[str]:
-    """A command that runs `command`, with more arguments, where only these calls are allowed."""
+    """A command that runs `command`, with more arguments, with these calls and the unit's capabilities alone."""
     script = directory / "confined.py"
     script.write_text(
         "import os, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from tests.support.unit_filter import confine\n"
+        "from tests.support.unit_filter import bound, confine\n"
+        f"bound({capabilities()!r})\n"
         f"confine({numbers(calls)!r})\n"
         f"command = {command!r} + sys.argv[1:]\n"
         "os.execvp(command[0], command)\n"

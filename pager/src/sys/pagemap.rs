@@ -53,6 +53,9 @@ const TYPE_PTE_MARKER: u64 = 0x1f;
 const OFFSET_SHIFT: u32 = 5;
 /// `PTE_MARKER_POISONED`.
 const MARKER_POISONED: u64 = 1 << 1;
+/// Bits 0–54 of a swapped entry: type and offset. The kernel shows them only to a file that was opened with
+/// `CAP_SYS_ADMIN` (`pagemap_open`, fs/proc/task_mmu.c). No swapped page has an offset of 0.
+const SHOWN_MASK: u64 = (1 << 55) - 1;
 
 /// Why page tables cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -80,14 +83,26 @@ pub enum Entry {
     Empty,
     /// A poison marker.
     PoisonMarker,
+    /// A marker, a swapped page or a bad frame: the kernel does not show which. Read it.
+    Hidden,
     /// Anything else: read it.
     Something,
+}
+
+impl Entry {
+    /// Whether a page with contents may be there.
+    pub fn may_have_contents(self) -> bool {
+        matches!(self, Self::Hidden | Self::Something)
+    }
 }
 
 impl From<u64> for Entry {
     fn from(raw: u64) -> Self {
         if raw & (PRESENT | SWAPPED) == 0 {
             return Self::Empty;
+        }
+        if raw & PRESENT == 0 && raw & SHOWN_MASK == 0 {
+            return Self::Hidden;
         }
         let marker = raw & PRESENT == 0 && raw & TYPE_MASK == TYPE_PTE_MARKER;
         let poisoned = (raw >> OFFSET_SHIFT) & MARKER_POISONED != 0;
@@ -134,7 +149,7 @@ impl Pagemap {
     /// For each of `count` pages from `page` on, whether a poison marker is there.
     pub fn markers(&self, page: u64, count: u64) -> Result<Vec<bool>, PagemapError> {
         if self.has_entries() {
-            return Ok(self.entries(page, count)?.into_iter().map(|entry| entry == Entry::PoisonMarker).collect());
+            return self.small_markers(page, count);
         }
         let mut markers = vec![false; count as usize];
         let (mut from, end) = (self.address(page) / self.page_size * self.page_size, self.address(page + count));
@@ -165,6 +180,21 @@ impl Pagemap {
             from = walked.max(from + self.page_size);
         }
         self.check_alive()?;
+        Ok(markers)
+    }
+
+    /// A hidden entry that cannot be read is a marker, or a bad frame, which is poison as well.
+    fn small_markers(&self, page: u64, count: u64) -> Result<Vec<bool>, PagemapError> {
+        let entries = self.entries(page, count)?;
+        let is_marker = |(page, entry): (u64, &Entry)| match entry {
+            Entry::PoisonMarker => true,
+            Entry::Hidden => cannot_be_read(self.pid, self.address(page)),
+            Entry::Empty | Entry::Something => false,
+        };
+        let markers = (page..).zip(&entries).map(is_marker).collect();
+        if entries.contains(&Entry::Hidden) {
+            self.check_alive()?;
+        }
         Ok(markers)
     }
 

@@ -12,7 +12,8 @@ use crate::sys::pagemap::{Entry, Pagemap, cannot_be_read};
 pub enum Mapping {
     /// A page, also one that is swapped out: the guest has contents there.
     Page,
-    /// The entry of a bad frame: the guest takes a machine check of the host's.
+    /// The entry of a bad frame: the guest takes a machine check of the host's. Or a marker, where page tables do not
+    /// show which.
     BadFrame,
     /// A poison marker. Page tables show none of a huge page: it looks like [`Self::Nothing`].
     Marker,
@@ -37,10 +38,15 @@ impl VmmMappings {
         let entries = Pagemap::open(self.pid, hva, page_size).and_then(|pagemap| pagemap.entries(0, 1));
         match entries {
             Ok(entries) => match entries.first() {
-                Some(Entry::Something) if cannot_be_read(self.pid, hva.0) => Mapping::BadFrame,
-                Some(Entry::Something) => Mapping::Page,
+                Some(entry) if entry.may_have_contents() => {
+                    if cannot_be_read(self.pid, hva.0) {
+                        Mapping::BadFrame
+                    } else {
+                        Mapping::Page
+                    }
+                }
                 Some(Entry::PoisonMarker) => Mapping::Marker,
-                Some(Entry::Empty) | None => Mapping::Nothing,
+                _ => Mapping::Nothing,
             },
             Err(error) => {
                 tracing::warn!(%error, hva = hva.0, "pager.mapping_unknown");

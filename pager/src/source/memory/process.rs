@@ -73,7 +73,7 @@ impl ProcessReader {
                     runs.push(Found::Zero(end - at));
                 }
                 Entry::PoisonMarker => runs.push(Found::Poison(end - at)),
-                Entry::Something => self.read_data(at, end, pages_of(buffer, page, at, end), runs)?,
+                Entry::Hidden | Entry::Something => self.read_data(at, end, pages_of(buffer, page, at, end), runs)?,
             }
             at = end;
         }
@@ -113,10 +113,10 @@ impl ProcessReader {
         let mut at = 0;
         while at < self.pages {
             let entries = pagemap.entries(at, (self.pages - at).min(ENTRIES_A_READ))?;
-            for run in entries.chunk_by(|a, b| (*a == Entry::Something) == (*b == Entry::Something)) {
+            for run in entries.chunk_by(|a, b| a.may_have_contents() == b.may_have_contents()) {
                 let end = at + run.len() as u64;
                 match runs.last_mut() {
-                    _ if run[0] != Entry::Something => {}
+                    _ if !run[0].may_have_contents() => {}
                     Some(last) if last.1 == at => last.1 = end,
                     _ => runs.push((at, end)),
                 }

@@ -357,6 +357,37 @@ fn a_poison_marker_is_found_under_a_memfd_that_does_not_know() {
     assert_eq!(read(&memory, 4, 3), (kinds, vec![9, 9]));
 }
 
+/// A thread without `CAP_SYS_ADMIN`, as in the shipped unit (capabilities(7), `_LINUX_CAPABILITY_VERSION_3`).
+fn without_cap_sys_admin<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let dropped = || {
+        const CAP_SYS_ADMIN: u32 = 21;
+        let (mut header, mut sets) = ([0x2008_0522u32, 0], [[0u32; 3]; 2]);
+        // SAFETY: the header and both parts of the sets of this thread.
+        unsafe {
+            assert_eq!(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()), 0);
+            sets[0][0] &= !(1 << CAP_SYS_ADMIN);
+            assert_eq!(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()), 0);
+        }
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(dropped).join().unwrap())
+}
+
+#[test]
+fn a_poison_marker_is_found_without_the_right_to_see_its_kind() {
+    for backing in [Some(memfd()), None] {
+        let mapping = Mapping::new(backing.as_ref());
+        (0..PAGES).for_each(|page| mapping.write(page, 9));
+        let Some(_uffd) = mapping.poison(5) else { return };
+        let found = without_cap_sys_admin(|| {
+            let memory = memory(mapping.at, backing).unwrap();
+            read(&memory, 0, PAGES as u64)
+        });
+        let kinds = vec![Data(5), Poison(1), Data(PAGES as u64 - 6)];
+        assert_eq!(found, (kinds, vec![9; PAGES - 1]));
+    }
+}
+
 /// A VM of which all pages are 9s, looked at once.
 fn looked_at() -> (File, Mapping, GuestMemory) {
     let file = memfd();

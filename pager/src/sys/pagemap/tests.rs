@@ -9,6 +9,9 @@ fn entries_are_told_apart() {
     assert_eq!(Entry::from(0x4000_0000_0000_0040), Entry::Something);
     assert_eq!(Entry::from(0x8000_0000_0012_3456), Entry::Something);
     assert_eq!(Entry::from(1 << 55), Entry::Empty);
+    // Without CAP_SYS_ADMIN the type and the offset of a swapped entry are 0; the bits above are shown.
+    assert_eq!(Entry::from(1 << 62), Entry::Hidden);
+    assert_eq!(Entry::from(1 << 62 | 1 << 55), Entry::Hidden);
 }
 
 #[test]
