@@ -106,8 +106,10 @@ class LedgerRecorder:
                 return
             ended = 0 if moved_in else len(await self._store.ledger(vm))
             self._kept.pop(vm, None)
-            await self._store.begin_life(vm, life, moved_in)
-            self.writes += 1
+            try:
+                await self._store.begin_life(vm, life, moved_in)
+            finally:
+                self.writes += 1
         if ended:
             log.info(ENDED, vm=vm, life=life, count=ended)
 

@@ -241,7 +241,8 @@ class MigrationService:
             )
         now = self._environment.clock.now_us()
         entry = LedgerEntry(address, Origin.OPERATOR, lsb=lsb or LSB_4K, first_seen_us=now, last_seen_us=now)
-        changed = await self._recorder.record_and_forward(vm, [entry])
+        # A caller that goes away must not leave a durable error that no pager knows.
+        changed = await asyncio.shield(self._recorder.record_and_forward(vm, [entry]))
         return changed[0] if changed else entry
 
     async def record_vmm_errors(self, vm: str, entries: Sequence[LedgerEntry]) -> None:
@@ -318,14 +319,15 @@ class MigrationService:
         while True:
             try:
                 await runner.run(recovered)
-            except Exception:
+            except Exception as error:
                 log.exception(TASK_CRASHED, task=migration)
+                why = f"the source's daemon met a fault of its own: {error!r}; see its log"
             else:
                 break
             await backoff.pause()
             job = await self._environment.store.job(migration)
             kinds = [entry.kind for entry in await self._environment.store.journal(migration)]
-            recovered = m.recovered(job.phase, kinds) if job is not None else None
+            recovered = m.recovered(job.phase, kinds, Reason.INTERNAL, why) if job is not None else None
             if job is None or recovered is None:
                 break
             runner = JobRunner(self._environment, self._jobs, self._recorder, job, self._spawn)

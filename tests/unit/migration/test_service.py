@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.support.moves import come
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.environment import Environment
 from vmferry.migration.inventory import MachineState
 from vmferry.migration.service import MigrationService
 from vmferry.migration.source.job_feed import BATCH, JobFeed
+from vmferry.migration.source.job_runner import JobRunner
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Job, PageProgress, Phase
 from vmferry.model.vmm import DEVICE_STATE_LIMIT
@@ -265,3 +267,29 @@ async def test_caller_that_goes_away_in_the_middle_of_create_leaves_no_job_that_
     await asyncio.gather(asking, return_exceptions=True)
     pair.a.script.release()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_a_reported_error_reaches_the_pager_though_its_caller_goes_away(pair: Pair) -> None:
+    pair.a.pagers.arrives = pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=frozenset({"POSTCOPY"}))
+    assert pair.b.service is not None
+    pair.b.script.hang_at("store.errors", after=True)
+    reporting = asyncio.create_task(pair.b.service.report_error("web", 0x1000, 0))
+    await pair.b.script.hung.wait()
+    reporting.cancel()
+    pair.b.script.release()
+    await come(lambda: 0x1000 in pair.b.pagers.running["m1-destination"].poisoned)
+
+
+async def test_a_defect_before_the_commit_is_the_reason_of_the_job(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(self: JobRunner, step: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(JobRunner, "_perform", broken)
+    await pair.service.create("m1", "web", "b")
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.FAILED, Reason.INTERNAL)
+    assert "RuntimeError('a bug')" in job.reason
+    assert pair.source.runs

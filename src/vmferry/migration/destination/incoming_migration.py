@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from vmferry.aio.change_signal import ChangeSignal
-from vmferry.aio.concurrency import gather_or_cancel
+from vmferry.aio.concurrency import gather_or_cancel, to_the_end
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.merge import travel
 from vmferry.ledger.recorder import LedgerRecorder
@@ -96,7 +96,13 @@ class IncomingMigration:
         self.changed.notify()
 
     async def append(self, kind: JournalKind, reason: str = "") -> None:
-        """Appends to the journal. The entry is durable when this returns, and the outcome follows it."""
+        """Appends to the journal. The entry is durable when this returns, and the outcome follows it.
+
+        A cancelled caller does not part them: the entry would be durable, and the next request decided without it.
+        """
+        await to_the_end(self._append(kind, reason))
+
+    async def _append(self, kind: JournalKind, reason: str) -> None:
         data: dict[str, object] = {"reason": reason} if reason else {}
         if kind is JournalKind.PREPARED:
             data["vmm_pid"], data["vmm_life"] = self.pid, self.life

@@ -126,14 +126,14 @@ class IncomingService:
                 return
             check_layout(wanted.layout)
             await self._check_vm(incoming, wanted.vm, wanted.platform)
-            incoming.record = replace(incoming.record, vm=wanted.vm, source_host=source_host)
-            await incoming.save()
             try:
+                incoming.record = replace(incoming.record, vm=wanted.vm, source_host=source_host)
+                await incoming.save()
                 for command in found.commands:
                     await self._prepare_step(incoming, command, wanted)
                 await incoming.save()
             except BaseException:
-                await self._clean(incoming)
+                await to_the_end(self._clean(incoming))
                 raise
         self._follow(incoming)
 
@@ -196,6 +196,10 @@ class IncomingService:
         incoming = await self._load(migration)
         if incoming.scope is not None:
             incoming.scope.reschedule(asyncio.get_running_loop().time())
+        await to_the_end(self._refuse_locked(incoming, reason))
+
+    async def _refuse_locked(self, incoming: IncomingMigration, reason: str) -> None:
+        """A cancelled caller does not cut it off: a refusal that is durable gives everything back."""
         async with incoming.lock:
             await self._refuse(incoming, reason)
 

@@ -343,10 +343,17 @@ def _admitting(event: Event) -> frozenset[State]:  # noqa: PLR0911 one for each 
             assert_never(event)
 
 
-def recovered(phase: Phase, kinds: Collection[str]) -> Transition | None:
-    """The step with which a job continues after a restart, by its last phase and its journal. None: it has ended."""
-    stopped = "the daemon was restarted before the commit"
-    undo = Transition(State.FAILING, UNDO_SWITCH, Reason.SHUTTING_DOWN, stopped)
+RESTARTED = "the daemon was restarted before the commit"
+
+
+def recovered(
+    phase: Phase, kinds: Collection[str], code: Reason = Reason.SHUTTING_DOWN, why: str = RESTARTED
+) -> Transition | None:
+    """The step with which a job continues after a restart, by its last phase and its journal. None: it has ended.
+
+    `code` and `why` are the reason of a job that was before its commit.
+    """
+    undo = Transition(State.FAILING, UNDO_SWITCH, code, why)
     if State(phase.value) in ENDED:
         return None
     if JournalKind.SETTLED in kinds:
@@ -357,4 +364,4 @@ def recovered(phase: Phase, kinds: Collection[str]) -> Transition | None:
         return Transition(State.COMMITTED, (RequestStart(),))
     if JournalKind.BEGIN in kinds:
         return undo
-    return Transition(State.FAILING, UNDO_PREPARE, Reason.SHUTTING_DOWN, stopped)
+    return Transition(State.FAILING, UNDO_PREPARE, code, why)

@@ -14,6 +14,7 @@ from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.incoming_migration import IncomingMigration
 from vmferry.migration.destination.incoming_service import IncomingService
 from vmferry.model.incoming import Wanted
+from vmferry.model.journal import JournalEntry
 from vmferry.model.migration import Incoming, Outcome, Phase
 from vmferry.model.pager import MemoryDetached
 from vmferry.testing.host import Pair
@@ -87,12 +88,68 @@ async def test_vmm_whose_connection_ends_at_migration_complete_never_holds_the_e
 
 
 async def test_unexpected_fault_in_the_watch_is_told_and_does_not_end_it(pair: Pair) -> None:
-    pair.b.script.fail_at("pager.complete", RuntimeError("a defect"), times=2)
+    pair.b.script.fail_at("pager.complete", RuntimeError("a defect"), times=1_000_000)
     await pair.service.create("m1", "web", "b")
-    seen: list[str] = []
-    async with asyncio.timeout(patient(30)):
-        async for job in pair.service.watch("m1", 0):
-            seen.append(job.reason)
-            if job.phase is Phase.COMPLETED:
-                break
-    assert any("a fault of its own: RuntimeError('a defect')" in reason for reason in seen)
+    paused = await pair.a.job_where("m1", phases=frozenset({Phase.POSTCOPY_PAUSED}))
+    assert "a fault of its own: RuntimeError('a defect')" in paused.reason
+    pair.b.script.faults.clear()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def cancelled_at(pair: Pair, step: str, call: Callable[[], Awaitable[object]]) -> None:
+    """Cancels a call once this step has had its effect, as a source does that goes away."""
+    pair.b.script.hang_at(step, after=True)
+    calling = asyncio.ensure_future(call())
+    async with asyncio.timeout(patient(20)):
+        await pair.b.script.hung.wait()
+        calling.cancel()
+        pair.b.script.release()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+
+
+async def prepared(pair: Pair, door: str) -> tuple[IncomingService, IncomingMigration]:
+    """The incoming migration right before a request."""
+    assert pair.b.service is not None
+    service = pair.b.service.incoming
+    await service.prepare("m1", WANTED, "a")
+    if door != "refused":
+        await service.ready("m1", b"state", [])
+    return service, await service._load("m1")
+
+
+async def test_a_start_whose_caller_goes_away_is_not_refused_after_it(pair: Pair) -> None:
+    """`running` is durable: a Refuse that comes next must find it, or two copies run."""
+    service, incoming = await prepared(pair, "running")
+    await pair.source.stop()
+    await pair.a.store.append_journal(JournalEntry("m1", "commit", 0, {}))
+    await cancelled_at(pair, "store.journal running", lambda: service.start("m1"))
+    assert incoming.state is inc.State.RUNNING
+    with pytest.raises(VmferryError) as caught:
+        await service.refuse("m1", "the source wants it back")
+    assert caught.value.reason is Reason.MIGRATION_RUNNING
+    assert "refused" not in pair.b.store.kinds()
+
+
+async def test_a_refusal_whose_caller_goes_away_gives_everything_back(pair: Pair) -> None:
+    service, incoming = await prepared(pair, "refused")
+    await cancelled_at(pair, "store.journal refused", lambda: service.refuse("m1", "cancelled"))
+    assert incoming.state is inc.State.REFUSED
+    assert not pair.b.pagers.running
+    assert pair.destination.identity.state == "incoming"
+
+
+@pytest.mark.parametrize("error", [None, VmferryError(Reason.STORE_FAILED, "disk full")], ids=["cancelled", "store"])
+async def test_a_prepare_that_ends_at_its_first_write_frees_the_vms_name(
+    pair: Pair, error: VmferryError | None
+) -> None:
+    assert pair.b.service is not None
+    service = pair.b.service.incoming
+    if error is None:
+        await cancelled_at(pair, "store.incoming UNKNOWN", lambda: service.prepare("m1", WANTED, "a"))
+    else:
+        pair.b.script.fail_at("store.incoming UNKNOWN", error, times=2)
+        with pytest.raises(VmferryError, match="disk full"):
+            await service.prepare("m1", WANTED, "a")
+    await service.prepare("m2", WANTED, "a")
+    assert (await service.outcome("m2"))[0] is Outcome.PREPARED
