@@ -38,7 +38,7 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Virtual environment, generated code, Rust programs: all that demo and test need
 
-demo: demo-packages $(INSTALLED) ## Move a poisoned KVM guest between two daemons; options in ARGS="--memory 1G --json"
+demo: demo-packages $(INSTALLED) ## Move a poisoned KVM guest between two daemons; options in ARGS="--qemu --memory 1G --json"
 	@$(BIN)/vmferry demo $(ARGS)
 
 test: test-packages test-rust ## All tests, Rust and Python; options for pytest in ARGS="-k wheel"
@@ -134,7 +134,8 @@ host-tools:
 	fi
 
 demo-packages:
-	@deploy/debian/packages ip=iproute2
+	@deploy/debian/packages ip=iproute2 $(if $(filter --qemu,$(ARGS)),qemu-system-x86_64=qemu-system-x86)
+	@$(if $(filter --qemu,$(ARGS)),deploy/debian/newer-qemu $(VENV)/qemu)
 
 bench-packages:
 	@deploy/debian/packages qemu-system-x86_64=qemu-system-x86

@@ -2,15 +2,12 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod boot;
 mod bound;
 mod flame;
 mod floor;
-mod image;
 mod late;
 mod other;
 mod paper;
-mod report;
 mod stages;
 mod touch;
 mod uffd;
@@ -22,7 +19,7 @@ use clap::{Parser, Subcommand};
 use serde_json::json;
 use vmferry_pager::sched::cpu_set::CpuSet;
 use vmferry_refvm::layout::Backing;
-use vmferry_refvm::machine::{GuestConfig, Workload};
+use vmferry_refvm::pc::GuestArguments;
 
 /// Parts of the benchmark. Each prints one JSON object.
 #[derive(Debug, Parser)]
@@ -35,42 +32,8 @@ struct Options {
     command: Command,
 }
 
-/// A guest.
-#[derive(Debug, Clone, Copy, clap::Args)]
-struct GuestArguments {
-    /// Guest memory, MiB.
-    #[arg(long)]
-    memory_mib: u64,
-    /// Number of vCPUs.
-    #[arg(long)]
-    vcpus: u32,
-    /// How the guest touches its memory.
-    #[arg(long, value_parser = workload)]
-    workload: Workload,
-    /// Share of touches that rewrite the page, percent.
-    #[arg(long)]
-    write_percent: u32,
-    /// Seed of the guest's random numbers and of its pages' content.
-    #[arg(long)]
-    seed: u64,
-}
-
-impl GuestArguments {
-    fn config(self) -> GuestConfig {
-        let Self { vcpus, workload, write_percent, seed, .. } = self;
-        GuestConfig { vcpus, workload, write_percent, seed }
-    }
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write the guest as files for qemu-system-x86_64; prints the options that load them.
-    Image {
-        /// Directory for the files.
-        directory: PathBuf,
-        #[command(flatten)]
-        guest: GuestArguments,
-    },
     /// Serve a guest with all contents at hand, during a bare stream of as much: the least work of any move.
     Bound {
         #[command(flatten)]
@@ -177,24 +140,10 @@ enum Command {
     /// The other process of `floor`.
     #[command(hide = true)]
     FloorSource,
-    /// Print the guest's report out of a copy of its first memory.
-    Report {
-        /// The copy, from GPA 0.
-        dump: PathBuf,
-    },
-}
-
-fn workload(text: &str) -> Result<Workload, String> {
-    serde_json::from_value(text.into()).map_err(|_| "must be idle, random, sequential, hot or paced".into())
 }
 
 fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Error>> {
     match command {
-        Command::Image { directory, guest } => {
-            let parts = image::loaded(guest.memory_mib << 20, &guest.config(), image::tsc_khz()?);
-            let options = image::write(&directory, &parts)?;
-            Ok(json!({"options": options, "dump_bytes": report::DUMP_BYTES}))
-        }
         Command::Bound { guest, backing, push_mib_s } => {
             let moved = bound::Moved { memory: guest.memory_mib << 20, backing, config: guest.config() };
             Ok(serde_json::to_value(bound::run(&moved, push_mib_s << 20)?)?)
@@ -229,7 +178,6 @@ fn perform(command: Command) -> Result<serde_json::Value, Box<dyn std::error::Er
             floor::source()?;
             Ok(json!("ended"))
         }
-        Command::Report { dump } => Ok(serde_json::to_value(report::of_dump(&dump)?)?),
     }
 }
 

@@ -45,9 +45,3 @@ def guest_arguments(shape: Shape) -> list[str]:
     """The guest, without the backing of its memory."""
     names = ("memory_mib", "vcpus", "workload", "write_percent", "seed")
     return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(shape, name)))]
-
-
-async def write_image(directory: Path, shape: Shape) -> tuple[list[str], int]:
-    """The guest as files for QEMU: its options, and how many bytes of memory hold the guest's report."""
-    answer = await native("image", str(directory), *guest_arguments(shape))
-    return answer["options"], answer["dump_bytes"]

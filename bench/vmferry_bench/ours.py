@@ -47,6 +47,13 @@ def _nothing(_root: Path) -> AbstractAsyncContextManager[None]:
     return nullcontext()
 
 
+def guest_shape(shape: Shape) -> GuestShape:
+    """The guest in the demo's words."""
+    return GuestShape(
+        shape.memory_mib * MIB, shape.vcpus, shape.backing, shape.workload, shape.write_percent, shape.seed
+    )
+
+
 class OurSide:
     """The two daemons."""
 
@@ -62,10 +69,7 @@ class OurSide:
             VmferryError, BenchError: it could not be carried out.
         """
         stage, vm = self._stage, f"bench-{number}"
-        guest_shape = GuestShape(
-            shape.memory_mib * MIB, shape.vcpus, shape.backing, shape.workload, shape.write_percent, shape.seed
-        )
-        source = await stage.guest(vm, self._home, "kvm", guest_shape)
+        source = await stage.guest(vm, self._home, "kvm", guest_shape(shape))
         destination = await stage.guest(vm, self._away, "kvm", None)
         try:
             await until(f"{vm} to go through its memory", lambda: _is_warm(source, shape), WARM_S)
@@ -88,7 +92,7 @@ class OurSide:
         watch.add(processes_of(self._stage.root))
         machinery, vcpu, programs = watch.stop()
         await asyncio.sleep(AFTER_S)
-        (said,) = await cast.destination.admin.ask([{"cmd": "report"}])
+        said = await cast.destination.admin.raw_report()
         evidence = await course.judge(SETTLE_S)
         migration = course.migration
         touch = migration.progress.first_touch
@@ -157,7 +161,7 @@ async def _last_page(host: Path) -> float:
 
 async def _is_warm(guest: Guest, shape: Shape) -> bool:
     try:
-        (said,) = await guest.admin.ask([{"cmd": "report"}])
+        said = await guest.admin.raw_report()
     except AdminError:
         if not guest.process.alive:
             raise

@@ -11,8 +11,11 @@ from typing import Any
 
 from vmferry.demo.network import loopback_places
 from vmferry.demo.processes import Process
+from vmferry.demo.qemu.image import make_image, report_of_dump
+from vmferry.demo.qemu.vm import CPU
 from vmferry_bench.figures import quantiles
-from vmferry_bench.native import BenchError, native, write_image
+from vmferry_bench.native import BenchError
+from vmferry_bench.ours import guest_shape
 from vmferry_bench.plan import Turn
 from vmferry_bench.processes import CpuWatch, warm_memory
 from vmferry_bench.qmp import Qmp
@@ -23,8 +26,6 @@ QEMU = "qemu-system-x86_64"
 WARM_S = 90.0
 UNLIMITED = 1 << 40
 """Bytes a second: QEMU's limit of the phase before postcopy, out of the way."""
-CPU = "host,-arch-capabilities"
-"""MSR 0x10a is left out: KVM on AMD names bits of it that it then refuses to set. The guest never reads it."""
 AFTER_S = 0.05
 """Between the last page and the reading of the report: for touches under way to end."""
 
@@ -68,7 +69,7 @@ class Vm:
         """The guest's report, out of a copy of its first memory that QEMU writes."""
         dump = self._directory / f"{self.name}.dump"
         await self.qmp.ask("pmemsave", val=0, size=size, filename=str(dump))
-        return await native("report", str(dump))
+        return await report_of_dump(dump)
 
     async def end(self) -> None:
         await self.qmp.close()
@@ -106,7 +107,8 @@ async def move(side: str, shape: Shape, number: int) -> Round:
     """One round."""
     with tempfile.TemporaryDirectory(prefix="vmferry-bench-") as name:
         directory = Path(name)
-        image, size = await write_image(directory, shape)
+        made = await make_image(directory, guest_shape(shape))
+        image, size = list(made.options), made.dump_bytes
         source, destination = Vm("source", directory), Vm("destination", directory)
         try:
             await source.start(shape, image)

@@ -13,10 +13,13 @@ use crate::machine::GuestConfig;
 use crate::memory::{GuestMemory, Transparent};
 use crate::options::Options;
 use crate::vmm::{Event, Vmm};
-use crate::{admin, control, sigbus};
+use crate::{admin, control, pc, sigbus};
 
 /// The program: returns when the VM has moved away or was told to quit.
 pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == pc::VERB) {
+        return pc::main();
+    }
     let options = Options::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

@@ -20,6 +20,7 @@ pub mod memory_errors;
 pub mod operation;
 pub mod options;
 pub mod pager_link;
+pub mod pc;
 pub mod process;
 pub mod protocol;
 pub mod report_reader;

@@ -46,7 +46,7 @@ impl Accel {
 
 /// The reference VMM of vmferry: a small VMM with a guest that verifies its own memory.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "vmferry-refvm", version)]
+#[command(name = "vmferry-refvm", version, after_help = "`vmferry-refvm pc-guest --help`: the same guest for QEMU.")]
 #[expect(missing_docs, reason = "the help texts say it")]
 pub struct Options {
     /// Name of the VM.
@@ -178,7 +178,11 @@ fn page_size(text: &str) -> Result<u64, String> {
     found.ok_or_else(|| "must be 4K, 2M or 1G".into())
 }
 
-fn workload(text: &str) -> Result<Workload, String> {
+/// Reads a workload's name.
+///
+/// # Errors
+/// Another word.
+pub fn workload(text: &str) -> Result<Workload, String> {
     serde_json::from_value(text.into()).map_err(|_| "must be idle, random, sequential, hot or paced".into())
 }
 

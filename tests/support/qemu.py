@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmferry_bench import native
-
 from tests.support.scenario.harness import Pair, two_hosts
 from vmferry.client.refusal import ApiError
+from vmferry.demo.options import GuestShape
 from vmferry.demo.patience import patient
 from vmferry.demo.processes import Process
+from vmferry.demo.qemu.image import Image, report_of_dump
+from vmferry.demo.qemu.image import make_image as image_of
+from vmferry.demo.qemu.program import QemuProgram
+from vmferry.demo.qemu.vm import CPU, monitor_of
 from vmferry.demo.stage import Host, StageError, until
-from vmferry.errors import Reason, VmferryError
 from vmferry.units import MIB
 from vmferry.v1 import machines_pb2
 from vmferry.vmm.qemu.monitor import Monitor
 
-NEWER = Path(__file__).parents[2] / ".venv" / "qemu"
-"""Where deploy/debian/newer-qemu unpacks it."""
-CPU = "host,-arch-capabilities"
-"""MSR 0x10a is left out: KVM on AMD names bits of it that it then refuses to set. The guest never reads it."""
+Qemu = QemuProgram
 MACHINE = "accel=kvm,hpet=off,vmport=off,smm=off"
 ANSWER_S = patient(20.0)
 GUEST_S = patient(60.0)
@@ -35,41 +32,9 @@ PAYLOAD_MIB = 16
 """Tables and report of the guest: no page of these goes bad in a test."""
 
 
-@dataclass(frozen=True, slots=True)
-class Qemu:
-    """A QEMU program; `version` is its major and minor number."""
-
-    version: str
-    argv: tuple[str, ...]
-
-
-def installed() -> Qemu | None:
-    """Debian's own."""
-    found = shutil.which("qemu-system-x86_64")
-    return Qemu("7.2", (found,)) if found else None
-
-
-def newer() -> Qemu | None:
-    """The one that deploy/debian/newer-qemu has unpacked."""
-    program, data = NEWER / "usr/bin/qemu-system-x86_64", NEWER / "usr/share/qemu"
-    if not program.exists():
-        return None
-    return Qemu("10.0", (str(program), *("-L", str(data)), *("-L", "/usr/share/seabios"), *("-L", "/usr/share/qemu")))
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """The payload guest as QEMU boots it."""
-
-    options: tuple[str, ...]
-    dump_bytes: int
-
-
 async def make_image(directory: Path, memory_mib: int, vcpus: int, workload: str) -> Image:
-    shape = {"memory-mib": memory_mib, "vcpus": vcpus, "workload": workload, "write-percent": 20, "seed": 1}
-    words = [word for name, value in shape.items() for word in (f"--{name}", str(value))]
-    made = await native.native("image", str(directory), *words)
-    return Image(tuple(made["options"]), int(made["dump_bytes"]))
+    shape = GuestShape(memory=memory_mib * MIB, vcpus=vcpus, workload=workload, write_percent=20)
+    return await image_of(directory, shape)
 
 
 @dataclass(slots=True)
@@ -92,7 +57,7 @@ class Vm:
         """The guest's report, out of a copy of its first memory."""
         dump = self.directory / f"{self.name}-{self.process.pid}.dump"
         await self.ask("pmemsave", val=0, size=image.dump_bytes, filename=str(dump))
-        return await native.native("report", str(dump))
+        return await report_of_dump(dump)
 
     async def warm(self, image: Image) -> dict[str, Any]:
         """Waits until the guest has been through all of its memory."""
@@ -162,18 +127,6 @@ class Hosts:
             await until(f"{host.name} to have {vm} in state {state}", known, GUEST_S)
         except StageError as error:
             raise AssertionError(f"{error}\n{host.process.last_words() if host.process else ''}") from error
-
-
-async def monitor_of(process: Process, path: Path) -> Monitor:
-    """The test's monitor, as soon as QEMU listens there."""
-    while True:
-        assert process.alive, process.last_words()
-        try:
-            return await Monitor.connect(path, ANSWER_S)
-        except VmferryError as error:
-            if error.reason is not Reason.VMM_GONE:
-                raise
-        await asyncio.sleep(0.02)
 
 
 def monitors(host: Host) -> Path:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
@@ -91,6 +91,22 @@ def report_of(answer: dict[str, Any]) -> GuestReport:
     )
 
 
+class GuestAdmin(Protocol):
+    """The way to a guest that is judged. Raises: AdminError."""
+
+    async def raw_report(self) -> dict[str, Any]:
+        """The report with its histogram."""
+        ...
+
+    async def report(self) -> GuestReport: ...
+
+    async def regions(self) -> list[Mapped]: ...
+
+    async def inject(self, gpas: Sequence[tuple[int, bool]], real_frames: bool = False) -> list[str]: ...
+
+    async def close(self) -> None: ...
+
+
 class Admin:
     """One connection, opened on first use and again after it broke. Commands are sent in the order of the calls."""
 
@@ -127,11 +143,14 @@ class Admin:
             answers.append(json.loads(line))
         return answers
 
-    async def report(self) -> GuestReport:
+    async def raw_report(self) -> dict[str, Any]:
         (answer,) = await self.ask([{"cmd": "report"}])
         if not answer.get("ok"):
             raise AdminError(f"report: {answer.get('error')}")
-        return report_of(answer)
+        return answer
+
+    async def report(self) -> GuestReport:
+        return report_of(await self.raw_report())
 
     async def regions(self) -> list[Mapped]:
         """The guest's memory. A waiting VMM has none."""

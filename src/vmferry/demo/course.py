@@ -12,7 +12,7 @@ from vmferry.client.refusal import ApiError
 from vmferry.demo.admin import AdminError, GuestReport, Mapped
 from vmferry.demo.options import PAYLOAD_BYTES
 from vmferry.demo.patience import patient
-from vmferry.demo.stage import Guest, StageError, until
+from vmferry.demo.stage import AnyGuest, StageError, until
 from vmferry.demo.verdict import Evidence, LedgerPage
 from vmferry.units import PAGE_4K
 from vmferry.v1 import machines_pb2
@@ -34,8 +34,8 @@ Page = tuple[int, bool]
 class Cast:
     """The guest's two VMMs and the APIs of their hosts."""
 
-    source: Guest
-    destination: Guest
+    source: AnyGuest
+    destination: AnyGuest
     home: Api
     away: Api
 
@@ -198,7 +198,7 @@ class Course:
         return last
 
 
-async def report_or(guest: Guest, otherwise: GuestReport) -> GuestReport:
+async def report_or(guest: AnyGuest, otherwise: GuestReport) -> GuestReport:
     """The guest's report, or the one before if the VMM is gone."""
     try:
         return await guest.admin.report()

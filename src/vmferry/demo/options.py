@@ -8,12 +8,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmferry.errors import Reason, VmferryError
 from vmferry.units import GIB, KIB, MIB, PAGE_1G, PAGE_2M, PAGE_4K
 
 WORKLOADS = ("idle", "random", "sequential", "hot", "paced")
 ACCELERATORS = ("auto", "kvm", "process")
 BACKINGS = ("anonymous", "memfd")
 PAGE_SIZES = {"4K": PAGE_4K, "2M": PAGE_2M, "1G": PAGE_1G}
+HUGE = {PAGE_2M, PAGE_1G}
 PAYLOAD_BYTES = 16 * MIB
 """The start of guest memory holds the reference VMM's payload. No page of it is poisoned."""
 SMALLEST = 32 * MIB
@@ -49,11 +51,13 @@ class DemoOptions:
     """The demo's options. `poison_before` pages are bad before the migration, `poison_during` turn bad during postcopy.
 
     `real_frames`: frames of the host go bad, and are then out of service until it boots again.
+    `qemu`: this program runs the guest, "" the newest QEMU here; None: the reference VMM does.
     """
 
     shape: GuestShape
     waiting: WaitingShape
     accel: str
+    qemu: str | None
     poison_before: int
     poison_during: int
     real_frames: bool
@@ -100,6 +104,13 @@ def page_size(text: str) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     shape = GuestShape()
+    parser.add_argument(
+        "--qemu",
+        nargs="?",
+        const="",
+        metavar="PROGRAM",
+        help="move an unmodified QEMU, not the reference VMM (the newest one here)",
+    )
     parser.add_argument("--memory", type=memory_size, default=shape.memory, metavar="SIZE", help="of the guest (512M)")
     parser.add_argument("--vcpus", type=vcpu_count, default=shape.vcpus, metavar="N", help="of the guest (2)")
     parser.add_argument(
@@ -144,13 +155,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def from_arguments(args: argparse.Namespace) -> DemoOptions:
     from vmferry.demo.patience import patient  # It refuses a wrong environment, and no other verb depends on that.
 
+    if args.qemu and (
+        args.accel == "process" or args.real_frames or {args.page_size, args.destination_page_size} & HUGE
+    ):
+        raise VmferryError(
+            Reason.INVALID_ARGUMENT,
+            "--qemu goes with neither --accel process, --real-frames nor pages of 2M or 1G.",
+            "Leave them out.",
+        )
     before, during = args.poison
     shape = GuestShape(
         args.memory, args.vcpus, args.backing, args.workload, args.write_percent, args.seed, args.page_size
     )
     time_limit_s = patient(TIME_LIMIT_S) if args.time_limit is None else args.time_limit
     waiting = WaitingShape(args.destination_backing, args.destination_page_size)
-    return DemoOptions(shape, waiting, args.accel, before, during, args.real_frames, time_limit_s, args.keep, args.tls)
+    return DemoOptions(
+        shape=shape,
+        waiting=waiting,
+        accel=args.accel,
+        qemu=args.qemu,
+        poison_before=before,
+        poison_during=during,
+        real_frames=args.real_frames,
+        time_limit_s=time_limit_s,
+        keep=args.keep,
+        tls=args.tls,
+    )
 
 
 def choose_accel(asked: str, device: Path = Path("/dev/kvm")) -> tuple[str, str]:

@@ -16,10 +16,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from vmferry.client.api import Api, open_api
 from vmferry.client.refusal import ApiError
-from vmferry.demo.admin import Admin, AdminError
+from vmferry.demo.admin import Admin, AdminError, GuestAdmin
 from vmferry.demo.network import Place
 from vmferry.demo.options import GuestShape, WaitingShape
 from vmferry.demo.patience import patient
@@ -167,6 +168,22 @@ class Host:
             await self.process.kill()
 
 
+class AnyGuest(Protocol):
+    """A VMM of any kind, with the way to its guest."""
+
+    @property
+    def vm(self) -> str: ...
+
+    @property
+    def host(self) -> Host: ...
+
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def admin(self) -> GuestAdmin: ...
+
+
 class Guest:
     """A reference VMM, with its admin connection."""
 
@@ -184,7 +201,7 @@ class Stage:
         self.root = Path(tempfile.mkdtemp(prefix="vmferry-", dir="/tmp"))  # The path must stay short.
         self.authority = Authority.init(self.root / "pki") if tls else None
         self.hosts: list[Host] = []
-        self.guests: list[Guest] = []
+        self.guests: list[AnyGuest] = []
         self.kept = keep
         self._guests_made = 0
         self._connections = AsyncExitStack()
@@ -237,13 +254,19 @@ class Stage:
         log = self.root / f"{host.name}.{number}.refvm.log"
         process = await Process.start(f"{host.name} refvm", argv, log, host.place.netns)
         guest = Guest(vm, host, process, Admin(admin))
-        self.guests.append(guest)
-        wanted = {"incoming": machines_pb2.MACHINE_STATE_INCOMING, "running": machines_pb2.MACHINE_STATE_RUNNING}[role]
-        async with open_api(host.place.api, LOOK_S, host.caller) as api:
-            await until(f"{vm} {role} on {host.name}", lambda: self._is_known(api, guest, wanted))
+        await self.add(guest, role)
         return guest
 
-    async def _is_known(self, api: Api, guest: Guest, state: int) -> bool:
+    async def add(self, guest: AnyGuest, role: str) -> None:
+        """Takes a guest over, which ends with the stage, and waits until its daemon knows it as "running" or
+        "incoming".
+        """
+        self.guests.append(guest)
+        wanted = {"incoming": machines_pb2.MACHINE_STATE_INCOMING, "running": machines_pb2.MACHINE_STATE_RUNNING}[role]
+        async with open_api(guest.host.place.api, LOOK_S, guest.host.caller) as api:
+            await until(f"{guest.vm} {role} on {guest.host.name}", lambda: self._is_known(api, guest, wanted))
+
+    async def _is_known(self, api: Api, guest: AnyGuest, state: int) -> bool:
         if not guest.process.alive:
             raise StageError(f"{guest.process.name} ended:\n{guest.process.last_words()}")
         try:
@@ -259,7 +282,7 @@ class Stage:
             await guest.admin.close()
             await guest.process.kill()
 
-    async def warm(self, guest: Guest, passes: int = 1, within_s: float = START_S) -> None:
+    async def warm(self, guest: AnyGuest, passes: int = 1, within_s: float = START_S) -> None:
         """Waits until the guest has passed through all of its memory."""
 
         async def done() -> bool:

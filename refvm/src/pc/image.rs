@@ -6,13 +6,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::guest::image::{GATES_LIMIT, KERNEL_CODE, Piece, config_page, processor_pieces, vcpu_blocks};
+use crate::guest::payload::payload;
+use crate::guest::{CODE_GPA, CONFIG_GPA, IDT_GPA, PAGE_SIZE, VCPU_BLOCKS_GPA};
+use crate::machine::{GuestConfig, MappedRegion};
 use kvm_ioctls::Kvm;
-use vmferry_refvm::guest::image::{GATES_LIMIT, KERNEL_CODE, Piece, config_page, processor_pieces, vcpu_blocks};
-use vmferry_refvm::guest::payload::payload;
-use vmferry_refvm::guest::{CODE_GPA, CONFIG_GPA, IDT_GPA, PAGE_SIZE, VCPU_BLOCKS_GPA};
-use vmferry_refvm::machine::{GuestConfig, MappedRegion};
 
-use crate::boot::{BOOT_WORDS_GPA, CLOCK_GPA, CLOCK_STRIDE, TIMER_VECTOR, rom};
+use super::boot::{BOOT_WORDS_GPA, CLOCK_GPA, CLOCK_STRIDE, TIMER_VECTOR, rom};
 
 /// Where the hole of a PC's memory begins that is no RAM.
 const LOW_END: u64 = 0xa_0000;
@@ -106,7 +106,7 @@ fn text(path: &Path) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use vmferry_refvm::machine::Workload;
+    use crate::machine::Workload;
 
     #[test]
     fn nothing_lies_in_the_hole_of_a_pc() {

@@ -6,8 +6,8 @@
 
 use std::arch::global_asm;
 
-use vmferry_refvm::guest::image::{FIRST_TSS, GATES_LIMIT, KERNEL_CODE, KERNEL_DATA, USER_CODE, USER_DATA};
-use vmferry_refvm::guest::{
+use crate::guest::image::{FIRST_TSS, GATES_LIMIT, KERNEL_CODE, KERNEL_DATA, USER_CODE, USER_DATA};
+use crate::guest::{
     CONFIG_GPA, GDT_GPA, IDT_GPA, KERNEL_STACKS_GPA, MAX_VCPUS, PAGE_SIZE, PAGE_TABLES_GPA, USER_STACKS_GPA,
     VCPU_BLOCKS_GPA,
 };
@@ -202,7 +202,7 @@ pub fn rom() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmferry_refvm::guest::image::descriptors_limit;
+    use crate::guest::image::descriptors_limit;
 
     #[test]
     fn both_ways_in_are_within_the_firmware_and_behind_its_code() {

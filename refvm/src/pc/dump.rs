@@ -3,10 +3,10 @@
 use std::io;
 use std::path::Path;
 
-use vmferry_refvm::guest::report::Report;
-use vmferry_refvm::guest::{MAX_RECORDS, RECORDS_GPA};
-use vmferry_refvm::machine::MappedRegion;
-use vmferry_refvm::report_reader;
+use crate::guest::report::Report;
+use crate::guest::{MAX_RECORDS, RECORDS_GPA};
+use crate::machine::MappedRegion;
+use crate::report_reader;
 
 /// Bytes of guest memory, from GPA 0, that hold the report.
 pub const DUMP_BYTES: u64 = RECORDS_GPA + MAX_RECORDS * 16;

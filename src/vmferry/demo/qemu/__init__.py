@@ -1,0 +1,1 @@
+"""Stock QEMUs on the stage, with the payload guest."""
