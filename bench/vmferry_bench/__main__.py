@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from vmferry.demo.admin import AdminError
+from vmferry.demo.qemu.program import PROGRAM, chosen_qemu
 from vmferry.errors import VmferryError
 from vmferry_bench import bound, qemu
 from vmferry_bench.alone import measure_alone
@@ -25,7 +26,7 @@ from vmferry_bench.network import enter_own_network
 from vmferry_bench.ours import OurSide, our_side
 from vmferry_bench.plan import ROUNDS, Turn, shapes, turns
 from vmferry_bench.plot import plot_all
-from vmferry_bench.shape import BOUND, OURS, SIDES, Alone, Round, alone_of, round_of
+from vmferry_bench.shape import ADOPTED, BOUND, OURS, SIDES, Alone, Round, alone_of, round_of
 from vmferry_bench.table import table, write_docs
 
 ALONE_ROUNDS = 3
@@ -48,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def _turn(ours: OurSide, turn: Turn, number: int) -> Round:
-    if turn.side == OURS:
-        return await ours.move(turn.shape, number)
+    if turn.side in (OURS, ADOPTED):
+        return await ours.move(Turn(turn.side, turn.shape, number))
     if turn.side == BOUND:
         return await bound.serve(turn.shape, number)
     return await qemu.move(turn.side, turn.shape, number)
@@ -64,7 +65,7 @@ async def measure(options: argparse.Namespace) -> tuple[list[Round], Alone, list
     end = time.monotonic() + (options.time_limit or (QUICK_LIMIT_S if options.quick else LIMIT_S))
     async with our_side() as ours:
         for number, turn in enumerate(wanted):
-            if turn.side not in (OURS, BOUND) and not qemu.usable():
+            if turn.side not in (OURS, BOUND) and not qemu.usable(turn.side, turn.shape):
                 continue
             if time.monotonic() > end:
                 failures.append(f"{len(wanted) - number} of {len(wanted)} turns are left out: the time is over")
@@ -113,13 +114,10 @@ def result(rounds: list[Round], failures: list[str], alone: Alone, where: dict[s
 
 def faults_of_ours(found: dict[str, Any]) -> list[str]:
     """The faults of vmferry in any round: they fail the run."""
-    words = [f"round {r['number']}: {r['faults']}" for r in found["rounds"] if r["side"] == OURS and r["faults"]]
-    wrong = [
-        f"round {r['number']}: {r['wrong_bytes']} wrong bytes"
-        for r in found["rounds"]
-        if r["side"] == OURS and r["wrong_bytes"]
-    ]
-    return [*words, *wrong, *(failure for failure in found["failures"] if failure.startswith(OURS))]
+    own = [r for r in found["rounds"] if r["side"] in (OURS, ADOPTED)]
+    words = [f"round {r['number']}: {r['faults']}" for r in own if r["faults"]]
+    wrong = [f"round {r['number']}: {r['wrong_bytes']} wrong bytes" for r in own if r["wrong_bytes"]]
+    return [*words, *wrong, *(failure for failure in found["failures"] if failure.startswith((OURS, ADOPTED)))]
 
 
 def main() -> int:
@@ -129,8 +127,8 @@ def main() -> int:
         rounds = [round_of(plain) for plain in found["rounds"]]
         found = result(rounds, found["failures"], alone_of(found["alone"]), found["machine"])
     else:
-        if not qemu.usable():
-            print(f"{qemu.QEMU} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
+        if chosen_qemu("") is None:
+            print(f"{PROGRAM} is not installed: vmferry alone is measured, no ratio.", file=sys.stderr)
         why = enter_own_network()
         if why:
             print(f"QEMU and the floor are paced as this host does it: {why}", file=sys.stderr)

@@ -13,6 +13,7 @@ from functools import partial
 from vmferry.units import MIB, PAGE_4K
 from vmferry.v1 import common_pb2, pager_pb2
 from vmferry_bench.figures import common_rates, quantiles, share_of
+from vmferry_bench.injected import injections
 from vmferry_bench.native import BenchError, native
 from vmferry_bench.pair import ANYWHERE, MEMORY_MIB, Ends, Pair, Touches, apart, memory_error, pagers
 from vmferry_bench.paper import measure_paper
@@ -130,4 +131,4 @@ async def measure_alone(rounds: int, whole: bool) -> Alone:
         singles |= {f"{backing}{words}": await _singles(backing, ends, rounds) for backing in BACKINGS}
     counts = MANY if whole else MANY_QUICK
     many = [row for _ in range(rounds) for count in counts for row in await _many(count)]
-    return Alone(singles, many, await measure_paper() if whole else {})
+    return Alone(singles, many, await measure_paper() if whole else {}, quantiles(await injections()))

@@ -8,9 +8,29 @@ from dataclasses import dataclass, replace
 
 from vmferry_bench.figures import figures, merged, middle, pairs, quantile, ratios, spread, waited
 from vmferry_bench.plan import LIMIT_MIB_S, MANY_PAUSE_US, guest, idle, limited
-from vmferry_bench.shape import APART, BACKINGS, BOUND, OURS, PREEMPT, Alone, Many, Round, Shape, Singles
+from vmferry_bench.shape import (
+    ADOPTED,
+    APART,
+    BACKINGS,
+    BOUND,
+    ITSELF,
+    OURS,
+    PREEMPT,
+    Alone,
+    Many,
+    Round,
+    Shape,
+    Singles,
+)
 
 NOT_MEASURED = "not measured"
+PLAIN_VMM = OURS, PREEMPT
+QEMU = ADOPTED, ITSELF
+"""Two sides that are compared."""
+Sides = tuple[str, str]
+_TO_ITSELF = "adopted QEMU, to the same QEMU by itself"
+_FASTER = {"memfd": 1.5, "anonymous": 1.0}
+"""The goal of the throughput of an adopted QEMU, to its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +73,8 @@ class Judge:
 
     def goals(self) -> list[Goal]:
         """All of them, whether measured or not."""
-        return [*(goal for backing in BACKINGS for goal in self._of(backing)), self._page_table(), *self._many()]
+        of_memory = [goal for backing in BACKINGS for goal in self._of(backing)]
+        return [*of_memory, self._page_table(), *self._many(), self._injected()]
 
     def _of(self, backing: str) -> list[Goal]:
         active, still = guest(backing), idle(backing)
@@ -70,6 +91,10 @@ class Judge:
             self._ratio("CPU seconds a GiB, both ends, guest random, to QEMU", active, "cpu_s_per_gib", 0.6),
             self._ratio("CPU seconds a GiB, both ends, guest idle, to QEMU", still, "cpu_s_per_gib", 0.6),
             *self._singles(backing, "poisoned page / data page, answer, p50", 1.0, "poison_us", "data_us"),
+            self._pooled_ratio(f"first touch → resumed, p50, {_TO_ITSELF}", active, 0.5, 0.3, sides=QEMU),
+            self._pooled_ratio(f"first touch → resumed, p99, {_TO_ITSELF}", active, 0.99, 0.1, sides=QEMU),
+            self._ratio(f"stop → first instruction, {_TO_ITSELF}", active, "blackout_ms", 0.7, sides=QEMU),
+            self._ratio(f"throughput, {_TO_ITSELF}", active, "throughput_gib_s", _FASTER[backing], "≥", sides=QEMU),
         ]
         return [replace(goal, measure=f"{backing}: {goal.measure}") for goal in goals]
 
@@ -93,18 +118,23 @@ class Judge:
     def _values(self, side: str, shape: Shape, key: str) -> list[float]:
         return [figures(one)[key] for one in select(self._rounds, side, shape)]
 
-    def _ratio(self, measure: str, shape: Shape, key: str, limit: float, sign: str = "≤") -> Goal:
+    def _ratio(
+        self, measure: str, shape: Shape, key: str, limit: float, sign: str = "≤", *, sides: Sides = PLAIN_VMM
+    ) -> Goal:
         """Of the medians of all rounds; the spread is that of the rounds that ran one after the other."""
-        below = middle(self._values(PREEMPT, shape, key))
+        own, other = sides
+        below = middle(self._values(other, shape, key))
 
         def value(side: str) -> float:
             return middle(self._values(side, shape, key)) / below if below > 0 else math.nan
 
-        each = ((figures(a)[key], figures(b)[key]) for a, b in self._pairs(shape))
-        return replace(_within(measure, limit, ratios(each), value(OURS), sign), bound=_known(value(BOUND)))
+        each = ((figures(a)[key], figures(b)[key]) for a, b in self._pairs(shape, sides))
+        bound = _known(value(BOUND)) if own == OURS else None
+        return replace(_within(measure, limit, ratios(each), value(own), sign), bound=bound)
 
-    def _pairs(self, shape: Shape) -> list[tuple[Round, Round]]:
-        return pairs(select(self._rounds, OURS, shape), select(self._rounds, PREEMPT, shape))
+    def _pairs(self, shape: Shape, sides: Sides) -> list[tuple[Round, Round]]:
+        own, other = sides
+        return pairs(select(self._rounds, own, shape), select(self._rounds, other, shape))
 
     def _pool(self, side: str, shape: Shape, q: float) -> float:
         return quantile(merged(waited(one.buckets) for one in select(self._rounds, side, shape)), q)
@@ -114,15 +144,17 @@ class Judge:
         bound = _known(self._pool(BOUND, shape, q))
         return replace(_within(measure, limit, each, self._pool(OURS, shape, q)), bound=bound)
 
-    def _pooled_ratio(self, measure: str, shape: Shape, q: float, limit: float) -> Goal:
+    def _pooled_ratio(self, measure: str, shape: Shape, q: float, limit: float, *, sides: Sides = PLAIN_VMM) -> Goal:
         """Of the waits of all rounds together."""
-        theirs = self._pool(PREEMPT, shape, q)
+        own, other = sides
+        theirs = self._pool(other, shape, q)
 
         def value(side: str) -> float:
             return self._pool(side, shape, q) / theirs if theirs > 0 else math.nan
 
-        each = ((quantile(waited(a.buckets), q), quantile(waited(b.buckets), q)) for a, b in self._pairs(shape))
-        return replace(_within(measure, limit, ratios(each), value(OURS)), bound=_known(value(BOUND)))
+        each = ((quantile(waited(a.buckets), q), quantile(waited(b.buckets), q)) for a, b in self._pairs(shape, sides))
+        bound = _known(value(BOUND)) if own == OURS else None
+        return replace(_within(measure, limit, ratios(each), value(own)), bound=bound)
 
     def _worst(self, measure: str, shape: Shape, limit: float) -> Goal:
         def values(side: str) -> list[float]:
@@ -144,6 +176,12 @@ class Judge:
             _middle(f"memfd: faults/s of 16 VMs, most to least, {pause}", 2, map(_unfair, many)),
             _middle("memfd: faults/s of 16 VMs, most to least, no pause, cores full", 2, map(_unfair, eager)),
         ]
+
+    def _injected(self) -> Goal:
+        found = self._alone.injected_us
+        values = [found[key] for key in ("p50", "p99", "max")] if found else []
+        value = values[1] if values else math.nan
+        return _within("adopted QEMU: stop of an idle thread for a system call, p99, µs", 1000, values, value)
 
     def _page_table(self) -> Goal:
         sizes = [one.table_bytes_per_page for one in self._rounds if one.table_bytes_per_page is not None]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from vmferry_bench import qemu
+from vmferry.demo.qemu.program import chosen_qemu, installed_qemu
 from vmferry_bench.native import native
 from vmferry_bench.network import congestion_control
 
@@ -17,14 +16,12 @@ from vmferry_bench.network import congestion_control
 def machine() -> dict[str, Any]:
     """As JSON."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    version = (
-        subprocess.run([qemu.QEMU, "--version"], capture_output=True, text=True, check=False) if qemu.usable() else None
-    )
+    qemus = dict.fromkeys(one.name for one in (installed_qemu(), chosen_qemu("")) if one)
     return {
         "kernel": platform.release(),
         "cpu": cpu[0].partition(":")[2].strip() if cpu else "",
         "cores": os.cpu_count(),
-        "qemu": version.stdout.splitlines()[0] if version and version.stdout else "not installed",
+        "qemu": ", ".join(qemus) or "no QEMU",
         "congestion_control": congestion_control(),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

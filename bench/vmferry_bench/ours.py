@@ -1,4 +1,4 @@
-"""Rounds of vmferry: two daemons that stay, and two reference VMMs a round, over TCP on loopback."""
+"""Rounds of vmferry: two daemons that stay, and two VMMs a round, over TCP on loopback."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from vmferry.demo.course import Cast, Course
 from vmferry.demo.network import loopback_places
 from vmferry.demo.options import GuestShape
 from vmferry.demo.processes import processes_of
-from vmferry.demo.stage import Guest, Host, Stage, until
+from vmferry.demo.qemu.guest import QemuCasting, monitors
+from vmferry.demo.qemu.program import chosen_qemu
+from vmferry.demo.stage import AnyGuest, Host, Stage, until
 from vmferry.demo.verdict import problems
 from vmferry.units import MIB
 from vmferry.v1 import pager_pb2
 from vmferry.v1.migrations_pb2 import PHASE_COMPLETED, PHASE_POSTCOPY
 from vmferry.v1.pager_pb2_grpc import PagerStub
 from vmferry_bench.native import BenchError
+from vmferry_bench.plan import Turn
 from vmferry_bench.processes import CpuWatch, warm_memory
 from vmferry_bench.shape import OURS, Round, Shape, is_warm
 
@@ -62,23 +65,38 @@ class OurSide:
         self._home = home
         self._away = away
 
-    async def move(self, shape: Shape, number: int, during: During = _nothing) -> Round:
-        """One round. `during` is given the directory below which all processes have theirs, and entered for the move.
+    async def move(self, turn: Turn, during: During = _nothing) -> Round:
+        """One round of OURS or ADOPTED.
+
+        `during` is given the directory below which all processes have theirs, and entered for the move.
 
         Raises:
             VmferryError, BenchError: it could not be carried out.
         """
-        stage, vm = self._stage, f"bench-{number}"
-        source = await stage.guest(vm, self._home, "kvm", guest_shape(shape))
-        destination = await stage.guest(vm, self._away, "kvm", None)
+        stage, shape = self._stage, turn.shape
+        cast = await self._cast(turn)
         try:
-            await until(f"{vm} to go through its memory", lambda: _is_warm(source, shape), WARM_S)
-            cast = Cast(source, destination, await stage.api(self._home), await stage.api(self._away))
-            return await self._measure(cast, shape, number, during)
+            await until(f"{cast.source.vm} to go through its memory", lambda: _is_warm(cast.source, shape), WARM_S)
+            return await self._measure(cast, turn, during)
         finally:
-            await _end(stage, source, destination)
+            await _end(stage, cast.source, cast.destination)
 
-    async def _measure(self, cast: Cast, shape: Shape, number: int, during: During) -> Round:
+    async def _cast(self, turn: Turn) -> Cast:
+        """Two reference VMMs, or two QEMUs."""
+        stage, vm, shape = self._stage, f"bench-{turn.number}", guest_shape(turn.shape)
+        apis = await stage.api(self._home), await stage.api(self._away)
+        if turn.side == OURS:
+            source = await stage.guest(vm, self._home, "kvm", shape)
+            return Cast(source, await stage.guest(vm, self._away, "kvm", None), *apis)
+        program = chosen_qemu("")
+        if program is None:
+            raise BenchError("there is no QEMU")
+        casting = await QemuCasting.prepare(stage, program, vm, shape)
+        running = await casting.start(self._home, apis[0])
+        return Cast(running, await casting.start(self._away, apis[1], incoming=True), *apis)
+
+    async def _measure(self, cast: Cast, turn: Turn, during: During) -> Round:
+        shape = turn.shape
         course = Course(cast, idle=shape.workload == "idle")
         course.at_source = await cast.source.admin.report()
         await warm_memory(shape.memory_mib * MIB)
@@ -97,9 +115,9 @@ class OurSide:
         migration = course.migration
         touch = migration.progress.first_touch
         return Round(
-            side=OURS,
+            side=turn.side,
             shape=shape,
-            number=number,
+            number=turn.number,
             buckets=said["first_touch_buckets"],
             longest_us=said["first_touch_us"]["max"],
             blackout_guest_s=said["blackout_us"] / 1e6,
@@ -159,7 +177,7 @@ async def _last_page(host: Path) -> float:
     return time.time()
 
 
-async def _is_warm(guest: Guest, shape: Shape) -> bool:
+async def _is_warm(guest: AnyGuest, shape: Shape) -> bool:
     try:
         said = await guest.admin.raw_report()
     except AdminError:
@@ -173,7 +191,7 @@ def _seconds(stamp: Timestamp) -> float:
     return float(stamp.seconds + stamp.nanos / 1e9)
 
 
-async def _end(stage: Stage, *guests: Guest) -> None:
+async def _end(stage: Stage, *guests: AnyGuest) -> None:
     """Their memory is needed for the next round."""
     for guest in guests:
         await guest.admin.close()
@@ -184,7 +202,7 @@ async def _end(stage: Stage, *guests: Guest) -> None:
 @asynccontextmanager
 async def our_side() -> AsyncIterator[OurSide]:
     """The daemons, for as many rounds as wanted."""
-    first, second = loopback_places(2)
+    places = dict(zip(("home", "away"), loopback_places(2), strict=True))
     async with Stage() as stage:
-        home, away = await asyncio.gather(stage.host("home", first), stage.host("away", second))
+        home, away = [await stage.host(name, place, qemu=monitors(stage, name)) for name, place in places.items()]
         yield OurSide(stage, home, away)

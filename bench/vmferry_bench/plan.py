@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vmferry_bench.shape import BACKINGS, BOUND, OURS, PLAIN, PREEMPT, TRACED, Shape
+from vmferry_bench.shape import ADOPTED, BACKINGS, BOUND, ITSELF, OURS, PLAIN, PREEMPT, TRACED, Shape
 
 ROUNDS = 5
 """Each has a turn of vmferry before each turn of QEMU."""
@@ -56,13 +56,15 @@ def turns(guests: list[Shape], rounds: int, quick: bool) -> list[Turn]:
     """Ours, QEMU at its best, ours, and so on, a round of all guests after the other: a disturbance of the machine hits
     both sides alike, and a run that must end early has all guests. The guests of most goals have QEMU's other setting
     too, behind further turns of ours; they and the idle ones are also served by the bound. A traced turn comes once,
-    behind a guest's first round."""
+    behind a guest's first round. An adopted QEMU and the same by itself move the guests of most goals."""
     found: list[Turn] = []
     for number in range(rounds):
         for shape in guests:
             order: tuple[str, ...] = (OURS, PREEMPT)
             if not quick and shape in map(guest, BACKINGS):
                 order = (OURS, PREEMPT, OURS, PLAIN)
+            if shape in map(guest, BACKINGS):
+                order = (*order, ADOPTED, ITSELF)
             if not quick and shape in (*map(guest, BACKINGS), *map(idle, BACKINGS)):
                 order = (*order, BOUND)
             if number == 0 and shape.workload != "idle":

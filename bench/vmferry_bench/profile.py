@@ -17,8 +17,9 @@ from vmferry_bench.native import BenchError
 from vmferry_bench.network import enter_own_network
 from vmferry_bench.ours import our_side
 from vmferry_bench.phases import shares
+from vmferry_bench.plan import Turn
 from vmferry_bench.sampler import Sampler
-from vmferry_bench.shape import Shape
+from vmferry_bench.shape import OURS, Shape
 from vmferry_bench.stages import measure_stages, stages_table
 from vmferry_bench.table import machine_paragraph, put, write_raw
 
@@ -44,7 +45,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     samples = Sampler(options.directory)
     try:
         async with our_side() as ours:
-            one = await ours.move(shape, 0, samples.around)
+            one = await ours.move(Turn(OURS, shape, 0), samples.around)
         drawn = await samples.draw(shape.name)
     except BenchError as error:
         return found | {"samples": {}, "without": str(error)}

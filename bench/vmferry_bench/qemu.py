@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 from vmferry.demo.network import loopback_places
 from vmferry.demo.processes import Process
+from vmferry.demo.qemu.guest import movable
 from vmferry.demo.qemu.image import make_image, report_of_dump
+from vmferry.demo.qemu.program import PROGRAM, QemuProgram, chosen_qemu, installed_qemu
 from vmferry.demo.qemu.vm import CPU
 from vmferry_bench.figures import quantiles
 from vmferry_bench.native import BenchError
@@ -19,10 +20,9 @@ from vmferry_bench.ours import guest_shape
 from vmferry_bench.plan import Turn
 from vmferry_bench.processes import CpuWatch, warm_memory
 from vmferry_bench.qmp import Qmp
-from vmferry_bench.shape import PLAIN, TRACED, Round, Shape, is_warm
+from vmferry_bench.shape import ADOPTED, ITSELF, PLAIN, TRACED, Round, Shape, is_warm
 from vmferry_bench.trace import EVENTS, waits_us
 
-QEMU = "qemu-system-x86_64"
 WARM_S = 90.0
 UNLIMITED = 1 << 40
 """Bytes a second: QEMU's limit of the phase before postcopy, out of the way."""
@@ -30,16 +30,25 @@ AFTER_S = 0.05
 """Between the last page and the reading of the report: for touches under way to end."""
 
 
-def usable() -> bool:
-    """Whether it is installed."""
-    return shutil.which(QEMU) is not None
+def program_of(side: str) -> QemuProgram | None:
+    """The distribution's own, or the newest one where vmferry moves the same."""
+    return chosen_qemu("") if side in (ADOPTED, ITSELF) else installed_qemu()
+
+
+def usable(side: str, shape: Shape) -> bool:
+    """Whether the side's QEMU is there, and vmferry can move it with such memory."""
+    program = program_of(side)
+    if program is None or side not in (ADOPTED, ITSELF):
+        return program is not None
+    return movable(program, guest_shape(shape)) == guest_shape(shape)
 
 
 class Vm:
     """One QEMU."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, program: QemuProgram, directory: Path) -> None:
         self.name = name
+        self._program = program
         self.qmp = Qmp(name)
         self._directory = directory
         self.process: Process | None = None
@@ -48,7 +57,7 @@ class Vm:
         kind = {"anonymous": "memory-backend-ram", "memfd": "memory-backend-memfd,share=on"}[shape.backing]
         socket = self._directory / f"{self.name}.qmp"
         argv = [
-            *(QEMU, "-name", f"{self.name},debug-threads=on", "-cpu", CPU, "-smp", str(shape.vcpus)),
+            *(*self._program.argv, "-name", f"{self.name},debug-threads=on", "-cpu", CPU, "-smp", str(shape.vcpus)),
             *("-machine", "pc,accel=kvm,hpet=off,vmport=off,smm=off,memory-backend=ram", "-m", str(shape.memory_mib)),
             *("-object", f"{kind},id=ram,size={shape.memory_mib}M"),
             *("-nodefaults", "-display", "none", "-vga", "none", "-qmp", f"unix:{socket},server=on,wait=off"),
@@ -105,11 +114,14 @@ async def _until_warm(vm: Vm, shape: Shape, size: int) -> None:
 
 async def move(side: str, shape: Shape, number: int) -> Round:
     """One round."""
+    program = program_of(side)
+    if program is None:
+        raise BenchError(f"{PROGRAM} is not installed")
     with tempfile.TemporaryDirectory(prefix="vmferry-bench-") as name:
         directory = Path(name)
         made = await make_image(directory, guest_shape(shape))
         image, size = list(made.options), made.dump_bytes
-        source, destination = Vm("source", directory), Vm("destination", directory)
+        source, destination = (Vm(name, program, directory) for name in ("source", "destination"))
         try:
             await source.start(shape, image)
             log = directory / "trace"

@@ -11,6 +11,10 @@ PREEMPT = "qemu-preempt"
 PLAIN = "qemu-plain"
 SIDES = (OURS, PREEMPT, PLAIN)
 """The compared sides."""
+ADOPTED = "vmferry, adopted QEMU"
+"""vmferry moves an unmodified QEMU: the newest here."""
+ITSELF = "the same QEMU by itself"
+"""That QEMU with postcopy-preempt."""
 TRACED = "qemu-preempt, traced"
 """A further round with QEMU's trace of its faults, for figures that it alone has. The trace costs time."""
 BOUND = "bound"
@@ -134,6 +138,8 @@ class Alone:
     many: list[Many] = field(default_factory=list)
     paper: dict[str, float] = field(default_factory=dict)
     """The cost of a VM of 1 TiB, as in `paper.py`."""
+    injected_us: Quantiles = field(default_factory=dict)
+    """How long a thread of an adopted QEMU is stopped for one system call."""
 
 
 def round_of(plain: dict[str, Any]) -> Round:
@@ -145,4 +151,5 @@ def round_of(plain: dict[str, Any]) -> Round:
 def alone_of(plain: dict[str, Any]) -> Alone:
     """The opposite of `asdict`."""
     singles = {where: Singles(**each) for where, each in plain["singles"].items()}
-    return Alone(singles, [Many(**each) for each in plain["many"]], plain["paper"])
+    many = [Many(**each) for each in plain["many"]]
+    return Alone(singles, many, plain["paper"], plain.get("injected_us", {}))

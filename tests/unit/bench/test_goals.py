@@ -9,8 +9,10 @@ import pytest
 from vmferry_bench.goals import Goal, Judge, summary
 from vmferry_bench.plan import guest
 from vmferry_bench.shape import (
+    ADOPTED,
     APART,
     BOUND,
+    ITSELF,
     OURS,
     PLAIN,
     PREEMPT,
@@ -83,6 +85,21 @@ def test_what_is_not_measured_is_neither_met_nor_missed() -> None:
     assert "memfd: poisoned page / data page, answer, p50" in missing
     assert all(goals[measure].met is None for measure in missing)
     assert goals["memfd: first touch → resumed, p50, µs"].met is False
+
+
+def test_an_adopted_qemu_is_compared_with_the_same_qemu_by_itself() -> None:
+    rounds = [a_round(ADOPTED, number=0, wait_us=250.0), a_round(ITSELF, number=1), a_round(PREEMPT, number=2)]
+    goals = judged(rounds)
+    assert goals["memfd: first touch → resumed, p50, adopted QEMU, to the same QEMU by itself"].met is True
+    assert goals["memfd: throughput, adopted QEMU, to the same QEMU by itself"].met is False
+    assert goals["memfd: first touch → resumed, p50, to QEMU"].met is None
+
+
+def test_a_long_stop_of_a_thread_misses_its_goal() -> None:
+    measure = "adopted QEMU: stop of an idle thread for a system call, p99, µs"
+    assert judged([], Alone())[measure].met is None
+    assert judged([], Alone(injected_us={"p50": 90.0, "p99": 120.0, "max": 2000.0}))[measure].met is True
+    assert judged([], Alone(injected_us={"p50": 90.0, "p99": 1200.0, "max": 2000.0}))[measure].met is False
 
 
 def test_a_push_that_is_limited_is_judged_by_itself() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmferry_bench.plan import ROUNDS, guest, idle, shapes, turns
-from vmferry_bench.shape import BACKINGS, BOUND, OURS, SIDES, TRACED
+from vmferry_bench.shape import ADOPTED, BACKINGS, BOUND, ITSELF, OURS, SIDES, TRACED
 
 SHAPES = shapes(quick=False)
 
@@ -11,9 +11,15 @@ SHAPES = shapes(quick=False)
 def test_ours_runs_before_each_turn_of_qemu() -> None:
     for quick in (True, False):
         sides = [turn.side for turn in turns(shapes(quick), ROUNDS, quick) if turn.side not in (TRACED, BOUND)]
-        assert all(side == OURS for side in sides[::2])
-        assert all(side != OURS for side in sides[1::2])
-        assert set(sides) == set(SIDES[:2] if quick else SIDES)
+        assert all(side in (OURS, ADOPTED) for side in sides[::2])
+        assert all(side not in (OURS, ADOPTED) for side in sides[1::2])
+        assert all((a == ADOPTED) == (b == ITSELF) for a, b in zip(sides[::2], sides[1::2], strict=True))
+        assert set(sides) == {*(SIDES[:2] if quick else SIDES), ADOPTED, ITSELF}
+
+
+def test_an_adopted_qemu_moves_the_guests_of_most_goals() -> None:
+    planned = turns(shapes(quick=True), 1, quick=True)
+    assert [turn.shape for turn in planned if turn.side == ADOPTED] == [guest("memfd"), guest("anonymous")]
 
 
 def test_every_guest_has_all_rounds_and_one_traced_turn() -> None:
