@@ -13,6 +13,9 @@ use crate::error::Error;
 
 /// Bit of field 9 of `/proc/PID/stat`, `PF_KTHREAD` in linux/sched.h.
 const KERNEL_THREAD: u64 = 0x0020_0000;
+/// The same, `PF_IO_WORKER` and `PF_USER_WORKER`.
+const IO_WORKER: u64 = 0x10;
+const USER_WORKER: u64 = 0x4000;
 /// Fields of proc_pid_stat(5).
 const FLAGS: usize = 9;
 const START_TIME: usize = 22;
@@ -165,6 +168,13 @@ fn process_of(pidfd: &OwnedFd) -> Result<i32, Error> {
         value: pidfd.as_raw_fd().to_string(),
         remedy: "which is no pidfd; pass one that pidfd_open(2) made",
     })
+}
+
+/// Whether a thread of a process runs in the kernel only, by its line of proc_pid_stat(5): workers of io_uring and of KVM.
+/// It stops for a tracer, and never runs a system call.
+#[must_use]
+pub fn is_kernel_worker(stat: &str) -> bool {
+    stat_field(stat, FLAGS).unwrap_or(0) & (IO_WORKER | USER_WORKER) != 0
 }
 
 /// A number of `/proc/PID/stat` by its place in proc_pid_stat(5), from the third on.

@@ -2,7 +2,7 @@
 
 use super::restart::{Disturbance, disturbance};
 use crate::error::Error;
-use crate::identity::{Process, status_field};
+use crate::identity::{Process, is_kernel_worker, status_field};
 
 /// How suitable a thread is, the best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,9 @@ pub(super) fn has_ended(status: &str) -> bool {
 }
 
 fn suitability_of(process: &Process, thread: i32, status: &str) -> Option<Suitability> {
+    if process.read(&format!("task/{thread}/stat")).is_ok_and(|stat| is_kernel_worker(&stat)) {
+        return None;
+    }
     let state = status_field(status, "State")?.chars().next()?;
     // Not readable: the state alone must do.
     let call = process.read(&format!("task/{thread}/syscall")).unwrap_or_default();

@@ -68,6 +68,17 @@ fn threads_that_end_are_passed_over() {
 }
 
 #[test]
+fn a_thread_that_never_leaves_the_kernel_is_passed_over() {
+    let victim = Victim::start(&["worker"]);
+    let operation = vmferry_reach::proto::reach_request::Operation::Probe(vmferry_reach::proto::ProbeRequest {
+        injection: crate::rig::rules(SeccompPolicy::Unspecified, &[victim.pid()]),
+    });
+    reach(&Named::of_victim(&victim), operation).assert_error(ReachErrorCode::NoThread);
+    probe(&victim).assert_done();
+    victim.assert_undisturbed();
+}
+
+#[test]
 fn a_stopped_process_stays_stopped() {
     let victim = Victim::start(&["asleep", "read", "0"]).until_asleep();
     let pid = Pid::from_raw(victim.pid()).unwrap();

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/io_uring.h>
 #include <linux/rseq.h>
 #include <linux/seccomp.h>
 #include <poll.h>
@@ -272,6 +273,13 @@ static int memory(const char *kind, size_t size, char **rest) {
   return done(now_ms(), 0, 0);
 }
 
+// Asleep in read, with a thread that the kernel made: it polls a queue of io_uring for a minute.
+static int worker(void) {
+  struct io_uring_params ring = {.flags = IORING_SETUP_SQPOLL, .sq_thread_idle = 60000};
+  if (syscall(SYS_io_uring_setup, 1, &ring) < 0) return puts("none"), 1;
+  return asleep("read", 0);
+}
+
 int main(int arguments, char **values) {
   // No memory is allocated behind a filter.
   static char buffer[4096];
@@ -306,6 +314,7 @@ int main(int arguments, char **values) {
   }
   if (!strcmp(mode, "signals")) return signals(number);
   if (!strcmp(mode, "exits")) return exits();
+  if (!strcmp(mode, "worker")) return worker();
   if (!strcmp(mode, "memory")) return memory(values[2], atol(values[3]), values + 4);
   return 2;
 }
