@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ class Adopted:
     within_s: float
     attached: Path | None = None
     """The pager's socket that has the memory."""
+    marks: Marks = field(init=False)
 
-    @property
-    def marks(self) -> Marks:
-        return Marks(self.monitor, self.within_s)
+    def __post_init__(self) -> None:
+        self.marks = Marks(self.monitor, self.within_s)
 
     async def ask(self, command: str, within_s: float | None = None, **arguments: object) -> Any:
         return await self.monitor.ask(command, within_s or self.within_s, arguments)

@@ -36,6 +36,7 @@ class QemuDestination:
         """Makes sure that the memory is empty, has the pager serve it, and attaches it."""
         survey = await self._qemu.survey(pb.OPEN_BACKING_READ_WRITE)
         try:
+            await self._qemu.set_capabilities(CAPABILITIES)
             refuse_if_any(self._qemu.vm, destination_findings(survey.facts))
             self._check(survey.facts, layout, vcpus)
             uffd, number = await self._userfaultfd(survey.facts, features)
@@ -50,8 +51,7 @@ class QemuDestination:
     async def load(self, state: bytes) -> None:
         qemu = self._qemu
         mark = await qemu.marks.read()
-        await qemu.set_capabilities(CAPABILITIES)
-        await qemu.marks.replace(Mark("loading", mark.uffd if mark else None))
+        await qemu.marks.put(Mark("loading", mark.uffd if mark else None))
         memory = os.memfd_create("vmferry-state", os.MFD_CLOEXEC)
         try:
             _write(memory, state)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from vmferry.vmm.qemu.facts import FdsetInfo
 from vmferry.vmm.qemu.monitor import Monitor
 
-_TEXT = re.compile(r"vmferry:(stopped|prepared|loading|running)(?::uffd=(\d+))?")
+_STAGES = ("prepared", "loading", "running", "stopped")
+"""In the order in which a QEMU passes through them."""
+_TEXT = re.compile(rf"vmferry:({'|'.join(_STAGES)})(?::uffd=(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +53,41 @@ def vm_state(status: str, mark: Mark | None) -> str | None:
 
 
 class Marks:
-    """The marks of one QEMU."""
+    """The marks of one QEMU. This connection alone changes them, so they are asked for once."""
 
     def __init__(self, monitor: Monitor, within_s: float) -> None:
         self._monitor = monitor
         self._within_s = within_s
+        self._known: dict[int, Mark] | None = None
 
     async def read(self) -> Mark | None:
-        """The newest."""
-        found = [mark for _, mark in await self._all()]
-        return found[-1] if found else None
+        """The one that counts: the latest stage."""
+        found = (await self._all()).values()
+        return max(found, key=lambda mark: _STAGES.index(mark.stage), default=None)
+
+    async def put(self, mark: Mark) -> None:
+        """Adds one of a later stage; those before stay. One command: for the blackout."""
+        known = await self._all()
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            added = await self._monitor.add_fd(nothing, mark.text, self._within_s)
+        finally:
+            os.close(nothing)
+        known[added.fdset_id] = mark
 
     async def replace(self, mark: Mark | None) -> None:
         """The new one is there before the old ones go."""
-        old = await self._all()
+        known = await self._all()
+        old = list(known)
         if mark is not None:
-            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                await self._monitor.add_fd(nothing, mark.text, self._within_s)
-            finally:
-                os.close(nothing)
-        for number, _ in old:
+            await self.put(mark)
+        for number in old:
             await self._monitor.ask("remove-fd", self._within_s, {"fdset-id": number})
+            del known[number]
 
-    async def _all(self) -> list[tuple[int, Mark]]:
-        sets = await self._monitor.ask_for(list[FdsetInfo], "query-fdsets", self._within_s)
-        marks = [(one.fdset_id, mark) for one in sets for fd in one.fds if (mark := parse_mark(fd.opaque))]
-        return sorted(marks, key=lambda pair: pair[0])
+    async def _all(self) -> dict[int, Mark]:
+        """By descriptor set."""
+        if self._known is None:
+            sets = await self._monitor.ask_for(list[FdsetInfo], "query-fdsets", self._within_s)
+            self._known = {one.fdset_id: mark for one in sets for fd in one.fds if (mark := parse_mark(fd.opaque))}
+        return self._known

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmferry.errors import Reason, VmferryError
@@ -22,11 +23,20 @@ from vmferry.vmm.qemu.facts import Facts, MigrationParameters
 from vmferry.vmm.qemu.findings import refuse_if_any, source_findings
 from vmferry.vmm.qemu.mark import Mark
 from vmferry.vmm.qemu.memory_map import RamBlock, ram_blocks
+from vmferry.vmm.qemu.monitor import AddedFd
 
 UNLIMITED = 1 << 40
 """Bytes a second, for the small blocks of `migrate`."""
 STATE_FD = "vmferry-state"
 _SAVES_AGAIN = ("paused", "postmigrate")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sink:
+    """A memfd that QEMU writes its state to, and the descriptor set that names it there."""
+
+    memory: int
+    added: AddedFd
 
 
 class QemuSource:
@@ -37,6 +47,7 @@ class QemuSource:
         self._facts: Facts | None = None
         self._state: bytes | None = None
         self._limit: int | None = None
+        self._sink: _Sink | None = None
 
     async def attach(self, socket: Path) -> None:
         """Checks that the VM can be moved, and hands its memory to the pager."""
@@ -56,6 +67,7 @@ class QemuSource:
             await self._check_runs()
         self._state = None
         await self._qemu.marks.replace(Mark("stopped"))
+        await self._open_sink()
         await self._qemu.ask("stop", self._qemu.deadlines.stop_s)
         status = await self._qemu.status()
         if status not in _SAVES_AGAIN:
@@ -81,12 +93,22 @@ class QemuSource:
         if await self._qemu.status() != "running":
             raise self._qemu.error(Reason.VMM_REFUSED, f"is {await self._qemu.status()!r} after `cont`")
         await self._qemu.marks.replace(None)
+        if self._sink is not None:
+            await self._qemu.take_fd_back(self._sink.added)
+            self.close()
         await self._restore_limit()
         await self._qemu.announce()
 
     async def abandon(self) -> None:
         """The VM has moved away."""
         await self._qemu.end_process()
+        self.close()
+
+    def close(self) -> None:
+        """Closes what is open here; QEMU stays as it is."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            os.close(sink.memory)
 
     async def _check_runs(self) -> None:
         """Raises: VmferryError VM_NOT_RUNNING."""
@@ -110,20 +132,27 @@ class QemuSource:
         return stream.encode(facts.machine.machine_type, self._contents(small), devices)
 
     async def _xen_save(self) -> bytes:
-        memory = os.memfd_create("vmferry-state", os.MFD_CLOEXEC)
-        try:
-            # QEMU compares access modes and truncates: neither a pipe nor a descriptor that may also read will do.
-            writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
+        sink = await self._open_sink()
+        os.ftruncate(sink.memory, 0)
+        name = f"/dev/fdset/{sink.added.fdset_id}"
+        await self._qemu.ask("xen-save-devices-state", self._qemu.deadlines.save_state_s, filename=name)
+        return os.pread(sink.memory, os.fstat(sink.memory).st_size, 0)
+
+    async def _open_sink(self) -> _Sink:
+        """Made before the vCPUs stop: each command of the blackout counts."""
+        if self._sink is None:
+            memory = os.memfd_create("vmferry-state", os.MFD_CLOEXEC)
             try:
-                added = await self._qemu.give_fd(writable)
-            finally:
-                os.close(writable)
-            name = f"/dev/fdset/{added.fdset_id}"
-            await self._qemu.ask("xen-save-devices-state", self._qemu.deadlines.save_state_s, filename=name)
-            await self._qemu.take_fd_back(added)
-            return os.pread(memory, os.fstat(memory).st_size, 0)
-        finally:
-            os.close(memory)
+                # QEMU compares access modes and truncates: neither a pipe nor a descriptor that may also read will do.
+                writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    self._sink = _Sink(memory, await self._qemu.give_fd(writable))
+                finally:
+                    os.close(writable)
+            except BaseException:
+                os.close(memory)
+                raise
+        return self._sink
 
     def _contents(self, blocks: Sequence[RamBlock]) -> list[stream.Block]:
         """The small blocks, read in the process. Raises: VmferryError VMM_REFUSED."""

@@ -133,6 +133,7 @@ class QemuVmm:
         if self._announcing is not None:
             self._announcing.cancel()
         await self._qemu.monitor.close()
+        self._source.close()
         self._qemu.close()
 
     async def _do(
