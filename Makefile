@@ -149,6 +149,7 @@ profile-packages:
 test-packages:
 	@deploy/debian/packages ip=iproute2 chromium=chromium qemu-system-x86_64=qemu-system-x86
 	@deploy/debian/newer-qemu $(VENV)/qemu
+	@deploy/debian/cloud-kernel $(VENV)/cloud-kernel
 
 $(DEPENDENCIES): requirements.lock | host-tools
 	@echo "make: virtual environment with what requirements.lock names" >&2

@@ -94,6 +94,11 @@ class Hosts:
     async def start(
         self, host: Host, qemu: Qemu, vm: str, memory: list[str], image: Image, *options: str, kind: str = "qmp"
     ) -> Vm:
+        """Starts a QEMU of `vm` with the payload guest."""
+        words = ["-cpu", CPU, "-smp", "1", *memory, *image.options, *options]
+        return await self.start_with(host, qemu, vm, words, kind)
+
+    async def start_with(self, host: Host, qemu: Qemu, vm: str, options: list[str], kind: str = "qmp") -> Vm:
         """Starts a QEMU of `vm` on one of the hosts; returns once the daemon knows it. `kind`: the ending of its
         monitor's name; the daemon watches for "qmp"."""
         waits = "-incoming" in options
@@ -102,7 +107,7 @@ class Hosts:
         argv = [
             *(*qemu.argv, "-name", f"{vm},debug-threads=on", "-nodefaults", "-display", "none"),
             *("-qmp", f"unix:{own},server=on,wait=off", "-qmp", f"unix:{adopted},server=on,wait=off"),
-            *("-cpu", CPU, "-smp", "1", *memory, *image.options, *options),
+            *options,
         ]
         process = await Process.start(f"{host.name} {vm}", argv, monitors(host) / f"{vm}.log", host.place.netns)
         self.guests.push_async_callback(process.kill)
