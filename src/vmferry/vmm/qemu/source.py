@@ -105,7 +105,7 @@ class QemuSource:
         self.close()
 
     def close(self) -> None:
-        """Closes what is open here; QEMU stays as it is."""
+        """Closes the files of this process; QEMU stays as it is."""
         sink, self._sink = self._sink, None
         if sink is not None:
             os.close(sink.memory)
