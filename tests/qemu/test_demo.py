@@ -21,7 +21,7 @@ REFUSAL = "Can't migrate this vm with hardware poisoned memory"
 
 async def demo(*options: str) -> tuple[dict[str, object], str]:
     """The demo's object, and its words."""
-    words = [str(VMFERRY), "demo", "--memory", "96M", "--vcpus", "1", "--poison", "8,4", "--json", *options]
+    words = [str(VMFERRY), "demo", "--memory", "96M", "--vcpus", "1", "--poison", "8", "--json", *options]
     process = await asyncio.create_subprocess_exec(
         *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

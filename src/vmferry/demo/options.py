@@ -116,9 +116,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--poison",
         type=poison_counts,
-        default=(64, 16),
         metavar="BEFORE[,DURING]",
-        help="pages that are bad before, and that turn bad during postcopy (64,16)",
+        help="pages that are bad before, and that turn bad during postcopy (64,16; with --qemu 64)",
     )
     parser.add_argument(
         "--real-frames",
@@ -155,15 +154,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def from_arguments(args: argparse.Namespace) -> DemoOptions:
     from vmferry.demo.patience import patient  # It refuses a wrong environment, and no other verb depends on that.
 
-    if args.qemu and (
-        args.accel == "process" or args.real_frames or {args.page_size, args.destination_page_size} & HUGE
-    ):
+    before, during = args.poison or (64, 16 if args.qemu is None else 0)
+    huge = {args.page_size, args.destination_page_size} & HUGE
+    if args.qemu is not None and (args.accel == "process" or args.real_frames or huge or during):
         raise VmferryError(
             Reason.INVALID_ARGUMENT,
-            "--qemu goes with neither --accel process, --real-frames nor pages of 2M or 1G.",
+            "--qemu goes with none of --accel process, --real-frames, pages of 2M or 1G, and --poison BEFORE,DURING.",
             "Leave them out.",
         )
-    before, during = args.poison
     shape = GuestShape(
         args.memory, args.vcpus, args.backing, args.workload, args.write_percent, args.seed, args.page_size
     )

@@ -55,6 +55,17 @@ def test_the_guests_memory_is_as_asked_on_either_host():
         parsed("--page-size", "8K")
 
 
+def test_a_qemu_is_not_asked_for_more_than_it_has():
+    asked = parsed("--qemu")
+    assert (asked.qemu, asked.poison_before, asked.poison_during) == ("", 64, 0)
+    assert (parsed().qemu, parsed().poison_during) == (None, 16)
+    assert parsed("--qemu", "/usr/bin/qemu", "--poison", "8").qemu == "/usr/bin/qemu"
+    wrong = (("--poison", "8,4"), ("--accel", "process"), ("--page-size", "2M"), ("--destination-page-size", "1G"))
+    for words in (*wrong, ("--real-frames",)):
+        with pytest.raises(VmferryError, match="--qemu"):
+            parsed("--qemu", *words)
+
+
 def test_poison_counts():
     assert options.poison_counts("64,16") == (64, 16)
     assert options.poison_counts("8") == (8, 0)
