@@ -121,8 +121,9 @@ class QemuAdmin:
         return [Mapped(one.region.gpa, one.hva, one.region.size, one.page_size) for one in survey.facts.memory]
 
     async def inject(self, gpas: Sequence[tuple[int, bool]], real_frames: bool = False) -> list[str]:
-        """Puts a poison marker in QEMU's mapping for each page, and reports those that are to be told. The pages read
-        as zeros for a moment: nobody else reads them meanwhile.
+        """Puts a poison marker in QEMU's mapping for each page, and reports the pages with the flag.
+
+        The pages read as zeros for a moment, so no pager may read them yet.
         """
         if real_frames:
             return ["QEMU's frames are not taken out of service"] * len(gpas)
