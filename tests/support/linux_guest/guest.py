@@ -52,16 +52,16 @@ class Console:
     """The guest's serial line: a log of all that it printed, and a socket for orders."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        self._log = directory / f"{name}.console"
+        self.log = directory / f"{name}.console"
         self._socket = directory / f"{name}.serial"
 
     @property
     def options(self) -> list[str]:
-        line = f"socket,id=console,path={self._socket},server=on,wait=off,logfile={self._log}"
+        line = f"socket,id=console,path={self._socket},server=on,wait=off,logfile={self.log}"
         return ["-chardev", line, "-serial", "chardev:console"]
 
     def text(self) -> str:
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def states(self) -> list[State]:
         """In order; without the line that is being printed."""
