@@ -8,8 +8,11 @@ import os
 import shutil
 import struct
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vmferry.daemon.config import Config
@@ -26,6 +29,8 @@ UFFD_FEATURES = {"UFFD_FEATURE_THREAD_ID": 1 << 8, "UFFD_FEATURE_POISON": 1 << 1
 """The features that pagers request (linux/userfaultfd.h)."""
 
 CONNECT_S = 1.0
+HOST_S = 5.0
+"""The longest wait for the checks of the host."""
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where a port that is bound to every address of the host answers."""
 
@@ -38,18 +43,39 @@ class Listeners:
 
 
 class HostReadiness:
-    """Tries the conditions at each call, the blocking ones on a thread."""
+    """Tries the conditions at each call, the blocking ones on one thread of its own: a disk that hangs takes no thread
+    from the pagers, and does not keep the daemon from its end.
+    """
 
     def __init__(self, config: Config, listeners: Listeners) -> None:
         self._config = config
         self._listeners = listeners
+        self._trying: asyncio.Future[list[Check]] | None = None
 
     async def checks(self) -> Sequence[Check]:
-        host = await asyncio.to_thread(self._host_checks)
         return [
-            *host,
+            *await self._host_in_time(),
             *await asyncio.gather(self._port("api", self._config.api), self._port("peer", self._config.peer)),
         ]
+
+    async def _host_in_time(self) -> list[Check]:
+        """The findings of the thread. Callers at the same time share them, and a late thread is not tried again."""
+        if self._trying is None or self._trying.done():
+            loop = asyncio.get_running_loop()
+            self._trying = loop.create_future()
+            threading.Thread(target=self._try_host, args=(loop, self._trying), name="readiness", daemon=True).start()
+        done, _ = await asyncio.wait({self._trying}, timeout=HOST_S)
+        if done:
+            return self._trying.result()
+        return [Check("host", False, f"no answer within {HOST_S:g} s: the disk of state_dir or runtime_dir hangs")]
+
+    def _try_host(self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[list[Check]]) -> None:
+        try:
+            tell = partial(answer.set_result, self._host_checks())
+        except Exception as error:  # noqa: BLE001 the caller gets it, whatever it is
+            tell = partial(answer.set_exception, error)
+        with suppress(RuntimeError):  # The loop has ended.
+            loop.call_soon_threadsafe(tell)
 
     def _host_checks(self) -> list[Check]:
         config = self._config

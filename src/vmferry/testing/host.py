@@ -88,6 +88,8 @@ class FakeHost:
         self.timeouts = TIMEOUTS
         """Read at the next start."""
         self.memory_rooms = FakeRooms()
+        self.ended: set[int] = set()
+        """The ended processes of VMMs, by pid."""
         self.push_bytes_per_s = 0
         """The configured limit, read at the next start."""
         self._task: asyncio.Task[None] | None = None
@@ -146,8 +148,8 @@ class FakeHost:
             peers=FakePeers(self.script, net.find),
             clock=net.clock,
             timeouts=self.timeouts,
-            vmm_lives=lambda _: True,
-            vmm_life=str,
+            vmm_lives=lambda pid: pid not in self.ended,
+            vmm_life=lambda pid: "" if pid in self.ended else str(pid),
             memory_rooms=self.memory_rooms,
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,

@@ -6,12 +6,15 @@ import errno
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from vmferry.daemon import readiness as readiness_module
 from vmferry.daemon.config import parse
 from vmferry.daemon.readiness import HostReadiness, Listeners, cpus_check, find_program, online_cpus
+from vmferry.demo.patience import patient
 
 
 async def test_each_cause_is_named(tmp_path: Path) -> None:
@@ -95,3 +98,28 @@ def test_cpus_that_are_not_online_are_named() -> None:
 
 def test_this_hosts_cpus_are_online() -> None:
     assert online_cpus() >= os.sched_getaffinity(0)
+
+
+async def test_a_disk_that_hangs_is_a_cause_and_takes_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse({"runtime_dir": str(tmp_path), "state_dir": str(tmp_path)}, "host-a")
+    hangs, tries = threading.Event(), []
+
+    def make_directory(path: Path, key: str, mode: int) -> None:
+        tries.append(key)
+        hangs.wait()
+
+    monkeypatch.setattr(readiness_module, "HOST_S", 0.01)
+    monkeypatch.setattr(readiness_module, "make_directory", make_directory)
+    readiness = HostReadiness(config, Listeners())
+    try:
+        for _ in range(3):
+            host = next(check for check in await readiness.checks() if check.name == "host")
+            assert not host.ok
+            assert "hangs" in host.detail
+        assert tries == ["store"]
+    finally:
+        hangs.set()
+    monkeypatch.setattr(readiness_module, "HOST_S", patient(20))
+    assert "store" in {check.name for check in await readiness.checks()}

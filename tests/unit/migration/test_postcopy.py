@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.support.moves import PAUSED, POSTCOPY, come
 from vmferry.errors import Reason
 from vmferry.model.memory_error import LedgerEntry, Origin
@@ -87,3 +89,59 @@ async def test_a_job_that_completes_out_of_a_pause_has_no_reason_any_more(pair: 
     pager.all_arrive()
     job = await pair.a.job_where("m1")
     assert (job.phase, job.reason_code, job.reason) == (Phase.COMPLETED, None, "")
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same daemon", "restarted daemon"])
+async def test_a_vmm_that_dies_together_with_its_pager_is_lost(pair: Pair, restarted: bool) -> None:
+    """Nobody tells: the pager that would is gone."""
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    if restarted:
+        await pair.b.kill()
+    pair.destination.die("oom")
+    pair.b.ended.add(pair.destination.identity.pid)
+    pair.b.pagers.running["m1-destination"].end()
+    if restarted:
+        await pair.b.start()
+    job = await pair.a.job_where("m1")
+    assert (job.phase, job.reason_code) == (Phase.LOST, Reason.VMM_GONE)
+    assert job.reason == "the VMM (pid 200) has ended, and its pager does not answer"
+    assert not pair.source.runs
+
+
+async def test_a_pager_that_dies_alone_does_not_lose_the_vm(pair: Pair) -> None:
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    pair.b.pagers.running["m1-destination"].end()
+    job = await pair.a.job_where("m1", phases=PAUSED)
+    assert job.reason_code is not Reason.VMM_GONE
+    assert pair.destination.runs
+
+
+async def test_a_waiting_vmm_that_dies_together_with_its_pager_frees_its_name(pair: Pair) -> None:
+    pair.a.script.hang_at("vmm.stop")
+    await pair.service.create("m1", "web", "b")
+    await pair.a.script.hung.wait()
+    pair.destination.die("oom")
+    pair.b.ended.add(pair.destination.identity.pid)
+    pair.b.pagers.running["m1-destination"].end()
+    await come(lambda: "refused" in pair.b.store.kinds())
+    pair.a.script.release()
+    assert (await pair.a.job_where("m1")).phase is Phase.FAILED
+    assert pair.source.runs
+
+
+async def test_a_guard_whose_vmm_died_with_its_pager_is_over(pair: Pair) -> None:
+    assert pair.b.service is not None
+    incoming = pair.b.service.incoming
+    await pair.service.report_error("web", 0x1000, 0)
+    await pair.service.create("m1", "web", "b")
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+    assert [one.guarded_pages for one in incoming.all()] == [1]
+    pair.destination.die("shut down")
+    pair.b.ended.add(pair.destination.identity.pid)
+    pair.b.pagers.running["m1-destination"].end()
+    await come(lambda: [one.guarded_pages for one in incoming.all()] == [0])
+    await come(lambda: not pair.b.pagers.running)

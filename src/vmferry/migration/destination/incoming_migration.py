@@ -222,6 +222,15 @@ class IncomingMigration:
         self._pager = None
         await self._environment.pagers.remove(self.key)
 
+    @property
+    def vmm_ended(self) -> bool:
+        """Whether the process of the VMM is known, and has ended."""
+        if self.pid is None:
+            return False
+        if self.life:
+            return self._environment.vmm_life(self.pid) != self.life
+        return not self._environment.vmm_lives(self.pid)
+
     async def vmm_returns(self) -> bool:
         """Whether the VMM is connected, or connects again in time."""
         try:

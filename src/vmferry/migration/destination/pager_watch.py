@@ -84,9 +84,26 @@ class PagerWatch:
                 self._log.exception(RETRY)
                 if self._incoming.running:
                     self._pause(f"the destination's daemon met a fault of its own: {first_error(group)!r}; see its log")
+            await self._end_with_vmm()
             if not self._finished():
                 await backoff.pause()
         await self._remove_pager()
+
+    async def _end_with_vmm(self) -> None:
+        """Finds that the VMM has died. A pager that died with it, or hangs, cannot report that."""
+        if self._finished() or not self._incoming.vmm_ended:
+            return
+        try:
+            await self._vmm_gone(f"the VMM (pid {self._incoming.pid}) has ended, and its pager does not answer")
+        except VmferryError as error:
+            self._log.warning(RETRY, error=str(error))
+
+    async def _vmm_gone(self, reason: str) -> None:
+        if self._incoming.record.outcome is Outcome.COMPLETED:
+            self._incoming.record = replace(self._incoming.record, guarded_pages=0)
+            await self._incoming.save()
+        else:
+            await self._decisions.vm_died(self._incoming, reason)
 
     async def _remove_pager(self) -> None:
         """Removes a pager that guards nothing after COMPLETED. In the other ends the pager was given back before."""
@@ -145,11 +162,8 @@ class PagerWatch:
         status = await pager.status()
         if status.memory_attached:
             return
-        if self._incoming.record.outcome is Outcome.COMPLETED:
-            self._incoming.record = replace(self._incoming.record, guarded_pages=0)
-            await self._incoming.save()
-        elif not status.all_present:
-            await self._decisions.vm_died(self._incoming, reason)
+        if self._incoming.record.outcome is Outcome.COMPLETED or not status.all_present:
+            await self._vmm_gone(reason)
 
     async def _poll(self, pager: Pager) -> None:
         """Polls progress, starts the push once the VM runs, and completes once the last page is present."""
