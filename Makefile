@@ -147,7 +147,7 @@ profile-packages:
 	@deploy/debian/packages perf=linux-perf
 
 test-packages:
-	@deploy/debian/packages ip=iproute2 chromium=chromium qemu-system-x86_64=qemu-system-x86 \
+	@deploy/debian/packages ip=iproute2 chromium=chromium promtool=prometheus qemu-system-x86_64=qemu-system-x86 \
 	  /usr/sbin/libvirtd=libvirt-daemon virsh=libvirt-clients
 	@deploy/debian/newer-qemu $(VENV)/qemu
 	@deploy/debian/cloud-kernel $(VENV)/cloud-kernel

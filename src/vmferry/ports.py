@@ -7,16 +7,18 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from vmferry.model.facts import Event, HostFacts
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory import MemoryLayout, MemoryRoom, PageRange
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Incoming, Job, Outcome
-from vmferry.model.pager import PagerEvent, PagerStatus
+from vmferry.model.pager import PagerEvent, PagerHealth, PagerStatus
+from vmferry.model.totals import Totals
 from vmferry.model.vmm import VmmIdentity
 
 
@@ -138,6 +140,12 @@ class Pagers(Protocol):
 
     async def start(self, key: str, vm: str, source: bool) -> Pager: ...
     async def find(self, key: str) -> Pager | None: ...
+    def health(self, key: str) -> PagerHealth | None:
+        """The process of a pager that was started or found, also after it died. None: there is none, or it was removed
+        on purpose.
+        """
+        ...
+
     async def remove(self, key: str) -> None:
         """Ends the pager if it runs and deletes its runtime directory."""
         ...
@@ -162,6 +170,12 @@ class Peer(Protocol):
     async def outcome(self, migration: str) -> tuple[Outcome, str]: ...
     def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]: ...
     async def finish(self, migration: str) -> None: ...
+    async def exchange(self, migration: str, facts: HostFacts, heard: int) -> tuple[HostFacts, int]:
+        """Tells this host's facts. Returns the other host's, with its events after number `heard`, and the highest
+        number of this host's events that it has.
+        """
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -201,6 +215,29 @@ class Store(Protocol):
     async def incoming(self, migration: str) -> Incoming | None: ...
     async def incomings(self) -> Sequence[Incoming]:
         """In the order of their arrival."""
+        ...
+
+    async def incoming_journals(self) -> Mapping[str, Sequence[JournalEntry]]:
+        """The journals of all incoming migrations, by migration, read at once."""
+        ...
+
+    # events of both hosts, for people
+    async def add_events(self, events: Sequence[tuple[str, Event]]) -> None:
+        """Writes (migration, event). Known ones are left out. It waits while the store is reserved."""
+        ...
+
+    async def events(self, migration: str) -> Sequence[Event]: ...
+    async def newest_events(self, limit: int) -> Sequence[tuple[str, Event]]:
+        """(migration, event), the newest first."""
+        ...
+
+    # history
+    async def totals(self) -> Totals:
+        """The counts of all migrations that have ended. A save that ends one adds it."""
+        ...
+
+    async def forget(self, jobs: Sequence[str], incomings: Sequence[str]) -> None:
+        """Deletes ended migrations, with their revisions, and with journal and events if no other side has the id."""
         ...
 
     # ledger

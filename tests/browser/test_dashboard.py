@@ -48,7 +48,7 @@ async def test_it_shows_the_migration_and_follows_it(
     findings = await asyncio.to_thread(watch_dashboard, chromium, tmp_path / "profile", url, moves_on)
     assert findings.vms == {"web-1": ["MIGRATING_OUT"]}
     assert findings.phases == {"m1": ["POSTCOPY", "COMPLETED"]}
-    assert findings.outcomes == {"m2": ["RUNNING"]}
+    assert findings.outcomes == {"m2": ["POSTCOPY"]}
     assert findings.limits == {"m1": ["push limit 200 MiB/s", ""]}
     assert findings.errors[("web-1", "0x1f000")] == ("read", "AR", "yes", "2", "3")
     assert findings.errors[("web-1", "0x5000")] == ("vmm", "AO", "yes", "0", "1")

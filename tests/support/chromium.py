@@ -49,7 +49,7 @@ SNAPSHOT = """JSON.stringify({
   phases: [...document.querySelectorAll("[data-migration]")].map(row => [row.dataset.migration, row.dataset.phase]),
   limits: [...document.querySelectorAll("[data-migration]")].map(
     row => [row.dataset.migration, row.querySelector(".push-limit")?.textContent ?? ""]),
-  outcomes: [...document.querySelectorAll("[data-incoming]")].map(row => [row.dataset.incoming, row.dataset.outcome]),
+  outcomes: [...document.querySelectorAll("[data-incoming]")].map(row => [row.dataset.incoming, row.dataset.phase]),
   progress: [...document.querySelectorAll("progress")].map(bar => [bar.value, bar.max]),
   errors: [...document.querySelectorAll("[data-gpa]")].map(
     row => [row.dataset.errorVm, row.dataset.gpa, ...[...row.cells].slice(2, 7).map(cell => cell.textContent)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -13,6 +14,7 @@ from google.rpc import error_details_pb2
 from vmferry.api.validation import InvalidRequest, Violation
 from vmferry.errors import VmferryError
 from vmferry.rpc import status
+from vmferry.rpc.caller import CALLER
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Answer = TypeVar("Answer")
@@ -65,6 +67,17 @@ async def _abort_bad_request(context: Context, error: InvalidRequest) -> NoRetur
         rich.message,
         trailing_metadata=((status.DETAILS_KEY, rich.SerializeToString()),),
     )
+
+
+def caller(context: Context) -> str:
+    """The caller as its gate knows it, else its address, e.g. "10.0.0.7"; "" if gRPC does not name it."""
+    known = CALLER.get()
+    if known not in ("", "anonymous"):
+        return known
+    kind, _, address = urllib.parse.unquote(context.peer() or "").partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _field(violation: Violation) -> error_details_pb2.BadRequest.FieldViolation:

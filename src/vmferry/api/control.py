@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from vmferry.migration.inventory import Machine
+from vmferry.model.facts import Direction, MoveFacts
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Job
+from vmferry.model.problems import Problem
 from vmferry.ports import Vmm
 from vmferry.vmm.qemu.vmm import QemuCheck
 
@@ -19,8 +21,12 @@ from vmferry.vmm.qemu.vmm import QemuCheck
 class MigrationControl(Protocol):
     """The jobs that have this host as their source."""
 
-    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int) -> Job:
+    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int, requested_by: str) -> Job:
         """Makes the job durable; the move then runs by itself. MIGRATION_EXISTS, VM_UNKNOWN, VM_ALREADY_MIGRATING, …"""
+        ...
+
+    async def validate(self, vm: str, destination: str) -> str:
+        """Checks as `create` does, and returns the name of the destination, which answers. Changes nothing."""
         ...
 
     async def job(self, migration: str) -> Job:
@@ -44,6 +50,32 @@ class MigrationControl(Protocol):
         Between revisions it yields progress under an unchanged revision. A watch of one migration ends after the
         terminal revision. Raises: VmferryError MIGRATION_UNKNOWN.
         """
+        ...
+
+
+class MoveControl(Protocol):
+    """The facts of all migrations of this host, in both directions."""
+
+    def of_job(self, job: Job) -> MoveFacts: ...
+    async def facts(self, migration: str, direction: Direction | None) -> MoveFacts:
+        """With the events of both hosts. None: the one out of this host, else the one into it. MIGRATION_UNKNOWN."""
+        ...
+
+    def incoming(self) -> Sequence[MoveFacts]: ...
+    def watch_incoming(self) -> AsyncIterator[MoveFacts]:
+        """Yields each migration into this host as it is, then every change of one."""
+        ...
+
+    async def delete(self, migration: str, direction: Direction | None) -> None:
+        """Raises: VmferryError MIGRATION_UNKNOWN, MIGRATION_RUNNING."""
+        ...
+
+
+class ProblemControl(Protocol):
+    """All that is wrong on this host now."""
+
+    async def problems(self) -> Sequence[Problem]:
+        """The problems, the worst first."""
         ...
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from vmferry.model.facts import MoveFacts
 from vmferry.model.migration import TERMINAL, Job, Phase
 
 _TOKEN = re.compile(r'\s*(?:(?P<word>[^\s="]+)|(?P<equals>=)|"(?P<quoted>(?:[^"\\]|\\["\\])*)")')
@@ -34,7 +35,7 @@ class Filter:
     destination: str | None = None
     active: bool | None = None
 
-    def matches(self, job: Job) -> bool:
+    def matches(self, job: Job | MoveFacts) -> bool:
         return (
             self.vm in (None, job.vm)
             and self.phase in (None, job.phase)

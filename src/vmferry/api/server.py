@@ -1,9 +1,10 @@
-"""The control plane's gRPC server: Migrations, Machines, Qemus, health and reflection on one address."""
+"""The control plane's gRPC server: Migrations, Machines, Qemus, Problems, health and reflection on one address."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import _async as health_aio
@@ -11,9 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
-from vmferry.api.control import MachineControl, MigrationControl, QemuControl
+from vmferry.api.control import MachineControl, MigrationControl, MoveControl, ProblemControl, QemuControl
 from vmferry.api.machines import MachinesServicer
 from vmferry.api.migrations import MigrationsServicer
+from vmferry.api.problems import ProblemsServicer
 from vmferry.api.qemus import QemusServicer
 from vmferry.errors import Reason, VmferryError
 from vmferry.v1 import (
@@ -21,6 +23,8 @@ from vmferry.v1 import (
     machines_pb2_grpc,
     migrations_pb2,
     migrations_pb2_grpc,
+    problems_pb2,
+    problems_pb2_grpc,
     qemus_pb2,
     qemus_pb2_grpc,
 )
@@ -29,26 +33,36 @@ SERVICES = (
     migrations_pb2.DESCRIPTOR.services_by_name["Migrations"].full_name,
     machines_pb2.DESCRIPTOR.services_by_name["Machines"].full_name,
     qemus_pb2.DESCRIPTOR.services_by_name["Qemus"].full_name,
+    problems_pb2.DESCRIPTOR.services_by_name["Problems"].full_name,
 )
+Interceptor: TypeAlias = "grpc.aio.ServerInterceptor[Any, Any]"
 OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20))
 """Without SO_REUSEPORT a port in use is an error, not a shared port. No request of this API is near 1 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """The parts of the daemon behind the services."""
+
+    migrations: MigrationControl
+    moves: MoveControl
+    machines: MachineControl
+    qemus: QemuControl
+    problems: ProblemControl
 
 
 class ApiServer:
     """The server. It starts as not serving; `set_serving` follows the daemon's readiness."""
 
-    def __init__(
-        self,
-        migrations: MigrationControl,
-        machines: MachineControl,
-        qemus: QemuControl,
-        interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
-    ) -> None:
-        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
+    def __init__(self, controls: Controls, interceptors: Sequence[Interceptor] = ()) -> None:
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
         self._health = health_aio.HealthServicer()
-        migrations_pb2_grpc.add_MigrationsServicer_to_server(MigrationsServicer(migrations), self._server)
-        machines_pb2_grpc.add_MachinesServicer_to_server(MachinesServicer(machines), self._server)
-        qemus_pb2_grpc.add_QemusServicer_to_server(QemusServicer(qemus), self._server)
+        migrations_pb2_grpc.add_MigrationsServicer_to_server(
+            MigrationsServicer(controls.migrations, controls.moves), self._server
+        )
+        machines_pb2_grpc.add_MachinesServicer_to_server(MachinesServicer(controls.machines), self._server)
+        qemus_pb2_grpc.add_QemusServicer_to_server(QemusServicer(controls.qemus), self._server)
+        problems_pb2_grpc.add_ProblemsServicer_to_server(ProblemsServicer(controls.problems), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, HEALTH_NAME, reflection.SERVICE_NAME), self._server)
 

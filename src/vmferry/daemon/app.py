@@ -21,7 +21,7 @@ import grpc
 import structlog
 
 from vmferry.aio.concurrency import first_error
-from vmferry.api.server import ApiServer
+from vmferry.api.server import ApiServer, Controls
 from vmferry.daemon import log as events
 from vmferry.daemon.config import Config
 from vmferry.daemon.core import Assemble, Core
@@ -29,9 +29,11 @@ from vmferry.daemon.instance import HostUnfit
 from vmferry.daemon.readiness import HostReadiness, Listeners
 from vmferry.daemon.security import Security
 from vmferry.errors import VmferryError
+from vmferry.ops.rpc_metrics import RpcMetrics
 from vmferry.ops.server import OpsServer
 from vmferry.peer.contract import server_options
 from vmferry.peer.servicer import PeerServicer
+from vmferry.rpc.interceptor import CallReporter
 from vmferry.v1.peer_pb2_grpc import add_PeerServicer_to_server
 
 _log = structlog.stdlib.get_logger()
@@ -84,11 +86,14 @@ class Daemon:
         _log.info(events.DAEMON_STOPPED)
 
     async def _serve(self, core: Core, security: Security) -> None:
-        api = ApiServer(core.migrations, core.machines, core.qemus, [security.api_gate])
+        rpcs = RpcMetrics()
+        reporter = CallReporter(rpcs.observe)
+        controls = Controls(core.migrations, core.moves, core.machines, core.qemus, core.state)
+        api = ApiServer(controls, [reporter, security.api_gate])
         options = server_options(self._config.timeouts.peer_s)
-        peer = grpc.aio.server(interceptors=[security.peer_gate], options=options)
+        peer = grpc.aio.server(interceptors=[reporter, security.peer_gate], options=options)
         add_PeerServicer_to_server(PeerServicer(core.incoming, security.source_of), peer)
-        ops = OpsServer(core.state, self._readiness, self._version)
+        ops = OpsServer(core.state, self._readiness, self._version, rpcs)
         try:
             api_port, peer_port = self._bind(api, peer, security)
             ops_port = await self._start_ops(ops)
@@ -163,13 +168,14 @@ class Daemon:
         await peer.start()
         await api.start()
         self._listeners.ports.update(ports)
-        await self._follow_readiness(api)
+        await self._follow_readiness(core, api)
 
-    async def _follow_readiness(self, api: ApiServer) -> NoReturn:
+    async def _follow_readiness(self, core: Core, api: ApiServer) -> NoReturn:
         """Hands the answer of /readyz to the health service, and each change of it to the log."""
         before: tuple[str, ...] | None = None
         while True:
             checks = await self._readiness.checks()
+            core.state.note_checks(checks)
             causes = tuple(f"{check.name}: {check.detail}" for check in checks if not check.ok)
             if causes != before:
                 if causes:

@@ -14,6 +14,7 @@ from vmferry.daemon.processors import HostProcessors
 from vmferry.daemon.security import Security
 from vmferry.migration.destination.incoming_service import IncomingService
 from vmferry.migration.environment import Environment, SystemClock, UncheckedProcessors
+from vmferry.migration.move_book import MoveBook
 from vmferry.migration.service import MigrationService
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.pager.process import PagerProcesses, locate
@@ -57,6 +58,10 @@ class HostCore:
     @property
     def migrations(self) -> MigrationService:
         return self._service
+
+    @property
+    def moves(self) -> MoveBook:
+        return self._service.moves
 
     @property
     def machines(self) -> MigrationService:

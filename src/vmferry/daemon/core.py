@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
-from vmferry.api.control import MachineControl, MigrationControl, QemuControl
+from vmferry.api.control import MachineControl, MigrationControl, MoveControl, QemuControl
 from vmferry.daemon.config import Config
 from vmferry.daemon.security import Security
 from vmferry.ops.state import StateSource
@@ -19,6 +19,8 @@ class Core(Protocol):
 
     @property
     def migrations(self) -> MigrationControl: ...
+    @property
+    def moves(self) -> MoveControl: ...
     @property
     def machines(self) -> MachineControl: ...
     @property

@@ -1,44 +1,58 @@
-"""The service's state for the ops endpoint."""
+"""The service's state for the ops endpoint, and the problems of this host for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from vmferry.aio.wall_clock import now_us
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.inventory import Machine
 from vmferry.migration.service import MigrationService
-from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Incoming, Job
-from vmferry.ops.state import EventView, MachineView, SecurityView, State
+from vmferry.model.problems import Problem, UnfitHost, problems
+from vmferry.ops.state import Check, EventView, MachineView, SecurityView, State
 
-EVENTS_SHOWN = 100
-JOURNALS_READ = 20
-"""The events of this many migrations are shown, the newest."""
+EVENTS_SHOWN = 50
+ENDED_SHOWN = 20
+ENDED_LOOKED_AT = 100
+"""The newest ended migrations among which problems of the last hour are looked for."""
 
 
 class HostState:
-    """The state of this host: `ops.state.StateSource`."""
+    """The state of this host: `ops.state.StateSource` and `api.control.ProblemControl`."""
 
     def __init__(self, host: str, service: MigrationService, security: Callable[[], SecurityView]) -> None:
         self._host = host
         self._security = security
         self._service = service
+        self._unfit: tuple[UnfitHost, ...] = ()
+        self._unfit_since_us = 0
+
+    def note_checks(self, checks: Sequence[Check]) -> None:
+        unfit = tuple(UnfitHost(check.name, check.detail) for check in checks if not check.ok)
+        if unfit and not self._unfit:
+            self._unfit_since_us = now_us()
+        self._unfit = unfit
+
+    async def problems(self) -> Sequence[Problem]:
+        moves = [*await self._service.moves.moving(), *self._service.moves.ended(ENDED_LOOKED_AT)]
+        return problems(self._host, moves, self._unfit, self._unfit_since_us, now_us())
 
     async def state(self) -> State:
         machines = await self._service.machines()
-        jobs = await self._service.jobs()
-        incomings = await self._service.incomings()
-        vms = sorted({machine.vm for machine in machines} | {job.vm for job in jobs} | {one.vm for one in incomings})
+        moves = self._service.moves
+        events = await moves.newest_events(EVENTS_SHOWN)
         return State(
             host=self._host,
             at_us=now_us(),
             machines=tuple(_view(machine) for machine in machines),
-            jobs=tuple(jobs),
-            incomings=tuple(incomings),
-            ledgers={vm: await self._ledger(vm) for vm in vms if vm},
-            events=await self._events(jobs, incomings),
+            moving=tuple(await moves.moving()),
+            ended=tuple(moves.ended(ENDED_SHOWN)),
+            ended_count=moves.ended_count(),
+            ledgers={machine.vm: await self._ledger(machine.vm) for machine in machines if machine.vm},
+            events=tuple(EventView(one.at_us, name, one.kind, one.words, one.host) for name, one in events),
+            problems=tuple(await self.problems()),
+            totals=await moves.totals(),
             security=self._security(),
         )
 
@@ -49,23 +63,6 @@ class HostState:
             if error.reason is Reason.VM_UNKNOWN:
                 return ()
             raise
-
-    async def _events(self, jobs: Sequence[Job], incomings: Sequence[Incoming]) -> tuple[EventView, ...]:
-        newest, arrived = jobs[-JOURNALS_READ:], incomings[-JOURNALS_READ:]
-        names = {job.migration for job in newest} | {incoming.migration for incoming in arrived}
-        entries: list[JournalEntry] = []
-        for name in names:
-            entries += await self._service.events(name)
-        entries.sort(key=lambda entry: -entry.at_us)
-        return tuple(
-            EventView(entry.at_us, entry.migration, entry.kind, _words(entry.data.items()))
-            for entry in entries[:EVENTS_SHOWN]
-        )
-
-
-def _words(data: Iterable[tuple[str, object]]) -> str:
-    """`key value` for each value that is short enough to read."""
-    return ", ".join(f"{key} {value}" for key, value in data if isinstance(value, str | int | float) and value != "")
 
 
 def _view(machine: Machine) -> MachineView:

@@ -105,7 +105,7 @@ class Security:
 
 
 def _changes_a_host(method: str) -> bool:
-    return not method.endswith(("/GetOutcome", "/WatchIncoming", "/Hello"))
+    return not method.endswith(("/GetOutcome", "/WatchIncoming", "/Hello", "/ExchangeFacts"))
 
 
 def _identity(config: Config) -> Identity | None:

@@ -70,6 +70,14 @@ def process_life(pid: int) -> str:
     return f"{pid} {stat.rpartition(')')[2].split()[19]} {boot}"
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """How long ended migrations are kept. Both limits hold; counters of the metrics do not depend on them."""
+
+    keep_s: float = 30 * 86400.0
+    keep_most: int = 10_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """Everything outside the core, frozen."""
@@ -89,6 +97,7 @@ class Environment:
     push_bytes_per_s: int = 0
     """The push limit of jobs that request none, bytes per second; 0: no limit."""
     processors: Processors = field(default_factory=UncheckedProcessors)
+    history: History = field(default_factory=History)
 
     def backoff(self) -> Backoff:
         """The pauses of a new retry loop."""

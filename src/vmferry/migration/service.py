@@ -23,16 +23,17 @@ import structlog
 from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.chronicle import Chronicle
 from vmferry.migration.destination.incoming_service import IncomingService
 from vmferry.migration.environment import Environment
 from vmferry.migration.inventory import Machine, machines
+from vmferry.migration.move_book import MoveBook
 from vmferry.migration.source import state_machine as m
 from vmferry.migration.source.job_feed import JobFeed
 from vmferry.migration.source.job_record import ended
 from vmferry.migration.source.job_runner import JobRunner
-from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry, Origin
-from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome
+from vmferry.model.migration import Incoming, Job, Outcome, Phase, course_with
 from vmferry.model.names import MIGRATION_ID, is_migration_id
 from vmferry.model.vmm import DEVICE_STATE_LIMIT, state_too_large
 from vmferry.ports import Vmm
@@ -62,14 +63,20 @@ class MigrationService:
         self._ended = ChangeSignal()
         self.recovered = asyncio.Event()
         """Set once the state of an earlier daemon is recovered."""
-        self.incoming = IncomingService(environment, self._recorder, self._spawn)
+        self._chronicle = Chronicle(environment)
+        self.incoming = IncomingService(environment, self._recorder, self._chronicle, self._spawn)
         """The operations for the Peer servicer: hello, prepare, ready, start, refuse, outcome, watch, finish."""
+        self.moves = MoveBook(environment, self._jobs, self._runners, self.incoming, self._chronicle)
+        """The facts of all migrations, for people."""
 
     async def __aenter__(self) -> MigrationService:
         await self._tasks.__aenter__()
         await self.incoming.recover()
-        for job in await self._environment.store.jobs():
+        await self._jobs.load()
+        for job in await self._jobs.active():
             await self._recover(job)
+        self._spawn("events", self._chronicle.run())
+        self._spawn("history", self.moves.prune(self._environment.history))
         self.recovered.set()
         return self
 
@@ -101,10 +108,13 @@ class MigrationService:
                     await self._ended.wait_after(self._ended.count)
         except TimeoutError:
             log.warning(STILL_RUNNING, jobs=sorted(self._runners))
+        await self._chronicle.flush()
 
     # jobs
 
-    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int = 0) -> Job:
+    async def create(
+        self, migration: str, vm: str, destination: str, push_bytes_per_s: int = 0, requested_by: str = ""
+    ) -> Job:
         """Makes the job durable; the move then runs by itself.
 
         A repeated request (same migration, VM and destination) returns the job as it is now, at any push limit. A limit
@@ -118,11 +128,23 @@ class MigrationService:
                 Reason.INVALID_ARGUMENT, f"migration id {migration!r}.", f"It must match {MIGRATION_ID}."
             )
         # A caller that goes away, or whose deadline passes, must not leave a durable job that nobody runs.
-        return await asyncio.shield(self._create(migration, vm, destination, push_bytes_per_s))
+        return await asyncio.shield(self._create(migration, vm, destination, push_bytes_per_s, requested_by))
 
-    async def _create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int) -> Job:
+    async def validate(self, vm: str, destination: str) -> str:
+        """Checks as `create` does, and returns the name of the destination, which answers. Changes nothing.
+
+        Raises: VmferryError VM_UNKNOWN, VM_NOT_RUNNING, VM_ALREADY_MIGRATING, SHUTTING_DOWN, DESTINATION_UNREACHABLE, …
+        """
+        await self._check_movable(vm)
+        peer = self._environment.peers.connect(destination, secrets.token_hex(16))
+        try:
+            return await peer.hello(f"check-{secrets.token_hex(8)}")
+        finally:
+            await peer.close()
+
+    async def _create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int, requested_by: str) -> Job:
         async with self._creating:
-            known = await self._environment.store.job(migration)
+            known = await self._jobs.find(migration)
             if known is not None:
                 if (known.vm, known.destination) == (vm, destination):
                     return await self._jobs.get(migration)
@@ -144,8 +166,11 @@ class MigrationService:
                 updated_us=now,
                 memory_errors=errors,
                 nonce=secrets.token_hex(16),
+                requested_by=requested_by,
+                course=course_with((), Phase.QUEUED, now),
             )
             job = await self._jobs.save(replace(job, push_bytes_per_s=limit))
+            self._chronicle.note(migration, "created", f"by {requested_by}" if requested_by else "")
             self._start_runner(job, None)
             return job
 
@@ -185,8 +210,8 @@ class MigrationService:
 
     async def machines(self) -> Sequence[Machine]:
         identities = [vmm.identity for vmm in self._environment.vmms.all()]
-        jobs = await self._jobs.all()
-        incomings = self.incoming.all()
+        jobs = await self._jobs.active()
+        incomings = self.incoming.active()
         with suppress(VmferryError):  # A list can be read while nothing can be written.
             for identity in identities:
                 await self._settle_life(identity.vm)
@@ -203,10 +228,6 @@ class MigrationService:
 
     async def incomings(self) -> Sequence[Incoming]:
         return self.incoming.all()
-
-    async def events(self, migration: str) -> Sequence[JournalEntry]:
-        """The journal of a migration on either side."""
-        return await self._environment.store.journal(migration)
 
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
         """The memory errors of a VM by GPA. Raises: VmferryError VM_UNKNOWN."""
@@ -273,8 +294,8 @@ class MigrationService:
     async def _check_movable(self, vm: str) -> None:
         if self._stopping:
             raise VmferryError(Reason.SHUTTING_DOWN, "this daemon is stopping.", "Ask again once it has restarted.")
-        for job in await self._environment.store.jobs():
-            if job.vm == vm and job.phase not in TERMINAL:
+        for job in await self._jobs.active():
+            if job.vm == vm:
                 raise VmferryError(
                     Reason.VM_ALREADY_MIGRATING,
                     f"{vm} is being moved by {job.migration} ({job.phase}).",
@@ -308,7 +329,7 @@ class MigrationService:
             self._start_runner(job, step)
 
     def _start_runner(self, job: Job, recovered: m.Transition | None) -> None:
-        runner = JobRunner(self._environment, self._jobs, self._recorder, job, self._spawn)
+        runner = JobRunner(self._environment, self._jobs, self._recorder, self._chronicle, job, self._spawn)
         self._runners[job.migration] = runner
         self._spawn(f"migration {job.migration}", self._drive(runner, recovered))
 
@@ -330,7 +351,7 @@ class MigrationService:
             recovered = m.recovered(job.phase, kinds, Reason.INTERNAL, why) if job is not None else None
             if job is None or recovered is None:
                 break
-            runner = JobRunner(self._environment, self._jobs, self._recorder, job, self._spawn)
+            runner = JobRunner(self._environment, self._jobs, self._recorder, self._chronicle, job, self._spawn)
             self._runners[migration] = runner
         self._runners.pop(migration, None)
         self._ended.notify()

@@ -45,6 +45,9 @@ class Latency:
     p90_us: float = 0.0
     p99_us: float = 0.0
     max_us: float = 0.0
+    buckets: tuple[int, ...] = ()
+    """Counts between the bounds of `model.latency.BOUNDS_US`, without the zeros at the end."""
+    sum_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,51 @@ class PageProgress:
     duplicate_faults: int = 0
     machine_checks: int = 0
     first_touch: Latency = field(default_factory=Latency)
+    waiting_faults: int = 0
+    """Pages that vCPUs wait for now."""
+    oldest_wait_us: int = 0
+    """The age of the oldest wait when the pager answered. The daemon turns it into `oldest_fault_since_us`."""
+    oldest_fault_since_us: int = 0
+    last_page_us: int = 0
+    rate_bytes_per_s: float = 0.0
+    remaining_s: float = 0.0
+    """To the last page at the present pace; 0: unknown."""
+    recent_first_touch: Latency = field(default_factory=Latency)
+    """Of the last 10 s."""
+
+    @property
+    def arrived(self) -> int:
+        """The pages that no longer need the source."""
+        return max(0, self.total - self.absent)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChange:
+    """The begin of a phase, Unix microseconds."""
+
+    phase: Phase
+    at_us: int
+
+
+COURSE_MOST = 64
+"""The most phase changes that are kept of a migration: its first one and the newest."""
+
+
+def course_with(course: tuple[PhaseChange, ...], phase: Phase, at_us: int) -> tuple[PhaseChange, ...]:
+    """The course of a migration that is in `phase` now. An unchanged phase adds nothing."""
+    if course and course[-1].phase is phase:
+        return course
+    longer = (*course, PhaseChange(phase, max(at_us, course[-1].at_us if course else 0)))
+    return longer if len(longer) <= COURSE_MOST else (longer[0], *longer[1 - COURSE_MOST :])
+
+
+@dataclass(frozen=True, slots=True)
+class BlackoutPart:
+    """One wait of the blackout. Parts overlap: the device state is saved while the store keeps the commit."""
+
+    name: str
+    """In words, with the host: "the VMM on a to stop"."""
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +138,12 @@ class Job:
     """Bytes a second that the background push may send; 0: no limit. Demand is never held back."""
     nonce: str = ""
     """The job's random name, 32 hexadecimal digits. A migration id is unique on its source only."""
+    destination_host: str = ""
+    """The destination's own name, once it has answered."""
+    requested_by: str = ""
+    """The caller of CreateMigration, e.g. "10.0.0.7"."""
+    course: tuple[PhaseChange, ...] = ()
+    blackout: tuple[BlackoutPart, ...] = ()
 
     def age_s(self, now_us: int) -> float:
         """Seconds since its creation, or until its end."""
@@ -113,6 +167,7 @@ class Incoming:
     guarded_pages: int = 0
     job: str = ""
     """The nonce of the source's job. No other job may use the migration's id on this host."""
+    course: tuple[PhaseChange, ...] = ()
 
     @property
     def ended(self) -> bool:

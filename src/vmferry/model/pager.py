@@ -78,3 +78,16 @@ class PagerStatus:
     link_reason: str
     all_present: bool
     progress: PageProgress
+
+
+@dataclass(frozen=True, slots=True)
+class PagerHealth:
+    """A pager's process, as the host sees it. A dead one keeps its last figures."""
+
+    pid: int
+    alive: bool
+    exit: str = ""
+    """"was killed by SIGKILL", "ended with status 1", or "has ended" of a process that is no child of this daemon."""
+    ended_us: int = 0
+    cpu_s: float = 0.0
+    memory_bytes: int = 0

@@ -1,34 +1,37 @@
-"""The state as one JSON document, for /api/state, the event stream and the page.
+"""The state as one JSON document, for /api/v1/state, the event stream and the page.
 
-Addresses are hexadecimal text, sizes bytes, times Unix microseconds, so that a JavaScript number loses nothing.
+Addresses are hexadecimal text, sizes bytes, times Unix microseconds, so that a JavaScript number loses nothing. No
+value grows with the clock: readers count from the times.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from vmferry.model.facts import Direction, MoveFacts
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import TERMINAL, Incoming, Job, Outcome, PageProgress
-from vmferry.ops.rate import Rates
+from vmferry.model.migration import Latency, PageProgress
+from vmferry.model.problems import Problem, command_for, runbook
 from vmferry.ops.state import EventView, MachineView, State
 
-MIGRATIONS_SHOWN = 100
 ERRORS_SHOWN = 500
 """The most memory errors shown of a VM, the newest first. `memory_errors` counts all."""
 
 Document = dict[str, object]
 
 
-def render(state: State, rates: Rates, now_s: float, version: str) -> Document:
-    """Builds the document. `now_s` is the monotonic time of the rates."""
-    newest_first = state.jobs[::-1]
-    jobs = sorted(newest_first, key=lambda job: job.phase in TERMINAL)
-    document: Document = {
+def render(state: State, version: str) -> Document:
+    """Builds the document."""
+    moves = sorted(state.moving, key=lambda facts: (facts.phase_since_us, facts.migration)) + list(state.ended)
+    return {
         "host": state.host,
         "version": version,
         "at_us": state.at_us,
+        "problems": [problem_document(problem) for problem in state.problems],
         "machines": [_machine(machine, state.ledgers.get(machine.vm, ())) for machine in state.machines],
-        "migrations": [_job(job, rates, now_s, state.at_us) for job in jobs[:MIGRATIONS_SHOWN]],
-        "migrations_not_shown": max(0, len(jobs) - MIGRATIONS_SHOWN),
-        "incoming": [_incoming(incoming, rates, now_s) for incoming in state.incomings[:MIGRATIONS_SHOWN]],
+        "migrations": _of(moves, Direction.OUT),
+        "incoming": _of(moves, Direction.IN),
+        "migrations_not_shown": max(0, state.ended_count - len(state.ended)),
         "ledgers": [
             {"vm": vm, "memory_errors": len(errors), "errors": [_error(error) for error in _newest(errors)]}
             for vm, errors in sorted(state.ledgers.items())
@@ -36,8 +39,84 @@ def render(state: State, rates: Rates, now_s: float, version: str) -> Document:
         ],
         "events": [_event(event) for event in state.events],
     }
-    rates.keep({f"out/{job.migration}" for job in state.jobs} | {f"in/{i.migration}" for i in state.incomings})
-    return document
+
+
+def _of(moves: Iterable[MoveFacts], direction: Direction) -> list[Document]:
+    return [move_document(facts) for facts in moves if facts.direction is direction]
+
+
+def problem_document(problem: Problem) -> Document:
+    """One problem, for /api/v1/problems too."""
+    return {
+        "weight": str(problem.weight),
+        "reason_code": problem.reason_code,
+        "vm": problem.vm,
+        "migration": problem.migration,
+        "host": problem.host,
+        "effect": problem.effect,
+        "cause": problem.cause,
+        "since_us": problem.since_us,
+        "command": problem.command,
+        "runbook": problem.runbook,
+    }
+
+
+def move_document(facts: MoveFacts) -> Document:
+    """The facts of one migration, for /api/v1/migrations/ID too."""
+    return {
+        "migration": facts.migration,
+        "vm": facts.vm,
+        "direction": str(facts.direction),
+        "source_host": facts.source_host,
+        "destination_host": facts.destination_host,
+        "destination": facts.destination,
+        "phase": str(facts.phase),
+        "phase_since_us": facts.phase_since_us,
+        "ended": facts.ended,
+        "reason_code": facts.reason_code,
+        "reason": facts.reason,
+        "command": command_for(facts) if facts.reason_code else "",
+        "runbook": runbook(facts.reason_code) if facts.reason_code else "",
+        "revision": facts.revision,
+        "requested_by": facts.requested_by,
+        "created_us": facts.created_us,
+        "updated_us": facts.updated_us,
+        "ended_us": facts.ended_us,
+        "downtime_s": facts.downtime_s,
+        "total_s": facts.total_s if facts.ended else 0.0,
+        "memory_errors": facts.memory_errors,
+        "push_bytes_per_s": facts.push_bytes_per_s,
+        "phases": [
+            {
+                "phase": str(span.phase),
+                "since_us": span.since_us,
+                "duration_s": 0.0 if span is facts.spans[-1] else span.duration_s,
+            }
+            for span in facts.spans
+        ],
+        "blackout": [{"name": part.name, "duration_s": part.duration_s} for part in facts.blackout],
+        "steps": [
+            {"what": step.what, "host": step.host, "since_us": step.since_us, "until_us": step.until_us}
+            for step in facts.steps
+        ],
+        "pagers": [
+            {
+                "host": pager.host,
+                "role": pager.role,
+                "pid": pager.pid,
+                "alive": pager.alive,
+                "exit": pager.exit,
+                "ended_us": pager.ended_us,
+                "cpu_s": pager.cpu_s,
+                "memory_bytes": pager.memory_bytes,
+            }
+            for pager in facts.pagers
+        ],
+        "events": [
+            {"at_us": one.at_us, "host": one.host, "kind": one.kind, "detail": one.words} for one in facts.events
+        ],
+        "progress": _progress(facts.progress),
+    }
 
 
 def _machine(machine: MachineView, errors: tuple[LedgerEntry, ...]) -> Document:
@@ -54,52 +133,10 @@ def _machine(machine: MachineView, errors: tuple[LedgerEntry, ...]) -> Document:
     }
 
 
-def _job(job: Job, rates: Rates, now_s: float, now_us: int) -> Document:
-    return {
-        "migration": job.migration,
-        "vm": job.vm,
-        "destination": job.destination,
-        "phase": str(job.phase),
-        "ended": job.phase in TERMINAL,
-        "reason_code": str(job.reason_code or ""),
-        "reason": job.reason,
-        "revision": job.revision,
-        "created_us": job.created_us,
-        "updated_us": job.updated_us,
-        "ended_us": job.ended_us,
-        "downtime_s": job.downtime_s,
-        "total_s": job.age_s(now_us),
-        "memory_errors": job.memory_errors,
-        "push_bytes_per_s": job.push_bytes_per_s,
-        "rate_bytes_s": 0.0
-        if job.phase in TERMINAL
-        else rates.observe(f"out/{job.migration}", job.progress.bytes_received, now_s),
-        "progress": _progress(job.progress),
-    }
-
-
-def _incoming(incoming: Incoming, rates: Rates, now_s: float) -> Document:
-    ended = incoming.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or bool(incoming.lost_reason)
-    return {
-        "migration": incoming.migration,
-        "vm": incoming.vm,
-        "source_host": incoming.source_host,
-        "outcome": str(incoming.outcome),
-        "ended": ended,
-        "reason": incoming.lost_reason or incoming.paused_reason or incoming.reason,
-        "lost": bool(incoming.lost_reason),
-        "rate_bytes_s": 0.0
-        if ended
-        else rates.observe(f"in/{incoming.migration}", incoming.progress.bytes_received, now_s),
-        "progress": _progress(incoming.progress),
-    }
-
-
 def _progress(progress: PageProgress) -> Document:
-    touch = progress.first_touch
     return {
         "total": progress.total,
-        "arrived": max(0, progress.total - progress.absent),
+        "arrived": progress.arrived,
         "absent": progress.absent,
         "demand": progress.demand,
         "push": progress.push,
@@ -110,13 +147,24 @@ def _progress(progress: PageProgress) -> Document:
         "faults": progress.faults,
         "duplicate_faults": progress.duplicate_faults,
         "machine_checks": progress.machine_checks,
-        "first_touch": {
-            "count": touch.count,
-            "p50_us": touch.p50_us,
-            "p90_us": touch.p90_us,
-            "p99_us": touch.p99_us,
-            "max_us": touch.max_us,
-        },
+        "waiting_faults": progress.waiting_faults,
+        "oldest_fault_since_us": progress.oldest_fault_since_us,
+        "last_page_us": progress.last_page_us,
+        "rate_bytes_s": progress.rate_bytes_per_s,
+        "remaining_s": progress.remaining_s,
+        "first_touch": _latency(progress.first_touch),
+        "recent_first_touch": _latency(progress.recent_first_touch),
+    }
+
+
+def _latency(touch: Latency) -> Document:
+    return {
+        "count": touch.count,
+        "p50_us": touch.p50_us,
+        "p90_us": touch.p90_us,
+        "p99_us": touch.p99_us,
+        "max_us": touch.max_us,
+        "buckets": list(touch.buckets),
     }
 
 
@@ -139,4 +187,10 @@ def _error(error: LedgerEntry) -> Document:
 
 
 def _event(event: EventView) -> Document:
-    return {"at_us": event.at_us, "migration": event.migration, "kind": event.kind, "detail": event.detail}
+    return {
+        "at_us": event.at_us,
+        "migration": event.migration,
+        "host": event.host,
+        "kind": event.kind,
+        "detail": event.detail,
+    }

@@ -1,4 +1,4 @@
-"""The dashboard as HTML, from the document of /api/state. The page and its live updates share their templates."""
+"""The dashboard as HTML, from the document of /api/v1/state. The page and its live updates share their templates."""
 
 from __future__ import annotations
 

@@ -1,19 +1,17 @@
 """Reads the daemon's state for all viewers: one read at a time, shared by all.
 
-It owns `Rates` and the newest document. It reads every `FAST_S` while a page is open, otherwise every `SLOW_S`. A read
+It owns the newest document. It reads every `FAST_S` while a page is open, otherwise every `SLOW_S`. A read
 that fails keeps the last document and is reported as `error`; it does not end the endpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 
 import structlog
 
 from vmferry.ops.document import Document, render
-from vmferry.ops.rate import Rates
 from vmferry.ops.state import State, StateSource
 
 FAST_S = 0.25
@@ -29,7 +27,6 @@ class Sampler:
     def __init__(self, source: StateSource, version: str) -> None:
         self._source = source
         self._version = version
-        self._rates = Rates()
         self._reading = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._look = asyncio.Event()
@@ -43,7 +40,7 @@ class Sampler:
         """Reads the state now. Raises: the source's error."""
         async with self._reading:
             state = await self._source.state()
-            document = render(state, self._rates, time.monotonic(), self._version)
+            document = render(state, self._version)
             moved = _without_time(document) != _without_time(self._document)
             self._state, self._document, self.error = state, document, ""
         if moved:

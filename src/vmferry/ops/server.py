@@ -1,4 +1,4 @@
-"""The aiohttp application: /, /healthz, /readyz, /metrics, /api/state, /api/events.
+"""The aiohttp application: /, /healthz, /readyz, /metrics, and /api/v1: state, problems, events.
 
 It changes nothing: every route is a GET. The page may load only from its own origin (CSP header).
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 
 from aiohttp import http_exceptions, web
 
-from vmferry.ops.document import Document
+from vmferry.model.vocabulary import Weight
+from vmferry.ops.document import Document, problem_document
 from vmferry.ops.health import Pulse
-from vmferry.ops.metrics import CONTENT_TYPE, Metrics
+from vmferry.ops.metrics import Metrics
 from vmferry.ops.page import Page
+from vmferry.ops.rpc_metrics import RpcMetrics
 from vmferry.ops.sampler import Sampler
 from vmferry.ops.state import Readiness, StateSource
 
@@ -49,11 +51,13 @@ _LOG.addFilter(_plainly)
 class OpsServer:
     """Serves on one address. `run` is the task that keeps its figures fresh."""
 
-    def __init__(self, source: StateSource, readiness: Readiness, version: str) -> None:
+    def __init__(self, source: StateSource, readiness: Readiness, version: str, rpcs: RpcMetrics | None = None) -> None:
+        self._source = source
         self._sampler = Sampler(source, version)
         self._readiness = readiness
         self._pulse = Pulse()
-        self._metrics = Metrics(version)
+        self._metrics = Metrics(version, rpcs)
+        self._rendering = asyncio.Lock()
         self._page = Page()
         self._streams: set[asyncio.Task[object]] = set()
         self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=2.0, logger=_LOG)
@@ -66,8 +70,9 @@ class OpsServer:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics_text),
-                web.get("/api/state", self._state),
-                web.get("/api/events", self._events),
+                web.get("/api/v1/state", self._state),
+                web.get("/api/v1/problems", self._problems),
+                web.get("/api/v1/events", self._events),
                 web.static("/static", STATIC),
             ]
         )
@@ -97,7 +102,8 @@ class OpsServer:
             _, document = await self._sampler.sample()
         except Exception as error:  # noqa: BLE001 - the page says what is wrong instead of not coming
             return web.Response(text=f"vmferryd cannot read its state: {error}\n", status=503)
-        return web.Response(text=self._page.html(document, self._sampler.error), content_type="text/html")
+        html = await asyncio.to_thread(self._page.html, document, self._sampler.error)
+        return _compressed(web.Response(text=html, content_type="text/html"))
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         health = self._pulse.health()
@@ -114,23 +120,35 @@ class OpsServer:
         }
         return web.json_response(body, status=200 if ok else 503)
 
-    async def _metrics_text(self, _request: web.Request) -> web.Response:
+    async def _metrics_text(self, request: web.Request) -> web.Response:
         try:
             state, _ = await self._sampler.sample()
         except Exception as error:  # noqa: BLE001 - a scrape without figures would look like a host without VMs
             return web.Response(text=f"# the state cannot be read: {error}\n", status=503)
-        body = self._metrics.text(state, self._pulse.lag_s)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+        ready = not any(problem.weight is Weight.HOST for problem in state.problems)
+        accept = request.headers.get("Accept", "")
+        async with self._rendering:  # The registry is one: two readers in two threads would share its figures.
+            body, content_type = await asyncio.to_thread(self._metrics.text, state, self._pulse.lag_s, ready, accept)
+        return _compressed(web.Response(body=body, headers={"Content-Type": content_type}))
 
     async def _state(self, _request: web.Request) -> web.Response:
         try:
             _, document = await self._sampler.sample()
         except Exception as error:  # noqa: BLE001
             return web.json_response({"error": str(error) or repr(error)}, status=503)
-        return web.json_response(document)
+        text = await asyncio.to_thread(json.dumps, document)
+        return _compressed(web.Response(text=text, content_type="application/json"))
+
+    async def _problems(self, _request: web.Request) -> web.Response:
+        """The problems, the worst first. The status is 200 with or without any."""
+        try:
+            found = await self._source.problems()
+        except Exception as error:  # noqa: BLE001
+            return web.json_response({"error": str(error) or repr(error)}, status=503)
+        return _compressed(web.json_response({"problems": [problem_document(one) for one in found]}))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: `state` (the document of /api/state), and with `?parts` the page's changed `parts`."""
+        """Server-sent events: `state` (the document of /api/v1/state), and with `?parts` the page's changed `parts`."""
         with_parts = "parts" in request.query
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -165,6 +183,11 @@ def _frames(document: Document | None, parts: dict[str, str]) -> bytes:
     if parts:
         text += f"event: parts\ndata: {json.dumps(parts)}\n\n"
     return text.encode()
+
+
+def _compressed(response: web.Response) -> web.Response:
+    response.enable_compression()
+    return response
 
 
 async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:

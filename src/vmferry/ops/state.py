@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vmferry.model.facts import MoveFacts
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Incoming, Job, PageProgress
+from vmferry.model.migration import PageProgress
+from vmferry.model.problems import Problem
+from vmferry.model.totals import Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,13 @@ class MachineView:
 
 @dataclass(frozen=True, slots=True)
 class EventView:
-    """A fact of a migration's journal. `at_us` is Unix microseconds."""
+    """A fact of a migration's course, on either host. `at_us` is Unix microseconds."""
 
     at_us: int
     migration: str
     kind: str
     detail: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +49,22 @@ class SecurityView:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All figures at one moment (`at_us`, Unix microseconds). `ledgers` are by VM, jobs and incoming migrations in the
-    order of their creation.
-    """
+    """All figures at one moment (`at_us`, Unix microseconds). `ledgers` are by VM, of the VMs that are here."""
 
     host: str
     at_us: int
-    machines: tuple[MachineView, ...]
-    jobs: tuple[Job, ...]
-    incomings: tuple[Incoming, ...]
-    ledgers: Mapping[str, tuple[LedgerEntry, ...]]
+    machines: tuple[MachineView, ...] = ()
+    moving: tuple[MoveFacts, ...] = ()
+    """The migrations under way, in both directions."""
+    ended: tuple[MoveFacts, ...] = ()
+    """Those that ended last, the newest first."""
+    ended_count: int = 0
+    """All ended migrations that are kept."""
+    ledgers: Mapping[str, tuple[LedgerEntry, ...]] = field(default_factory=dict)
     events: tuple[EventView, ...] = ()
     security: SecurityView = field(default_factory=SecurityView)
+    problems: tuple[Problem, ...] = ()
+    totals: Totals = field(default_factory=Totals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,12 @@ class StateSource(Protocol):
     """The source of the state. The daemon implements it; tests have a scripted one."""
 
     async def state(self) -> State: ...
+    async def problems(self) -> Sequence[Problem]:
+        """The problems alone, the worst first."""
+        ...
+
+    def note_checks(self, checks: Sequence[Check]) -> None:
+        """Takes the newest readiness: a failed check is a problem of the host."""
 
 
 class Readiness(Protocol):

@@ -29,8 +29,10 @@ from pathlib import Path
 import structlog
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.pager import PagerHealth
 from vmferry.pager.client import GrpcPager
 from vmferry.pager.directory import CONTROL_SOCKET, VMS, directory_of
+from vmferry.pager.health import ProcessHealth
 from vmferry.pager.settings import PagerSettings
 
 log = structlog.get_logger()
@@ -63,6 +65,7 @@ class PagerProcesses:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._pagers: dict[str, GrpcPager] = {}
         self._watched: set[int] = set()
+        self._health: dict[str, ProcessHealth] = {}
 
     async def start(self, key: str, vm: str, source: bool) -> GrpcPager:
         """Returns the pager that runs under this key, if there is one."""
@@ -88,6 +91,7 @@ class PagerProcesses:
             await _kill(child)
             raise
         self._pagers[key] = pager
+        self._health[key] = ProcessHealth(child.pid, child)
         log.info(STARTED, key=key, vm=vm, pid=child.pid)
         return pager
 
@@ -109,10 +113,16 @@ class PagerProcesses:
             raise
         log.info(FOUND, key=key, vm=status.vm, pid=status.pid)
         self._pagers[key] = pager
+        self._health[key] = ProcessHealth(status.pid)
         return pager
+
+    def health(self, key: str) -> PagerHealth | None:
+        known = self._health.get(key)
+        return known.look() if known is not None else None
 
     async def remove(self, key: str) -> None:
         directory = self._directory(key)
+        self._health.pop(key, None)
         if not directory.exists():
             return
         listener = await asyncio.to_thread(_listener, directory / CONTROL_SOCKET)

@@ -19,6 +19,7 @@ import grpc
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.allocation import allocation_s, held_bytes
+from vmferry.model.facts import HostFacts
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Outcome
@@ -178,6 +179,14 @@ class GrpcPeer:
     async def finish(self, migration: str) -> None:
         request = pb.FinishRequest(migration=migration, job=self._job)
         await self._call("Finish", self._stub.Finish(request, timeout=self._deadlines.finish_s))
+
+    async def exchange(self, migration: str, facts: HostFacts, heard: int) -> tuple[HostFacts, int]:
+        request = pb.ExchangeFactsRequest(
+            migration=migration, job=self._job, facts=convert.facts_to_pb(facts), heard=heard
+        )
+        call = self._stub.ExchangeFacts(request, timeout=self._deadlines.outcome_s)
+        reply = await self._call("ExchangeFacts", call)
+        return convert.facts_from_pb(reply.facts), reply.heard
 
     async def close(self) -> None:
         self._close_switchover()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmferry.model.vmm import DEVICE_STATE_LIMIT
 from vmferry.units import MIB
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """The version of peer.proto."""
 
 MESSAGE_LIMIT = DEVICE_STATE_LIMIT + 16 * MIB

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.facts import HostFacts
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Outcome
@@ -41,6 +42,7 @@ class IncomingOperations(Protocol):
     async def outcome(self, migration: str) -> tuple[Outcome, str]: ...
     def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]: ...
     async def finish(self, migration: str) -> None: ...
+    async def exchange(self, migration: str, facts: HostFacts, heard: int) -> tuple[HostFacts, int]: ...
 
 
 class PeerServicer(GeneratedServicer):
@@ -85,6 +87,17 @@ class PeerServicer(GeneratedServicer):
 
     async def Finish(self, request: pb.FinishRequest, context: Context) -> pb.FinishReply:  # noqa: N802
         return await answered(context, self._finish(request, self._source_of(context)))
+
+    async def ExchangeFacts(  # noqa: N802
+        self, request: pb.ExchangeFactsRequest, context: Context
+    ) -> pb.ExchangeFactsReply:
+        return await answered(context, self._exchange(request, self._source_of(context)))
+
+    async def _exchange(self, request: pb.ExchangeFactsRequest, source: str | None) -> pb.ExchangeFactsReply:
+        await self._admit(request.migration, request.job, source)
+        told = convert.facts_from_pb(request.facts)
+        facts, heard = await self._operations.exchange(request.migration, told, request.heard)
+        return pb.ExchangeFactsReply(facts=convert.facts_to_pb(facts), heard=heard)
 
     async def _admit(self, migration: str, job: str, source: str | None) -> None:
         if not is_migration_id(migration):

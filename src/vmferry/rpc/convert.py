@@ -126,7 +126,6 @@ def error_from_pb(message: pb.MemoryError, field: str = "error") -> LedgerEntry:
 
 
 def progress_to_pb(progress: PageProgress) -> pb.PageProgress:
-    touch = progress.first_touch
     return pb.PageProgress(
         total=progress.total,
         absent=progress.absent,
@@ -139,14 +138,18 @@ def progress_to_pb(progress: PageProgress) -> pb.PageProgress:
         faults=progress.faults,
         duplicate_faults=progress.duplicate_faults,
         machine_checks=progress.machine_checks,
-        first_touch=pb.LatencySummary(
-            count=touch.count, p50_us=touch.p50_us, p90_us=touch.p90_us, p99_us=touch.p99_us, max_us=touch.max_us
-        ),
+        first_touch=_latency_to_pb(progress.first_touch),
+        waiting_faults=progress.waiting_faults,
+        oldest_wait_us=progress.oldest_wait_us,
+        oldest_fault_since_us=progress.oldest_fault_since_us,
+        last_page_us=progress.last_page_us,
+        rate_bytes_per_s=progress.rate_bytes_per_s,
+        remaining_s=progress.remaining_s,
+        recent_first_touch=_latency_to_pb(progress.recent_first_touch),
     )
 
 
 def progress_from_pb(message: pb.PageProgress) -> PageProgress:
-    touch = message.first_touch
     return PageProgress(
         total=message.total,
         absent=message.absent,
@@ -159,7 +162,36 @@ def progress_from_pb(message: pb.PageProgress) -> PageProgress:
         faults=message.faults,
         duplicate_faults=message.duplicate_faults,
         machine_checks=message.machine_checks,
-        first_touch=Latency(
-            count=touch.count, p50_us=touch.p50_us, p90_us=touch.p90_us, p99_us=touch.p99_us, max_us=touch.max_us
-        ),
+        first_touch=_latency_from_pb(message.first_touch),
+        waiting_faults=message.waiting_faults,
+        oldest_wait_us=message.oldest_wait_us,
+        oldest_fault_since_us=message.oldest_fault_since_us,
+        last_page_us=message.last_page_us,
+        rate_bytes_per_s=message.rate_bytes_per_s,
+        remaining_s=message.remaining_s,
+        recent_first_touch=_latency_from_pb(message.recent_first_touch),
+    )
+
+
+def _latency_to_pb(latency: Latency) -> pb.LatencySummary:
+    return pb.LatencySummary(
+        count=latency.count,
+        p50_us=latency.p50_us,
+        p90_us=latency.p90_us,
+        p99_us=latency.p99_us,
+        max_us=latency.max_us,
+        buckets=latency.buckets,
+        sum_us=latency.sum_us,
+    )
+
+
+def _latency_from_pb(message: pb.LatencySummary) -> Latency:
+    return Latency(
+        count=message.count,
+        p50_us=message.p50_us,
+        p90_us=message.p90_us,
+        p99_us=message.p99_us,
+        max_us=message.max_us,
+        buckets=tuple(message.buckets),
+        sum_us=message.sum_us,
     )

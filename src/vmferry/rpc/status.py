@@ -1,8 +1,8 @@
 """Reasons as gRPC statuses with google.rpc rich details, and back. A test keeps the table complete.
 
-An error travels as the table's status code, the message as details, and `google.rpc.ErrorInfo` {reason, domain
-"vmferry", metadata {"remedy": …}}. A program decides by the reason, never by the code: gRPC itself also raises codes,
-e.g. UNAVAILABLE where no server listens.
+An error travels as the table's status code, the message as details, `google.rpc.ErrorInfo` {reason, domain "vmferry",
+metadata {"remedy": …}}, and `google.rpc.Help` with the section of the runbook. A program decides by the reason, never
+by the code: gRPC itself also raises codes, e.g. UNAVAILABLE where no server listens.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.problems import runbook
 
 log = structlog.get_logger()
 
@@ -72,10 +73,15 @@ def rich_status(error: VmferryError) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN)
     if error.remedy:
         info.metadata["remedy"] = _cut(error.remedy)
-    detail = any_pb2.Any()
-    detail.Pack(info)
+    section = runbook(error.reason.value)
+    link = error_details_pb2.Help.Link(description=f"Runbook: {error.reason}", url=section)
+    details = []
+    for message in (info, error_details_pb2.Help(links=[link])):
+        detail = any_pb2.Any()
+        detail.Pack(message)
+        details.append(detail)
     code: int = CODE_OF[error.reason].value[0]
-    return status_pb2.Status(code=code, message=_cut(error.message), details=[detail])
+    return status_pb2.Status(code=code, message=_cut(error.message), details=details)
 
 
 def _cut(text: str) -> str:

@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.rpc.caller import CALLER
 from vmferry.rpc.status import abort
 from vmferry.security.audit import AuditLog
 from vmferry.security.caller import Caller
@@ -102,6 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # It is gener
         caller = self._caller(context.peer())
         problem = self._rule.problem(caller, method)
         if problem is None:
+            CALLER.set(str(caller or ""))
             return
         self._refusals.note(self._port, Cause.NOT_PERMITTED)
         log.warning(CALL_REFUSED, port=self._port, call=method, peer=_where(caller), error=problem)

@@ -13,9 +13,11 @@ from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from vmferry.ledger.merge import merge_all
+from vmferry.model.facts import Event
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Incoming, Job
+from vmferry.model.migration import TERMINAL, Incoming, Job
+from vmferry.model.totals import Totals
 from vmferry.store import tables as t
 from vmferry.units import Gpa
 
@@ -43,12 +45,27 @@ _READ_JOURNAL = (
     .order_by(_JOURNAL.number)
 )
 
+_INCOMING_JOURNALS = (
+    select(_JOURNAL.migration, _JOURNAL.kind, _JOURNAL.at_us, _JOURNAL.data)
+    .where(_JOURNAL.migration.in_(select(t.incomings.c.migration)))
+    .order_by(_JOURNAL.number)
+)
+
 _INCOMINGS = insert(t.incomings)
 _KEEP_INCOMING = _INCOMINGS.on_conflict_do_update(
     index_elements=["migration"], set_={"incoming": _INCOMINGS.excluded.incoming}
 )
 _INCOMING = select(t.incomings.c.incoming).where(t.incomings.c.migration == bindparam("migration"))
 _ALL_INCOMINGS = select(t.incomings.c.incoming).order_by(t.incomings.c.number)
+
+_EVENTS = t.events.c
+_ADD_EVENT = insert(t.events).on_conflict_do_nothing(index_elements=["migration", "host", "number"])
+_EVENT = (_EVENTS.host, _EVENTS.number, _EVENTS.at_us, _EVENTS.kind, _EVENTS.words)
+_OF_MIGRATION = select(*_EVENT).where(_EVENTS.migration == bindparam("migration")).order_by(_EVENTS.id)
+_NEWEST_EVENTS = select(_EVENTS.migration, *_EVENT).order_by(_EVENTS.id.desc()).limit(bindparam("limit"))
+_TOTALS = insert(t.totals)
+_KEEP_TOTALS = _TOTALS.on_conflict_do_update(index_elements=["name"], set_={"totals": _TOTALS.excluded.totals})
+_READ_TOTALS = select(t.totals.c.totals)
 
 _LIVES = insert(t.lives)
 _KEEP_LIFE = _LIVES.on_conflict_do_update(
@@ -83,6 +100,11 @@ _CHANGES = _ANY_CHANGES.where(_LEDGER.vm == bindparam("vm"))
 
 
 def save_job(db: Connection, job: Job) -> Job:
+    """An ended job is counted with the write that ends it."""
+    if job.phase in TERMINAL:
+        before = db.execute(_JOB, {"migration": job.migration}).first()
+        if before is None or _job(before[0], before[1]).phase not in TERMINAL:
+            _keep_totals(db, totals(db).with_job(job))
     row = {"migration": job.migration, "job": _text(job)}
     revision: int = db.execute(_ADD_REVISION, row).scalar_one()
     db.execute(_KEEP_JOB, {"migration": job.migration, "revision": revision})
@@ -129,11 +151,64 @@ def journal(db: Connection, migration: str) -> list[JournalEntry]:
     ]
 
 
+def incoming_journals(db: Connection) -> dict[str, list[JournalEntry]]:
+    found: dict[str, list[JournalEntry]] = {}
+    for migration, kind, at_us, data in db.execute(_INCOMING_JOURNALS):
+        entry = JournalEntry(migration, kind, at_us, msgspec.json.decode(data, type=dict[str, object]))
+        found.setdefault(migration, []).append(entry)
+    return found
+
+
 def save_incoming(db: Connection, incoming: Incoming) -> None:
+    """An ended one is counted with the write that ends it."""
+    if incoming.ended and incoming.vm:
+        before = _incoming(db, incoming.migration)
+        if before is None or not before.ended:
+            _keep_totals(db, totals(db).with_incoming(incoming))
     db.execute(_KEEP_INCOMING, {"migration": incoming.migration, "incoming": _text(incoming)})
 
 
+def totals(db: Connection) -> Totals:
+    text = db.execute(_READ_TOTALS).scalar()
+    return Totals() if text is None else msgspec.json.decode(text, type=Totals)
+
+
+def _keep_totals(db: Connection, kept: Totals) -> None:
+    db.execute(_KEEP_TOTALS, {"name": "all", "totals": _text(kept)})
+
+
+def add_events(db: Connection, events: Sequence[tuple[str, Event]]) -> None:
+    for migration, one in events:
+        row = {"migration": migration, "host": one.host, "number": one.number}
+        db.execute(_ADD_EVENT, {**row, "at_us": one.at_us, "kind": one.kind, "words": one.words})
+
+
+def events(db: Connection, migration: str) -> list[Event]:
+    return [Event(*row) for row in db.execute(_OF_MIGRATION, {"migration": migration})]
+
+
+def newest_events(db: Connection, limit: int) -> list[tuple[str, Event]]:
+    return [(row[0], Event(*row[1:])) for row in db.execute(_NEWEST_EVENTS, {"limit": limit})]
+
+
+def forget(db: Connection, jobs: Sequence[str], incomings: Sequence[str]) -> None:
+    """Deletes jobs and incoming migrations. Journal and events go with the last of one id."""
+    for migration in jobs:
+        db.execute(t.jobs.delete().where(t.jobs.c.migration == migration))
+        db.execute(t.job_revisions.delete().where(_REVISIONS.migration == migration))
+    for migration in incomings:
+        db.execute(t.incomings.delete().where(t.incomings.c.migration == migration))
+    for migration in {*jobs, *incomings}:
+        if job(db, migration) is None and _incoming(db, migration) is None:
+            db.execute(t.journal.delete().where(_JOURNAL.migration == migration))
+            db.execute(t.events.delete().where(_EVENTS.migration == migration))
+
+
 def incoming(db: Connection, migration: str) -> Incoming | None:
+    return _incoming(db, migration)
+
+
+def _incoming(db: Connection, migration: str) -> Incoming | None:
     text = db.execute(_INCOMING, {"migration": migration}).scalar()
     return None if text is None else msgspec.json.decode(text, type=Incoming)
 
@@ -176,7 +251,7 @@ def begin_life(db: Connection, vm: str, life: str, keeps_ledger: bool) -> None:
     db.execute(_KEEP_LIFE, {"vm": vm, "life": life, "after_revision": after})
 
 
-def _text(value: Job | Incoming | LedgerEntry) -> str:
+def _text(value: Job | Incoming | LedgerEntry | Totals) -> str:
     return msgspec.json.encode(value).decode()
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -32,9 +32,11 @@ from sqlalchemy.pool import StaticPool
 
 import vmferry.store.schema as schema_package
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.facts import Event
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Incoming, Job
+from vmferry.model.totals import Totals
 from vmferry.store import queries
 from vmferry.store.spare_journal import SpareJournal
 from vmferry.units import MIB
@@ -48,6 +50,8 @@ SPARED = "store.journal_spared"
 
 BUSY_S = 5.0
 """The longest wait for a lock of another process, e.g. of a backup."""
+EVENTS_WAIT_S = 0.1
+"""The pause before the next look whether a switchover has let go of the store."""
 RESERVED_MOST_S = 30.0
 """The longest life of a reservation: other processes write too, e.g. a backup."""
 LOG_BYTES = 6 * MIB
@@ -106,6 +110,28 @@ class SqliteStore:
 
     async def incomings(self) -> Sequence[Incoming]:
         return await self._read(queries.incomings)
+
+    async def incoming_journals(self) -> Mapping[str, Sequence[JournalEntry]]:
+        return await self._do(queries.incoming_journals)
+
+    async def totals(self) -> Totals:
+        return await self._read(queries.totals)
+
+    async def add_events(self, events: Sequence[tuple[str, Event]]) -> None:
+        while self._reserved:  # noqa: ASYNC110 a blackout is short, and ends by a timer at the latest
+            await asyncio.sleep(EVENTS_WAIT_S)
+        await self._do(queries.add_events, events)
+
+    async def events(self, migration: str) -> Sequence[Event]:
+        return await self._read(queries.events, migration)
+
+    async def newest_events(self, limit: int) -> Sequence[tuple[str, Event]]:
+        return await self._read(queries.newest_events, limit)
+
+    async def forget(self, jobs: Sequence[str], incomings: Sequence[str]) -> None:
+        while self._reserved:  # noqa: ASYNC110
+            await asyncio.sleep(EVENTS_WAIT_S)
+        await self._do(queries.forget, jobs, incomings)
 
     async def record_errors(self, vm: str, errors: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         return await self._do(queries.record_errors, vm, errors)

@@ -51,6 +51,29 @@ incomings = Table(
     sqlite_autoincrement=True,
 )
 
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("migration", String(63), nullable=False),
+    Column("host", String(63), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("kind", String(63), nullable=False),
+    Column("words", Text, nullable=False),
+    Index("events_by_migration", "migration", "host", "number", unique=True),
+    sqlite_autoincrement=True,
+)
+"""The course of each migration for people, of both hosts."""
+
+totals = Table(
+    "totals",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("totals", Text, nullable=False),
+)
+"""One row: the counts of all ended migrations, JSON of `model.totals.Totals`."""
+
 ledger = Table(
     "ledger",
     metadata,

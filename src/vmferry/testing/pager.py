@@ -14,7 +14,7 @@ from vmferry.model.allocation import held_bytes
 from vmferry.model.memory import MemoryLayout, PageRange
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import PageProgress
-from vmferry.model.pager import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerStatus
+from vmferry.model.pager import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerHealth, PagerStatus
 from vmferry.testing.script import Script
 
 HELD = (PageRange(0, 0, 16), PageRange(0, 32, 4))
@@ -165,6 +165,12 @@ class FakePagers:
     async def find(self, key: str) -> FakePager | None:
         found = self.running.get(key)
         return None if found is None or found.ended else found
+
+    def health(self, key: str) -> PagerHealth | None:
+        found = self.running.get(key)
+        if found is None:
+            return None
+        return PagerHealth(found.state.pid, not found.ended, "was killed by SIGKILL" if found.ended else "")
 
     async def remove(self, key: str) -> None:
         await self.script.do("pagers.remove")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import Any, Protocol, TypeVar
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.facts import HostFacts
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Outcome
@@ -27,6 +28,7 @@ class Destination(Protocol):
     async def outcome(self, migration: str) -> tuple[Outcome, str]: ...
     def watch(self, migration: str) -> AsyncIterator[IncomingUpdate]: ...
     async def finish(self, migration: str) -> None: ...
+    async def exchange(self, migration: str, facts: HostFacts, heard: int) -> tuple[HostFacts, int]: ...
 
 
 NOTICE_S = 0.01
@@ -97,6 +99,12 @@ class FakePeer:
 
     async def finish(self, migration: str) -> None:
         await self._call("finish", migration, lambda there: there.finish(migration))
+
+    async def exchange(self, migration: str, facts: HostFacts, heard: int) -> tuple[HostFacts, int]:
+        """No step: it changes nothing that a decision reads."""
+        there = self._there()
+        await there.admit(migration, self._job)
+        return await there.exchange(migration, facts, heard)
 
     async def close(self) -> None:
         pass

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vmferry.ledger.merge import merge_all
+from vmferry.model.facts import Event
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Incoming, Job
+from vmferry.model.migration import TERMINAL, Incoming, Job
+from vmferry.model.totals import Totals
 from vmferry.testing.script import Script
 
 
@@ -20,16 +22,23 @@ class MemoryStore:
         self.script = script or Script()
         self.reserved: set[str] = set()
         self._revisions: list[Job] = []
+        self._revision = 0
         self._journal: list[JournalEntry] = []
         self._incomings: dict[str, Incoming] = {}
         self._lives: dict[str, tuple[str, int]] = {}
         self._ledger: list[tuple[int, str, LedgerEntry]] = []
+        self._events: dict[tuple[str, str, int], Event] = {}
+        self._totals = Totals()
 
     async def save_job(self, job: Job) -> Job:
         saved: list[Job] = []
 
         def write() -> None:
-            saved.append(replace(job, revision=len(self._revisions) + 1))
+            before = self._newest().get(job.migration)
+            if job.phase in TERMINAL and (before is None or before.phase not in TERMINAL):
+                self._totals = self._totals.with_job(job)
+            self._revision += 1
+            saved.append(replace(job, revision=self._revision))
             self._revisions.append(saved[0])
 
         await self.script.do(f"store.job {job.phase}", write)
@@ -42,7 +51,7 @@ class MemoryStore:
         return list(self._newest().values())
 
     async def job_revisions(self, after: int, limit: int) -> Sequence[Job]:
-        return self._revisions[after : after + limit]
+        return [job for job in self._revisions if job.revision > after][:limit]
 
     async def reserve(self, key: str) -> None:
         await self.script.do("store.reserve", lambda: self.reserved.add(key))
@@ -58,6 +67,9 @@ class MemoryStore:
 
     async def save_incoming(self, incoming: Incoming) -> None:
         def write() -> None:
+            before = self._incomings.get(incoming.migration)
+            if incoming.ended and incoming.vm and (before is None or not before.ended):
+                self._totals = self._totals.with_incoming(incoming)
             self._incomings[incoming.migration] = incoming
 
         await self.script.do(f"store.incoming {incoming.outcome}", write)
@@ -67,6 +79,32 @@ class MemoryStore:
 
     async def incomings(self) -> Sequence[Incoming]:
         return list(self._incomings.values())
+
+    async def incoming_journals(self) -> Mapping[str, Sequence[JournalEntry]]:
+        return {name: [entry for entry in self._journal if entry.migration == name] for name in self._incomings}
+
+    async def totals(self) -> Totals:
+        return self._totals
+
+    async def add_events(self, events: Sequence[tuple[str, Event]]) -> None:
+        """No step: events are for people, and no decision reads them."""
+        for migration, event in events:
+            self._events.setdefault((migration, event.host, event.number), event)
+
+    async def events(self, migration: str) -> Sequence[Event]:
+        return [event for (name, _, _), event in self._events.items() if name == migration]
+
+    async def newest_events(self, limit: int) -> Sequence[tuple[str, Event]]:
+        return [(name, event) for (name, _, _), event in self._events.items()][::-1][:limit]
+
+    async def forget(self, jobs: Sequence[str], incomings: Sequence[str]) -> None:
+        self._revisions = [job for job in self._revisions if job.migration not in jobs]
+        for name in incomings:
+            self._incomings.pop(name, None)
+        for name in {*jobs, *incomings}:
+            if name not in self._newest() and name not in self._incomings:
+                self._journal = [entry for entry in self._journal if entry.migration != name]
+                self._events = {key: event for key, event in self._events.items() if key[0] != name}
 
     async def record_errors(self, vm: str, errors: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
         changed: list[LedgerEntry] = []

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.migration.inventory import Machine, MachineState
+from vmferry.model.facts import Direction, Event, Live, MoveFacts, outgoing
 from vmferry.model.memory import Backing, MemoryLayout, MemoryRegion
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import TERMINAL, Job
+from vmferry.model.problems import Problem, problems
 from vmferry.units import Gpa
 
 LAYOUT = MemoryLayout((MemoryRegion(Gpa(0), 1 << 29, 4096, Backing.MEMFD),))
@@ -27,6 +29,7 @@ class ScriptedControl:
     table: dict[str, Job] = field(default_factory=dict)
     history: list[Job] = field(default_factory=list)
     ledgers: dict[str, list[LedgerEntry]] = field(default_factory=dict)
+    arrivals: list[MoveFacts] = field(default_factory=list)
     closed: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -36,10 +39,11 @@ class ScriptedControl:
             self.history.append(job)
             self.changed.notify_all()
 
-    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int) -> Job:
+    async def create(self, migration: str, vm: str, destination: str, push_bytes_per_s: int, requested_by: str) -> Job:
         if migration in self.table:
             raise VmferryError(Reason.MIGRATION_EXISTS, f"{migration} is another move.", "Take another id.")
         job = Job(migration, vm, destination, revision=len(self.history) + 1, created_us=1_000_000)
+        job = replace(job, requested_by=requested_by)
         await self.publish(replace(job, push_bytes_per_s=push_bytes_per_s))
         return self.table[migration]
 
@@ -47,6 +51,33 @@ class ScriptedControl:
         if migration not in self.table:
             raise unknown(migration)
         return self.table[migration]
+
+    async def validate(self, vm: str, destination: str) -> str:
+        if vm == "none":
+            raise VmferryError(Reason.VM_UNKNOWN, f"No VM {vm}.", "Ask for one that is.")
+        return destination.partition(":")[0]
+
+    def of_job(self, job: Job) -> MoveFacts:
+        return outgoing("host-a", job, Live(), 2_000_000)
+
+    async def facts(self, migration: str, direction: Direction | None) -> MoveFacts:
+        if direction is Direction.IN:
+            return next(facts for facts in self.arrivals if facts.migration == migration)
+        return replace(self.of_job(await self.job(migration)), events=(Event("host-b", 1, 3, "QUEUED", "words"),))
+
+    def incoming(self) -> Sequence[MoveFacts]:
+        return self.arrivals
+
+    async def watch_incoming(self) -> AsyncIterator[MoveFacts]:
+        for facts in self.arrivals:
+            yield facts
+
+    async def delete(self, migration: str, direction: Direction | None) -> None:
+        await self.job(migration)
+        del self.table[migration]
+
+    async def problems(self) -> Sequence[Problem]:
+        return problems("host-a", [*map(self.of_job, self.table.values()), *self.arrivals], (), 0, 2_000_000)
 
     async def jobs(self) -> Sequence[Job]:
         return list(self.table.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ from vmferry.daemon.config import Config
 from vmferry.daemon.security import Security
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.migration import Job
-from vmferry.ops.state import State
+from vmferry.model.problems import Problem
+from vmferry.ops.state import Check, State
 
 
 class ScriptedSide:
@@ -31,7 +32,13 @@ class ScriptedSide:
         return []
 
     async def state(self) -> State:
-        return State("host-a", 0, (), (), (), {})
+        return State("host-a", 0)
+
+    async def problems(self) -> Sequence[Problem]:
+        return ()
+
+    def note_checks(self, checks: Sequence[Check]) -> None:
+        pass
 
 
 @dataclass
@@ -43,6 +50,7 @@ class ScriptedCore:
     drained: asyncio.Event = field(default_factory=asyncio.Event)
     story: list[str] = field(default_factory=list)
     migrations: Any = field(default_factory=ScriptedSide)
+    moves: Any = field(default_factory=ScriptedSide)
     machines: Any = field(default_factory=ScriptedSide)
     qemus: Any = field(default_factory=ScriptedSide)
     incoming: Any = field(default_factory=ScriptedSide)

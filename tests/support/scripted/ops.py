@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vmferry.model.facts import Live, MoveFacts, arriving, outgoing
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.model.migration import Incoming, Job, Latency, Outcome, PageProgress, Phase
+from vmferry.model.problems import Problem, problems
 from vmferry.ops.state import Check, EventView, MachineView, State
 from vmferry.units import Gpa
 
@@ -43,14 +45,33 @@ JOB = Job(
     progress=PROGRESS,
     push_bytes_per_s=200 << 20,
 )
+INCOMING = Incoming("m2", "db", "host-b", Outcome.RUNNING, "", PROGRESS)
+NOW_US = 1_700_000_002_000_000
+
+
+def out(job: Job, live: Live = Live()) -> MoveFacts:  # noqa: B008 - frozen
+    """The facts of a job on host-a."""
+    return outgoing("host-a", job, live, NOW_US)
+
+
+def into(record: Incoming, live: Live = Live()) -> MoveFacts:  # noqa: B008 - frozen
+    """The facts of an incoming migration on host-a."""
+    return arriving("host-a", record, live, NOW_US)
+
+
+def with_problems(state: State) -> State:
+    """The state with the problems of its migrations."""
+    found = problems("host-a", (*state.moving, *state.ended), (), 0, NOW_US)
+    return replace(state, problems=tuple(found))
+
+
 STATE = State(
     host="host-a",
-    at_us=1_700_000_002_000_000,
+    at_us=NOW_US,
     machines=(MachineView("web-1", "MIGRATING_OUT", 2, "x86_64/kvm", 512 << 20, 4711, "m1"),),
-    jobs=(JOB,),
-    incomings=(Incoming("m2", "db", "host-b", Outcome.RUNNING, "", PROGRESS),),
+    moving=(out(JOB), into(INCOMING)),
     ledgers={"web-1": (ERROR,)},
-    events=(EventView(1_700_000_000_000_000, "m1", "begin"),),
+    events=(EventView(1_700_000_000_000_000, "m1", "QUEUED", "", "host-a"),),
 )
 
 
@@ -67,9 +88,15 @@ class ScriptedSource:
             raise self.value
         return self.value
 
+    async def problems(self) -> Sequence[Problem]:
+        return (await self.state()).problems
+
+    def note_checks(self, checks: Sequence[Check]) -> None:
+        pass
+
     def phase(self, phase: Phase) -> None:
         assert isinstance(self.value, State)
-        self.value = replace(self.value, jobs=tuple(replace(job, phase=phase) for job in self.value.jobs))
+        self.value = replace(self.value, moving=tuple(replace(one, phase=phase) for one in self.value.moving))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.support.scripted.api import ScriptedControl
-from vmferry.api.server import SERVICES, ApiServer
+from vmferry.api.server import SERVICES, ApiServer, Controls
 from vmferry.demo.patience import patient
 from vmferry.errors import VmferryError
 from vmferry.model.memory_error import LedgerEntry, Origin
@@ -41,7 +41,7 @@ class Api:
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
     control = ScriptedControl()
-    server = ApiServer(control, control, control)
+    server = ApiServer(Controls(control, control, control, control, control))
     port = server.bind("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -259,7 +259,7 @@ async def test_reflection_lists_the_services(api: Api) -> None:
 
 
 async def test_an_address_in_use_is_said(api: Api) -> None:
-    other = ApiServer(api.control, api.control, api.control)
+    other = ApiServer(Controls(api.control, api.control, api.control, api.control, api.control))
     with pytest.raises(VmferryError, match="cannot be listened on"):
         other.bind(f"127.0.0.1:{api.port}")
     await other.stop(0)

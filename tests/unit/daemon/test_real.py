@@ -101,14 +101,14 @@ def test_a_killed_daemon_starts_again_on_its_state(tmp_path: Path) -> None:
         program.process.kill()
         program.process.wait()
     with daemon(tmp_path) as program:
-        assert program.get("/api/state")[0] == 200
+        assert program.get("/api/v1/state")[0] == 200
         assert program.stop()[0] == 0
 
 
 def test_a_watch_does_not_hold_up_a_stop(tmp_path: Path) -> None:
     with daemon(tmp_path) as program, grpc.insecure_channel(program.api) as channel:
         watch = MigrationsStub(channel).WatchMigrations(migrations_pb2.WatchMigrationsRequest())
-        stream = urllib.request.urlopen(f"http://{program.ops}/api/events", timeout=patient(60))
+        stream = urllib.request.urlopen(f"http://{program.ops}/api/v1/events", timeout=patient(60))
         assert stream.readline().startswith(b"event: ")
         began = time.monotonic()
         assert program.stop()[0] == 0

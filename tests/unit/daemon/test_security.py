@@ -67,7 +67,7 @@ class Core(ScriptedCore):
 
     async def _state(self) -> State:
         assert self.security is not None
-        return State("b", 0, (), (), (), {}, security=self.security.view())
+        return State("b", 0, security=self.security.view())
 
 
 @asynccontextmanager
@@ -119,11 +119,11 @@ async def test_a_host_of_the_domain_is_admitted_under_its_own_name(tmp_path: Pat
         await peer.close()
 
 
-async def test_the_metrics_tell_the_days_that_the_certificate_has_left(tmp_path: Path, authority: Authority) -> None:
+async def test_the_metrics_tell_the_time_that_the_certificate_has_left(tmp_path: Path, authority: Authority) -> None:
     async with secured(tmp_path, authority) as (run, _):
         _, text = await run.get("/metrics")
-        left = next(line for line in text.splitlines() if line.startswith("vmferry_certificate_days_left "))
-        assert 80 < float(left.split()[1]) <= 90
+        left = next(line for line in text.splitlines() if line.startswith("vmferry_certificate_left_seconds "))
+        assert 80 < float(left.split()[1]) / 86400 <= 90
 
 
 Strange = Callable[[Authority, Path], Identity | None]
@@ -315,7 +315,7 @@ async def test_new_files_count_for_new_connections_and_open_ones_go_on(tmp_path:
         await peer.close()
         assert [migration for migration, _ in core.admitted] == ["m1", "m2", "m3", "m4"]
         async with asyncio.timeout(patient(30)):
-            while "vmferry_certificate_days_left 2." not in (await run.get("/metrics"))[1]:
+            while "vmferry_certificate_left_seconds 2" not in (await run.get("/metrics"))[1]:
                 await asyncio.sleep(0.1)
 
 

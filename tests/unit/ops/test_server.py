@@ -59,7 +59,7 @@ async def test_page_shows_everything_without_a_script(ops: Ops) -> None:
     assert status == 200
     for word in (
         "web-1", "MIGRATING_OUT", "512 MiB", "POSTCOPY", "600 of 1000 pages", "91 µs", "4.2 ms", "12.0 ms",
-        "0x1f000", "read", "AR", "yes", "host-b", "begin", "2023-11-14 22:13:21.000",
+        "0x1f000", "read", "AR", "yes", "host-b", "QUEUED", "2023-11-14 22:13:21.000",
     ):  # fmt: skip
         assert word in text, word
     assert '<progress max="1000" value="600">' in text
@@ -69,8 +69,8 @@ async def test_page_shows_everything_without_a_script(ops: Ops) -> None:
 
 
 async def test_text_from_outside_is_escaped(ops: Ops) -> None:
-    hostile = replace(STATE.jobs[0], reason="<script>alert(1)</script>")
-    ops.source.value = replace(STATE, jobs=(hostile,))
+    hostile = replace(STATE.moving[0], reason="<script>alert(1)</script>")
+    ops.source.value = replace(STATE, moving=(hostile,))
     _, text, _ = await ops.get("/")
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)" in text
@@ -82,13 +82,13 @@ async def test_static_files_are_served(ops: Ops) -> None:
 
 
 async def test_an_empty_daemon_has_a_page(ops: Ops) -> None:
-    ops.source.value = replace(STATE, machines=(), jobs=(), incomings=(), ledgers={}, events=())
+    ops.source.value = replace(STATE, machines=(), moving=(), ledgers={}, events=())
     status, text, _ = await ops.get("/")
     assert (status, "No VMM is connected." in text) == (200, True)
 
 
 async def test_state_is_one_json_document(ops: Ops) -> None:
-    status, text, _ = await ops.get("/api/state")
+    status, text, _ = await ops.get("/api/v1/state")
     document = json.loads(text)
     assert status == 200
     assert document["migrations"][0]["progress"]["first_touch"]["p99_us"] == 4200.0
@@ -99,7 +99,7 @@ async def test_state_is_one_json_document(ops: Ops) -> None:
 
 
 async def test_events_send_each_change_and_nothing_twice(ops: Ops) -> None:
-    events = ops.events("/api/events?parts")
+    events = ops.events("/api/v1/events?parts")
     name, first = await anext(events)
     assert (name, first["migrations"][0]["phase"]) == ("state", "POSTCOPY")  # type: ignore[index]
     name, parts = await anext(events)
@@ -124,7 +124,7 @@ async def test_events_send_each_change_and_nothing_twice(ops: Ops) -> None:
 
 async def test_a_state_that_cannot_be_read_is_said_and_recovers(ops: Ops) -> None:
     ops.source.value = RuntimeError("disk full")
-    for path in ("/", "/api/state", "/metrics"):
+    for path in ("/", "/api/v1/state", "/metrics"):
         status, text, _ = await ops.get(path)
         assert (status, "disk full" in text) == (503, True)
     ops.source.value = STATE
@@ -153,7 +153,7 @@ async def test_healthz_measures_the_loop(ops: Ops) -> None:
 async def test_stop_ends_open_streams() -> None:
     server = OpsServer(ScriptedSource(), ScriptedReadiness(), "1")
     port = await server.start("127.0.0.1", 0)
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/api/events") as answer:
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/api/v1/events") as answer:
         await answer.content.readline()
         async with asyncio.timeout(patient(30)):
             await server.stop()

@@ -494,7 +494,7 @@ impl Resolver {
             faults: self.table.word(Word::Faults),
             duplicate_faults: self.table.word(Word::DuplicateFaults),
             machine_checks: self.table.word(Word::MachineChecks),
-            first_touch: Some(self.waiting.first_touches()),
+            ..self.waiting.progress()
         }
     }
 }

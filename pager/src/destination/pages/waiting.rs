@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::destination::pages::first_touch::FirstTouch;
 use crate::layout::address_map::PageIndex;
-use crate::proto::LatencySummary;
+use crate::proto::PageProgress;
 
 /// The wait for one page.
 #[derive(Debug, Clone, Copy)]
@@ -76,8 +76,14 @@ impl WaitingPages {
         self.waits.remove(&page).is_some()
     }
 
-    /// Latency of the first touches so far.
-    pub fn first_touches(&self) -> LatencySummary {
-        self.first_touch.summary()
+    /// What the control service shows of the waits: those of now, and the latency of those that are over.
+    pub fn progress(&self) -> PageProgress {
+        let oldest = self.waits.values().map(|waiting| waiting.since).min();
+        PageProgress {
+            waiting_faults: self.waits.len() as u64,
+            oldest_wait_us: oldest.map_or(0, |since| u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)),
+            first_touch: Some(self.first_touch.summary()),
+            ..PageProgress::default()
+        }
     }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -13,28 +14,36 @@ from vmferry.aio.concurrency import gather_or_cancel, to_the_end
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.merge import travel
 from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.chronicle import Chronicle
 from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.layout import destination_layout
 from vmferry.migration.destination.room import check_room
 from vmferry.migration.environment import Environment
+from vmferry.migration.side import Side
 from vmferry.migration.vmm_lookup import vmm_by_pid
+from vmferry.model.facts import HostFacts, MoveFacts, arriving
 from vmferry.model.incoming import Wanted
 from vmferry.model.journal import JournalEntry, JournalKind
 from vmferry.model.memory import MemoryLayout, PageRange
 from vmferry.model.memory_error import LedgerEntry
-from vmferry.model.migration import Incoming, Outcome
+from vmferry.model.migration import Incoming, Outcome, course_with
+from vmferry.model.vocabulary import MEANING, phase_of
 from vmferry.ports import Pager, Vmm
 
 log = structlog.get_logger()
 
 PREALLOCATED = "incoming.preallocated"
+STATE = "incoming.state"
 
 
 class IncomingMigration:
     """Owner of one incoming migration. `lock` admits one request at a time."""
 
-    def __init__(self, environment: Environment, recorder: LedgerRecorder, record: Incoming) -> None:
+    def __init__(
+        self, environment: Environment, recorder: LedgerRecorder, chronicle: Chronicle, record: Incoming
+    ) -> None:
         self.record = record
+        self.side = Side(environment, chronicle, record.migration, record.vm, "destination")
         self.lock = asyncio.Lock()
         self.changed = ChangeSignal()
         self.scope: asyncio.Timeout | None = None
@@ -85,13 +94,58 @@ class IncomingMigration:
     def show(self, record: Incoming) -> None:
         if record != self.record:
             self.record = record
+            self._settle()
             self.changed.notify()
+
+    def facts(self) -> MoveFacts:
+        """The facts for people, with the events that memory has."""
+        now_us = self._environment.clock.now_us()
+        return arriving(self._environment.host, self.record, self.side.live, now_us)
+
+    def host_facts(self, heard: int) -> HostFacts:
+        """The facts for the source, with this host's events after a number."""
+        facts = self.facts()
+        return self.side.facts(
+            heard,
+            phase=facts.phase,
+            phase_since_us=facts.phase_since_us,
+            reason_code=facts.reason_code,
+            reason=facts.reason,
+        )
+
+    def _settle(self) -> None:
+        """Notes a new phase: in the course, as an event, and in the log."""
+        record, phase = self.record, phase_of(self.record)
+        self.side.vm = record.vm
+        if not record.vm or (record.course and record.course[-1].phase is phase):
+            return
+        now_us = self._environment.clock.now_us()
+        self.record = replace(record, course=course_with(record.course, phase, now_us))
+        # Logged after the next step of this task: during the blackout each write to the log counts.
+        asyncio.get_running_loop().call_soon(partial(self._say, now_us))
+
+    def _say(self, since_us: int) -> None:
+        self.side.look()
+        facts = self.facts()
+        self.side.note(facts.phase.value, facts.reason)
+        say = getattr(log, MEANING[facts.phase].level)
+        say(
+            STATE,
+            migration=facts.migration,
+            vm=facts.vm,
+            phase=facts.phase.value,
+            reason_code=facts.reason_code,
+            reason=facts.reason,
+            peer_host=facts.source_host,
+            phase_since_us=since_us,
+        )
 
     async def until_ended(self) -> None:
         while not self.record.ended:
             await self.changed.wait_after(self.changed.count)
 
     async def save(self) -> None:
+        self._settle()
         await self._environment.store.save_incoming(self.record)
         self.changed.notify()
 
@@ -117,6 +171,7 @@ class IncomingMigration:
             reason=reason or self.record.reason,
             lost_reason=lost,
         )
+        self._settle()
         self.changed.notify()
 
     async def save_guard(self, guarded_pages: int) -> None:
@@ -153,9 +208,12 @@ class IncomingMigration:
         pager = self._pager = await self._environment.pagers.start(self.key, self.record.vm, False)
         self._recorder.serve(self.key, self.record.vm, pager)
         features = await pager.expect_destination(layout)
-        await vmm.prepare(layout, vcpus, features, pager.memory_socket)
+        host, limit_s = self._environment.host, self._environment.timeouts.step_s
+        with self.side.waits_for(f"the VMM of {self.record.vm} to make its memory", host, limit_s):
+            await vmm.prepare(layout, vcpus, features, pager.memory_socket)
         if held:
-            made = await pager.preallocate(held)
+            with self.side.waits_for("the destination's pager to allocate memory", host, limit_s):
+                made = await pager.preallocate(held)
             log.info(PREALLOCATED, migration=self.record.migration, vm=self.record.vm, bytes=made)
 
     async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
@@ -165,7 +223,9 @@ class IncomingMigration:
     async def connect_lanes(self, wanted: Wanted) -> None:
         """Connects the lanes and marks all known poison: the source's, and this host's own from an earlier stay."""
         pager = await self._the_pager()
-        await pager.connect_lanes(wanted.lane_address, wanted.lane_token)
+        host, limit_s = self._environment.host, self._environment.timeouts.step_s
+        with self.side.waits_for(f"the lanes to the source's pager at {wanted.lane_address}", host, limit_s):
+            await pager.connect_lanes(wanted.lane_address, wanted.lane_token)
         known = await self._recorder.ledger(self.record.vm)
         if known:
             await pager.mark_poisoned(known)

@@ -7,10 +7,11 @@ A Refuse does not wait for a Prepare or Ready that hangs: it ends that call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import assert_never
 
 import structlog
@@ -18,13 +19,15 @@ import structlog
 from vmferry.aio.concurrency import race, to_the_end
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.chronicle import Chronicle
 from vmferry.migration.destination import state_machine as inc
 from vmferry.migration.destination.incoming_migration import IncomingMigration, no_vmm
 from vmferry.migration.destination.layout import check_layout
 from vmferry.migration.destination.pager_watch import Decisions, PagerWatch
 from vmferry.migration.environment import Environment, Spawn
+from vmferry.model.facts import HostFacts, MoveFacts
 from vmferry.model.incoming import IncomingUpdate, Wanted
-from vmferry.model.journal import JournalKind
+from vmferry.model.journal import JournalEntry, JournalKind
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import TERMINAL, Incoming, Outcome
 
@@ -45,11 +48,16 @@ HOLDS_STATE = frozenset({"loaded", "running"})
 class IncomingService:
     """Owner of this host's incoming migrations."""
 
-    def __init__(self, environment: Environment, recorder: LedgerRecorder, spawn: Spawn) -> None:
+    def __init__(self, environment: Environment, recorder: LedgerRecorder, chronicle: Chronicle, spawn: Spawn) -> None:
         self._environment = environment
+        self._chronicle = chronicle
         self._recorder = recorder
         self._spawn = spawn
         self._known: dict[str, IncomingMigration] = {}
+        self._open: dict[str, IncomingMigration] = {}
+        """Those that had not ended at the last look."""
+        self._ended: dict[str, IncomingMigration] = {}
+        """Those that had, in the order of their ends."""
 
     async def recover(self) -> None:
         """After a restart: continues from the journal.
@@ -57,8 +65,11 @@ class IncomingService:
         A Prepare that the restart cut off is refused, because its caller is gone. A refusal or a loss that its record
         does not show yet is finished.
         """
-        for record in await self._environment.store.incomings():
-            incoming = await self._load(record.migration)
+        journals = await self._environment.store.incoming_journals()
+        records = await self._environment.store.incomings()
+        for record in sorted(records, key=lambda one: one.course[-1].at_us if one.course else one.started_us):
+            incoming = self._known[record.migration] = self._made(record, journals.get(record.migration, ()))
+            self._open[record.migration] = incoming
             match incoming.state:
                 case inc.State.UNKNOWN:
                     self._spawn(f"refuse {record.migration}", self._refuse_cut_off(incoming))
@@ -75,6 +86,45 @@ class IncomingService:
 
     def all(self) -> list[Incoming]:
         return [incoming.record for incoming in self._known.values() if incoming.record.vm]
+
+    def active(self) -> list[Incoming]:
+        """The migrations that have not ended here."""
+        self._sort()
+        return [incoming.record for incoming in self._open.values() if incoming.record.vm]
+
+    def ended(self, limit: int) -> list[MoveFacts]:
+        """The facts of those that ended last, the newest first."""
+        self._sort()
+        return [incoming.facts() for incoming in islice(reversed(self._ended.values()), limit)]
+
+    @property
+    def ended_count(self) -> int:
+        return len(self._ended)
+
+    def _sort(self) -> None:
+        for name, incoming in tuple(self._open.items()):
+            if incoming.record.ended:
+                del self._open[name]
+                if incoming.record.vm:
+                    self._ended[name] = incoming
+
+    def facts(self, migration: str) -> MoveFacts | None:
+        """The facts of a migration into this host, with the events that memory has."""
+        known = self._known.get(migration)
+        return known.facts() if known is not None and known.record.vm else None
+
+    def forget(self, migrations: Collection[str]) -> None:
+        """Lets go of ended migrations that the store has deleted."""
+        for migration in migrations:
+            for known in (self._known, self._open, self._ended):
+                known.pop(migration, None)
+
+    async def exchange(self, migration: str, facts: HostFacts, heard: int) -> tuple[HostFacts, int]:
+        """Takes in the source's facts, and returns this host's. It waits for nothing."""
+        incoming = await self._load(migration)
+        incoming.side.hear(facts)
+        incoming.side.look()
+        return incoming.host_facts(heard), incoming.side.heard_events()
 
     def brought(self, vm: str, life: str) -> bool:
         """Whether the VM moved into this process."""
@@ -253,11 +303,15 @@ class IncomingService:
         if known is None:
             record = await self._environment.store.incoming(migration)
             journal = await self._environment.store.journal(migration)
-            blank = Incoming(migration, "", "", Outcome.UNKNOWN)
-            fresh = IncomingMigration(self._environment, self._recorder, record or blank)
-            fresh.recover(journal)
+            fresh = self._made(record or Incoming(migration, "", "", Outcome.UNKNOWN), journal)
             known = self._known.setdefault(migration, fresh)
+            self._open.setdefault(migration, known)
         return known
+
+    def _made(self, record: Incoming, journal: Sequence[JournalEntry]) -> IncomingMigration:
+        made = IncomingMigration(self._environment, self._recorder, self._chronicle, record)
+        made.recover(journal)
+        return made
 
     @asynccontextmanager
     async def _interruptible(self, incoming: IncomingMigration) -> AsyncIterator[None]:
@@ -279,7 +333,7 @@ class IncomingService:
 
     async def _check_vm(self, incoming: IncomingMigration, vm: str, platform: str) -> None:
         migration = incoming.record.migration
-        for other in self._known.values():
+        for other in self._open.values():
             if other is not incoming and other.record.vm == vm and (other.holds_memory or other.running):
                 raise VmferryError(
                     Reason.VM_ALREADY_MIGRATING,

@@ -19,6 +19,7 @@ from vmferry.ledger.recorder import LedgerRecorder
 from vmferry.migration.destination.incoming_migration import IncomingMigration
 from vmferry.migration.environment import Environment
 from vmferry.model.migration import Outcome
+from vmferry.model.pace import Pace
 from vmferry.model.pager import (
     AllPresent,
     LinkChanged,
@@ -61,6 +62,7 @@ class PagerWatch:
         self._incoming = incoming
         self._decisions = decisions
         self._pushed = False
+        self._pace = Pace()
         self._last_page = asyncio.Event()
         self._log = log.bind(migration=incoming.record.migration, vm=incoming.record.vm)
 
@@ -174,7 +176,11 @@ class PagerWatch:
                 status = await pager.status()
                 up = status.link_up or status.all_present
                 paused = "" if up else status.link_reason or self._incoming.record.paused_reason
-                self._incoming.show(replace(self._incoming.record, progress=status.progress, paused_reason=paused))
+                clock = self._environment.clock
+                progress = self._pace.observe(status.progress, clock.monotonic_s(), clock.now_us())
+                if paused:
+                    self._incoming.side.look()
+                self._incoming.show(replace(self._incoming.record, progress=progress, paused_reason=paused))
                 if status.all_present:
                     await self._complete(pager)
             else:
@@ -222,4 +228,5 @@ class PagerWatch:
             await backoff.pause()
 
     def _pause(self, reason: str) -> None:
+        self._incoming.side.look()
         self._incoming.show(replace(self._incoming.record, paused_reason=reason))

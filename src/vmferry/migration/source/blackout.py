@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.migration import BlackoutPart
 
 
 class Blackout:
@@ -15,13 +17,20 @@ class Blackout:
         self._vm = vm
         self._host = host
         self._waits: list[str] = []
+        self._parts: list[BlackoutPart] = []
 
     @contextmanager
     def waits_for(self, whom: str) -> Iterator[None]:
         """One step. A step that fails or is cancelled stays among the waits."""
         self._waits.append(whom)
+        began_s = time.monotonic()
         yield
         self._waits.remove(whom)
+        self._parts.append(BlackoutPart(whom, time.monotonic() - began_s))
+
+    def parts(self) -> tuple[BlackoutPart, ...]:
+        """The steps that have ended well, in the order of their ends."""
+        return tuple(self._parts)
 
     def exceeded(self, limit_s: float) -> VmferryError:
         """The error of a blackout that is longer than its limit."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import Reason, VmferryError
@@ -25,6 +26,17 @@ class JobFeed:
         self._saves = 0
         """Counts ended saves, also those that failed. Between two equal counts the disk has nothing new."""
         self._progress: dict[str, Job] = {}
+        self._active: dict[str, Job] = {}
+        self._ended: dict[str, Job] = {}
+        """All jobs of this host, as they are on disk; the ended ones in the order of their ends, until `forget`."""
+        self._doubtful: set[str] = set()
+        """The jobs whose last save failed or was cancelled: it may be on disk all the same."""
+
+    async def load(self) -> None:
+        """Reads all jobs once. Raises: VmferryError STORE_FAILED."""
+        jobs = await self._store.jobs()
+        for job in sorted(jobs, key=lambda job: job.ended_us):
+            self._keep(job)
 
     async def save(self, job: Job) -> Job:
         """Makes the job durable under the next revision, then shows it to watchers.
@@ -33,8 +45,13 @@ class JobFeed:
         """
         try:
             saved = await self._store.save_job(job)
+        except BaseException:
+            self._doubtful.add(job.migration)
+            raise
         finally:
             self._saves += 1
+        self._doubtful.discard(job.migration)
+        self._keep(saved)
         self._progress.pop(saved.migration, None)
         if saved.phase is Phase.SWITCHOVER:
             asyncio.get_running_loop().call_later(TELL_LATER_S, self._changed.notify)
@@ -52,17 +69,55 @@ class JobFeed:
 
     async def get(self, migration: str) -> Job:
         """One job with its newest progress. Raises: VmferryError MIGRATION_UNKNOWN."""
-        job = await self._store.job(migration)
+        job = await self.find(migration)
         if job is None:
             raise VmferryError(
                 Reason.MIGRATION_UNKNOWN,
                 f"no migration {migration!r} on this host.",
-                "List them; a migration is known to the daemon of its source.",
+                "`vmferry list` shows the migrations of a host, in both directions.",
             )
-        return self._live(job)
+        return job
+
+    async def find(self, migration: str) -> Job | None:
+        """One job with its newest progress, if there is one."""
+        await self._settle_doubts()
+        job = self._active.get(migration) or self._ended.get(migration)
+        return None if job is None else self._live(job)
 
     async def all(self) -> list[Job]:
-        return [self._live(job) for job in await self._store.jobs()]
+        """All jobs, the ended ones first, in the order of their ends."""
+        await self._settle_doubts()
+        return [*self._ended.values(), *(self._live(job) for job in self._active.values())]
+
+    async def active(self) -> list[Job]:
+        """The jobs that have not ended."""
+        await self._settle_doubts()
+        return [self._live(job) for job in self._active.values()]
+
+    def ended(self, limit: int) -> list[Job]:
+        """The jobs that ended last, the newest first."""
+        return list(islice(reversed(self._ended.values()), limit))
+
+    @property
+    def ended_count(self) -> int:
+        return len(self._ended)
+
+    def forget(self, migrations: Collection[str]) -> None:
+        """Lets go of ended jobs that the store has deleted."""
+        for migration in migrations:
+            self._ended.pop(migration, None)
+
+    def _keep(self, job: Job) -> None:
+        ended = job.phase in TERMINAL
+        (self._active if ended else self._ended).pop(job.migration, None)
+        (self._ended if ended else self._active)[job.migration] = job
+
+    async def _settle_doubts(self) -> None:
+        for migration in tuple(self._doubtful):
+            job = await self._store.job(migration)
+            if job is not None and migration in self._doubtful:  # A later save may have settled it.
+                self._keep(job)
+            self._doubtful.discard(migration)
 
     async def watch(self, migration: str, after_revision: int) -> AsyncIterator[Job]:
         """Yields every revision after one, without gaps, then live. Between revisions it yields progress under the same

@@ -26,15 +26,21 @@ import structlog
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.chronicle import Chronicle
 from vmferry.migration.environment import Environment, Spawn
+from vmferry.migration.side import Side
 from vmferry.migration.source import state_machine as m
 from vmferry.migration.source.destination_watch import DestinationWatch
+from vmferry.migration.source.exchange import Exchange
 from vmferry.migration.source.job_feed import JobFeed
 from vmferry.migration.source.job_record import JobRecord
 from vmferry.migration.source.push_limit import PushLimit
+from vmferry.migration.source.step_words import step_words
 from vmferry.migration.source.steps import RETRY, STEP_FAILED, SourceSteps
 from vmferry.migration.source.teardown import Teardown
-from vmferry.model.migration import TERMINAL, Job
+from vmferry.model.facts import explained
+from vmferry.model.migration import TERMINAL, Job, course_with
+from vmferry.model.vocabulary import MEANING
 
 log = structlog.get_logger()
 
@@ -64,10 +70,17 @@ PERFORMED: Mapping[m.State, tuple[type[m.Command], ...]] = {
 class JobRunner:
     """Owner of one job's state. `run` is its own task; any task may call `cancel` and `push_limit`."""
 
-    def __init__(
-        self, environment: Environment, jobs: JobFeed, recorder: LedgerRecorder, job: Job, spawn: Spawn
+    def __init__(  # noqa: PLR0917 the runner's whole environment
+        self,
+        environment: Environment,
+        jobs: JobFeed,
+        recorder: LedgerRecorder,
+        chronicle: Chronicle,
+        job: Job,
+        spawn: Spawn,
     ) -> None:
         self._environment = environment
+        self.side = Side(environment, chronicle, job.migration, job.vm, "source")
         self._record = JobRecord(jobs, environment.clock, job)
         self._steps = SourceSteps(environment, recorder, job)
         self._watch = DestinationWatch(environment, recorder, self._record, self._steps)
@@ -93,6 +106,8 @@ class JobRunner:
 
     async def run(self, recovered: m.Transition | None = None) -> None:
         """Runs the job to its end. `recovered` is its first step after a restart."""
+        exchange = Exchange(self.side, self._steps, lambda: self.job)
+        exchanging = asyncio.create_task(exchange.run(), name=f"exchange {self.job.migration}")
         try:
             if recovered is None:
                 step = m.transition(m.State.QUEUED, self._cancel or m.JobStarted())
@@ -104,11 +119,14 @@ class JobRunner:
             while True:
                 event = await self._enter(step) or await self._perform(step)
                 if event is None:
+                    exchanging.cancel()
+                    await exchange.last()
                     return
                 step = m.transition(self._state, event)
         finally:
             self._steps.serving = False
             self._decided.set()
+            exchanging.cancel()
             await self._watch.close()
             await self._steps.peer.close()
 
@@ -142,9 +160,8 @@ class JobRunner:
         reason = (self.job.reason_code, self.job.reason) if same_words else (step.code, step.reason)
         job = replace(self.job, phase=phase, reason_code=reason[0], reason=reason[1])
         if before is not step.state:
-            said = partial(self._log.info, STATE, state=step.state.value, reason=step.reason)
             # Logged after the next step of this task: during the blackout each write to the log counts.
-            asyncio.get_running_loop().call_soon(said)
+            asyncio.get_running_loop().call_soon(partial(self._say, step.state, job))
         if step.state in (m.State.COMMITTED, m.State.COMPLETING):
             self._decided.set()
             return None
@@ -156,9 +173,29 @@ class JobRunner:
             return None
         return await self._save(job)
 
+    def _say(self, state: m.State, job: Job) -> None:
+        """Logs a state, at the level of the phase that people see."""
+        if job.phase in TERMINAL or state.value == job.phase.value:
+            self.side.look()
+            code, reason = explained(job.phase, str(job.reason_code or ""), job.reason, self.side.live)
+            self.side.note(job.phase.value, reason)
+            say = getattr(self._log, MEANING[job.phase].level)
+        else:
+            code, reason, say = str(job.reason_code or ""), job.reason, self._log.info
+        say(
+            STATE,
+            state=state.value,
+            phase=job.phase.value,
+            reason_code=code,
+            reason=reason,
+            peer_host=self._steps.destination_host or job.destination,
+            phase_since_us=self._environment.clock.now_us(),
+        )
+
     async def _save(self, job: Job) -> m.Event | None:
         now = self._environment.clock.now_us()
-        job = replace(job, updated_us=now)
+        course = course_with(job.course, job.phase, now)
+        job = replace(job, updated_us=now, course=course, destination_host=self._steps.destination_host)
         if job.phase in TERMINAL:
             total_s = self._before_s + self._environment.clock.monotonic_s() - self._began_s
             job = replace(job, ended_us=max(now, job.created_us), total_s=max(total_s, 1e-6))
@@ -220,11 +257,14 @@ class JobRunner:
         name = type(command).__name__
         loop = asyncio.get_running_loop()
         limit_s = self._steps.limit_s(command)
+        there = self._steps.destination_host or self.job.destination
+        what, host = step_words(command, self.job.vm, self._environment.host, there)
         try:
             deadline = loop.time() if self._cancel else loop.time() + limit_s
             async with asyncio.timeout_at(deadline) as scope:
                 self._scope = scope
-                await work
+                with self.side.waits_for(what, host, limit_s):
+                    await work
         except TimeoutError:
             if self._cancel is None:
                 return self._late(command, limit_s)
@@ -254,6 +294,7 @@ class JobRunner:
         if steps.stopped_at_s is not None:
             downtime_s = self._environment.clock.monotonic_s() - steps.stopped_at_s
         job = replace(self.job, stopped_us=steps.stopped_us, started_us=started_us, downtime_s=downtime_s)
+        job = replace(job, blackout=steps.blackout.parts())
         self._record.stage(job)
 
     def _late(self, command: m.Command, limit_s: float) -> m.Failed:

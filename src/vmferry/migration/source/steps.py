@@ -40,6 +40,8 @@ class SourceSteps:
         self.peer: Peer = environment.peers.connect(job.destination, job.nonce)
         self.stopped_us = job.stopped_us
         self.stopped_at_s: float | None = None
+        self.destination_host = job.destination_host
+        """The destination's own name, once it has answered."""
         self.asked_destination = False
         self.commit_tried = False
         """Whether a commit may be durable."""
@@ -99,7 +101,7 @@ class SourceSteps:
             case m.MarkPoison():
                 await self._mark_poison()
             case m.SendHello():
-                await self.peer.hello(self.migration)
+                self.destination_host = await self.peer.hello(self.migration)
             case m.RequestPrepare():
                 self.asked_destination = True
                 what = vmm.identity
@@ -209,7 +211,8 @@ class SourceSteps:
         backoff = self._environment.backoff()
         while True:
             try:
-                return m.Started(await self.peer.start(self.migration))
+                with self.blackout.waits_for(f"the destination {self._destination} to start the VM"):
+                    return m.Started(await self.peer.start(self.migration))
             except VmferryError as error:
                 if error.reason in (Reason.MIGRATION_REFUSED, Reason.MIGRATION_UNKNOWN):
                     return await self._outcome_or_unanswered()

@@ -2,7 +2,7 @@
 "use strict";
 
 const link = document.getElementById("link");
-const stream = new EventSource("/api/events?parts");
+const stream = new EventSource("/api/v1/events?parts");
 
 stream.addEventListener("open", () => { link.textContent = "live"; });
 stream.addEventListener("error", () => { link.textContent = "not live: the daemon does not answer"; });

@@ -38,7 +38,7 @@ def incoming_of(pair: Pair) -> tuple[IncomingService, IncomingMigration]:
     assert pair.b.service is not None
     service = pair.b.service.incoming
     record = Incoming("m1", "web", "a", Outcome.UNKNOWN)
-    return service, IncomingMigration(service._environment, service._recorder, record)
+    return service, IncomingMigration(service._environment, service._recorder, service._chronicle, record)
 
 
 @pytest.mark.parametrize("door", DOORS)

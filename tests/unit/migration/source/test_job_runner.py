@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 
 from vmferry.ledger.recorder import LedgerRecorder
+from vmferry.migration.chronicle import Chronicle
 from vmferry.migration.environment import Environment
 from vmferry.migration.source import state_machine as m
 from vmferry.migration.source.job_feed import JobFeed
@@ -29,6 +30,10 @@ def test_every_state_says_what_it_performs() -> None:
     assert set(PERFORMED) == set(m.State)
 
 
+def spawn(_name: str, _work: object) -> None:
+    """Starts nothing."""
+
+
 async def test_a_command_that_nothing_performs_raises(pair: Pair) -> None:
     host = pair.a
     environment = Environment(
@@ -39,7 +44,7 @@ async def test_a_command_that_nothing_performs_raises(pair: Pair) -> None:
         peers=FakePeers(host.script, pair.network.find),
     )
     recorder = LedgerRecorder(host.store)
-    runner = JobRunner(environment, JobFeed(host.store), recorder, Job("m1", "web", "b"), lambda _name, _work: None)
+    runner = JobRunner(environment, JobFeed(host.store), recorder, Chronicle(environment), Job("m1", "web", "b"), spawn)
     for state, command in foreign():
         with pytest.raises(AssertionError, match=f"nothing performs .*{type(command).__name__}.* in state {state}"):
             await runner._perform(m.Transition(state, (command,)))

@@ -58,4 +58,21 @@ def upgrade() -> None:
         sa.Column("life", sa.String(100), nullable=False),
         sa.Column("after_revision", sa.Integer, nullable=False),
     )
+    op.create_table(
+        "events",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("migration", sa.String(63), nullable=False),
+        sa.Column("host", sa.String(63), nullable=False),
+        sa.Column("number", sa.BigInteger, nullable=False),
+        sa.Column("at_us", sa.BigInteger, nullable=False),
+        sa.Column("kind", sa.String(63), nullable=False),
+        sa.Column("words", sa.Text, nullable=False),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("events_by_migration", "events", ["migration", "host", "number"], unique=True)
+    op.create_table(
+        "totals",
+        sa.Column("name", sa.String(16), primary_key=True),
+        sa.Column("totals", sa.Text, nullable=False),
+    )
     op.create_index("ledger_by_page", "ledger", ["vm", "gpa", "revision"])
