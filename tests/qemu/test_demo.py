@@ -21,7 +21,7 @@ REFUSAL = "Can't migrate this vm with hardware poisoned memory"
 
 async def demo(*options: str) -> tuple[dict[str, object], str]:
     """The demo's object, and its words."""
-    words = [str(VMFERRY), "demo", "--memory", "96M", "--vcpus", "1", "--poison", "8", "--json", *options]
+    words = [str(VMFERRY), "demo", "--memory", "96M", "--poison", "8", "--json", *options]
     process = await asyncio.create_subprocess_exec(
         *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -53,6 +53,6 @@ async def test_the_demo_moves_the_qemu_of_the_distribution(
     programs, uffd_poison, kvm, qemu72: Qemu, namespaces
 ) -> None:
     """It would not refuse its own migration, and end by it."""
-    found, notes = await demo("--qemu", qemu72.argv[0])
+    found, notes = await demo("--qemu", qemu72.argv[0], "--vcpus", "1")
     assert found["ok"] and not found["problems"]
     assert qemu72.name in notes and REFUSAL not in notes

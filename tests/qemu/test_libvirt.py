@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -48,11 +51,12 @@ DOMAIN = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qe
     <video><model type='none'/></video>
   </devices>
   <qemu:commandline>
-    <qemu:arg value='-qmp'/><qemu:arg value='unix:{monitor},server=on,wait=off'/>{waits}
+    <qemu:arg value='-qmp'/><qemu:arg value='unix:{monitor},server=on,wait=off'/>
   </qemu:commandline>
 </domain>
 """
-WAITS = "<qemu:arg value='-incoming'/><qemu:arg value='defer'/>"
+VMFERRY = Path(sys.executable).parent / "vmferry"
+WAITING = ("qemu", "destination-command", "--vm", VM, "--libvirt", "-")
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +88,9 @@ class Domains:
         with self._disk.open("wb") as file:
             file.truncate(4 * MIB)
 
-    async def start(self, host: Host, name: str, waits: bool = False) -> Console:
+    async def start(self, host: Host, name: str) -> Console:
         """Returns once the daemon of the host has adopted it as `VM`."""
         console = Console(self._directory, name)
-        monitor = monitors(host) / f"{name}.libvirt"
         values = {
             "name": name,
             "memory": linux.MEMORY_MIB,
@@ -97,17 +100,46 @@ class Domains:
             "emulator": self._emulator,
             "disk": self._disk,
             "console": console.log,
-            "monitor": monitor,
+            "monitor": _monitor(host, name),
         }
-        text = {key: escape(str(value)) for key, value in values.items()}
-        path = self._directory / f"{name}.xml"
-        path.write_text(DOMAIN.format(**text, waits=WAITS if waits else ""))
-        await self._libvirt.virsh("create", str(path), *(["--paused"] if waits else []))
-        api = self._hosts.pair.home_api if host is self._hosts.pair.home else self._hosts.pair.away_api
-        await api.adopt_qemu(str(monitor), VM)
-        state = machines_pb2.MACHINE_STATE_INCOMING if waits else machines_pb2.MACHINE_STATE_RUNNING
-        await self._hosts.knows(host, VM, state)
+        xml = DOMAIN.format(**{key: escape(str(value)) for key, value in values.items()})
+        await self._create(host, name, xml)
         return console
+
+    async def wait(self, host: Host, name: str, source: str, command: list[str]) -> Console:
+        """Starts the domain that waits, made of the source's by a command. Both are domains of one libvirtd here: they
+        differ in their names and paths.
+        """
+        console = Console(self._directory, name)
+        xml = re.sub(r"\s*<uuid>.*</uuid>", "", await self._libvirt.virsh("dumpxml", "--migratable", source))
+        here = {
+            f"<name>{source}<": f"<name>{name}<",
+            str(Console(self._directory, source).log): str(console.log),
+            str(_monitor(self._hosts.pair.home, source)): str(_monitor(host, name)),
+        }
+        for old, new in here.items():
+            xml = xml.replace(old, new)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await process.communicate(xml.encode())
+        assert process.returncode == 0
+        await self._create(host, name, output.decode(), "--paused")
+        return console
+
+    async def _create(self, host: Host, name: str, xml: str, *how: str) -> None:
+        path = self._directory / f"{name}.xml"
+        path.write_text(xml)
+        await self._libvirt.virsh("create", str(path), *how)
+        api = self._hosts.pair.home_api if host is self._hosts.pair.home else self._hosts.pair.away_api
+        await api.adopt_qemu(str(_monitor(host, name)), VM)
+        state = machines_pb2.MACHINE_STATE_INCOMING if how else machines_pb2.MACHINE_STATE_RUNNING
+        await self._hosts.knows(host, VM, state)
+
+
+def _monitor(host: Host, name: str) -> Path:
+    """Not among those that the daemon watches: it is adopted under the guest's name."""
+    return monitors(host) / f"{name}.libvirt"
 
 
 async def test_a_guest_moves_from_one_domain_of_libvirt_to_another(
@@ -116,7 +148,8 @@ async def test_a_guest_moves_from_one_domain_of_libvirt_to_another(
     pair, domains = hosts.pair, Domains(libvirt, hosts, qemu72.argv[0], image, tmp_path)
     source = await domains.start(pair.home, "web-a")
     before = await source.until(libvirt.process, lambda state: state.disk > 0, linux.BOOTS_S)
-    destination = await domains.start(pair.away, "web-b", waits=True)
+    command = [str(VMFERRY), "--api", pair.home.place.api, *WAITING]
+    destination = await domains.wait(pair.away, "web-b", "web-a", command)
     check = await pair.home_api.check_qemu(VM, (await pair.away_api.check_qemu(VM)).profile)
     assert not [one.fact for one in check.findings if "TCG" not in one.remedy]
     await pair.home_api.create(VM, VM, str(pair.away.place.peer))

@@ -69,3 +69,17 @@ def test_a_verb_without_its_action_is_a_usage_error(words):
 def test_the_command_of_the_destination_can_be_pasted_into_a_shell(daemon, capsys):
     assert main(["qemu", "destination-command", "--vm", "web-1"]) == ExitCode.OK
     assert capsys.readouterr().out == "qemu -name 'web 1' -machine pc-i440fx-7.2 -S -incoming defer\n"
+
+
+def test_the_waiting_domain_of_libvirt_is_printed(daemon, capsys, tmp_path):
+    domain = tmp_path / "web-1.xml"
+    domain.write_text(
+        "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><os><type machine='pc'>hvm</type></os>"
+        "<qemu:commandline><qemu:arg value='-qmp'/><qemu:arg value='unix:/run/a'/></qemu:commandline></domain>"
+    )
+    assert main(["qemu", "destination-command", "--vm", "web-1", "--libvirt", str(domain)]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert 'machine="pc-i440fx-7.2"' in out and 'value="defer"' in out
+    domain.write_text("nothing")
+    assert main(["qemu", "destination-command", "--vm", "web-1", "--libvirt", str(domain)]) != ExitCode.OK
+    assert "virsh dumpxml" in capsys.readouterr().err
