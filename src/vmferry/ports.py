@@ -89,6 +89,17 @@ class Vmms(Protocol):
     def all(self) -> Sequence[Vmm]: ...
 
 
+class VmmStarter(Protocol):
+    """Starts VMMs on this host for VMs that come."""
+
+    async def start(self, vm: str, platform: str) -> None:
+        """Returns once a VMM waits for the VM, or at once where this host starts none.
+
+        Raises: VmferryError DESTINATION_NO_VMM with the reason of the failure.
+        """
+        ...
+
+
 class Pager(Protocol):
     """The pager process of one VM on this host. PAGER_FAILED: it died or cannot be reached; KERNEL_LACKS_FEATURE."""
 

@@ -25,6 +25,7 @@ from vmferry.store.sqlite import open_store
 from vmferry.vmm.every import EveryVmm
 from vmferry.vmm.qemu.monitors import QemuMonitors
 from vmferry.vmm.qemu.reach import ReachProgram
+from vmferry.vmm.qemu.template import QemuTemplate
 from vmferry.vmm.server import VmmCallbacks, VmmServer
 
 
@@ -38,12 +39,14 @@ class HostCore:
         self._qemus = QemuMonitors(
             config.qemu.monitors, config.state_dir / "qemus.json", reach, deadlines.vmm(limits), self._vmms
         )
+        vmms = EveryVmm(self._vmms, self._qemus)
         self.pagers = PagerProcesses(config.runtime_dir, config.pager.program, pager_settings(config))
         self._service = MigrationService(
             Environment(
                 host=config.host,
                 store=store,
-                vmms=EveryVmm(self._vmms, self._qemus),
+                vmms=vmms,
+                starter=QemuTemplate(config.qemu.template, vmms, limits.vmm_s),
                 pagers=self.pagers,
                 peers=GrpcPeers(config.host, deadlines.peer(limits), security.identity, security.refusals),
                 clock=clock,

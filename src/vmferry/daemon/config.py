@@ -56,6 +56,8 @@ class Qemu:
     """Paths of QMP sockets, with `*`; watched as they come and go."""
     reach_program: str
     """The program that steps into a QEMU."""
+    template: Path | None
+    """The program that starts a QEMU for a VM that comes; None: somebody else starts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ def _qemu(table: Table) -> Qemu:
     qemu = Qemu(
         monitors=table.patterns("monitors"),
         reach_program=table.text("reach_program", "vmferry-reach", r"[^\0]+", "a program name or path"),
+        template=table.optional_path("template"),
     )
     table.finish()
     return qemu

@@ -13,7 +13,7 @@ from vmferry.aio.backoff import Backoff
 from vmferry.aio.wall_clock import now_us
 from vmferry.migration.timeouts import Timeouts
 from vmferry.model.memory import MemoryRoom
-from vmferry.ports import Clock, MemoryRooms, Pagers, Peers, Processors, Store, Vmms
+from vmferry.ports import Clock, MemoryRooms, Pagers, Peers, Processors, Store, Vmms, VmmStarter
 
 
 class SystemClock:
@@ -36,6 +36,13 @@ class UncheckedProcessors:
         pass
 
     def let_sleep(self, who: str) -> None:
+        pass
+
+
+class NoStarter:
+    """A host without a starter."""
+
+    async def start(self, vm: str, platform: str) -> None:
         pass
 
 
@@ -93,6 +100,7 @@ class Environment:
     """Whether a VMM's process lives. A dead one will not connect again."""
     vmm_life: Callable[[int], str] = process_life
     """Tells a VMM's process from any other, also from a later one of its pid; "": it cannot be told."""
+    starter: VmmStarter = field(default_factory=NoStarter)
     memory_rooms: MemoryRooms = field(default_factory=Unlimited)
     push_bytes_per_s: int = 0
     """The push limit of jobs that request none, bytes per second; 0: no limit."""

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from vmferry.migration.environment import Environment
+from vmferry.migration.environment import Environment, NoStarter
 from vmferry.migration.service import MigrationService
 from vmferry.migration.timeouts import Timeouts
 from vmferry.model.memory import MemoryRoom
 from vmferry.model.migration import TERMINAL, Job
+from vmferry.ports import VmmStarter
 from vmferry.testing.clock import ManualClock
 from vmferry.testing.pager import FakePagers
 from vmferry.testing.peer import Destination, FakePeers
@@ -88,6 +89,7 @@ class FakeHost:
         self.timeouts = TIMEOUTS
         """Read at the next start."""
         self.memory_rooms = FakeRooms()
+        self.starter: VmmStarter = NoStarter()
         self.ended: set[int] = set()
         """The ended processes of VMMs, by pid."""
         self.push_bytes_per_s = 0
@@ -151,6 +153,7 @@ class FakeHost:
             vmm_lives=lambda pid: pid not in self.ended,
             vmm_life=lambda pid: "" if pid in self.ended else str(pid),
             memory_rooms=self.memory_rooms,
+            starter=self.starter,
             push_bytes_per_s=self.push_bytes_per_s,
             processors=self.processors,
         )

@@ -18,7 +18,7 @@ from vmferry.migration.source.job_runner import JobRunner
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Job, PageProgress, Phase
 from vmferry.model.vmm import DEVICE_STATE_LIMIT
-from vmferry.testing.host import Pair
+from vmferry.testing.host import FakeHost, Pair
 from vmferry.testing.peer import FakePeers
 from vmferry.testing.store import MemoryStore
 from vmferry.units import Gpa
@@ -76,6 +76,39 @@ async def test_what_a_destination_refuses(pair: Pair, vm: str, state: str, platf
     assert (job.phase, job.reason_code) == (Phase.FAILED, reason)
     assert pair.source.runs
     assert not pair.b.pagers.running
+
+
+class Starts:
+    """Adds a VMM that waits for each VM that it is asked for."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self._host = host
+        self.asked: list[tuple[str, str]] = []
+
+    async def start(self, vm: str, platform: str) -> None:
+        self.asked.append((vm, platform))
+        self._host.add_vmm(vm, "incoming", 301, platform)
+
+
+async def test_a_destination_starts_a_vmm_only_where_none_waits(pair: Pair) -> None:
+    starter = Starts(pair.b)
+    pair.b.starter = starter
+    await pair.b.stop()
+    await pair.b.start()
+    await pair.service.create("m1", "web", "b")
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+    assert not starter.asked
+
+
+async def test_a_destination_starts_the_vmm_of_a_vm_that_comes(pair: Pair) -> None:
+    pair.b.vmms.everyone.clear()
+    starter = Starts(pair.b)
+    pair.b.starter = starter
+    await pair.b.stop()
+    await pair.b.start()
+    await pair.service.create("m1", "web", "b")
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+    assert starter.asked == [("web", "x86_64/process")]
 
 
 async def test_a_device_state_that_cannot_move_is_refused_before_there_is_a_job(pair: Pair) -> None:

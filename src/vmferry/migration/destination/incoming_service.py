@@ -349,6 +349,8 @@ class IncomingService:
                 f"{vm} is on the destination already (VMM pid {here.identity.pid}, {here.identity.state}).",
                 "Two VMs of one name cannot be on one host: end or rename the other.",
             )
+        if self._environment.vmms.incoming(vm) is None:
+            await self._environment.starter.start(vm, platform)
         waiting = self._environment.vmms.incoming(vm)
         if waiting is None:
             raise no_vmm(vm)
