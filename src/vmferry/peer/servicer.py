@@ -64,9 +64,10 @@ class PeerServicer(GeneratedServicer):
     async def Switchover(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SwitchoverRequest], context: Context
     ) -> AsyncIterator[pb.SwitchoverReply]:
+        source = self._source_of(context)  # Once: a call that has ended has no peer.
         await context.send_initial_metadata(())
         async for request in request_iterator:
-            yield await answered(context, self._switchover(request, self._source_of(context)))
+            yield await answered(context, self._switchover(request, source))
 
     async def Start(self, request: pb.StartRequest, context: Context) -> pb.StartReply:  # noqa: N802
         return await answered(context, self._start(request, self._source_of(context)))

@@ -81,51 +81,47 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # It is gener
         if inspect.isasyncgenfunction(work):
 
             async def streamed(request: Any, context: Context) -> AsyncIterator[Any]:
-                await self._admit(method, request, context)
+                caller = await self._admit(method, request, context)
                 try:
                     async for item in work(request, context):
                         yield item
                 finally:
-                    self._note(method, request, context)
+                    self._note(method, request, context, caller)
 
             return streamed
 
         async def answered(request: Any, context: Context) -> Any:
-            await self._admit(method, request, context)
+            caller = await self._admit(method, request, context)
             try:
                 return await cast(Awaitable[Any], work(request, context))
             finally:
-                self._note(method, request, context)
+                self._note(method, request, context, caller)
 
         return answered
 
-    async def _admit(self, method: str, request: Any, context: Context) -> None:
+    async def _admit(self, method: str, request: Any, context: Context) -> Caller | None:
+        """Returns the caller. A call that has ended has no peer: grpc would end the process."""
         caller = self._caller(context.peer())
         problem = self._rule.problem(caller, method)
-        if problem is None:
-            CALLER.set(str(caller or ""))
-            return
-        self._refusals.note(self._port, Cause.NOT_PERMITTED)
-        log.warning(CALL_REFUSED, port=self._port, call=method, peer=_where(caller), error=problem)
-        self._audit.note(self._record(method, request, context, "PERMISSION_DENIED"))
-        await abort(
-            context,
-            VmferryError(
-                Reason.PERMISSION_DENIED, f"{problem}.", "Name the caller under a role of [access] in vmferryd.toml."
-            ),
-        )
+        if problem is not None:
+            self._refusals.note(self._port, Cause.NOT_PERMITTED)
+            log.warning(CALL_REFUSED, port=self._port, call=method, peer=_where(caller), error=problem)
+            self._audit.note(self._record(method, request, caller, "PERMISSION_DENIED"))
+            remedy = "Name the caller under a role of [access] in vmferryd.toml."
+            await abort(context, VmferryError(Reason.PERMISSION_DENIED, f"{problem}.", remedy))
+        CALLER.set(str(caller or ""))
+        return caller
 
-    def _note(self, method: str, request: Any, context: Context) -> None:
+    def _note(self, method: str, request: Any, context: Context, caller: Caller | None) -> None:
         code = context.code()
         if code is grpc.StatusCode.PERMISSION_DENIED:
             self._refusals.note(self._port, Cause.FOREIGN_MIGRATION)
-            log.warning(CALL_REFUSED, port=self._port, call=method, peer=_where(self._caller(context.peer())))
+            log.warning(CALL_REFUSED, port=self._port, call=method, peer=_where(caller))
         if self._rule.changes(method):
             name = code.name if isinstance(code, grpc.StatusCode) else "OK" if not code else str(code)
-            self._audit.note(self._record(method, request, context, name))
+            self._audit.note(self._record(method, request, caller, name))
 
-    def _record(self, method: str, request: Any, context: Context, outcome: str) -> dict[str, object]:
-        caller = self._caller(context.peer())
+    def _record(self, method: str, request: Any, caller: Caller | None, outcome: str) -> dict[str, object]:
         on = {name: _short(getattr(request, name)) for name in FIELDS if getattr(request, name, None)}
         return {
             "port": self._port,
