@@ -12,7 +12,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard proto/vmferry/v1/*.proto)
-PROGRAM_SOURCES := $(shell find pager reach refvm deploy/wheel -type f -not -path '*/target/*') Cargo.toml Cargo.lock pyproject.toml $(PROTOS)
+PROGRAM_SOURCES := $(shell find pager pagemap reach refvm deploy/wheel -type f -not -path '*/target/*') Cargo.toml Cargo.lock pyproject.toml $(PROTOS)
 # One profile for build, tests and clippy, so that nothing is compiled twice.
 CARGO_FLAGS := --release --locked
 

@@ -2,16 +2,9 @@ use super::*;
 
 #[test]
 fn entries_are_told_apart() {
-    assert_eq!(Entry::from(0), Entry::Empty);
-    assert_eq!(Entry::from(0x4000_0000_0000_005f), Entry::PoisonMarker);
-    // A uffd-wp marker, a swapped page, a present page, a soft-dirty bit alone.
-    assert_eq!(Entry::from(0x4000_0000_0000_003f), Entry::Something);
-    assert_eq!(Entry::from(0x4000_0000_0000_0040), Entry::Something);
-    assert_eq!(Entry::from(0x8000_0000_0012_3456), Entry::Something);
-    assert_eq!(Entry::from(1 << 55), Entry::Empty);
-    // Without CAP_SYS_ADMIN the type and the offset of a swapped entry are 0; the bits above are shown.
-    assert_eq!(Entry::from(1 << 62), Entry::Hidden);
-    assert_eq!(Entry::from(1 << 62 | 1 << 55), Entry::Hidden);
+    let raw = [0, 0x4000_0000_0000_005f, 0x4000_0000_0000_0040, 0x8000_0000_0012_3456, 1 << 62];
+    let kinds = [Entry::Empty, Entry::PoisonMarker, Entry::Something, Entry::Something, Entry::Hidden];
+    assert_eq!(raw.map(|raw| Entry::from(RawEntry(raw))), kinds);
 }
 
 #[test]
