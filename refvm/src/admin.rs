@@ -1,5 +1,5 @@
-//! The admin socket: one JSON object a line, one answer a line. For tests and demonstrations: what a guest says of itself,
-//! and memory errors on demand.
+//! The admin socket: one JSON object a line, one answer a line. It gives tests and demonstrations the guest's report, and
+//! makes memory errors on demand.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Gone already: somebody tidied up.
+    // The file is gone already.
     let _ = std::fs::remove_file(admin_socket);
     // vCPU threads may wait on a page that never comes: the process ends without them.
     std::process::exit(code.into());

@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use crate::layout::PAGE_SIZE;
 use crate::machine::Block;
 use crate::userfaultfd::{
-    FEATURE_MINOR_HUGETLBFS, FEATURE_MINOR_SHMEM, FEATURE_POISON, MODE_MINOR, MODE_MISSING, Poisoned, Userfaultfd,
+    FEATURE_MINOR_HUGETLBFS, FEATURE_MINOR_SHMEM, FEATURE_POISON, MODE_MINOR, MODE_MISSING, PoisonOutcome, Userfaultfd,
 };
 
 /// How often a page that was touched between drop and marker is dropped again. Every try gives the other side a chance
@@ -140,9 +140,9 @@ fn drop_and_mark(uffd: &Userfaultfd, page: Page) -> Result<(), InjectError> {
         advise(page, libc::MADV_DONTNEED).map_err(kernel("madvise(MADV_DONTNEED)"))?;
         loop {
             match uffd.poison(page.hva, page.size()).map_err(kernel("UFFDIO_POISON"))? {
-                Poisoned::Marked => return Ok(()),
-                Poisoned::PagePresent => break,
-                Poisoned::Again => std::thread::yield_now(),
+                PoisonOutcome::Marked => return Ok(()),
+                PoisonOutcome::PagePresent => break,
+                PoisonOutcome::Again => std::thread::yield_now(),
             }
         }
     }

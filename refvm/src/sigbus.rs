@@ -1,11 +1,11 @@
-//! The one handler of SIGBUS: by it the kernel tells of memory errors.
+//! The one handler of SIGBUS, the signal by which the kernel reports memory errors.
 //!
 //! | signal | meaning | the handler |
 //! |---|---|---|
 //! | `BUS_MCEERR_AO` in the main thread | the host found a bad frame that no thread touched | passes it to [`report_early_errors`] |
 //! | of the thread that calls `MADV_HWPOISON` | [`crate::inject`] poisons that page | returns |
 //! | of a vCPU in its guest's memory | the vCPU consumed the error | returns; the vCPU takes its machine check |
-//! | any other | a defect, or an error outside guest memory | says so, then does as without us |
+//! | any other | a defect, or an error outside guest memory | prints a message, then leaves it to the handler before |
 //!
 //! Handlers call async-signal-safe functions only.
 
@@ -122,7 +122,7 @@ fn pass_on(hva: u64) -> bool {
     true
 }
 
-/// Says so, since the handler before may end the process in silence (as the standard library's does).
+/// Prints a message, because the handler before may end the process in silence, as the standard library's does.
 fn not_ours(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void, hva: u64) {
     let mut text = *b"SIGBUS outside the guest's accesses, at 0x0000000000000000\n";
     let digits = text.len() - 17;

@@ -84,7 +84,7 @@ struct UffdioPoison {
 
 /// The outcome of [`Userfaultfd::poison`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Poisoned {
+pub enum PoisonOutcome {
     /// The marker is in place.
     Marked,
     /// The page is present, or marked already.
@@ -146,13 +146,13 @@ impl Userfaultfd {
     ///
     /// # Errors
     /// ENOENT: not registered.
-    pub fn poison(&self, start: u64, len: u64) -> io::Result<Poisoned> {
+    pub fn poison(&self, start: u64, len: u64) -> io::Result<PoisonOutcome> {
         let mut poison = UffdioPoison { range: UffdioRange { start, len }, mode: 0, updated: 0 };
         match ioctl(self.as_raw_fd(), UFFDIO_POISON, &mut poison) {
-            Ok(()) => Ok(Poisoned::Marked),
+            Ok(()) => Ok(PoisonOutcome::Marked),
             Err(error) => match error.raw_os_error() {
-                Some(libc::EEXIST) => Ok(Poisoned::PagePresent),
-                Some(libc::EAGAIN) => Ok(Poisoned::Again),
+                Some(libc::EEXIST) => Ok(PoisonOutcome::PagePresent),
+                Some(libc::EAGAIN) => Ok(PoisonOutcome::Again),
                 _ => Err(error),
             },
         }
@@ -184,20 +184,4 @@ fn ioctl<T>(fd: RawFd, request: libc::c_ulong, argument: &mut T) -> io::Result<(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn features_have_the_bits_of_the_kernel_header() {
-        assert_eq!(feature_bit("UFFD_FEATURE_PAGEFAULT_FLAG_WP"), Some(1));
-        assert_eq!(feature_bit("UFFD_FEATURE_EVENT_REMOVE"), Some(1 << 3));
-        assert_eq!(feature_bit("UFFD_FEATURE_THREAD_ID"), Some(1 << 8));
-        assert_eq!(feature_bit("UFFD_FEATURE_MISSING_HUGETLBFS"), Some(1 << 4));
-        assert_eq!(feature_bit("UFFD_FEATURE_MINOR_HUGETLBFS"), Some(FEATURE_MINOR_HUGETLBFS));
-        assert_eq!(feature_bit("UFFD_FEATURE_MINOR_SHMEM"), Some(FEATURE_MINOR_SHMEM));
-        assert_eq!(feature_bit("UFFD_FEATURE_POISON"), Some(FEATURE_POISON));
-        assert_eq!(feature_bit("UFFD_FEATURE_MOVE"), Some(1 << 16));
-        assert_eq!(feature_bit("POISON"), None);
-        assert_eq!(feature_bit("UFFD_FEATURE_LOUD"), None);
-    }
-}
+mod tests;

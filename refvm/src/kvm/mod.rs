@@ -22,7 +22,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use first_pages::Helper;
 pub use registers::Ring;
 use state::{GuestState, VcpuState, host, msr_indices};
-use vcpu::{Command, Shared, Vcpu, set_up_machine_checks};
+use vcpu::{KvmContext, KvmVcpu, VcpuCommand, set_up_machine_checks};
 
 use crate::guest::config::workload_runs;
 use crate::guest::mapped::{fill_workload, hva_of, write, write_piece};
@@ -51,7 +51,7 @@ impl Phase {
 }
 
 struct Thread {
-    commands: Sender<Command>,
+    commands: Sender<VcpuCommand>,
     handle: JoinHandle<()>,
 }
 
@@ -64,7 +64,7 @@ pub struct KvmMachine {
     tsc_khz: u64,
     /// Special registers of a vCPU after its creation.
     reset: kvm_bindings::kvm_sregs,
-    shared: Shared,
+    shared: KvmContext,
     /// Pages found bad before the state was loaded.
     early: Vec<Block>,
     /// Touches the first pages of the vCPUs.
@@ -128,7 +128,8 @@ impl KvmMachine {
             // SAFETY: the regions are mapped and stay so for the life of the machine, by the contract of `MappedRegion`.
             unsafe { vm.set_user_memory_region(memory) }.map_err(|e| host("KVM_SET_USER_MEMORY_REGION", e))?;
         }
-        let shared = Shared { ram, told: Arc::new(Mutex::default()), errors, msr_indices: msr_indices(&kvm)?.into() };
+        let shared =
+            KvmContext { ram, told: Arc::new(Mutex::default()), errors, msr_indices: msr_indices(&kvm)?.into() };
         let fds: Vec<VcpuFd> = (0..config.vcpus).map(|id| new_vcpu(&kvm, &vm, id)).collect::<Result<_, _>>()?;
         let reset = fds[0].get_sregs().map_err(|e| host("KVM_GET_SREGS", e))?;
         let tsc_khz = u64::from(fds[0].get_tsc_khz().map_err(|e| host("KVM_GET_TSC_KHZ", e))?);
@@ -156,7 +157,7 @@ impl KvmMachine {
 
     /// Asks every vCPU the same and collects the answers in order. The question goes to all before the first answer is
     /// waited for.
-    fn ask<T>(&self, kick: bool, question: impl Fn(usize, Sender<T>) -> Command) -> Result<Vec<T>, MachineError> {
+    fn ask<T>(&self, kick: bool, question: impl Fn(usize, Sender<T>) -> VcpuCommand) -> Result<Vec<T>, MachineError> {
         let answers: Vec<_> = self
             .threads
             .iter()
@@ -175,7 +176,7 @@ impl KvmMachine {
         answers.into_iter().map(|answer| answer.recv().map_err(gone)).collect()
     }
 
-    fn tell_all(&self, command: impl Fn() -> Command) {
+    fn tell_all(&self, command: impl Fn() -> VcpuCommand) {
         for thread in &self.threads {
             let _ = thread.commands.send(command());
         }
@@ -183,7 +184,7 @@ impl KvmMachine {
 
     /// Stops all vCPUs before it returns; the reason, if one cannot continue.
     fn stand(&self) -> Result<Option<String>, MachineError> {
-        Ok(self.ask(true, |_, answer| Command::Stand(answer))?.into_iter().flatten().next())
+        Ok(self.ask(true, |_, answer| VcpuCommand::Stand(answer))?.into_iter().flatten().next())
     }
 
     fn refuse_failed(&self) -> Result<(), MachineError> {
@@ -202,9 +203,9 @@ fn new_vcpu(kvm: &Kvm, vm: &VmFd, id: u32) -> Result<VcpuFd, MachineError> {
     Ok(fd)
 }
 
-fn spawn(id: usize, fd: VcpuFd, shared: &Shared) -> Result<Thread, MachineError> {
+fn spawn(id: usize, fd: VcpuFd, shared: &KvmContext) -> Result<Thread, MachineError> {
     let (commands, receiver) = channel();
-    let vcpu = Vcpu::new(fd, receiver, shared.clone());
+    let vcpu = KvmVcpu::new(fd, receiver, shared.clone());
     let handle = std::thread::Builder::new()
         .name(format!("vcpu{id}"))
         .spawn(move || vcpu.serve())
@@ -233,7 +234,7 @@ impl Machine for KvmMachine {
             let id = id as u32;
             (registers::general(id), registers::special(self.reset, id, config.vcpus, self.ring))
         };
-        let begun = self.ask(false, |id, answer| Command::Begin(Box::new(registers(id)), answer))?;
+        let begun = self.ask(false, |id, answer| VcpuCommand::Begin(Box::new(registers(id)), answer))?;
         begun.into_iter().collect::<Result<(), _>>()?;
         self.phase = Phase::Stopped;
         Ok(())
@@ -245,7 +246,7 @@ impl Machine for KvmMachine {
         }
         self.require(Phase::Stopped)?;
         self.refuse_failed()?;
-        self.tell_all(|| Command::Run);
+        self.tell_all(|| VcpuCommand::Run);
         self.phase = Phase::Running;
         Ok(())
     }
@@ -265,7 +266,7 @@ impl Machine for KvmMachine {
         self.require(Phase::Stopped)?;
         self.refuse_failed()?;
         let clock = self.vm.get_clock().map_err(|e| host("KVM_GET_CLOCK", e))?;
-        let vcpus = self.ask(false, |_, answer| Command::Save(answer))?.into_iter().collect::<Result<_, _>>()?;
+        let vcpus = self.ask(false, |_, answer| VcpuCommand::Save(answer))?.into_iter().collect::<Result<_, _>>()?;
         let told = self.shared.told().clone();
         GuestState::new(self.config, &self.shared.ram.regions, clock, told, vcpus).to_bytes()
     }
@@ -285,9 +286,9 @@ impl Machine for KvmMachine {
             match vcpus[id].take() {
                 Some(mut vcpu) => {
                     vcpu.regs.r14 = epoch;
-                    Command::Load(Box::new(vcpu), answer)
+                    VcpuCommand::Load(Box::new(vcpu), answer)
                 }
-                None => Command::Quit,
+                None => VcpuCommand::Quit,
             }
         })?;
         loaded.into_iter().collect::<Result<(), _>>()?;
@@ -309,10 +310,10 @@ impl Machine for KvmMachine {
         // Standing first: a vCPU that has stumbled over the page has then said so.
         self.stand()?;
         if self.shared.told().found(block) {
-            self.tell_all(|| Command::FoundBad(block));
+            self.tell_all(|| VcpuCommand::FoundBad(block));
         }
         if self.phase == Phase::Running {
-            self.tell_all(|| Command::Run);
+            self.tell_all(|| VcpuCommand::Run);
         }
         Ok(())
     }
@@ -325,7 +326,7 @@ impl Machine for KvmMachine {
 impl Drop for KvmMachine {
     fn drop(&mut self) {
         let deadline = Instant::now() + LEAVE_BEHIND_AFTER;
-        self.tell_all(|| Command::Quit);
+        self.tell_all(|| VcpuCommand::Quit);
         for thread in self.threads.drain(..) {
             while !thread.handle.is_finished() && Instant::now() < deadline {
                 signals::kick(&thread.handle);

@@ -5,7 +5,7 @@
 //!   standing ───────▶ running ────────────────────────────────────▶ standing
 //! ```
 //!
-//! Everybody else sends [`Command`]s; to a running vCPU with a kick after it. Every exit is finished before the next
+//! Everybody else sends [`VcpuCommand`]s; to a running vCPU with a kick after it. Every exit is finished before the next
 //! command is looked at, so a standing vCPU has nothing pending in KVM that would not be saved.
 
 use std::collections::VecDeque;
@@ -33,7 +33,7 @@ ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
 const ASK_AGAIN_AFTER: Duration = Duration::from_micros(200);
 
 /// A request to a vCPU thread.
-pub enum Command {
+pub enum VcpuCommand {
     /// Set the registers with which the guest begins.
     Begin(Box<(kvm_regs, kvm_sregs)>, Sender<Result<(), MachineError>>),
     /// Run until told to stand.
@@ -52,7 +52,7 @@ pub enum Command {
 
 /// The shared state of a machine's vCPUs.
 #[derive(Clone)]
-pub struct Shared {
+pub struct KvmContext {
     /// Guest memory.
     pub ram: Ram,
     /// The errors that the guest knows.
@@ -63,7 +63,7 @@ pub struct Shared {
     pub msr_indices: Arc<[u32]>,
 }
 
-impl Shared {
+impl KvmContext {
     /// The ledger, even after a panic of its holder: its operations leave it whole.
     pub fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
@@ -99,13 +99,13 @@ enum Next {
 }
 
 /// A vCPU, owned by its thread.
-pub struct Vcpu {
+pub struct KvmVcpu {
     fd: VcpuFd,
-    commands: Receiver<Command>,
-    shared: Shared,
+    commands: Receiver<VcpuCommand>,
+    shared: KvmContext,
     waiting: VecDeque<Block>,
     /// A command that arrived during a pause.
-    early: Option<Command>,
+    early: Option<VcpuCommand>,
     /// The guest asked for a pause and has not run since.
     pausing: bool,
     failed: Option<String>,
@@ -119,9 +119,9 @@ pub fn set_up_machine_checks(fd: &VcpuFd) -> Result<(), MachineError> {
     if result < 0 { Err(host("KVM_X86_SETUP_MCE", kvm_ioctls::Error::last())) } else { Ok(()) }
 }
 
-impl Vcpu {
+impl KvmVcpu {
     /// Not running yet.
-    pub fn new(fd: VcpuFd, commands: Receiver<Command>, shared: Shared) -> Self {
+    pub fn new(fd: VcpuFd, commands: Receiver<VcpuCommand>, shared: KvmContext) -> Self {
         Self { fd, commands, shared, waiting: VecDeque::new(), early: None, pausing: false, failed: None, thread: 0 }
     }
 
@@ -140,12 +140,12 @@ impl Vcpu {
         };
         while let Some(command) = self.early.take().or_else(|| self.commands.recv().ok()) {
             match command {
-                Command::Run if self.failed.is_none() => {
+                VcpuCommand::Run if self.failed.is_none() => {
                     if self.run(&installed, &alarm) {
                         return;
                     }
                 }
-                Command::Quit => return,
+                VcpuCommand::Quit => return,
                 command => self.obey(command),
             }
         }
@@ -162,25 +162,25 @@ impl Vcpu {
     }
 
     /// Commands that a standing vCPU obeys. An answer nobody waits for any more is dropped.
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: VcpuCommand) {
         match command {
-            Command::Begin(registers, answer) => {
+            VcpuCommand::Begin(registers, answer) => {
                 let (regs, sregs) = *registers;
                 let set = self.fd.set_sregs(&sregs).map_err(|e| host("KVM_SET_SREGS", e));
                 let set = set.and_then(|()| self.fd.set_regs(&regs).map_err(|e| host("KVM_SET_REGS", e)));
                 let _ = answer.send(set);
             }
-            Command::Stand(answer) => drop(answer.send(self.failed.clone())),
-            Command::FoundBad(block) => self.waiting.push_back(block),
-            Command::Save(answer) => {
+            VcpuCommand::Stand(answer) => drop(answer.send(self.failed.clone())),
+            VcpuCommand::FoundBad(block) => self.waiting.push_back(block),
+            VcpuCommand::Save(answer) => {
                 let waiting = self.waiting.iter().copied().collect();
                 let _ = answer.send(save_vcpu(&self.fd, &self.shared.msr_indices, waiting));
             }
-            Command::Load(state, answer) => {
+            VcpuCommand::Load(state, answer) => {
                 self.waiting = state.waiting.iter().copied().collect();
                 let _ = answer.send(load_vcpu(&self.fd, &state));
             }
-            Command::Run | Command::Quit => {}
+            VcpuCommand::Run | VcpuCommand::Quit => {}
         }
     }
 
@@ -204,9 +204,9 @@ impl Vcpu {
     fn look_at_commands(&mut self) -> Next {
         let early = self.early.take().ok_or(TryRecvError::Empty);
         match early.or_else(|_| self.commands.try_recv()) {
-            Err(TryRecvError::Empty) | Ok(Command::Run) => Next::GoOn,
-            Err(TryRecvError::Disconnected) | Ok(Command::Quit) => Next::Quit,
-            Ok(command @ Command::Stand(_)) => {
+            Err(TryRecvError::Empty) | Ok(VcpuCommand::Run) => Next::GoOn,
+            Err(TryRecvError::Disconnected) | Ok(VcpuCommand::Quit) => Next::Quit,
+            Ok(command @ VcpuCommand::Stand(_)) => {
                 self.obey(command);
                 Next::Stand
             }
@@ -235,7 +235,7 @@ impl Vcpu {
                 match self.commands.recv_timeout(time) {
                     Ok(command) => self.early = Some(command),
                     Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => self.early = Some(Command::Quit),
+                    Err(RecvTimeoutError::Disconnected) => self.early = Some(VcpuCommand::Quit),
                 }
                 Ok(())
             }

@@ -25,7 +25,7 @@ use crate::guest::{CONFIG_GPA, FIRST_EPOCH, MAX_GPA, MAX_VCPUS, PAGE_SIZE, VCPU_
 use crate::machine::{Block, GuestConfig, GuestMemoryError, Machine, MachineError, Ram};
 use crate::memory::hva_of;
 use crate::sigbus::{self, Accelerator};
-use vcpu::{Shared, Vcpu};
+use vcpu::{ProcessContext, ProcessVcpu};
 
 /// The first bytes of the state, with the version of its form.
 const FORMAT: &str = "refvm-process-2";
@@ -130,7 +130,7 @@ impl Machine for ProcessMachine {
         self.running = true;
         self.ran = true;
         for id in 0..self.config.vcpus {
-            let shared = Shared {
+            let shared = ProcessContext {
                 ram: self.ram.clone(),
                 config: self.config,
                 epoch: self.epoch,
@@ -140,7 +140,7 @@ impl Machine for ProcessMachine {
             };
             let thread = std::thread::Builder::new().name(format!("vcpu{id}"));
             // SAFETY: the machine joins its threads before it is dropped, and memory outlives the machine.
-            let spawned = thread.spawn(move || unsafe { Vcpu::new(id, shared) }.run());
+            let spawned = thread.spawn(move || unsafe { ProcessVcpu::new(id, shared) }.run());
             self.threads.push(spawned.map_err(|source| MachineError::Host { what: "vCPU thread", source })?);
         }
         Ok(())

@@ -19,7 +19,7 @@ use crate::machine::{Block, GuestConfig, GuestMemoryError, REPORT_GPA, Ram, Work
 use crate::memory::hva_of;
 
 /// What a vCPU has in common with the others.
-pub struct Shared {
+pub struct ProcessContext {
     /// Guest memory.
     pub ram: Ram,
     /// The workload.
@@ -35,9 +35,9 @@ pub struct Shared {
 }
 
 /// A vCPU thread's own view.
-pub struct Vcpu {
+pub struct ProcessVcpu {
     id: u32,
-    shared: Shared,
+    shared: ProcessContext,
     kernel: u64,
     thread: u32,
 }
@@ -74,10 +74,10 @@ fn nth_page(runs: &[Run], mut index: u64) -> u64 {
     runs[0].first
 }
 
-impl Vcpu {
+impl ProcessVcpu {
     /// # Safety
     /// The regions stay mapped as long as this lives, SIGBUS is caught, and no other thread has the same `id`.
-    pub unsafe fn new(id: u32, shared: Shared) -> Self {
+    pub unsafe fn new(id: u32, shared: ProcessContext) -> Self {
         let kernel = shared.ram.regions[0].hva;
         // SAFETY: a call without arguments.
         let thread = unsafe { libc::gettid() } as u32;

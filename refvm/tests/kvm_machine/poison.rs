@@ -7,7 +7,7 @@ use vmferry_refvm::kvm::Ring;
 use vmferry_refvm::layout::{Backing, split};
 use vmferry_refvm::machine::{Block, Machine, Workload};
 use vmferry_refvm::memory::GuestMemory;
-use vmferry_refvm::userfaultfd::{FEATURE_POISON, MODE_MISSING, Poisoned, Userfaultfd};
+use vmferry_refvm::userfaultfd::{FEATURE_POISON, MODE_MISSING, PoisonOutcome, Userfaultfd};
 
 use crate::support::{FIRST, Guest, PAGE, booted, checks, config, has_kvm, only_one, over, until};
 
@@ -231,7 +231,7 @@ fn a_vcpu_that_waits_on_a_fault_can_be_stopped_and_then_finds_the_poison() {
         guest.run().unwrap();
     }
     assert_eq!(guest.report().touches, 100);
-    assert_eq!(uffd.poison(guest.hva(gpa), PAGE).unwrap(), Poisoned::Marked);
+    assert_eq!(uffd.poison(guest.hva(gpa), PAGE).unwrap(), PoisonOutcome::Marked);
     let report = guest.passes(1);
     assert_eq!(checks(&report), [(gpa, "AR")]);
     assert_eq!(report.wrong_bytes, 0);
