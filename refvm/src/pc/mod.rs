@@ -89,12 +89,4 @@ fn perform(command: Command) -> Result<Value, Box<dyn std::error::Error>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_sound() {
-        Command::command().debug_assert();
-    }
-}
+mod tests;
