@@ -11,6 +11,8 @@ from tests.support.house.files import ending, text_of
 
 _TYPE = re.compile(r"^(?:pub(?:\([^)]*\))? )?(?:struct|enum|union|trait|type) (\w+)", re.MULTILINE)
 _INLINE_TESTS = re.compile(r"^\s*mod tests \{", re.MULTILINE)
+_LOG_CALL = re.compile(r"(?<!\w)(?:tracing::)?(?:trace|debug|info|warn|error)!\(")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _IMPORT = re.compile(r"\bcrate::(?:([a-z]\w*)|\{([^}]*)\})")
 
 
@@ -43,6 +45,24 @@ def imports(text: str) -> set[str]:
         for one, several in _IMPORT.findall(code)
         for name in ([one] if one else re.findall(r"(?:^|,)\s*([a-z]\w*)", several))
     }
+
+
+def log_events(text: str) -> Iterator[str]:
+    """The event of each log call, as written: the string behind its fields; the whole arguments if there is none."""
+    for call in _LOG_CALL.finditer(text):
+        arguments = _arguments(text, call.end())
+        strings = _STRING.findall(arguments)
+        yield strings[-1][1:-1] if strings and arguments.rstrip(" \n,").endswith(strings[-1]) else arguments
+
+
+def _arguments(text: str, start: int) -> str:
+    """Up to the parenthesis that closes the call; one in a string counts for nothing."""
+    depth, at = 1, start
+    while depth:
+        string = _STRING.match(text, at)
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        at = string.end() if string else at + 1
+    return text[start : at - 1]
 
 
 def arrows(crate: Path) -> dict[str, set[str]]:
