@@ -1,5 +1,5 @@
 //! The pager program.
 
 fn main() -> std::io::Result<()> {
-    vmferry_pager::program::run()
+    vmferry_pager::run()
 }

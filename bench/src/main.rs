@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
-use vmferry_pager::sched::cpu_set::CpuSet;
+use vmferry_pager::internals::CpuSet;
 use vmferry_refvm::layout::Backing;
 use vmferry_refvm::pc::GuestArguments;
 

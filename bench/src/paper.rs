@@ -7,11 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
-use vmferry_pager::destination::page_table::PageTable;
-use vmferry_pager::layout::address_map::PageIndex;
-use vmferry_pager::layout::page_run::Arrival;
-use vmferry_pager::layout::{Backing, Gpa, MemoryLayout, Region};
-use vmferry_pager::source::push_order::PushOrder;
+use vmferry_pager::internals::{Arrival, Backing, Gpa, MemoryLayout, PageIndex, PageTable, PushOrder, Region};
 
 const PAGE: u64 = 4096;
 
@@ -104,17 +100,4 @@ fn data_bytes() -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_is_no_larger_than_a_byte_a_page_and_its_header() {
-        let directory = tempfile::tempdir().unwrap();
-        let found = measure(directory.path(), 1 << 30).unwrap();
-        assert_eq!(found.pages, 1 << 18);
-        assert!(found.table_bytes <= found.pages + 4096, "{found:?}");
-        assert!(found.full_used_bytes <= found.table_bytes + 4096, "{found:?}");
-        assert!(found.order_bytes <= found.pages, "{found:?}");
-        assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());
-    }
-}
+mod tests;

@@ -10,9 +10,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use vmferry_pager::layout::{self, Gpa, Hva, MemoryLayout};
-use vmferry_pager::source::memory::{Found, Runs};
-use vmferry_pager::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
+use vmferry_pager::internals::{
+    self as pager, AttachedFile, AttachedMemory, AttachedRegion, Found, Gpa, Hva, MemoryLayout, Runs,
+};
 use vmferry_refvm::layout::{Backing, RegionSpec, split};
 use vmferry_refvm::memory::{GuestMemory, Region};
 
@@ -137,14 +137,14 @@ fn reads(order: &[u64], pause: Duration, backing: Backing) -> Result<Vec<f64>, F
 }
 
 /// A region of this process as a source's pager has it.
-fn source(region: &Region) -> Result<vmferry_pager::source::memory::GuestMemory, Failure> {
+fn source(region: &Region) -> Result<pager::GuestMemory, Failure> {
     let (backing, file) = match &region.file {
-        Some(file) => (layout::Backing::Memfd, Some(AttachedFile { fd: file.try_clone()?.into(), offset: 0 })),
-        None => (layout::Backing::Anonymous, None),
+        Some(file) => (pager::Backing::Memfd, Some(AttachedFile { fd: file.try_clone()?.into(), offset: 0 })),
+        None => (pager::Backing::Anonymous, None),
     };
     let RegionSpec { gpa, size, page_size, .. } = region.spec;
-    let layout = MemoryLayout::new(vec![layout::Region { gpa: Gpa(gpa), size, page_size, backing }])?;
-    Ok(vmferry_pager::source::memory::GuestMemory::new(AttachedMemory {
+    let layout = MemoryLayout::new(vec![pager::Region { gpa: Gpa(gpa), size, page_size, backing }])?;
+    Ok(pager::GuestMemory::new(AttachedMemory {
         vmm_pid: std::process::id(),
         layout,
         regions: vec![AttachedRegion { hva: Hva(region.hva), file, uffd: None }],
@@ -183,21 +183,4 @@ fn one_way(bytes: usize, times: u64, pause: Duration) -> Result<Vec<f64>, Failur
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_stage_is_measured_as_often_as_asked() {
-        for backing in [Backing::Anonymous, Backing::Memfd] {
-            let stages = match run(20, 0, backing) {
-                Ok(stages) => stages,
-                Err(error) => return println!("SKIPPED: {error}"),
-            };
-            assert_eq!(
-                stages.keys().copied().collect::<Vec<_>>(),
-                ["ask", "fault", "install", "read", "reply", "wake"]
-            );
-            assert!(stages.values().all(|us| us.len() == 20 && us.iter().all(|us| *us > 0.0)), "{stages:?}");
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! The pager's numbered events: 1, 2, 3, … without gaps, kept until the daemon acknowledges them.
 //!
-//! The page path appends; any number of watchers read. A watcher is told only that there is more (a `watch` channel
-//! with the newest number), and reads from the log, so a slow one loses nothing and holds nobody up.
+//! The page path appends, and any number of watchers read. A `watch` channel carries the newest number only, and watchers
+//! read the events from the log. So a slow watcher loses nothing and delays no other thread.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,15 +39,15 @@ impl EventLog {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends an event, tells the watchers, and returns its number.
+    /// Appends an event, wakes the watchers, and returns its number.
     pub fn append(&self, event: Event) -> u64 {
         let number = self.append_quietly(event);
         self.wake_watchers();
         number
     }
 
-    /// Appends an event and returns its number. The watchers are told by [`EventLog::wake_watchers`]: to wake them takes longer than a
-    /// vCPU should wait.
+    /// Appends an event and returns its number. [`EventLog::wake_watchers`] wakes the watchers later, because that takes longer
+    /// than a vCPU should wait.
     pub fn append_quietly(&self, event: Event) -> u64 {
         let mut kept = self.kept();
         kept.newest += 1;
@@ -56,7 +56,7 @@ impl EventLog {
         number
     }
 
-    /// Tells the watchers of what they were not told.
+    /// Wakes the watchers if an event was appended quietly.
     pub fn wake_watchers(&self) {
         let newest = self.newest();
         self.newest.send_if_modified(|told| std::mem::replace(told, newest) != newest);

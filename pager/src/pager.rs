@@ -12,7 +12,7 @@ use crate::destination::{Destination, feature_names, needed_features};
 use crate::event_log::EventLog;
 use crate::lane::set_congestion_control;
 use crate::layout::MemoryLayout;
-use crate::pager_error::{AttachError, PagerError};
+use crate::pager_error::{AttachMemoryError, PagerError};
 use crate::proto::pager_event::Event;
 use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEvent, PagerRole, PagerStatus};
 use crate::source::SourceServer;
@@ -214,11 +214,11 @@ impl Pager {
     /// Takes the VMM's memory and tells it so.
     ///
     /// # Errors
-    /// [`AttachError`].
-    pub async fn attach(&self, memory: AttachedMemory, notifier: Option<VmmNotifier>) -> Result<(), AttachError> {
+    /// [`AttachMemoryError`].
+    pub async fn attach(&self, memory: AttachedMemory, notifier: Option<VmmNotifier>) -> Result<(), AttachMemoryError> {
         let vmm_pid = memory.vmm_pid;
         let destination = match &*self.mode.lock().await {
-            Mode::Unconfigured => return Err(AttachError::Unexpected),
+            Mode::Unconfigured => return Err(AttachMemoryError::Unexpected),
             Mode::Source(source) => {
                 source.server.attach(memory)?;
                 None
@@ -229,7 +229,7 @@ impl Pager {
             None => {
                 // Before the VMM is told: a process that it tells in turn finds the memory attached.
                 self.attached(vmm_pid);
-                notifier.map_or(Ok(()), |notifier| notifier.attached()).map_err(AttachError::Unanswered)
+                notifier.map_or(Ok(()), |notifier| notifier.attached()).map_err(AttachMemoryError::Unanswered)
             }
             Some((destination, memory)) => {
                 destination.ask(|answer| Command::Attach(memory, notifier, answer)).await??;

@@ -72,7 +72,7 @@ fn cause(error: &DestinationError) -> String {
 
 /// Why a VMM's memory is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum AttachError {
+pub enum AttachMemoryError {
     /// The pager is not configured.
     #[error("the pager expects no memory yet")]
     Unexpected,

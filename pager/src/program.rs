@@ -28,7 +28,7 @@ const DEFAULT_CONGESTION_CONTROL: &str = "cubic";
 #[derive(Debug, Parser)]
 #[command(name = "vmferry-pager", version)]
 pub struct Arguments {
-    /// Where pager.sock, memory.sock and pages are made; must exist, best on a tmpfs.
+    /// Directory for pager.sock, memory.sock and pages; must exist, best on a tmpfs.
     #[arg(long, value_name = "DIR")]
     runtime_dir: PathBuf,
     /// Name of the VM.
@@ -43,18 +43,18 @@ pub struct Arguments {
     /// CPUs of the bulk threads: those that read a source's memory, and those that install its pages.
     #[arg(long, value_name = "CPUS", default_value = "")]
     lane_cpus: CpuSet,
-    /// How long the thread that resolves faults looks for the next before it sleeps, in microseconds; three times as long
-    /// for an answer. 0: it sleeps at once.
+    /// Microseconds that the fault thread polls before it sleeps; three times as long while a reply is due. 0: it sleeps at
+    /// once.
     #[arg(long, value_name = "US", default_value_t = DEFAULT_SPIN_US)]
     spin_us: u64,
-    /// Whether a destination's threads are real-time while there is a heavy push: that of faults, and those of lanes that are
-    /// received in place (needs CAP_SYS_NICE).
+    /// Whether the fault thread, and bulk threads that receive in place, are real-time during a heavy push (needs
+    /// CAP_SYS_NICE).
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     real_time: bool,
-    /// Whether processors are kept from sleeping while the guest asks for pages (needs /dev/cpu_dma_latency).
+    /// Whether CPUs stay out of their idle states while the guest faults (needs /dev/cpu_dma_latency).
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     keep_awake: bool,
-    /// Whether memory that a destination makes ready is made of huge pages, where they cost no more than small ones.
+    /// Whether preallocated memory consists of huge pages if they cost no more than small ones.
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
     huge_pages: bool,
     /// TCP congestion control of the lanes; empty: the host's.

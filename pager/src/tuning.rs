@@ -15,9 +15,9 @@ pub struct Tuning {
     pub lane_cpus: CpuSet,
     /// Allows the real-time class to the fault thread, and to a bulk lane that receives directly, during a heavy push.
     pub real_time: bool,
-    /// Keeps the host's processors out of their sleep states while a guest faults.
+    /// Keeps the host's CPUs out of their idle states while a guest faults.
     pub keep_awake: bool,
-    /// Lets preallocated memory consist of huge pages where they cost no more.
+    /// Lets preallocated memory consist of huge pages if they cost no more than small ones.
     pub huge_pages: bool,
     /// TCP congestion control of the lanes; empty: the host's.
     pub congestion_control: String,

@@ -8,9 +8,8 @@ mod rig;
 use std::time::Duration;
 
 use rig::{Answer, PAGE, Rig, Vmm, eventually};
-use vmferry_pager::layout::Backing;
+use vmferry_pager::internals::{Backing, Tuning};
 use vmferry_pager::proto::{self, ErrorOrigin, LinkState, MemoryError, Severity, pager_event::Event};
-use vmferry_pager::tuning::Tuning;
 
 /// What the source of these tests holds at a page.
 fn plan(page: u64) -> Answer {

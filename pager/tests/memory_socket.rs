@@ -13,14 +13,8 @@ use std::time::Duration;
 
 use rig::{PAGE, PATIENCE, Vmm, eventually, layout};
 use serde_json::{Value, json};
-use vmferry_pager::layout::Backing;
-use vmferry_pager::pager::Pager;
+use vmferry_pager::internals::{Backing, Pager, Tuning, Userfaultfd, bind_private, fd_passing, memfd, serve_within};
 use vmferry_pager::proto::{self, PagerRole};
-use vmferry_pager::server::memory_socket::{bind_private, serve_within};
-use vmferry_pager::sys::fd_passing;
-use vmferry_pager::sys::memfd::memfd;
-use vmferry_pager::sys::userfaultfd::Userfaultfd;
-use vmferry_pager::tuning::Tuning;
 
 /// Sends a message as a VMM and reads the answer until the pager closes.
 fn refused(socket: &Path, message: &[u8], fds: &[BorrowedFd<'_>]) -> Value {

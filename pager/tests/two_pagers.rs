@@ -11,11 +11,8 @@ use std::os::unix::net::UnixStream;
 
 use rig::{Answer, PAGE, Rig, byte_of, layout};
 use serde_json::json;
-use vmferry_pager::layout::Backing;
+use vmferry_pager::internals::{Backing, Tuning, fd_passing, memfd};
 use vmferry_pager::proto::{self, LinkState, MemoryError, PagerRole, pager_event::Event};
-use vmferry_pager::sys::fd_passing;
-use vmferry_pager::sys::memfd::memfd;
-use vmferry_pager::tuning::Tuning;
 
 const PAGES: u64 = 600;
 

@@ -12,7 +12,6 @@ pub struct PageIndex(pub u64);
 pub struct PageNumbering {
     layout: MemoryLayout,
     regions: Vec<NumberedRegion>,
-    total: u64,
 }
 
 /// One region and the number of its first page.
@@ -56,23 +55,18 @@ impl NumberedRegion {
 impl PageNumbering {
     /// Numbers the pages of a layout.
     pub fn new(layout: &MemoryLayout) -> Self {
-        let mut total = 0;
+        let mut next = 0;
         let regions = layout
             .regions()
             .iter()
             .zip(0u32..)
             .map(|(region, number)| {
-                let first = PageIndex(total);
-                total += region.pages();
+                let first = PageIndex(next);
+                next += region.pages();
                 NumberedRegion { region: *region, number, first }
             })
             .collect();
-        Self { layout: layout.clone(), regions, total }
-    }
-
-    /// Pages of all regions.
-    pub fn total(&self) -> u64 {
-        self.total
+        Self { layout: layout.clone(), regions }
     }
 
     /// The regions in the order of the layout.
@@ -90,11 +84,6 @@ impl PageNumbering {
     pub fn index_of(&self, id: PageId) -> Option<PageIndex> {
         let region = self.regions.get(id.region as usize)?;
         (id.page < region.region.pages()).then(|| PageIndex(region.first.0 + id.page))
-    }
-
-    /// Region and page of a number; `None` beyond the last.
-    pub fn id_of(&self, page: PageIndex) -> Option<PageId> {
-        self.region_of(page).map(|r| PageId { region: r.number, page: page.0 - r.first.0 })
     }
 
     /// The pages that a memory error covers, see [`MemoryLayout::pages_of_block`].

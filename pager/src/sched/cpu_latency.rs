@@ -1,8 +1,8 @@
-//! Keeps the host's processors out of their sleep states while a guest asks for pages: a core that sleeps takes longer to
-//! wake than all else about a fault, and for each fault several are woken.
+//! Keeps the host's CPUs out of their idle states while a guest faults. A fault wakes several CPUs, and each wake-up out of an
+//! idle state takes longer than the rest of the fault.
 //!
-//! By the PM QoS request of a process: as long as it holds /dev/cpu_dma_latency open with 0 in it, idle processors poll
-//! (Documentation/power/pm_qos_interface.rst, Linux). It ends with the process, however that ends.
+//! The means is a PM QoS request: idle CPUs poll while a process holds /dev/cpu_dma_latency open with 0 in it
+//! (Documentation/power/pm_qos_interface.rst, Linux). It ends with the process in any case.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -13,26 +13,26 @@ use std::thread::Thread;
 use std::time::Duration;
 
 const LATENCY_FILE: &str = "/dev/cpu_dma_latency";
-/// After so long without a page that somebody waits for they may sleep again, after twice as long they do.
+/// CPUs become idle between one and two of these after the last request for a page.
 const IDLE_AFTER: Duration = Duration::from_millis(20);
 
-/// The request, made and given up by a thread of its own: both wake every processor. Ends when it is dropped.
+/// The request, which ends when it is dropped. A thread of its own makes it and ends it, because both wake every CPU.
 #[derive(Debug)]
 pub struct CpuLatencyRequest {
     state: Arc<RequestState>,
-    /// None: not wanted, or there can be none.
+    /// `None`: not wanted, or not possible.
     holder: Option<Thread>,
 }
 
 #[derive(Debug, Default)]
 struct RequestState {
-    /// Since the keeper looked last.
+    /// Since the last check by the thread.
     renewed: AtomicBool,
     ended: AtomicBool,
 }
 
 impl CpuLatencyRequest {
-    /// Not `wanted`: does nothing.
+    /// Does nothing unless `wanted`.
     pub fn new(wanted: bool) -> Self {
         Self::by(wanted.then_some(Path::new(LATENCY_FILE)))
     }
@@ -47,7 +47,7 @@ impl CpuLatencyRequest {
         Self { state, holder }
     }
 
-    /// Somebody waits for a page.
+    /// A vCPU waits for a page: keeps the request, or makes it.
     pub fn renew(&self) {
         if let Some(holder) = &self.holder
             && !self.state.renewed.swap(true, Ordering::Relaxed)

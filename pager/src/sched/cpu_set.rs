@@ -14,23 +14,23 @@ impl CpuSet {
         Self::allowed().0.into_iter().map(|cpu| Self(vec![cpu])).collect()
     }
 
-    /// All CPUs that the calling thread may run on (sched_getaffinity(2)); none where that cannot be told.
+    /// All CPUs that the calling thread may run on (sched_getaffinity(2)); none if the call fails.
     pub fn allowed() -> Self {
         let Ok(set) = sched_getaffinity(None) else { return Self::default() };
         Self((0..KernelSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
     }
 
-    /// Without one; none where that leaves none.
+    /// The set without one CPU.
     pub fn without(&self, cpu: usize) -> Self {
         Self(self.0.iter().copied().filter(|other| *other != cpu).collect())
     }
 
-    /// Nothing but one; none where that is not among them.
+    /// One CPU alone; none if it is not in the set.
     pub fn only(&self, cpu: usize) -> Self {
         Self(self.0.iter().copied().filter(|other| *other == cpu).collect())
     }
 
-    /// The calling thread runs there from now on; where it may not it stays where it is.
+    /// Pins the calling thread to the set. A thread that may not run there keeps its CPUs.
     pub fn pin(&self) {
         if self.0.is_empty() {
             return;
@@ -43,7 +43,7 @@ impl CpuSet {
     }
 }
 
-/// Why a list of CPUs cannot be read.
+/// The fault in a list of CPUs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CpuSetError {
     /// A part is not the number of a CPU.

@@ -1,12 +1,12 @@
-//! The scheduling classes of the pager's threads: a vCPU waits for the urgent path, nobody for the bulk path.
+//! The scheduling classes of the pager's threads. A vCPU waits for the urgent path; no thread waits for the bulk path.
 
 use crate::sys::scheduling::{SchedulingClass, enter};
 
 /// Nice value (sched(7)) of the threads between a fault and its resolution.
 const FAVOURED_NICE: i32 = -15;
-/// Their time slice: a thread that wants little and wants it soon goes before others when it wakes.
+/// Their time slice. A thread with a short slice runs before others when it wakes.
 const FAVOURED_SLICE_NS: u64 = 100_000;
-/// Before every fair thread, behind all other real-time threads.
+/// The lowest real-time priority: before every fair thread, behind all other real-time threads.
 const LOWEST_REALTIME: u32 = 1;
 
 /// The calling thread serves faults. Returns false without `CAP_SYS_NICE`: the thread is slower under load then, not wrong.

@@ -1,6 +1,7 @@
-//! The memory socket: takes a VMM's one message with its descriptors, answers, and watches for its end.
+//! The memory socket. It takes one message with descriptors from a VMM, answers it, and watches for the VMM's end.
 //!
-//! One VMM is attached at a time. A refused one is told why, its descriptors are closed, nobody else is harmed.
+//! One VMM is attached at a time. A refused VMM gets the reason, and its descriptors are closed. The attached one is not
+//! affected.
 
 use std::fs::File;
 use std::io;
@@ -14,20 +15,20 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::destination;
 use crate::pager::Pager;
-use crate::pager_error::AttachError;
+use crate::pager_error::AttachMemoryError;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::fd_passing;
 use crate::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
 use crate::vmm::handshake::{Expected, Handshake, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Refusal, complete, validate};
 use crate::vmm::notifier::VmmNotifier;
 
-/// For the whole message. A VMM sends it at once: who takes this long hangs.
+/// For the whole message. A VMM sends it at once, so a VMM that takes this long hangs.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Binds a unix socket that only this user may use; a stale one of that name is replaced.
+/// Binds a unix socket that only this user may use. Replaces a stale one of that name.
 ///
 /// # Errors
-/// `AddrInUse` if somebody still listens there, else what the kernel said.
+/// `AddrInUse` if a process still listens there; otherwise the kernel's error.
 pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -50,17 +51,17 @@ pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
 /// Serves VMMs until the listener fails.
 ///
 /// # Errors
-/// What accept said.
+/// accept(2).
 pub async fn serve(listener: UnixListener, pager: Arc<Pager>) -> io::Result<()> {
     serve_within(listener, pager, MESSAGE_TIMEOUT).await
 }
 
-/// The same, with another limit for the whole message of each VMM.
+/// As [`serve`], with another limit for the whole message of each VMM.
 ///
 /// # Errors
-/// What accept said.
+/// accept(2).
 pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_within: Duration) -> io::Result<()> {
-    // Only one at a time: the second waits for the lock at most as long as the first may take for its message.
+    // One VMM attaches at a time. The next waits for the lock, at most as long as an attach takes.
     let turn = Arc::new(tokio::sync::Mutex::new(()));
     loop {
         let (stream, _) = match listener.accept().await {
@@ -111,7 +112,7 @@ async fn receive(stream: &UnixStream) -> Result<Message, Refusal> {
         all.extend(received.descriptors);
         bytes.extend_from_slice(&buffer[..received.bytes]);
         if received.truncated {
-            return Err(Refusal::new("descriptors", "were lost: the pager may open no more files"));
+            return Err(Refusal::new("descriptors", "were lost: the pager has no free descriptors (RLIMIT_NOFILE)"));
         }
         if all.len() > MAX_DESCRIPTORS {
             let message = format!("{} are more than {MAX_DESCRIPTORS}", all.len());
@@ -124,12 +125,12 @@ async fn receive(stream: &UnixStream) -> Result<Message, Refusal> {
             return Ok(Message { value, descriptors: all });
         }
         if received.bytes == 0 {
-            return Err(Refusal::new("message", format!("ends after {} bytes, in the middle", bytes.len())));
+            return Err(Refusal::new("message", format!("ends after {} bytes, before it is complete", bytes.len())));
         }
     }
 }
 
-/// Waits for the end of the memory; why it ended. A named process may end long after the connection.
+/// Waits for the end of the memory; returns the reason. A process that the message names may end long after the connection.
 async fn end_of(stream: UnixStream, process: Option<OwnedFd>) -> String {
     let ended = match process {
         None => hung_up(stream).await.map(|()| "the VMM closed its memory connection"),
@@ -147,7 +148,7 @@ async fn ended(process: OwnedFd) -> io::Result<()> {
     process.readable().await.map(|mut ready| ready.retain_ready())
 }
 
-/// Hands the memory to the pager. Gives the pidfd of the process that holds it, where the message names one.
+/// Hands the memory to the pager. Returns the pidfd of the process that holds it, if the message names one.
 async fn attach(
     stream: &UnixStream,
     message: Result<Message, Refusal>,
@@ -182,27 +183,27 @@ async fn attach(
     Ok(process)
 }
 
-/// The field of the VMM's message that an error is about; `message`: none of them.
-fn field_of(error: &AttachError) -> &'static str {
+/// The field of the VMM's message that an error is about; `message` stands for the whole.
+fn field_of(error: &AttachMemoryError) -> &'static str {
     use destination::error::AttachError as Destination;
     match error {
-        AttachError::Destination(Destination::Userfaultfd(_) | Destination::RegionWithoutUserfaultfd) => "uffd",
-        AttachError::Destination(Destination::RegionCount | Destination::MinorFaults(_)) => "regions",
-        AttachError::Destination(Destination::ForeignTable { .. } | Destination::Unanswered(_))
-        | AttachError::Unexpected
-        | AttachError::Source(_)
-        | AttachError::Unanswered(_)
-        | AttachError::Ended(_) => "message",
+        AttachMemoryError::Destination(Destination::Userfaultfd(_) | Destination::RegionWithoutUserfaultfd) => "uffd",
+        AttachMemoryError::Destination(Destination::RegionCount | Destination::MinorFaults(_)) => "regions",
+        AttachMemoryError::Destination(Destination::ForeignTable { .. } | Destination::Unanswered(_))
+        | AttachMemoryError::Unexpected
+        | AttachMemoryError::Source(_)
+        | AttachMemoryError::Unanswered(_)
+        | AttachMemoryError::Ended(_) => "message",
     }
 }
 
-/// Another descriptor of what the field names.
+/// A copy of the descriptor that a field names.
 fn take(descriptors: &[OwnedFd], field: &str, index: usize) -> Result<OwnedFd, Refusal> {
     let fd = descriptors.get(index).ok_or_else(|| Refusal::new(field, "names a missing descriptor"))?;
     fd.try_clone().map_err(|e| Refusal::new(field, format!("cannot be kept: {e}")))
 }
 
-/// The parts where the message says they are. A descriptor may hold several regions.
+/// Finds the memory of each region among the descriptors. One descriptor may hold several regions.
 fn gather(
     handshake: Handshake,
     descriptors: &[OwnedFd],
@@ -237,7 +238,7 @@ fn size_of(fd: &OwnedFd) -> io::Result<u64> {
     let metadata = File::from(fd.try_clone()?).metadata()?;
     match metadata.is_file() {
         true => Ok(metadata.len()),
-        false => Err(io::Error::other("is no file")),
+        false => Err(io::Error::other("is not a regular file")),
     }
 }
 
@@ -246,8 +247,8 @@ fn notifier(stream: &UnixStream, doorbell: Option<Doorbell>) -> io::Result<VmmNo
     Ok(VmmNotifier::new(own.into(), doorbell))
 }
 
-/// Reads and drops whatever still comes, until the end of the connection. It wakes for nothing else: when a frame to the VMM
-/// is read there is room to write, which nobody here waits for, and a vCPU may wait for the core.
+/// Reads and drops all that still comes, until the end of the connection. It wakes for nothing else. Each frame that the VMM
+/// reads makes room to write, but a wake-up for it would take the core from a vCPU.
 async fn hung_up(stream: UnixStream) -> io::Result<()> {
     let stream = fd_passing::watch_readable(stream.into_std()?)?;
     let mut buffer = [0; 4096];

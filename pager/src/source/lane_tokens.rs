@@ -1,19 +1,19 @@
-//! Lanes that were agreed on and have not yet connected: each token opens one, once.
+//! Lanes that are agreed on and not yet connected. Each token opens one lane, once.
 
 use std::collections::VecDeque;
 
 use super::push_order::PushOrder;
 use crate::lane::frame::LaneToken;
 
-/// Agreed lanes that are kept; the oldest is forgotten beyond it.
+/// Most agreed lanes. A further one displaces the oldest.
 const MAX_AGREED: usize = 64;
 
-/// What was agreed on.
+/// The kind of a lane that is agreed on.
 #[derive(Debug)]
 pub(super) enum Agreed {
-    /// The destination asks.
+    /// The destination requests pages on it.
     Urgent,
-    /// The source sends what is lacking.
+    /// The source sends on it every page that the destination lacks.
     Bulk(PushOrder),
 }
 
@@ -32,7 +32,7 @@ impl LaneTokens {
         Ok(token)
     }
 
-    /// What a token opens; nothing the second time.
+    /// Takes the lane that a token opens; `None` for a token that is unknown or used.
     pub fn redeem(&mut self, token: &LaneToken) -> Option<Agreed> {
         let at = self.0.iter().position(|(known, _)| same(known, token))?;
         self.0.remove(at).map(|(_, agreed)| agreed)
@@ -41,12 +41,12 @@ impl LaneTokens {
 
 fn random() -> std::io::Result<LaneToken> {
     let mut token = LaneToken::default();
-    // So few bytes come whole (getrandom(2)).
+    // Up to 256 bytes come whole (getrandom(2)).
     rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
     Ok(token)
 }
 
-/// Compares in a time that does not depend on where they differ.
+/// Compares in a time that does not depend on the place of the first difference.
 pub(super) fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |all, (x, y)| all | (x ^ y)) == 0
 }

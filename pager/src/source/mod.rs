@@ -1,12 +1,12 @@
-//! The source's side of `Pages`: answers a destination's requests, from the memory of a frozen VM.
+//! The source's side of `Pages`. It answers a destination's requests from the memory of a frozen VM.
 //!
 //! ```text
 //!  control ──▶ SourceServer ◀── urgent lane's thread     one thread and one connection a lane, so that
 //!              (shared state) ◀── bulk lane's thread …     the push never stands before a demand
 //! ```
 //!
-//! A page is answered as poison when it is known to be (ledger) or cannot be read (`EIO`, `EFAULT`, marker), and from
-//! then on for ever. Nothing is read unless the VM is frozen: a running VM's memory would be torn.
+//! The source answers POISON for a page in the ledger and for a page that cannot be read (`EIO`, `EFAULT`, marker). Once
+//! POISON, always POISON. The source reads only while the VM is frozen: pages of a running VM would be torn.
 
 mod lane_tokens;
 pub mod lanes;
@@ -37,9 +37,9 @@ use push_order::PushOrder;
 use rate_limit::TokenBucket;
 use sent_pages::SentPages;
 
-/// How long an ask waits for the freeze: device state is loaded while it is under way, which may touch memory.
+/// How long a request waits for the freeze. The destination may load device state, which touches memory, during it.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Ranges that [`SourceServer::held`] tells at most.
+/// Most ranges in the result of [`SourceServer::held`].
 const MAX_HELD_RANGES: usize = 1 << 16;
 
 /// The reason that the source cannot carry out a call.
@@ -48,7 +48,7 @@ pub enum SourceError {
     /// The VMM has attached no memory yet.
     #[error("the VMM has not attached its memory")]
     NotAttached,
-    /// Another memory would take the place of the one that is served.
+    /// Other memory would replace the memory that is served.
     #[error(
         "the source is frozen: it serves the memory that was attached before, and takes no other until it is thawed"
     )]
@@ -76,7 +76,7 @@ pub struct MarkOutcome {
     pub marked: u64,
     /// Known before.
     pub already: u64,
-    /// Of those newly known: the good copy was sent before, so the destination may have it.
+    /// Newly known pages with a good copy sent before, so the destination may have it.
     pub healed: u64,
 }
 
@@ -94,7 +94,7 @@ struct SourceState {
     lane_tokens: Mutex<LaneTokens>,
     memory: Mutex<Option<Arc<GuestMemory>>>,
     frozen: Mutex<bool>,
-    /// Rung when it is frozen.
+    /// Notified at the freeze.
     froze: Condvar,
     poison: Mutex<PoisonMap>,
     sent: SentPages,
@@ -155,8 +155,7 @@ impl SourceServer {
         Ok(lock(&self.0.lane_tokens).agree(Agreed::Bulk(PushOrder::new(&self.0.pages, lacking))))
     }
 
-    /// Takes the VMM's memory; replaces memory that was attached before. It is mapped ahead from now on, by a thread of
-    /// its own.
+    /// Takes the VMM's memory, in place of memory that was attached before. A thread of its own maps it ahead.
     ///
     /// # Errors
     /// [`SourceError::Memory`] if it cannot be read; [`SourceError::Frozen`].
@@ -172,14 +171,14 @@ impl SourceServer {
         }
         self.in_background("map-ahead", move || {
             if let Some(memory) = ahead.upgrade() {
-                // Until nobody else has it.
+                // Until this thread is the last holder.
                 memory.map_ahead(|| Arc::strong_count(&memory) > 1);
             }
         });
         Ok(())
     }
 
-    /// Runs what makes the source faster or safer on a thread of the bulk lanes' kind; without it the source serves as well.
+    /// Runs a task on a thread like those of the bulk lanes. The source serves without the task, too.
     fn in_background(&self, name: &'static str, task: impl FnOnce() + Send + 'static) {
         let lane_cpus = self.0.tuning.lane_cpus.clone();
         let task = move || {
@@ -200,7 +199,7 @@ impl SourceServer {
         let memory = {
             let mut frozen = lock(&self.0.frozen);
             let memory = self.0.memory()?;
-            // A call that is repeated must not forget what is known of a VMM that has ended since.
+            // A repeated call must not forget the markers of a VMM that has ended since the first.
             if std::mem::replace(&mut *frozen, true) {
                 return Ok(());
             }
@@ -243,18 +242,18 @@ impl SourceServer {
         lock(&self.0.pace).rate()
     }
 
-    /// How long a bulk lane has to wait before it sends so many bytes more, which are counted as sent.
+    /// Counts bytes as sent, and returns how long a bulk lane waits before it sends them.
     fn pace(&self, bytes: u64) -> Duration {
         lock(&self.0.pace).take(bytes, Instant::now())
     }
 
-    /// Bytes that were counted as sent, and were not.
+    /// Takes back bytes that were counted and not sent.
     fn give_back(&self, bytes: u64) {
         lock(&self.0.pace).give_back(bytes);
     }
 
-    /// Runs of pages of 4 KiB that hold memory, at most 65536: short gaps are left out where there were more. While the
-    /// VM runs it is a hint.
+    /// Runs of pages of 4 KiB that hold memory, at most 65536: runs are joined over short gaps if there are more. A hint while
+    /// the VM runs.
     ///
     /// # Errors
     /// [`SourceError::NotAttached`], [`SourceError::Memory`].
@@ -269,7 +268,7 @@ impl SourceServer {
         Ok(held.into_iter().map(range).collect())
     }
 
-    /// Pages that are known to be bad, answered as poison from now on. Errors outside the layout do not count.
+    /// Records bad pages: the source answers POISON for them from now on. Errors outside the layout do not count.
     pub fn mark_poisoned(&self, errors: &[proto::MemoryError]) -> MarkOutcome {
         let mut outcome = MarkOutcome::default();
         for error in errors {
@@ -324,7 +323,7 @@ impl SourceState {
         lock(&self.poison).first_in(run.region, run.page..run.page + run.count)
     }
 
-    /// Pages that turned out poisoned when they were read.
+    /// Records pages that a read found poisoned.
     fn found_poison(&self, run: PageRun) -> PoisonInfo {
         let note = PoisonInfo { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
         let mut known = lock(&self.poison);

@@ -1,4 +1,4 @@
-//! The pages that this source knows to be poisoned: told of, or found by reading. Nothing is ever taken out.
+//! The poisoned pages that this source knows of, by a report or by a read. No page is ever taken out.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

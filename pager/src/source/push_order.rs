@@ -1,4 +1,4 @@
-//! The order of the push: pages around the latest demand first, then ascending.
+//! The order of the push: pages around the latest demand first, then in ascending order.
 
 use crate::layout::page_run::PageRun;
 use crate::layout::{MemoryLayout, PageId};
@@ -6,14 +6,14 @@ use crate::layout::{MemoryLayout, PageId};
 /// Bytes of one chunk, the unit of the push; a chunk of huge pages is one page.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// How many chunks after and before the latest demand go first.
+/// Number of chunks on each side of the latest demand that go first.
 const NEIGHBOURS: u64 = 4;
 
 /// The pages still to send. Hands out each given page exactly once, for any demand.
 #[derive(Debug)]
 pub struct PushOrder {
     regions: Vec<Lacking>,
-    /// Region at which the ascending walk stands.
+    /// Region that the ascending walk has reached.
     walk: usize,
 }
 
@@ -22,12 +22,12 @@ struct Lacking {
     /// A bit a page, set while it is to be sent; a whole number of chunks.
     pages: Vec<u64>,
     chunk_pages: u64,
-    /// Chunk at which the ascending walk stands: all before it are done.
+    /// Chunk that the ascending walk has reached: all before it are sent.
     walk: u64,
 }
 
 impl PushOrder {
-    /// From the ranges that the destination lacks; the caller has checked them against the layout.
+    /// Takes the ranges that the destination lacks. The caller has checked them against the layout.
     pub fn new(layout: &MemoryLayout, lacking: impl IntoIterator<Item = PageRun>) -> Self {
         let empty = |region: &crate::layout::Region| Lacking {
             pages: vec![0; region.pages().div_ceil(64) as usize],
@@ -41,7 +41,7 @@ impl PushOrder {
         order
     }
 
-    /// The next runs to send, all of one chunk; `None` when all is sent. `demand` is the page asked for last.
+    /// The next runs to send, all of one chunk; `None` when all is sent. `demand` is the page of the latest request.
     pub fn next_chunk(&mut self, demand: Option<PageId>) -> Option<Vec<PageRun>> {
         if let Some(PageId { region, page }) = demand
             && let Some(lacking) = self.regions.get_mut(region as usize)
@@ -80,7 +80,7 @@ impl Lacking {
         (start..start + self.chunk_pages).any(|page| self.is_set(page))
     }
 
-    /// A chunk that lacks something at or around `page`.
+    /// A chunk at or around `page` with pages to send.
     fn near(&self, page: u64) -> Option<u64> {
         let at = page / self.chunk_pages;
         let after = (0..=NEIGHBOURS).map(|distance| at + distance);

@@ -1,4 +1,4 @@
-//! The rate of the push: a token bucket; its rate may change while it runs. Pure: time is given.
+//! The rate limit of the push: a token bucket. Its rate may change at any time. Pure: the caller gives the time.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ const BURST: Duration = Duration::from_millis(20);
 pub struct TokenBucket {
     /// Bytes a second; 0: no limit.
     rate: u64,
-    /// When all that was handed out has been sent at the rate: ahead of now while there is debt.
+    /// The time at which all bytes handed out are sent at this rate. It lies ahead of now while there is debt.
     free_at: Instant,
 }
 
@@ -20,7 +20,7 @@ impl TokenBucket {
         Self { rate, free_at: now }
     }
 
-    /// Another rate from now on. Bytes handed out before do not count against it.
+    /// Changes the rate. Bytes handed out before do not count against it.
     pub fn set_rate(&mut self, rate: u64, now: Instant) {
         *self = Self::new(rate, now);
     }
@@ -30,8 +30,8 @@ impl TokenBucket {
         self.rate
     }
 
-    /// Hands out `bytes`, and says how long to wait before they are sent. They may be more than a second's worth: then
-    /// the next wait is the longer.
+    /// Hands out `bytes`, and returns the wait before they are sent. They may be worth more than a second; the next wait is
+    /// longer then.
     pub fn take(&mut self, bytes: u64, now: Instant) -> Duration {
         if self.rate == 0 {
             return Duration::ZERO;
@@ -41,7 +41,7 @@ impl TokenBucket {
         start.saturating_duration_since(now)
     }
 
-    /// Takes back bytes that were handed out and not sent: holes and zeros take none.
+    /// Takes back bytes that were handed out and not sent, because pages were holes or zeros.
     pub fn give_back(&mut self, bytes: u64) {
         if self.rate > 0 {
             let time = Duration::from_secs_f64(bytes as f64 / self.rate as f64);

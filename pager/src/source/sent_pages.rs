@@ -1,4 +1,4 @@
-//! Pages whose contents a source has sent: if one goes bad later, the destination may have a good copy.
+//! The pages that a source has sent with contents. If one goes bad later, the destination may have a good copy.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -19,7 +19,7 @@ const MAX_PASSED: usize = 253;
 
 /// The result of one `recvmsg`.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedMessage {
     /// Number of bytes; 0 at the end of the stream.
     pub bytes: usize,
     /// Closed when dropped, so a refused message leaks none.
@@ -32,7 +32,7 @@ pub struct Received {
 ///
 /// # Errors
 /// recvmsg(2); `WouldBlock` on a non-blocking socket with nothing to read.
-pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedMessage> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_PASSED))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -42,7 +42,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
             descriptors.extend(rights);
         }
     }
-    Ok(Received { bytes: message.bytes, descriptors, truncated: message.flags.contains(ReturnFlags::CTRUNC) })
+    Ok(ReceivedMessage { bytes: message.bytes, descriptors, truncated: message.flags.contains(ReturnFlags::CTRUNC) })
 }
 
 /// Sends bytes with descriptors in one `sendmsg`.

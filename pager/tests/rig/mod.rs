@@ -10,12 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
-use vmferry_pager::destination::needed_features;
-use vmferry_pager::layout::{Backing, MemoryLayout};
-use vmferry_pager::program::serve_vm;
+use vmferry_pager::internals::{Backing, MemoryLayout, Tuning, needed_features, probe, serve_vm};
 use vmferry_pager::proto::{self, PagerRole, pager_client::PagerClient, pager_event::Event};
-use vmferry_pager::sys::uffd_probe::probe;
-use vmferry_pager::tuning::Tuning;
 use vmferry_patience::patient;
 
 pub use source::{Answer, StandIn};

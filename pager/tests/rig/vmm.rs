@@ -9,12 +9,7 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use vmferry_pager::destination::needed_features;
-use vmferry_pager::layout::{Backing, Hva, MemoryLayout};
-use vmferry_pager::sys::doorbell::Doorbell;
-use vmferry_pager::sys::fd_passing;
-use vmferry_pager::sys::memfd::memfd;
-use vmferry_pager::sys::userfaultfd::Userfaultfd;
+use vmferry_pager::internals::{Backing, Doorbell, Hva, MemoryLayout, Userfaultfd, fd_passing, memfd, needed_features};
 
 use super::{PAGE, PATIENCE, eventually, layout};
 

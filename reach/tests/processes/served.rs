@@ -3,8 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use vmferry_pager::layout::Hva;
-use vmferry_pager::sys::userfaultfd::{UffdEvent, Userfaultfd};
+use vmferry_pager::internals::{Hva, UffdEvent, Userfaultfd};
 use vmferry_patience::patient;
 
 /// A userfaultfd that was handed over.

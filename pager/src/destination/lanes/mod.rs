@@ -3,5 +3,4 @@
 pub mod bulk_lane;
 pub mod bulk_lanes;
 pub mod bulk_thread;
-#[allow(unsafe_code)]
 pub mod receiver;

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::ioctl_fionread;
@@ -20,7 +20,7 @@ use crate::lane::MAX_FRAME_PAGES;
 use crate::lane::frame::{BadFrame, FrameHeader, FrameKind, HEADER_BYTES};
 use crate::layout::PAGE_SIZE;
 use crate::layout::page_run::{LaneKind, PageRun, PoisonInfo};
-use crate::sys::iovecs::IoVecs;
+use crate::sys::iovecs::{IoVecs, ReceivePlaces};
 use crate::sys::userfaultfd::Stop;
 
 /// Pages that are dealt with in one step where they bring no bytes.
@@ -216,8 +216,10 @@ impl LaneReceiver {
         let bytes = (pages.count * PAGE_SIZE) as usize;
         let mut received = received + std::mem::take(&mut self.ahead);
         if received < bytes {
-            self.iovecs.only(&mut self.contents[received..bytes]);
-            match self.receive() {
+            let mut places = self.iovecs.start();
+            places.push(&mut self.contents[received..bytes]);
+            places.push(&mut self.header[self.have..]);
+            match receive(&self.stream, places) {
                 Ok(n) => {
                     self.have = n.saturating_sub(bytes - received);
                     received += n - self.have;
@@ -272,9 +274,14 @@ impl LaneReceiver {
         }
         self.part_since = None;
         let _on_its_way = shared.install_guard();
-        let (mut claim, at) = shared.lock().claim_in_place(pages, self.lane)?;
-        claim.fill_iovecs(at, &mut self.contents, &mut self.iovecs);
-        let received = match self.receive() {
+        let mut claim = shared.lock().claim_in_place(pages, self.lane)?;
+        let mut places = self.iovecs.start();
+        if !claim.add_places(&mut self.contents, &mut places) {
+            shared.lock().finish_claim(&claim);
+            return None;
+        }
+        places.push(&mut self.header[self.have..]);
+        let received = match receive(&self.stream, places) {
             Ok(n) if n >= bytes => {
                 self.have = n - bytes;
                 self.in_place = true;
@@ -321,43 +328,16 @@ impl LaneReceiver {
         self.have += kept;
         let missing = HEADER_BYTES - self.have;
         if missing > 0 {
-            self.iovecs.only(&mut self.header[self.have..]);
+            let mut places = self.iovecs.start();
+            places.push(&mut self.header[self.have..]);
             if self.lane == LaneKind::Urgent {
-                self.iovecs.then(self.contents.as_mut_ptr(), PAGE_SIZE as usize);
+                places.push(&mut self.contents[..PAGE_SIZE as usize]);
             }
-            let received = self.receive_all()?;
+            let received = receive(&self.stream, places)?;
             self.have += received.min(missing);
             self.ahead = received.saturating_sub(missing);
         }
         Ok(())
-    }
-
-    /// To the places, and behind them the rest of the next header.
-    fn receive(&mut self) -> Result<usize, Step> {
-        let next = &mut self.header[self.have..];
-        self.iovecs.then(next.as_mut_ptr(), next.len());
-        self.receive_all()
-    }
-
-    /// One call, which never waits, to the places.
-    fn receive_all(&mut self) -> Result<usize, Step> {
-        let vectors = self.iovecs.vectors();
-        // SAFETY: a zeroed msghdr is valid.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = vectors.as_mut_ptr();
-        message.msg_iovlen = vectors.len();
-        // SAFETY: the kernel writes at most to the places, which are ours to write, or says that it cannot.
-        let n = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-        match usize::try_from(n) {
-            Ok(0) => Err(Step::Broken(LaneFailure::Closed)),
-            Ok(n) => Ok(n),
-            Err(_) => Err(match io::Error::last_os_error() {
-                error if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    Step::Nothing
-                }
-                error => Step::Broken(LaneFailure::Connection(error)),
-            }),
-        }
     }
 
     fn after_pages_without_data(
@@ -379,10 +359,11 @@ impl LaneReceiver {
 
     fn take_reason(&mut self, length: usize, have: usize) -> Step {
         if have < length {
-            self.iovecs.only(&mut self.contents[have..length]);
-            return match self.receive() {
+            let mut places = self.iovecs.start();
+            places.push(&mut self.contents[have..length]);
+            return match receive(&self.stream, places) {
                 Ok(n) => {
-                    self.frame = FrameState::Reason(length, (have + n).min(length));
+                    self.frame = FrameState::Reason(length, have + n);
                     Step::Progress
                 }
                 Err(step) => {
@@ -392,5 +373,17 @@ impl LaneReceiver {
             };
         }
         Step::Broken(LaneFailure::Source(String::from_utf8_lossy(&self.contents[..length]).into_owned()))
+    }
+}
+
+/// Receives once from a lane, without waiting.
+fn receive(stream: &TcpStream, places: ReceivePlaces<'_>) -> Result<usize, Step> {
+    match places.receive(stream) {
+        Ok(0) => Err(Step::Broken(LaneFailure::Closed)),
+        Ok(bytes) => Ok(bytes),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Err(Step::Nothing)
+        }
+        Err(error) => Err(Step::Broken(LaneFailure::Connection(error))),
     }
 }

@@ -20,7 +20,7 @@ use crate::layout::Hva;
 use crate::layout::PAGE_SIZE;
 use crate::layout::address_map::PageIndex;
 use crate::layout::page_run::Arrival;
-use crate::sys::iovecs::IoVecs;
+use crate::sys::iovecs::ReceivePlaces;
 use crate::sys::memfd::punch_hole;
 use crate::sys::userfaultfd::{Stop, Userfaultfd};
 use crate::vmm::attached_memory::AttachedFile;
@@ -75,15 +75,26 @@ impl Claim {
         Self { first, count, wanted, arrived: 0, lost: 0, arrival, uffd, hva, method, began: Instant::now() }
     }
 
-    /// Where the pages' bytes are to be received: those that are claimed from `at` on, each other one at its place in
-    /// `elsewhere`, which has room for all.
-    pub fn fill_iovecs(&self, at: *mut u8, elsewhere: &mut [u8], iovecs: &mut IoVecs) {
-        iovecs.clear();
-        for (n, elsewhere) in elsewhere.chunks_exact_mut(PAGE_SIZE as usize).take(self.count as usize).enumerate() {
-            let claimed = self.wanted >> n & 1 == 1;
-            let place = if claimed { at.wrapping_add(n * PAGE_SIZE as usize) } else { elsewhere.as_mut_ptr() };
-            iovecs.then(place, PAGE_SIZE as usize);
+    /// Adds a place for each page of a claim that is received in place: in the receive mapping if the page is claimed,
+    /// otherwise in `elsewhere`, which has room for all. Returns whether there is a place for each.
+    #[must_use]
+    pub fn add_places<'a>(&'a self, elsewhere: &'a mut [u8], places: &mut ReceivePlaces<'a>) -> bool {
+        let InstallMethod::Received(receive_mapping, first) = &self.method else { return false };
+        let Some(pages) = receive_mapping.ready(*first, self.count) else { return false };
+        for (n, elsewhere) in (0..self.count).zip(elsewhere.chunks_exact_mut(PAGE_SIZE as usize)) {
+            if self.wanted >> n & 1 == 1 {
+                places.push_pages(pages.part(n, 1));
+            } else {
+                places.push(elsewhere);
+            }
         }
+        true
+    }
+
+    /// How its contents come.
+    #[cfg(test)]
+    pub fn method(&self) -> &InstallMethod {
+        &self.method
     }
 
     /// Whether its pages are in their file before they are mapped.

@@ -158,7 +158,7 @@ impl Installer {
     pub fn can_receive_directly(&self, pages: PageRun) -> bool {
         let receive_mapping =
             self.regions.get(pages.region as usize).and_then(|region| region.receive_mapping.as_ref());
-        receive_mapping.is_some_and(|receive_mapping| receive_mapping.at(pages.page, pages.count).is_some())
+        receive_mapping.is_some_and(|receive_mapping| receive_mapping.ready(pages.page, pages.count).is_some())
     }
 
     /// Claims those of at most [`MAX_FRAME_PAGES`](crate::lane::MAX_FRAME_PAGES) pages that are wanted. `None`: they are pieces of huge
@@ -176,13 +176,12 @@ impl Installer {
         self.claim_by(method, table, pages, lane)
     }
 
-    /// The same, where they are received in place from the address on that comes with it. `None`: they cannot be, and nothing
-    /// is claimed.
-    pub fn claim_in_place(&self, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<(Claim, *mut u8)> {
+    /// The same, where they are received in place. `None`: they cannot be, and nothing is claimed.
+    pub fn claim_in_place(&self, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<Claim> {
         let receive_mapping = self.regions.get(pages.region as usize)?.receive_mapping.as_ref()?;
-        let at = receive_mapping.at(pages.page, pages.count)?;
+        receive_mapping.ready(pages.page, pages.count)?;
         let method = InstallMethod::Received(receive_mapping.clone(), pages.page);
-        Some((self.claim_by(method, table, pages, lane)?, at))
+        self.claim_by(method, table, pages, lane)
     }
 
     fn claim_by(&self, method: InstallMethod, table: &mut PageTable, pages: PageRun, lane: LaneKind) -> Option<Claim> {

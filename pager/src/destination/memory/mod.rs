@@ -6,6 +6,5 @@ pub mod huge_page_policy;
 pub mod huge_page_staging;
 pub mod installer;
 pub mod preallocate;
-#[allow(unsafe_code)]
 pub mod receive_mapping;
 pub mod vmm_mappings;

@@ -131,10 +131,10 @@ impl Resolver {
     }
 
     /// The same, to be received in place: see [`Installer::claim_in_place`].
-    pub fn claim_in_place(&mut self, pages: PageRun, lane: LaneKind) -> Option<(Claim, *mut u8)> {
-        let (claim, at) = self.memory.as_ref()?.claim_in_place(&mut self.table, pages, lane)?;
+    pub fn claim_in_place(&mut self, pages: PageRun, lane: LaneKind) -> Option<Claim> {
+        let claim = self.memory.as_ref()?.claim_in_place(&mut self.table, pages, lane)?;
         self.open.push(claim.range());
-        Some((claim, at))
+        Some(claim)
     }
 
     /// What has come of a claim is present.

@@ -1,4 +1,4 @@
-//! A bulk lane of a source: sends what the destination lacks, at the rate that is allowed.
+//! A bulk lane of a source. It sends every page that the destination lacks, within the rate limit.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use crate::sched::priority;
 use crate::source::SourceServer;
 use crate::source::push_order::PushOrder;
 
-/// A lane that waits for its rate looks so often whether the rate has changed or the source may no longer serve.
+/// Period of a lane's check, during a wait for its rate, for a new rate or a thawed source.
 const RATE_POLL: Duration = Duration::from_millis(20);
 
-/// Until all is sent.
+/// Runs until every page is sent.
 pub(super) fn run(server: &SourceServer, stream: TcpStream, mut order: PushOrder) -> Result<(), LaneError> {
     priority::batch();
-    let mut sender = LaneSender::new(stream).with_short_queue();
+    let mut sender = LaneSender::bulk(stream);
     let outcome = loop {
         let Some(chunk) = order.next_chunk(server.latest_demand()) else { break sender.end().map_err(LaneError::from) };
         let bytes: u64 = chunk.iter().map(|run| run.count * PAGE_SIZE).sum();

@@ -70,13 +70,13 @@ pub async fn accept(
                 let (server, grpc) = (server.clone(), grpc.clone());
                 tokio::spawn(async move {
                     if let Err(error) = serve_connection(server, grpc, stream, peer).await {
-                        warn!(event = "lane.refused", %peer, %error);
+                        warn!(%peer, %error, "lane.refused");
                     }
                 });
             }
             // The connection ended before it was accepted, or descriptors ran out: for this one, not for all.
             Err(error) => {
-                warn!(event = "lane.refused", %error);
+                warn!(%error, "lane.refused");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -137,15 +137,15 @@ fn start_lane(server: SourceServer, stream: TcpStream, peer: SocketAddr, agreed:
     let urgent = matches!(agreed, Agreed::Urgent);
     let name = if urgent { format!("urgent-{lane}") } else { format!("bulk-{lane}") };
     std::thread::Builder::new().name(name).spawn(move || {
-        info!(event = "lane.opened", lane, %peer, urgent);
+        info!(lane, %peer, urgent, "lane.opened");
         if urgent { &server.0.tuning.page_path_cpus } else { &server.0.tuning.lane_cpus }.pin();
         let outcome = stream.try_clone().map_err(Into::into).and_then(|stream| match agreed {
             Agreed::Urgent => urgent_lane::run(&server, stream),
             Agreed::Bulk(order) => bulk_lane::run(&server, stream, order),
         });
         match outcome {
-            Ok(()) => info!(event = "lane.closed", lane),
-            Err(error) => warn!(event = "lane.closed", lane, %error),
+            Ok(()) => info!(lane, "lane.closed"),
+            Err(error) => warn!(lane, %error, "lane.closed"),
         }
         close(&stream);
     })?;

@@ -1,4 +1,4 @@
-//! Keeps the queue of the network short, if the network limits the push. Pure: time and figures are given.
+//! Keeps the queue of the network short, if the network limits the push. Pure: the caller gives time and figures.
 //!
 //! A loss-based congestion control fills the queue before the slowest link, and an answer to a vCPU waits behind it. The
 //! length of the queue is the round trip less the shortest round trip. While it is long and bytes wait in the socket, the
@@ -14,15 +14,15 @@ use crate::sys::tcp::TcpInfo;
 
 /// A look costs a system call.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// A queue that is no longer than this does not matter, nor one of half a round trip.
+/// A queue of this length does not matter, nor one of half a round trip.
 const SHORT_QUEUE: Duration = Duration::from_millis(1);
-/// Looks one after the other at a long queue, before there is a pace.
+/// Number of consecutive long queues before there is a pace.
 const LONG_LOOKS: u32 = 2;
-/// A queue of ours is so many times the deviation of round trips; less is jitter of the path.
+/// A queue of this lane is this many times the deviation of round trips. A shorter one is jitter of the path.
 const DEVIATIONS: u32 = 4;
-/// The queue is not ours, if the lowest pace does not shorten it in so long.
+/// Others fill the queue if the lowest pace does not shorten it within this time.
 const NOT_OURS_AFTER: Duration = Duration::from_secs(2);
-/// How long there is no pace then.
+/// How long the lane has no pace then.
 const LET_GO: Duration = Duration::from_secs(10);
 
 /// A look at a connection.
@@ -36,7 +36,7 @@ pub struct Look {
     pub min_rtt: Duration,
     /// Bytes that got through, ever.
     pub bytes_acked: u64,
-    /// More is to be sent than the network takes.
+    /// Bytes wait in the socket.
     pub waits: bool,
 }
 
@@ -65,11 +65,11 @@ pub struct QueueLimit {
     rtt: Duration,
     acked: u64,
     long_looks: u32,
-    /// The most that got through since there is a pace, bytes a second.
+    /// The highest rate since there is a pace, bytes a second.
     best: u64,
-    /// How long the queue was long at the lowest pace, less the time at others.
+    /// Time with a long queue at the lowest pace, less the time at higher paces.
     futile: Duration,
-    /// No pace before.
+    /// No pace before this time.
     let_go_until: Instant,
 }
 
@@ -80,7 +80,7 @@ impl QueueLimit {
         Self { pace: None, looked: now, rtt, acked: 0, long_looks: 0, best: 0, futile, let_go_until: now }
     }
 
-    /// Whether it is time for a look: each few milliseconds, and no more than one a round trip.
+    /// Whether a measurement is due: every few milliseconds, at most one in a round trip.
     pub fn is_due(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.looked) >= LOOK_EVERY.max(self.rtt)
     }
@@ -90,7 +90,7 @@ impl QueueLimit {
         self.pace
     }
 
-    /// Takes a look into account. The new pace, if it is another.
+    /// Takes a measurement. Returns the new pace if it has changed.
     pub fn look(&mut self, now: Instant, look: Look) -> Option<Option<u64>> {
         let time = now.saturating_duration_since(self.looked);
         let through = rate(look.bytes_acked.saturating_sub(self.acked), time);

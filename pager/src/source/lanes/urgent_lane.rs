@@ -1,4 +1,4 @@
-//! The urgent lane of a source: reads asks, answers each at once.
+//! The urgent lane of a source. It reads requests and answers each at once.
 
 use std::io::{self, Read};
 use std::net::TcpStream;
@@ -13,13 +13,13 @@ use crate::sched::priority;
 use crate::source::SourceServer;
 use crate::sys::tcp::set_interactive;
 
-/// Until the destination closes the lane.
+/// Runs until the destination closes the lane.
 pub(super) fn run(server: &SourceServer, stream: TcpStream) -> Result<(), LaneError> {
     priority::favoured();
     if let Err(error) = set_interactive(&stream) {
         tracing::debug!(%error, "lane.option_unknown");
     }
-    let mut sender = LaneSender::new(stream.try_clone()?);
+    let mut sender = LaneSender::urgent(stream.try_clone()?);
     let (cpu_latency, mut follow) =
         (CpuLatencyRequest::new(server.0.tuning.keep_awake), FollowIncomingCpu::new(Instant::now()));
     let mut asks = Asks { stream, bytes: [0; ROOM], have: 0 };
@@ -48,7 +48,7 @@ fn answer(server: &SourceServer, sender: &mut LaneSender, ask: Ask) -> Result<()
     sender.send(&server.0, asked)
 }
 
-/// Asks that are read at once, at most.
+/// Bytes of the requests that one read takes, at most.
 const ROOM: usize = 64 * ASK_BYTES;
 
 struct Asks {

@@ -16,6 +16,7 @@ use super::read_mapping::ReadMapping;
 use super::{Found, PageBytes, ReadError, Runs, SMALL_READ, fill_buffer, pages_of, split_zeros};
 use crate::layout::PAGE_SIZE;
 use crate::layout::Region;
+use crate::sys::page_mapping::MappedPages;
 use crate::sys::pagemap::{Pagemap, PagemapError};
 
 #[derive(Debug)]
@@ -84,9 +85,9 @@ impl FileReader {
 
     /// Pages from `page` on, at most `count` and at least one: as many as have their bytes in one place, which it says.
     /// `buffer` begins with the first.
-    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<PageBytes, ReadError> {
-        if let Some(at) = self.show_full_blocks(page, count, runs) {
-            return Ok(PageBytes::Mapped(at));
+    pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<PageBytes<'_>, ReadError> {
+        if let Some(pages) = self.show_full_blocks(page, count, runs) {
+            return Ok(PageBytes::Mapped(pages));
         }
         runs.0.clear();
         let mut markers = self.markers(page, count)?;
@@ -99,7 +100,7 @@ impl FileReader {
             return Ok(PageBytes::InBuffer);
         }
         let unseen = match self.mapping.as_ref().map_or(Err(alike), |mapping| mapping.show(page, alike, runs)) {
-            Ok(at) => return Ok(PageBytes::Mapped(at)),
+            Ok(pages) => return Ok(PageBytes::Mapped(pages)),
             Err(unseen) => unseen,
         };
         self.read_unmarked(page, page + unseen, buffer, runs)?;
@@ -108,14 +109,15 @@ impl FileReader {
     }
 
     /// Shows pages of whole blocks that have contents. One of zeros is looked at in full: it may have been given back since.
-    fn show_full_blocks(&self, page: u64, count: u64, runs: &mut Runs) -> Option<*const u8> {
+    fn show_full_blocks(&self, page: u64, count: u64, runs: &mut Runs) -> Option<MappedPages<'_>> {
         let mapping = self.mapping.as_ref()?;
         let is_whole = |first, pages| {
             mapping.has_all(first, pages)
                 && self.pagemap.as_ref().is_none_or(|pagemap| !pagemap.may_have_markers(first, pages))
         };
-        let at = self.full_blocks.has(page, count, is_whole).then(|| mapping.look(page, count, runs))?;
-        matches!(runs.0[..], [Found::Data(_)]).then_some(at)
+        let pages =
+            self.full_blocks.has(page, count, is_whole).then(|| mapping.show_resident(page, count, runs)).flatten()?;
+        matches!(runs.0[..], [Found::Data(_)]).then_some(pages)
     }
 
     /// Pages `[first, end)`, a hole before the first of them that has data as zeros. Holes behind it are read: to look for

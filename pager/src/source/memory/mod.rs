@@ -1,7 +1,7 @@
-//! Reading a source's memory, which may be bad anywhere: no SIGBUS ends this process.
+//! Reads a source's memory. A frame may be bad anywhere, and no SIGBUS ends this process.
 //!
 //! ```text
-//!  memfd, file ── FileReader ─── Window: pages where they lie ──────────────┐
+//!  memfd, file ── FileReader ─── ReadMapping: pages in place ───────────────┐
 //!                             ╰─ SEEK_DATA (holes) · pread (EIO = poison) ──┤
 //!                                                                           ├─▶ Found: data, zero, poison
 //!  process ───── ProcessReader ─ pagemap (empty = zero, ─ process_vm_readv ─┘
@@ -9,16 +9,17 @@
 //!       both ─── Pagemap: poison markers in the VMM's page tables
 //! ```
 //!
-//! A poison marker lives in one mapping only, so a `pread` of the memfd under it reads as if nothing had happened; the
-//! page tables of the VMM are asked as well (docs/reference/kernel-facts.md); they are copied, for the VMM may end. All page numbers are of 4 KiB, as on lanes, whatever
-//! the backing: a huge page that is bad in part is told of in part, where the kernel does so.
+//! A poison marker is in one mapping only: a `pread` of the memfd under it succeeds. So the readers look at the VMM's page
+//! tables as well (docs/reference/kernel-facts.md), and keep a copy of the markers in case the VMM ends.
+//!
+//! All page numbers are of 4 KiB, as on lanes, for every backing. Of a huge page that is bad in part, only that part is
+//! poison if the kernel reports it so.
 
 mod file;
 mod full_blocks;
 mod huge_page_errors;
 mod marker_copy;
 mod process;
-#[allow(unsafe_code)]
 mod read_mapping;
 
 use std::io;
@@ -27,14 +28,15 @@ use crate::layout::PAGE_SIZE;
 use crate::layout::{Backing, Hva, Region};
 use crate::vmm::attached_memory::{AttachedMemory, AttachedRegion};
 
+use crate::sys::page_mapping::MappedPages;
 use crate::sys::pagemap::{Pagemap, PagemapError};
 use file::FileReader;
 use process::ProcessReader;
 
-/// Pages that are looked at without more ado: whether they were ever there costs as much, and so does mapping them ahead.
+/// Most pages that are read without a lookup. To look them up or to map them ahead takes as long as to read them.
 const SMALL_READ: u64 = 4;
 
-/// What a run of consecutive pages holds.
+/// The contents of a run of consecutive pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// This many pages with contents.
@@ -62,7 +64,7 @@ impl Found {
     }
 }
 
-/// Consecutive runs, neighbours of one kind joined.
+/// Consecutive runs. Neighbours of one kind are joined.
 #[derive(Debug, Default)]
 pub struct Runs(Vec<Found>);
 
@@ -83,7 +85,7 @@ impl Runs {
     }
 }
 
-/// Finds the zero pages among the data: page `n` of the runs is at `n * PAGE_SIZE` in `buffer`.
+/// Finds the zero pages among the data. Page `n` of the runs is at `n * PAGE_SIZE` in `buffer`.
 fn split_zeros(runs: &mut Runs, buffer: &[u8]) {
     let mut page = 0;
     for run in std::mem::take(&mut runs.0) {
@@ -100,17 +102,16 @@ fn split_zeros(runs: &mut Runs, buffer: &[u8]) {
     }
 }
 
-/// Where the bytes of pages are: page `n` of what was read is at `n * PAGE_SIZE`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PageBytes {
-    /// In the buffer that was given.
+/// The place of the bytes of pages that were read; the first page comes first.
+#[derive(Debug, Clone, Copy)]
+pub enum PageBytes<'a> {
+    /// The buffer of the caller.
     InBuffer,
-    /// In memory that may still go bad: system calls may read it, which answer `EFAULT` then. It is there as long as the
-    /// [`GuestMemory`].
-    Mapped(*const u8),
+    /// Pages of the guest's memory, at least as many as were read. They may still go bad.
+    Mapped(MappedPages<'a>),
 }
 
-/// Why memory cannot be read. None of them means poison.
+/// The reason that memory cannot be read. None means poison.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The VMM's process is gone, so its memory is.
@@ -119,10 +120,10 @@ pub enum ReadError {
         /// Its process id.
         pid: u32,
     },
-    /// The VMM unmapped what it had attached.
+    /// The VMM unmapped memory that it had attached.
     #[error("no memory is mapped at {hva:#x} in the VMM (pid {pid})")]
     NotMapped {
-        /// First byte that is not.
+        /// First byte that is not mapped.
         hva: u64,
         /// The process.
         pid: u32,
@@ -154,13 +155,13 @@ impl From<PagemapError> for ReadError {
     }
 }
 
-/// The memory of one VM that stands still.
+/// The memory of one VM. It is read while the VM is frozen.
 #[derive(Debug)]
 pub struct GuestMemory {
     regions: Vec<RegionReader>,
 }
 
-/// Where the bytes of a region come from.
+/// The reader of one region.
 #[derive(Debug)]
 enum RegionReader {
     File(FileReader),
@@ -168,7 +169,7 @@ enum RegionReader {
 }
 
 impl GuestMemory {
-    /// Takes over what a VMM attached, and reads one byte of each region to see that it may.
+    /// Takes the memory that a VMM attached, and reads one byte of each region to check that it may.
     ///
     /// # Errors
     /// [`ReadError`] if a region cannot be read: no permission (`CAP_SYS_PTRACE`), no such process, not mapped.
@@ -178,8 +179,7 @@ impl GuestMemory {
         Ok(Self { regions: readers.collect::<Result<_, _>>()? })
     }
 
-    /// Makes ready what later reads would have to do one by one, as long as it is told to go on. The VM may run meanwhile;
-    /// reads may go on beside it.
+    /// Maps pages ahead of later reads, while `go_on` allows it. The VM may run, and other threads may read.
     pub fn map_ahead(&self, go_on: impl Fn() -> bool) {
         for region in &self.regions {
             if let RegionReader::File(file) = region {
@@ -188,11 +188,11 @@ impl GuestMemory {
         }
     }
 
-    /// Copies the markers in the page tables of a VMM whose VM is stopped, as long as it is told to go on: the memory files
-    /// among the regions can be read on when the VMM's process ends.
+    /// Copies the markers in the page tables of a VMM with a stopped VM, while `go_on` allows it. Regions in files can then
+    /// be read after the VMM's process has ended.
     ///
     /// # Errors
-    /// [`ReadError`]: the rest of the regions cannot.
+    /// [`ReadError`]: the markers of the other regions are not copied.
     pub fn copy_markers(&self, go_on: impl Fn() -> bool) -> Result<(), ReadError> {
         for region in &self.regions {
             if let RegionReader::File(file) = region {
@@ -202,7 +202,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The VM was stopped, and may have run before: what was found of its memory does not count any more.
+    /// Forgets all findings: the VM may have run before it was stopped now.
     pub fn stopped(&self) {
         for region in &self.regions {
             match region {
@@ -212,8 +212,8 @@ impl GuestMemory {
         }
     }
 
-    /// Reads pages of a region from `page` on, as many as have their bytes in one place: at least one, at most `count`, for
-    /// which `buffer` has room. `runs` tells what each page is; the bytes of those that have any are where the answer says.
+    /// Reads pages of a region from `page` on: as many as have their bytes in one place, at least one and at most `count`.
+    /// `buffer` has room for `count`. `runs` gets the contents of each page, and the result is the place of the bytes.
     /// The caller has checked the range against the layout.
     ///
     /// # Errors
@@ -225,7 +225,7 @@ impl GuestMemory {
         count: u64,
         buffer: &mut [u8],
         runs: &mut Runs,
-    ) -> Result<PageBytes, ReadError> {
+    ) -> Result<PageBytes<'_>, ReadError> {
         runs.0.clear();
         let buffer = &mut buffer[..(count * PAGE_SIZE) as usize];
         match &self.regions[region as usize] {
@@ -238,7 +238,7 @@ impl GuestMemory {
         }
     }
 
-    /// Half-open runs of pages of a region that hold memory, as far as that is known cheaply.
+    /// Half-open runs of pages of a region that hold memory, as far as a cheap lookup can tell.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -263,13 +263,12 @@ fn region_reader(pid: u32, region: &Region, at: AttachedRegion) -> Result<Region
     })
 }
 
-/// Whether a page is all zeros; most pages that are not say so in their first 64 bytes.
+/// Whether a page is all zeros. Most pages with contents have some in their first 64 bytes.
 fn is_zero(page: &[u8]) -> bool {
     page.chunks(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// Fills a buffer by `fill(rest)` in as many calls as it takes; returns how much was filled, and the error that ended it
-/// if one did.
+/// Fills a buffer by calls of `fill(rest, done)`. Returns the number of bytes, and the error that ended it early, if any.
 fn fill_buffer(
     buffer: &mut [u8],
     mut fill: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
@@ -286,7 +285,7 @@ fn fill_buffer(
     (done, Ok(()))
 }
 
-/// The bytes of pages `[from, to)`, where the buffer begins with page `first`.
+/// The bytes of pages `[from, to)` in a buffer that begins with page `first`.
 fn pages_of(buffer: &mut [u8], first: u64, from: u64, to: u64) -> &mut [u8] {
     &mut buffer[((from - first) * PAGE_SIZE) as usize..((to - first) * PAGE_SIZE) as usize]
 }

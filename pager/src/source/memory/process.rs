@@ -1,4 +1,5 @@
-//! Another process's memory: the pagemap finds what was never there, `process_vm_readv` the rest and `EFAULT` the poison.
+//! Reads another process's memory. The pagemap finds pages that were never there. `process_vm_readv` reads all others, and
+//! answers `EFAULT` for poison.
 
 use std::io;
 
@@ -17,9 +18,9 @@ pub(super) struct ProcessReader {
     pid: u32,
     hva: Hva,
     pages: u64,
-    /// Opened once: it stays with the address space, and tells nothing of a later process of the same id.
+    /// Opened once: it belongs to the address space, so a later process of the same id cannot be taken for the VMM.
     pagemap: Option<Pagemap>,
-    /// Of blocks whose pages are all present.
+    /// Blocks with every page present.
     full_blocks: FullBlocks,
 }
 
@@ -41,10 +42,10 @@ impl ProcessReader {
         self.full_blocks.forget();
     }
 
-    /// Pages `[page, page + count)`; `buffer` begins with the first.
+    /// Reads pages `[page, page + count)` into `buffer`.
     pub fn read(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
         self.read_by_id(page, count, buffer, runs)?;
-        // `process_vm_readv` takes an id, which may be another process's by now.
+        // `process_vm_readv` takes a process id, and another process may have that id by now.
         if let Some(pagemap) = &self.pagemap {
             pagemap.entries(page, 1)?;
         }
@@ -52,7 +53,7 @@ impl ProcessReader {
     }
 
     fn read_by_id(&self, page: u64, count: u64, buffer: &mut [u8], runs: &mut Runs) -> Result<(), ReadError> {
-        // Whether few pages were ever there is read as fast as it is looked up; those of most blocks all were.
+        // A lookup of a few pages takes as long as a read of them. In most blocks all pages are present.
         let is_unknown = |pagemap: &&Pagemap| {
             pagemap.has_entries()
                 && count > SMALL_READ
@@ -67,7 +68,7 @@ impl ProcessReader {
             let end = at + run.len() as u64;
             match run[0] {
                 Entry::Empty => {
-                    // An empty entry is also what an unmapped page has: only reading tells them apart.
+                    // An unmapped page has an empty entry, too. Only a read tells them apart.
                     self.read_byte(at)?;
                     self.read_byte(end - 1)?;
                     runs.push(Found::Zero(end - at));
@@ -106,7 +107,7 @@ impl ProcessReader {
         Ok(())
     }
 
-    /// Half-open runs of pages that were ever there; all, where the page tables are not read.
+    /// Half-open runs of pages that were ever there; all pages if there are no page table entries to read.
     pub fn held(&self) -> Result<Vec<(u64, u64)>, ReadError> {
         let Some(pagemap) = self.page_entries() else { return Ok(vec![(0, self.pages)]) };
         let mut runs: Vec<(u64, u64)> = Vec::new();

@@ -1,94 +1,24 @@
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use super::read_mapping::ReadMapping;
 use super::*;
 use crate::layout::{Gpa, MemoryLayout, Region};
-use crate::sys::nofault::{self, Probe};
+use crate::sys::memfd::punch_hole;
+use crate::sys::nofault::Probe;
+use crate::sys::page_mapping::PageMapping;
+use crate::sys::testing::{TestMemory, poison, without_cap_sys_admin};
 use crate::vmm::attached_memory::AttachedFile;
 
 mod ended_vmm;
 
 pub(super) const PAGE: usize = 4096;
 pub(super) const PAGES: usize = 16;
-
-/// A mapping of this process, which stands in for the VMM's.
-pub(super) struct Mapping {
-    pub(super) at: u64,
-}
-
-impl Mapping {
-    fn new(fd: Option<&File>) -> Self {
-        Self::near(std::ptr::null_mut(), fd)
-    }
-
-    /// At an address where the kernel puts nothing by itself, so no other test is there once this is gone.
-    pub(super) fn out_of_the_way() -> Self {
-        Self::near((1u64 << 37) as *mut libc::c_void, None)
-    }
-
-    fn near(hint: *mut libc::c_void, fd: Option<&File>) -> Self {
-        let flags = if fd.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let fd = fd.map_or(-1, AsRawFd::as_raw_fd);
-        // SAFETY: a fresh mapping.
-        let at = unsafe { libc::mmap(hint, PAGES * PAGE, prot, flags, fd, 0) };
-        assert_ne!(at, libc::MAP_FAILED);
-        Self { at: at as u64 }
-    }
-
-    pub(super) fn write(&self, page: usize, byte: u8) {
-        // SAFETY: within the mapping, which nobody else refers to.
-        unsafe { std::ptr::write_bytes((self.at as usize + page * PAGE) as *mut u8, byte, PAGE) }
-    }
-
-    fn poison(&self, page: usize) -> Option<OwnedFd> {
-        poison(self.at, page)
-    }
-}
-
-/// Puts a poison marker on a page of a mapping, by a uffd that traps nothing; `None`: the kernel will not, and why is printed.
-fn poison(at: u64, page: usize) -> Option<OwnedFd> {
-    let failed = |what: &str| {
-        println!("skipped: {what}: {}", io::Error::last_os_error());
-        None
-    };
-    let hva = at + (page * PAGE) as u64;
-    // SAFETY: plain system calls on structures that live long enough; the page is one of ours.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
-        if fd < 0 {
-            return failed("userfaultfd");
-        }
-        let uffd = OwnedFd::from_raw_fd(fd as i32);
-        let mut api: [u64; 3] = [0xaa, 1 << 14, 0];
-        if libc::ioctl(uffd.as_raw_fd(), 0xc018_aa3f, &mut api) != 0 {
-            return failed("UFFDIO_API with POISON");
-        }
-        let mut register: [u64; 4] = [at, (PAGES * PAGE) as u64, 2, 0];
-        if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa00, &mut register) != 0 {
-            return failed("UFFDIO_REGISTER wp");
-        }
-        libc::madvise(hva as *mut libc::c_void, PAGE, libc::MADV_DONTNEED);
-        let mut poison: [u64; 4] = [hva, PAGE as u64, 0, 0];
-        if libc::ioctl(uffd.as_raw_fd(), 0xc020_aa08, &mut poison) != 0 {
-            return failed("UFFDIO_POISON");
-        }
-        Some(uffd)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: ours, and nobody refers to it any more.
-        unsafe { libc::munmap(self.at as *mut libc::c_void, PAGES * PAGE) };
-    }
-}
+pub(super) const BYTES: u64 = (PAGES * PAGE) as u64;
 
 fn memfd() -> File {
-    crate::sys::memfd::memfd("guest", (PAGES * PAGE) as u64).unwrap().into()
+    crate::sys::memfd::memfd("guest", BYTES).unwrap().into()
 }
 
 fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
@@ -97,7 +27,7 @@ fn memory(hva: u64, file: Option<File>) -> Result<GuestMemory, ReadError> {
 
 fn memory_of(vmm_pid: u32, hva: u64, file: Option<AttachedFile>) -> Result<GuestMemory, ReadError> {
     let backing = if file.is_some() { Backing::Memfd } else { Backing::Anonymous };
-    let region = Region { gpa: Gpa(0), size: (PAGES * PAGE) as u64, page_size: PAGE as u64, backing };
+    let region = Region { gpa: Gpa(0), size: BYTES, page_size: PAGE as u64, backing };
     GuestMemory::new(AttachedMemory {
         vmm_pid,
         layout: MemoryLayout::new(vec![region]).unwrap(),
@@ -107,7 +37,7 @@ fn memory_of(vmm_pid: u32, hva: u64, file: Option<AttachedFile>) -> Result<Guest
     })
 }
 
-/// What a run of pages is, and the byte that each page with contents is filled with.
+/// The contents of a run of pages, and the byte that fills each page with data.
 pub(super) fn read(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>) {
     let (mut kinds, mut bytes, mut at) = (Runs::default(), Vec::new(), page);
     while at < page + count {
@@ -120,19 +50,17 @@ pub(super) fn read(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, 
     (kinds.0, bytes)
 }
 
-/// The same of as many as are in one place, and whether they were shown where they lie.
+/// The same, of as many pages as one read gives, and whether it gave them in place.
 fn read_one_place(memory: &GuestMemory, page: u64, count: u64) -> (Vec<Found>, Vec<u8>, bool) {
     let (mut buffer, mut runs) = (vec![0xee; count as usize * PAGE], Runs::default());
     let place = memory.read(0, page, count, &mut buffer, &mut runs).unwrap();
     let pages: u64 = runs.iter().map(Found::count).sum();
     assert!((1..=count).contains(&pages));
-    if let PageBytes::Mapped(at) = place {
-        let bytes = pages as usize * PAGE;
-        // SAFETY: so many pages are there, as long as the memory is.
-        buffer[..bytes].copy_from_slice(unsafe { std::slice::from_raw_parts(at, bytes) });
+    if let PageBytes::Mapped(mapped) = place {
+        assert!(mapped.read(&mut buffer[..pages as usize * PAGE]));
     }
     let (kinds, bytes) = found(&runs, &buffer);
-    (kinds, bytes, place != PageBytes::InBuffer)
+    (kinds, bytes, matches!(place, PageBytes::Mapped(_)))
 }
 
 fn blocks(file: &File) -> u64 {
@@ -157,11 +85,11 @@ use Found::{Data, Poison, Zero};
 
 #[test]
 fn a_process_gives_data_zeros_and_what_was_never_there() {
-    let mapping = Mapping::new(None);
-    mapping.write(2, 0xab);
-    mapping.write(3, 0);
-    mapping.write(4, 0xcd);
-    let memory = memory(mapping.at, None).unwrap();
+    let mapping = TestMemory::anonymous(BYTES);
+    mapping.fill(2, 0xab);
+    mapping.fill(3, 0);
+    mapping.fill(4, 0xcd);
+    let memory = memory(mapping.hva().0, None).unwrap();
     // Attaching has read from the first page.
     assert_eq!(memory.held(0).unwrap(), [(0, 1), (2, 5)]);
     let found = read(&memory, 0, PAGES as u64);
@@ -182,7 +110,7 @@ fn a_file_gives_data_zeros_and_holes() {
 }
 
 #[test]
-fn pages_of_a_file_are_shown_where_they_lie() {
+fn pages_of_a_file_are_read_in_place() {
     let file = memfd();
     for (page, byte) in [1, 0, 0, 2, 3, 0, 4, 4].into_iter().enumerate() {
         file.write_all_at(&[byte; PAGE], (4 + page) as u64 * PAGE as u64).unwrap();
@@ -226,22 +154,19 @@ fn a_hole_among_pages_stays_a_hole() {
 fn a_bad_page_is_not_shown_and_ends_no_process() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let mapping = Mapping::new(Some(&file));
-    let Some(_uffd) = mapping.poison(5) else { return };
-    nofault::prepare();
-    let at = |page: usize| (mapping.at as usize + page * PAGE) as *const u8;
-    // SAFETY: pages of a mapping; `prepare` was called.
-    let look = |page| unsafe { nofault::probe_zero(at(page)) };
-    assert_eq!([look(4), look(5), look(6)], [Probe::Contents, Probe::Unreadable, Probe::Contents]);
+    let mapping = PageMapping::readable(&file, 0, BYTES).unwrap();
+    let pages = mapping.pages(0, PAGES as u64).unwrap();
+    let Some(_uffd) = poison(pages.address(), PAGES as u64, 5) else { return };
+    assert_eq!([4, 5, 6].map(|page| pages.probe(page)), [Probe::Contents, Probe::Unreadable, Probe::Contents]);
 }
 
 #[test]
-fn what_is_around_a_bad_page_is_shown() {
+fn pages_around_a_bad_page_are_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let mapping = ReadMapping::new(&file, 0, (PAGES * PAGE) as u64).unwrap();
+    let mapping = ReadMapping::new(&file, 0, BYTES).unwrap();
     let at = mapping.show(0, 1, &mut Runs::default()).unwrap();
-    let Some(_uffd) = poison(at as u64, 5) else { return };
+    let Some(_uffd) = poison(at.address(), PAGES as u64, 5) else { return };
     let show = |page, count| {
         let mut runs = Runs::default();
         mapping.show(page, count, &mut runs).map(|_| runs.0)
@@ -251,14 +176,14 @@ fn what_is_around_a_bad_page_is_shown() {
 }
 
 #[test]
-fn what_is_mapped_ahead_is_what_the_file_has() {
+fn all_pages_of_the_file_are_mapped_ahead_and_no_holes() {
     const PAGES: u64 = 2048;
     let file = memfd();
     file.set_len(PAGES * PAGE as u64).unwrap();
     file.write_all_at(&vec![9; 1024 * PAGE], 512 * PAGE as u64).unwrap();
     file.write_all_at(&[9; PAGE], 0).unwrap();
     let mapping = ReadMapping::new(&file, 0, PAGES * PAGE as u64).unwrap();
-    let at = Hva(mapping.show(0, 1, &mut Runs::default()).unwrap() as u64);
+    let at = Hva(mapping.show(0, 1, &mut Runs::default()).unwrap().address());
     let pagemap = Pagemap::open(std::process::id(), at, PAGE as u64).unwrap();
     let mapped = |from, count| (from..from + count).filter(|page| pagemap.first_mapped(*page, 1).unwrap().is_some());
     mapping.map_ahead(&|| false);
@@ -279,7 +204,7 @@ fn what_is_mapped_ahead_is_what_the_file_has() {
 fn pages_beyond_the_end_of_a_file_are_not_shown() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let mapping = ReadMapping::new(&file, 0, (PAGES * PAGE) as u64).unwrap();
+    let mapping = ReadMapping::new(&file, 0, BYTES).unwrap();
     let show = |page, count| mapping.show(page, count, &mut Runs::default()).map(|_| ());
     assert_eq!([show(8, 8), show(9, 8), show(u64::MAX >> 12, 8)], [Ok(()), Err(8), Err(8)]);
     file.set_len(12 * PAGE as u64).unwrap();
@@ -287,10 +212,6 @@ fn pages_beyond_the_end_of_a_file_are_not_shown() {
     let mut runs = Runs::default();
     mapping.show(8, 8, &mut runs).unwrap();
     assert_eq!(runs.iter().collect::<Vec<_>>(), [Data(4)]);
-    nofault::prepare();
-    let at = mapping.show(0, 8, &mut Runs::default()).unwrap();
-    // SAFETY: a page of the mapping, beyond the end of the file: SIGBUS; `prepare` was called.
-    assert_eq!(unsafe { nofault::probe_zero(at.wrapping_add(12 * PAGE)) }, Probe::Unreadable);
 }
 
 #[test]
@@ -313,74 +234,58 @@ fn reading_does_not_move_the_offset_of_the_vmm() {
 
 #[test]
 fn a_poison_marker_is_found_in_a_process() {
-    let mapping = Mapping::new(None);
-    (0..PAGES).for_each(|page| mapping.write(page, 9));
+    let mapping = TestMemory::anonymous(BYTES);
+    (0..PAGES as u64).for_each(|page| mapping.fill(page, 9));
     let Some(_uffd) = mapping.poison(5) else { return };
-    let memory = memory(mapping.at, None).unwrap();
+    let memory = memory(mapping.hva().0, None).unwrap();
     assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
 }
 
 #[test]
-fn what_becomes_of_a_process_s_pages_that_were_all_there_is_told() {
-    let mapping = Mapping::new(None);
-    (0..PAGES).for_each(|page| mapping.write(page, 9));
-    let memory = memory(mapping.at, None).unwrap();
+fn changes_of_a_process_after_a_full_read_are_found() {
+    let mapping = TestMemory::anonymous(BYTES);
+    (0..PAGES as u64).for_each(|page| mapping.fill(page, 9));
+    let memory = memory(mapping.hva().0, None).unwrap();
     assert_eq!(read(&memory, 0, 16), (vec![Data(16)], vec![9; 16]));
     let Some(_uffd) = mapping.poison(5) else { return };
-    // SAFETY: a page of the mapping, to which nobody refers.
-    unsafe { libc::madvise((mapping.at as usize + 7 * PAGE) as *mut libc::c_void, PAGE, libc::MADV_DONTNEED) };
+    mapping.discard(7);
     let kinds = vec![Data(5), Poison(1), Data(1), Zero(1), Data(8)];
     assert_eq!(read(&memory, 0, 16), (kinds, vec![9; 14]));
 }
 
 #[test]
-fn a_process_tells_poison_by_efault_where_the_page_tables_are_not_read() {
-    let mapping = Mapping::new(None);
-    (0..PAGES).for_each(|page| mapping.write(page, 9));
+fn efault_means_poison_where_the_page_tables_are_not_read() {
+    let mapping = TestMemory::anonymous(BYTES);
+    (0..PAGES as u64).for_each(|page| mapping.fill(page, 9));
     let Some(_uffd) = mapping.poison(5) else { return };
     let size = (PAGES * PAGE) as u64;
     let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Anonymous };
-    let reader = ProcessReader::new(std::process::id(), Hva(mapping.at), &region, None).unwrap();
+    let reader = ProcessReader::new(std::process::id(), mapping.hva(), &region, None).unwrap();
     let (mut buffer, mut runs) = (vec![0; 3 * PAGE], Runs::default());
     reader.read(4, 3, &mut buffer, &mut runs).unwrap();
     assert_eq!(found(&runs, &buffer), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
 }
 
 #[test]
-fn a_poison_marker_is_found_under_a_memfd_that_does_not_know() {
+fn a_poison_marker_in_the_mapping_counts_for_a_memfd() {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let mapping = Mapping::new(Some(&file));
+    let mapping = TestMemory::of_file(&file, 0, BYTES);
     let Some(_uffd) = mapping.poison(5) else { return };
-    let memory = memory(mapping.at, Some(file)).unwrap();
+    let memory = memory(mapping.hva().0, Some(file)).unwrap();
     let kinds = vec![Data(1), Poison(1), Data(1)];
     assert_eq!(read(&memory, 4, 3), (kinds, vec![9, 9]));
-}
-
-/// A thread without `CAP_SYS_ADMIN`, as in the shipped unit (capabilities(7), `_LINUX_CAPABILITY_VERSION_3`).
-fn without_cap_sys_admin<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let dropped = || {
-        const CAP_SYS_ADMIN: u32 = 21;
-        let (mut header, mut sets) = ([0x2008_0522u32, 0], [[0u32; 3]; 2]);
-        // SAFETY: the header and both parts of the sets of this thread.
-        unsafe {
-            assert_eq!(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()), 0);
-            sets[0][0] &= !(1 << CAP_SYS_ADMIN);
-            assert_eq!(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()), 0);
-        }
-        work()
-    };
-    std::thread::scope(|scope| scope.spawn(dropped).join().unwrap())
 }
 
 #[test]
 fn a_poison_marker_is_found_without_the_right_to_see_its_kind() {
     for backing in [Some(memfd()), None] {
-        let mapping = Mapping::new(backing.as_ref());
-        (0..PAGES).for_each(|page| mapping.write(page, 9));
+        let mapping =
+            backing.as_ref().map_or_else(|| TestMemory::anonymous(BYTES), |file| TestMemory::of_file(file, 0, BYTES));
+        (0..PAGES as u64).for_each(|page| mapping.fill(page, 9));
         let Some(_uffd) = mapping.poison(5) else { return };
         let found = without_cap_sys_admin(|| {
-            let memory = memory(mapping.at, backing).unwrap();
+            let memory = memory(mapping.hva().0, backing).unwrap();
             read(&memory, 0, PAGES as u64)
         });
         let kinds = vec![Data(5), Poison(1), Data(PAGES as u64 - 6)];
@@ -388,48 +293,46 @@ fn a_poison_marker_is_found_without_the_right_to_see_its_kind() {
     }
 }
 
-/// A VM of which all pages are 9s, looked at once.
-fn looked_at() -> (File, Mapping, GuestMemory) {
+/// A VM with all pages full of 9s, three of them read already.
+fn read_before() -> (File, TestMemory, GuestMemory) {
     let file = memfd();
     file.write_all_at(&[9; PAGES * PAGE], 0).unwrap();
-    let mapping = Mapping::new(Some(&file));
-    let memory = memory(mapping.at, Some(file.try_clone().unwrap())).unwrap();
+    let mapping = TestMemory::of_file(&file, 0, BYTES);
+    let memory = memory(mapping.hva().0, Some(file.try_clone().unwrap())).unwrap();
     assert_eq!(read_one_place(&memory, 4, 3), (vec![Data(3)], vec![9; 3], true));
     (file, mapping, memory)
 }
 
 #[test]
-fn a_poison_marker_that_came_while_the_vm_ran_is_found_when_it_was_stopped_again() {
-    let (_file, mapping, memory) = looked_at();
+fn poison_marker_of_a_running_vm_is_found_after_the_next_stop() {
+    let (_file, mapping, memory) = read_before();
     let Some(_uffd) = mapping.poison(5) else { return };
     memory.stopped();
     assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
 }
 
 #[test]
-fn a_page_that_goes_bad_while_the_vm_stands_still_and_loses_its_contents_does_not_read_as_zeros() {
-    let (file, mapping, memory) = looked_at();
+fn page_poisoned_while_frozen_is_not_sent_as_zero() {
+    let (file, mapping, memory) = read_before();
     let Some(_uffd) = mapping.poison(5) else { return };
-    let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no memory is passed.
-    assert_eq!(unsafe { libc::fallocate(file.as_raw_fd(), how, 5 * PAGE as i64, PAGE as i64) }, 0);
+    punch_hole(&file, 5 * PAGE_SIZE, PAGE_SIZE).unwrap();
     assert_eq!(read(&memory, 4, 3), (vec![Data(1), Poison(1), Data(1)], vec![9, 9]));
     assert_eq!(read(&memory, 5, 1), (vec![Poison(1)], vec![]));
 }
 
 /// `/proc/PID/mem` answers a read of a poison marker with `EIO`, as a file with a poisoned page does.
 #[test]
-fn a_file_tells_poison_by_eio() {
-    let mapping = Mapping::new(None);
-    (0..PAGES).for_each(|page| mapping.write(page, 9));
+fn eio_of_a_file_means_poison() {
+    let mapping = TestMemory::anonymous(BYTES);
+    (0..PAGES as u64).for_each(|page| mapping.fill(page, 9));
     let Some(_uffd) = mapping.poison(5) else { return };
     let size = (PAGES * PAGE) as u64;
     let region = Region { gpa: Gpa(0), size, page_size: PAGE as u64, backing: Backing::Memfd };
-    let reader = FileReader::new(File::open("/proc/self/mem").unwrap().into(), mapping.at, &region, None);
+    let reader = FileReader::new(File::open("/proc/self/mem").unwrap().into(), mapping.hva().0, &region, None);
     let (mut buffer, mut runs) = (vec![0; 8 * PAGE], Runs::default());
     for (count, after) in [(4, 1), (8, 5)] {
         runs.0.clear();
-        assert_eq!(reader.read(3, count, &mut buffer, &mut runs).unwrap(), PageBytes::InBuffer);
+        assert!(matches!(reader.read(3, count, &mut buffer, &mut runs).unwrap(), PageBytes::InBuffer));
         let kinds = vec![Data(2), Poison(1), Data(after)];
         assert_eq!(found(&runs, &buffer), (kinds, vec![9; 2 + after as usize]));
     }
@@ -437,9 +340,9 @@ fn a_file_tells_poison_by_eio() {
 
 #[test]
 fn unmapped_memory_is_an_error_and_neither_zeros_nor_poison() {
-    let mapping = Mapping::out_of_the_way();
-    mapping.write(0, 1);
-    let memory = memory(mapping.at, None).unwrap();
+    let mapping = TestMemory::out_of_the_way(BYTES);
+    mapping.fill(0, 1);
+    let memory = memory(mapping.hva().0, None).unwrap();
     drop(mapping);
     let found = memory.read(0, 0, PAGES as u64, &mut [0; PAGES * PAGE], &mut Runs::default());
     assert!(matches!(found, Err(ReadError::NotMapped { .. })), "{found:?}");
@@ -453,8 +356,8 @@ fn an_address_with_no_memory_is_refused_at_once() {
 
 #[test]
 fn a_vmm_that_dies_is_an_error_and_not_zeros() {
-    let mapping = Mapping::new(None);
-    mapping.write(0, 1);
+    let mapping = TestMemory::anonymous(BYTES);
+    mapping.fill(0, 1);
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let region = Region { gpa: Gpa(0), size: PAGE as u64, page_size: PAGE as u64, backing: Backing::Anonymous };
     let stack = std::fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
@@ -472,8 +375,8 @@ fn file_that_became_shorter_is_an_error_and_never_zeros() {
     for seen_before in [false, true] {
         let file = memfd();
         (0..PAGES as u64).for_each(|page| file.write_all_at(&[7; PAGE], page * PAGE as u64).unwrap());
-        let mapping = Mapping::new(Some(&file));
-        let memory = memory(mapping.at, Some(file.try_clone().unwrap())).unwrap();
+        let mapping = TestMemory::of_file(&file, 0, BYTES);
+        let memory = memory(mapping.hva().0, Some(file.try_clone().unwrap())).unwrap();
         if seen_before {
             assert_eq!(read(&memory, 0, PAGES as u64).0, [Found::Data(PAGES as u64)]);
         }

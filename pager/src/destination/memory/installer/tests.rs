@@ -1,11 +1,11 @@
 //! An `EEXIST` is believed only where the page tables prove it: on real memory of this process.
 
 use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use std::os::fd::AsRawFd;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::*;
 use crate::destination::page_table::PageState;
@@ -15,6 +15,7 @@ use crate::layout::address_map::PageNumbering;
 use crate::layout::{Backing, Gpa, MemoryLayout, Region};
 use crate::proto::MemoryError;
 use crate::sys::procfs::process_started;
+use crate::sys::testing::TestMemory;
 use crate::sys::uffd_probe::probe;
 use crate::sys::userfaultfd::feature;
 
@@ -23,8 +24,7 @@ const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// Guest memory of this process, registered.
 struct Memory {
-    at: u64,
-    size: u64,
+    memory: TestMemory,
     uffd: Arc<Userfaultfd>,
     file: Option<OwnedFd>,
     layout: MemoryLayout,
@@ -40,31 +40,23 @@ impl Memory {
             return None;
         }
         let size = page_size * pages;
-        let huge = if page_size == HUGE { (libc::MFD_HUGETLB, libc::MAP_NORESERVE) } else { (0, 0) };
+        let huge = if page_size == HUGE { MemfdFlags::HUGETLB } else { MemfdFlags::empty() };
         let file = (backing == Backing::Memfd).then(|| {
-            // SAFETY: a C string and flags; a new descriptor that nobody else owns.
-            let fd = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC | huge.0)) };
-            fs::File::from(fd.try_clone().unwrap()).set_len(size).unwrap();
+            let fd = memfd_create("guest", MemfdFlags::CLOEXEC | huge).unwrap();
+            ftruncate(&fd, size).unwrap();
             fd
         });
-        let both = libc::PROT_READ | libc::PROT_WRITE;
-        let (flags, fd) = match &file {
-            Some(fd) => (libc::MAP_SHARED | huge.1, fd.as_raw_fd()),
-            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
-        };
-        // SAFETY: a new mapping.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), size as usize, both, flags, fd, 0) };
-        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        let memory = file.as_ref().map_or_else(|| TestMemory::anonymous(size), |fd| TestMemory::of_file(fd, 0, size));
         let uffd = Userfaultfd::create().unwrap();
         uffd.enable(features).unwrap();
-        uffd.register(Hva(at as u64), size).unwrap();
+        uffd.register(memory.hva(), size).unwrap();
         let layout = MemoryLayout::new(vec![Region { gpa: Gpa(0), size, page_size, backing }]).unwrap();
-        Some(Self { at: at as u64, size, uffd: Arc::new(uffd), file, layout })
+        Some(Self { memory, uffd: Arc::new(uffd), file, layout })
     }
 
     fn installer(&self) -> Installer {
         let numbering = PageNumbering::new(&self.layout);
-        let address_map = AddressMap::new(numbering, vec![Hva(self.at)]).unwrap();
+        let address_map = AddressMap::new(numbering, vec![self.memory.hva()]).unwrap();
         let file = self.file.as_ref().map(|fd| AttachedFile { fd: fd.try_clone().unwrap(), offset: 0 });
         let backing = RegionBacking { uffd: self.uffd.clone(), file };
         Installer::new(address_map, vec![backing], std::process::id(), true).unwrap()
@@ -81,26 +73,14 @@ impl Memory {
 
     /// The byte at an address, as a system call finds it; `None`: poison. Only of a page that is mapped.
     fn byte(&self, offset: u64) -> Option<u8> {
-        let mut byte = 0u8;
-        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-        let remote = libc::iovec { iov_base: (self.at + offset) as *mut libc::c_void, iov_len: 1 };
-        // SAFETY: a byte; the kernel checks the other address.
-        let count = unsafe { libc::process_vm_readv(std::process::id() as i32, &local, 1, &remote, 1, 0) };
-        (count == 1).then_some(byte)
+        self.memory.byte(offset)
     }
 
     /// Puts a page there as a pager that died would have left it.
     fn copy(&self, page: u64, byte: u8) {
         let size = self.layout.regions()[0].page_size;
         let bytes = vec![byte; size as usize];
-        assert_eq!(self.uffd.copy(Hva(self.at + page * size), &bytes).stop, None);
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nobody refers to it.
-        unsafe { libc::munmap(self.at as *mut libc::c_void, self.size as usize) };
+        assert_eq!(self.uffd.copy(Hva(self.memory.at(page * size)), &bytes).stop, None);
     }
 }
 
@@ -111,8 +91,7 @@ static POOL_USE: Mutex<()> = Mutex::new(());
 struct Pool {
     _alone: MutexGuard<'static, ()>,
     before: u64,
-    taken: *mut libc::c_void,
-    bytes: usize,
+    taken: Option<TestMemory>,
 }
 
 impl Pool {
@@ -127,15 +106,8 @@ impl Pool {
             let _ = fs::write(format!("{POOL}/nr_hugepages"), before.to_string());
             return None;
         }
-        let bytes = ((available - free) * HUGE) as usize;
-        let mut taken = std::ptr::null_mut();
-        if bytes > 0 {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_POPULATE;
-            // SAFETY: a new mapping.
-            taken = unsafe { libc::mmap(taken, bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-            assert_ne!(taken, libc::MAP_FAILED);
-        }
-        Some(Self { _alone: alone, before, taken, bytes })
+        let taken = (available > free).then(|| TestMemory::huge((available - free) * HUGE));
+        Some(Self { _alone: alone, before, taken })
     }
 
     fn add(&self, pages: u64) {
@@ -146,10 +118,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if self.bytes > 0 {
-            // SAFETY: mapped by `with_free`.
-            unsafe { libc::munmap(self.taken, self.bytes) };
-        }
+        drop(self.taken.take());
         let _ = fs::write(format!("{POOL}/nr_hugepages"), self.before.to_string());
     }
 }
@@ -255,9 +224,8 @@ fn visible_error_of_a_copied_page_that_is_here_is_told_to_have_no_marker_until_t
     assert_eq!((reply.marked, reply.unmarked, memory.byte(0)), (1, 1, Some(7)));
     let reply = resolver.mark_poisoned(&visible(0));
     assert_eq!((reply.already, reply.unmarked), (1, 1));
-    // SAFETY: one page of this mapping, of which nobody holds a reference.
-    unsafe { libc::madvise(memory.at as *mut libc::c_void, PAGE_SIZE as usize, libc::MADV_DONTNEED) };
-    resolver.discard(Hva(memory.at), Hva(memory.at + PAGE_SIZE));
+    memory.memory.discard(0);
+    resolver.discard(memory.memory.hva(), Hva(memory.memory.at(PAGE_SIZE)));
     let reply = resolver.mark_poisoned(&visible(0));
     assert_eq!((reply.already, reply.unmarked, memory.byte(0)), (1, 0, None));
 }
@@ -266,7 +234,7 @@ fn visible_error_of_a_copied_page_that_is_here_is_told_to_have_no_marker_until_t
 fn visible_error_of_a_page_that_was_given_back_and_used_again_takes_it_away() {
     let Some(memory) = Memory::new(PAGE_SIZE, 4, Backing::Memfd) else { return };
     let (mut resolver, _directory) = with_a_page(&memory);
-    resolver.discard(Hva(memory.at), Hva(memory.at + PAGE_SIZE));
+    resolver.discard(memory.memory.hva(), Hva(memory.memory.at(PAGE_SIZE)));
     memory.installer().refill(PageIndex(0), false);
     assert_eq!(memory.byte(0), Some(7), "the mapping was never dropped here: it is as if the guest had used it again");
     let reply = resolver.mark_poisoned(&visible(0));

@@ -2,8 +2,8 @@ mod bad_frames;
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,8 +24,9 @@ use crate::layout::page_run::LaneKind;
 use crate::layout::{Backing, Gpa, Hva, MemoryLayout, Region};
 use crate::proto::{ErrorOrigin, MemoryError};
 use crate::sys::iovecs::IoVecs;
-use crate::sys::memfd::memfd;
+use crate::sys::memfd::{memfd, punch_hole};
 use crate::sys::procfs::process_started;
+use crate::sys::testing::{TestMemory, byte_at};
 use crate::sys::uffd_probe::probe;
 use crate::sys::userfaultfd::{UffdEvent, Userfaultfd, feature};
 use crate::vmm::attached_memory::AttachedFile;
@@ -33,10 +34,10 @@ use crate::vmm::attached_memory::AttachedFile;
 const PAGES: u64 = 8;
 const BYTES: usize = (PAGES * PAGE_SIZE) as usize;
 
-/// Memory of this process, a file that is ready to be landed in; dropped before its page table.
+/// Memory of this process, and a file whose pages are ready to be received into. Dropped before its page table.
 struct Guest {
+    memory: TestMemory,
     shared: SharedPages,
-    at: u64,
     file: std::fs::File,
     elsewhere: Vec<u8>,
     iovecs: IoVecs,
@@ -63,16 +64,14 @@ impl Guest {
         }
         let fd = memfd("guest", PAGES * PAGE_SIZE).unwrap();
         let file = std::fs::File::from(fd.try_clone().unwrap());
-        let (both, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-        // SAFETY: a new mapping.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, both, shared, fd.as_raw_fd(), 0) } as u64;
+        let memory = TestMemory::of_file(&fd, 0, BYTES as u64);
         let uffd = Userfaultfd::create().unwrap();
         uffd.enable(features).unwrap();
-        uffd.register(Hva(at), PAGES * PAGE_SIZE).unwrap();
+        uffd.register(memory.hva(), PAGES * PAGE_SIZE).unwrap();
         let region = Region { gpa: Gpa(0), size: PAGES * PAGE_SIZE, page_size: PAGE_SIZE, backing: Backing::Memfd };
         let layout = MemoryLayout::new(vec![region]).unwrap();
         let numbering = PageNumbering::new(&layout);
-        let address_map = AddressMap::new(numbering.clone(), vec![Hva(at)]).unwrap();
+        let address_map = AddressMap::new(numbering.clone(), vec![memory.hva()]).unwrap();
         let attached = is_known.then_some(AttachedFile { fd, offset: 0 });
         let receive_mapping = attached.as_ref().map(|attached| {
             let mut receive_mapping = ReceiveMapping::new(attached, PAGES * PAGE_SIZE).unwrap();
@@ -89,22 +88,23 @@ impl Guest {
         resolver.attach(pid, process_started(pid), installer, None).unwrap();
         resolver.set_receive_mappings(vec![receive_mapping]);
         let (elsewhere, iovecs) = (vec![0; BYTES], IoVecs::default());
-        Some(Self { shared: SharedPages::new(resolver), at, file, elsewhere, iovecs, uffd, _directory: directory })
+        Some(Self { shared: SharedPages::new(resolver), memory, file, elsewhere, iovecs, uffd, _directory: directory })
     }
 
-    fn claim(&mut self, page: u64, count: u64) -> Claim {
+    fn claim(&self, page: u64, count: u64) -> Claim {
         let pages = PageRun { region: 0, page, count };
-        let (claim, at) = self.shared.lock().claim_in_place(pages, LaneKind::Bulk).unwrap();
-        claim.fill_iovecs(at, &mut self.elsewhere, &mut self.iovecs);
-        claim
+        self.shared.lock().claim_in_place(pages, LaneKind::Bulk).unwrap()
     }
 
-    /// As if so many pages had been received, full of these bytes.
-    fn receive(&mut self, byte: u8) {
-        for place in self.iovecs.vectors() {
-            // SAFETY: of the landing, or of `elsewhere`.
-            unsafe { place.iov_base.cast::<u8>().write_bytes(byte, place.iov_len) };
-        }
+    /// Receives the pages of a claim, full of this byte.
+    fn receive(&mut self, claim: &Claim, byte: u8) {
+        let (from, to) = claim.range();
+        let bytes = vec![byte; ((to.0 - from.0) * PAGE_SIZE) as usize];
+        let (mut source, lane) = UnixStream::pair().unwrap();
+        source.write_all(&bytes).unwrap();
+        let mut places = self.iovecs.start();
+        assert!(claim.add_places(&mut self.elsewhere, &mut places));
+        assert_eq!(places.receive(&lane).unwrap(), bytes.len());
     }
 
     fn install(&self, mut claim: Claim) {
@@ -112,7 +112,7 @@ impl Guest {
     }
 
     fn give_back(&self, page: u64) {
-        give_back(&self.shared, self.at + page * PAGE_SIZE);
+        give_back(&self.shared, self.memory.at(page * PAGE_SIZE));
     }
 
     fn states(&self) -> Vec<PageState> {
@@ -122,9 +122,7 @@ impl Guest {
 
     /// The page is not in the file any more.
     fn punch(&self, page: u64) {
-        let (how, fd) = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, self.file.as_raw_fd());
-        // SAFETY: no memory is passed.
-        assert_eq!(unsafe { libc::fallocate(fd, how, (page * PAGE_SIZE) as i64, PAGE_SIZE as i64) }, 0);
+        punch_hole(&self.file, page * PAGE_SIZE, PAGE_SIZE).unwrap();
     }
 
     /// Address, thread, and whether the file holds the page.
@@ -140,29 +138,12 @@ impl Guest {
 
     /// The first byte of a page that is installed; `None`: it is poison.
     fn byte(&self, page: u64) -> Option<u8> {
-        byte_at(self.at + page * PAGE_SIZE)
+        self.memory.byte(page * PAGE_SIZE)
     }
-}
-
-fn byte_at(at: u64) -> Option<u8> {
-    let mut byte = 0u8;
-    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };
-    let pid = std::process::id() as libc::pid_t;
-    // SAFETY: a byte; the kernel checks the other address.
-    let count = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
-    (count == 1).then_some(byte)
 }
 
 fn give_back(shared: &SharedPages, at: u64) {
     shared.with_no_install_in_flight(|resolver| resolver.discard(Hva(at), Hva(at + PAGE_SIZE)));
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nobody refers to it.
-        unsafe { libc::munmap(self.at as *mut libc::c_void, BYTES) };
-    }
 }
 
 #[test]
@@ -170,13 +151,13 @@ fn what_is_not_wanted_of_a_frame_changes_nothing() {
     use PageState::{Absent, Discarded, Installing, PresentPush};
     let Some(mut guest) = Guest::new() else { return };
     let claim = guest.claim(3, 1);
-    guest.receive(7);
+    guest.receive(&claim, 7);
     guest.install(claim);
     guest.give_back(5);
     let claim = guest.claim(2, 5);
     let claimed = [Absent, Absent, Installing, PresentPush, Installing, Discarded, Installing, Absent];
     assert_eq!(guest.states(), claimed);
-    guest.receive(9);
+    guest.receive(&claim, 9);
     guest.install(claim);
     assert_eq!([2, 3, 4, 6].map(|page| guest.byte(page)), [Some(9), Some(7), Some(9), Some(9)]);
     let mut gone = [1; 16];
@@ -188,7 +169,7 @@ fn what_is_not_wanted_of_a_frame_changes_nothing() {
 /// Starts `what` while a frame of pages 0 to 3 is on its way, which comes with 9s. It must not have happened before then.
 fn behind_a_frame<T: Send>(guest: &mut Guest, what: impl FnOnce(&SharedPages) -> T + Send) -> T {
     let claim = guest.claim(0, 4);
-    guest.receive(9);
+    guest.receive(&claim, 9);
     let (shared, happened) = (&guest.shared, &AtomicBool::new(false));
     std::thread::scope(|scope| {
         let install_guard = shared.install_guard();
@@ -231,7 +212,7 @@ fn a_page_that_the_guest_knows_to_be_bad_is_poison_behind_the_frame_that_brings_
 fn a_page_is_not_found_bad_between_its_coming_and_its_mapping() {
     let Some(mut guest) = Guest::new() else { return };
     let mut claim = guest.claim(0, 1);
-    guest.receive(9);
+    guest.receive(&claim, 9);
     let pages = PageRun { region: 0, page: 0, count: 1 };
     assert_eq!(claim.write(&[]), None);
     guest.shared.lock().mark_arrived(&claim);
@@ -245,7 +226,7 @@ fn a_page_is_not_found_bad_between_its_coming_and_its_mapping() {
 fn a_bad_page_does_not_wait_for_a_frame_of_others() {
     let Some(mut guest) = Guest::new() else { return };
     let claim = guest.claim(0, 4);
-    guest.receive(9);
+    guest.receive(&claim, 9);
     let _on_its_way = guest.shared.install_guard();
     let note = PoisonInfo { origin: ErrorOrigin::Read, guest_visible: false, hop: 0 };
     assert_eq!(guest.shared.poison(PageRun { region: 0, page: 4, count: 2 }, note), None);
@@ -257,11 +238,11 @@ fn a_bad_page_does_not_wait_for_a_frame_of_others() {
 fn a_page_of_which_nothing_came_is_absent_again() {
     let Some(mut guest) = Guest::new() else { return };
     let claim = guest.claim(0, PAGES);
-    guest.receive(9);
+    guest.receive(&claim, 9);
     guest.shared.lock().finish_claim(&claim);
     assert_eq!(guest.states(), [Absent; PAGES as usize]);
     let claim = guest.claim(0, PAGES);
-    guest.receive(8);
+    guest.receive(&claim, 8);
     guest.install(claim);
     assert_eq!((guest.byte(2), guest.byte(7)), (Some(8), Some(8)));
 }
@@ -270,7 +251,7 @@ fn a_page_of_which_nothing_came_is_absent_again() {
 fn a_page_that_cannot_be_mapped_keeps_no_other_from_it_and_is_told_of() {
     let Some(mut guest) = Guest::new() else { return };
     let mut claim = guest.claim(0, PAGES);
-    guest.receive(9);
+    guest.receive(&claim, 9);
     guest.punch(3);
     assert_eq!(guest.shared.install(&mut claim, &[]), Some(Stop::Refused(libc::EFAULT)));
     assert_eq!((claim.handled(), guest.states()), (PAGES, vec![PageState::PresentPush; PAGES as usize]));
@@ -280,7 +261,7 @@ fn a_page_that_cannot_be_mapped_keeps_no_other_from_it_and_is_told_of() {
 /// Installs page 0, full of 9s, while the lock is held, and reads it on another thread. Returns whether the reader had it
 /// before the lock was released, within `time`.
 fn seen_while_locked(guest: &Guest, mut claim: Claim, time: Duration) -> bool {
-    let (shared, at) = (&guest.shared, guest.at);
+    let (shared, at) = (&guest.shared, guest.memory.at(0));
     let reader = std::thread::spawn(move || byte_at(at));
     let seen = std::thread::scope(|scope| {
         let held = shared.lock();
@@ -301,7 +282,7 @@ fn seen_while_locked(guest: &Guest, mut claim: Claim, time: Duration) -> bool {
 fn a_page_of_a_file_is_present_before_the_guest_can_see_it() {
     let Some(mut guest) = Guest::new() else { return };
     let claim = guest.claim(0, 1);
-    guest.receive(9);
+    guest.receive(&claim, 9);
     assert!(!seen_while_locked(&guest, claim, Duration::from_millis(50)));
 }
 
@@ -320,7 +301,7 @@ fn who_faults_again_on_a_page_that_was_there_before_its_claim_is_settled_is_woke
     assert_eq!(claim.install(&[9; PAGE_SIZE as usize]), None);
     assert_eq!(guest.byte(2), Some(9));
     guest.punch(2);
-    let at = guest.at + 2 * PAGE_SIZE;
+    let at = guest.memory.at(2 * PAGE_SIZE);
     let reader = std::thread::spawn(move || byte_at(at));
     let (hva, thread, minor) = guest.next_fault();
     assert_eq!(guest.shared.lock().fault(hva, thread, minor), FaultOutcome::Ask(page));
@@ -391,7 +372,7 @@ fn an_answer_that_comes_in_parts_is_installed_when_it_is_whole() {
 #[test]
 fn the_guest_gives_nothing_back_while_a_frame_is_on_its_way() {
     let Some(mut guest) = Guest::new() else { return };
-    let at = guest.at + PAGE_SIZE;
+    let at = guest.memory.at(PAGE_SIZE);
     behind_a_frame(&mut guest, |shared| give_back(shared, at));
     assert_eq!(guest.states()[..3], [PageState::PresentPush, PageState::Discarded, PageState::PresentPush]);
 }

@@ -1,6 +1,7 @@
 //! Frames of this host that go bad under pages on their way (`make test-kernels` runs these tests).
 
 use super::*;
+use crate::destination::memory::claim::InstallMethod;
 use crate::lane::frame::HEADER_BYTES;
 
 /// Where the kernel takes numbers of frames that are to go bad (Documentation/mm/hwpoison.rst).
@@ -30,10 +31,17 @@ impl Guest {
     fn fail(&self, page: u64) {
         let pages = PageRun { region: 0, page, count: 1 };
         let mut resolver = self.shared.lock();
-        let (claim, at) = resolver.claim_in_place(pages, LaneKind::Bulk).unwrap();
+        let claim = resolver.claim_in_place(pages, LaneKind::Bulk).unwrap();
+        let address = address_of(&claim);
         resolver.finish_claim(&claim);
-        fail_frame(at as u64);
+        fail_frame(address);
     }
+}
+
+/// The address of the first page of a claim in the receive mapping.
+fn address_of(claim: &Claim) -> u64 {
+    let InstallMethod::Received(receive_mapping, first) = claim.method() else { panic!("{claim:?}") };
+    receive_mapping.ready(*first, 1).unwrap().address()
 }
 
 fn pushed(first: u64, count: u64) -> Vec<u8> {
@@ -82,10 +90,10 @@ fn a_frame_that_goes_bad_before_its_page_is_mapped_is_poison() {
     }
     let Some(guest) = Guest::new() else { return };
     let pages = PageRun { region: 0, page: 2, count: 3 };
-    let (mut claim, at) = guest.shared.lock().claim_in_place(pages, LaneKind::Bulk).unwrap();
+    let mut claim = guest.shared.lock().claim_in_place(pages, LaneKind::Bulk).unwrap();
     assert_eq!(claim.write(&[]), None);
     guest.shared.lock().mark_arrived(&claim);
-    fail_frame(at as u64 + PAGE_SIZE);
+    fail_frame(address_of(&claim) + PAGE_SIZE);
     assert_eq!(claim.install(&[]), None);
     guest.shared.finish(&claim);
     assert_eq!([2, 3, 4].map(|page| guest.byte(page).is_some()), [true, false, true]);
@@ -101,7 +109,7 @@ fn a_frame_that_went_bad_under_zeros_that_a_vcpu_waits_for_is_replaced() {
     }
     let Some(guest) = Guest::new() else { return };
     guest.fail(4);
-    let at = guest.at + 4 * PAGE_SIZE;
+    let at = guest.memory.at(4 * PAGE_SIZE);
     std::thread::scope(|scope| {
         let touch = scope.spawn(|| byte_at(at));
         let (fault, thread, minor) = guest.next_fault();
