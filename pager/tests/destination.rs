@@ -105,7 +105,7 @@ async fn everything_arrives_in_memory_that_was_made_ready_in_huge_pages() {
 }
 
 #[tokio::test]
-async fn a_bad_page_is_told_of_while_the_push_that_brought_it_goes_on() {
+async fn a_bad_page_is_reported_while_the_push_continues() {
     let plan = |page| match page {
         5 => Answer::Poison { guest_visible: false },
         9 => Answer::Stall,
@@ -144,12 +144,12 @@ async fn given_back_during_the_push(backing: Backing) {
 }
 
 #[tokio::test]
-async fn what_is_given_back_during_the_push_is_not_filled_in_a_memfd() {
+async fn page_of_a_memfd_given_back_during_the_push_is_not_filled() {
     given_back_during_the_push(Backing::Memfd).await;
 }
 
 #[tokio::test]
-async fn what_is_given_back_during_the_push_is_not_filled_in_anonymous_memory() {
+async fn anonymous_page_given_back_during_the_push_is_not_filled() {
     given_back_during_the_push(Backing::Anonymous).await;
 }
 
@@ -196,7 +196,7 @@ async fn poison_is_reported_before_the_thread_that_waits_is_woken() {
 }
 
 #[tokio::test]
-async fn known_poison_splits_the_push_and_heals_what_arrived() {
+async fn known_poison_splits_the_push_and_heals_arrived_pages() {
     let Some(mut rig) = Rig::start(Backing::Memfd, 64, |_| Answer::Data).await else { return };
     let error = |page: u64, guest_visible| MemoryError {
         gpa: page * PAGE,

@@ -96,7 +96,7 @@ async def test_a_message_that_does_not_fit_is_refused(anonymous: Destination, ch
         pytest.param(b"[" * 2000, id="deeply nested"),
     ],
 )
-async def test_what_is_not_a_message_is_refused(anonymous: Destination, message: bytes) -> None:
+async def test_bytes_that_are_no_message_are_refused(anonymous: Destination, message: bytes) -> None:
     await refused(anonymous, message, anonymous.descriptors, "message")
 
 

@@ -102,7 +102,7 @@ async def test_the_words_of_a_source_that_cannot_push_are_passed_on(anonymous: D
 
 
 @WORDS
-async def test_the_words_of_a_source_that_cannot_go_on_are_passed_on(anonymous: Destination, text: str) -> None:
+async def test_the_reason_of_a_failing_source_is_passed_on(anonymous: Destination, text: str) -> None:
     await anonymous.attach()
     await anonymous.connect()
     await mislead(anonymous, "urgent", failed(text).encode())

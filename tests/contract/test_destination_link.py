@@ -80,7 +80,7 @@ async def test_touches_wait_for_a_lost_source_to_come_back(destination: Destinat
     assert [await vmm.touched(act) for act in (before, after)] == [expected(1), expected(2)]
 
 
-async def test_a_push_that_breaks_goes_on_where_it_lacks(destination: Destination) -> None:
+async def test_a_broken_push_continues_with_the_missing_pages(destination: Destination) -> None:
     source = destination.source
     await destination.attach()
     await destination.connect()
@@ -152,7 +152,7 @@ async def test_a_push_that_fails_leaves_demand_alone(destination: Destination) -
     await destination.event("all_present")
 
 
-async def test_what_needs_no_source_goes_on_while_the_link_is_down(destination: Destination) -> None:
+async def test_work_without_the_source_continues_while_the_link_is_down(destination: Destination) -> None:
     vmm = destination.vmm
     await destination.attach()
     await destination.connect()

@@ -35,7 +35,7 @@ def report(destination: Destination, page: int, severity: str, thread: int) -> J
     }
 
 
-async def test_a_touch_gives_what_the_source_has(destination: Destination) -> None:
+async def test_a_touch_gives_the_contents_of_the_source(destination: Destination) -> None:
     await destination.attach()
     await destination.connect()
     for page in (0, ZERO, PAGES - 1, OTHER_REGION):
@@ -213,7 +213,7 @@ async def test_a_page_that_went_bad_here_stays_so(destination: Destination, ende
     assert await destination.complete() == 1
 
 
-async def test_the_longest_frame_leaves_alone_what_it_may_not_touch(destination: Destination) -> None:
+async def test_the_longest_frame_changes_only_its_wanted_pages(destination: Destination) -> None:
     """A whole region in one DATA, after some of its pages came otherwise, went bad or were given back."""
     source, vmm = destination.source, destination.vmm
     source.zeros_as_data, source.push_pages = True, MOST_DATA_PAGES

@@ -53,7 +53,7 @@ async def until(thread: int, real_time: bool) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_faults_go_before_all_else_only_beside_a_push_that_works(
+async def test_the_fault_thread_is_realtime_only_during_a_heavy_push(
     destination: Destination, real_time_threads: None
 ) -> None:
     """A push of which nothing comes keeps no core busy: the page path looks out for its next event instead."""

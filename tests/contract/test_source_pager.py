@@ -77,7 +77,7 @@ async def test_demand_gives_data_zeros_and_poison(source: Source) -> None:
     check(pages, {POISONED})
 
 
-async def test_push_gives_what_is_lacking_and_ends(source: Source) -> None:
+async def test_push_sends_the_missing_pages_and_ends(source: Source) -> None:
     await poison(source)
     await source.freeze()
     got = await push_all(source, (2, 6), (40, 24))
@@ -109,13 +109,13 @@ async def test_a_bulk_lane_with_nothing_lacking_ends(frozen: Source) -> None:
     assert await push_all(frozen) == {}
 
 
-async def test_no_bulk_lane_before_the_vcpus_stand_still(source: Source) -> None:
+async def test_no_bulk_lane_before_the_vcpus_are_stopped(source: Source) -> None:
     assert await status_of(source.open_lane(bulk((0, 1)))) is grpc.StatusCode.FAILED_PRECONDITION
     await source.freeze()
     check(await push(source, 0), set())
 
 
-async def test_no_page_is_answered_before_the_vcpus_stand_still(source: Source) -> None:
+async def test_no_page_is_answered_before_the_vcpus_are_stopped(source: Source) -> None:
     """The urgent lane may be there before, so that it costs no time once they do."""
     async with source.opened(urgent()) as early:
         assert "frozen" in await failure_of(demand(source, 0))
@@ -254,7 +254,7 @@ async def test_asks_come_in_any_cut(frozen: Source) -> None:
             check(await lane.pages(1), set())
 
 
-async def test_lanes_beside_each_other_do_not_wait_for_each_other(frozen: Source) -> None:
+async def test_parallel_lanes_do_not_wait_for_each_other(frozen: Source) -> None:
     """One that is silent, one that does not read, one that is only agreed on."""
     silent, agreed = await frozen.open_lane(urgent()), await frozen.open_lane(urgent())
     async with frozen.connection(silent), frozen.opened(urgent()) as deaf:

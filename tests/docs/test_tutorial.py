@@ -96,7 +96,7 @@ def test_it_begins_with_the_demo() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_tutorial_does_what_it_says(kvm: Path, uffd_poison: None, own_network: str, short_directory: Path) -> None:
+def test_the_tutorial_works_as_written(kvm: Path, uffd_poison: None, own_network: str, short_directory: Path) -> None:
     said = run(own_network, short_directory)
     lines = [line.split() for line in said.splitlines()]
     assert headers() and all(head in lines for head in headers()), said

@@ -43,7 +43,7 @@ def test_any_list_of_cpus(text: str) -> None:
 
 
 @given(st.sets(st.tuples(st.integers(0, 800), st.integers(0, 9)), max_size=20))
-def test_what_is_written_is_read(runs: set[tuple[int, int]]) -> None:
+def test_written_input_is_read_back(runs: set[tuple[int, int]]) -> None:
     apart = {10 * first: length for first, length in runs}
     text = ",".join(f"{first}-{first + length}" for first, length in apart.items())
     assert parse_cpu_list(text) == {cpu for first, length in apart.items() for cpu in range(first, first + length + 1)}

@@ -59,7 +59,7 @@ def test_the_markdown_gate_finds(text: str, rule: str, tmp_path: Path) -> None:
     assert rule in {fault["rule"] for fault in rumdl(tmp_path) if fault["file"] == "page.md"}
 
 
-def test_what_cannot_be_wrapped_has_no_limit(tmp_path: Path) -> None:
+def test_tables_and_code_have_no_line_limit(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     row = "word " * 30
     (tmp_path / "page.md").write_text(f"# Page\n\n| {row}| b |\n|---|---|\n| a<br>c | d |\n\n```sh\n{row}\n```\n")

@@ -45,7 +45,7 @@ def test_user_mode_only_is_not_enough_for_a_kernel_mode_fault(ask: Any, backing:
 
 
 @both
-def test_balloon_waits_until_its_remove_event_is_read_and_ioctls_say_eagain_meanwhile(ask: Any, backing: str) -> None:
+def test_balloon_waits_until_its_remove_event_is_read_and_ioctls_say_eagain_until_then(ask: Any, backing: str) -> None:
     answers = ask("lifetime", "remove-event", backing)
     assert (answers["done_before_read"], answers["copy_meanwhile"]) == ("0", "EAGAIN")
     assert (answers["event"], answers["start"], answers["bytes"]) == ("remove", "0", str(2 * PAGE))

@@ -14,16 +14,16 @@ def test_a_hole_that_is_read_through_a_mapping_is_filled(ask: Any) -> None:
     assert ask("mapping", "touched-hole", "shmem") == {"held": "0", "touch": "byte:0", "held_then": "1"}
 
 
-def test_a_page_that_is_gone_is_efault_to_who_sends_it_and_a_signal_to_who_reads_it(ask: Any) -> None:
+def test_a_page_that_is_gone_is_efault_to_a_send_and_a_signal_to_a_read(ask: Any) -> None:
     assert ask("mapping", "sent-page-goes", "shmem") == {"sent": "8", "gone": "EFAULT", "touch": "sigbus"}
 
 
-def test_what_is_received_through_one_mapping_is_mapped_into_the_other_without_an_event(ask: Any) -> None:
+def test_bytes_received_through_one_mapping_are_mapped_into_the_other_without_an_event(ask: Any) -> None:
     answers = ask("mapping", "received-in-place", "shmem")
     assert answers == {"populate": "0", "received": "4096", "event": "EAGAIN", "continue": "0", "touch": "byte:7"}
 
 
-def test_a_huge_page_is_made_ahead_only_where_no_uffd_is_told_of_the_rest(ask: Any) -> None:
+def test_a_huge_page_is_made_ahead_only_where_no_uffd_watches_the_rest(ask: Any) -> None:
     answers = ask("mapping", "huge-page-ahead", "shmem")
     assert answers == {
         "registered": "EBUSY",

@@ -111,7 +111,7 @@ def test_jitter_keeps_the_order(network: Ends):
     assert network.received() == list(range(DATAGRAMS))
 
 
-def test_a_bottleneck_lets_its_rate_through_and_drops_what_its_queue_cannot_hold(network: Ends):
+def test_a_bottleneck_lets_its_rate_through_and_drops_packets_beyond_its_queue(network: Ends):
     network.emulator.set(Conditions(rate_mbit=1, queue_ms=100), "ab")
     began = time.monotonic()
     network.send(size=1000)

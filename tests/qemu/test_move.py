@@ -68,7 +68,7 @@ async def test_a_poisoned_guest_moves(
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
-async def test_poison_goes_on_with_a_guest_that_moves_twice(
+async def test_poison_stays_with_a_guest_that_moves_twice(
     request: pytest.FixtureRequest, hosts: Hosts, tmp_path: Path, version: str
 ) -> None:
     """QEMU's own migration refuses, or ends, a VM whose guest took a machine check."""

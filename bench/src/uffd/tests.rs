@@ -3,7 +3,7 @@ use vmferry_refvm::layout::split;
 use vmferry_refvm::memory::GuestMemory;
 
 #[test]
-fn a_page_of_either_backing_reads_as_what_was_put_in_place() {
+fn an_installed_page_of_either_backing_reads_as_its_contents() {
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let memory = GuestMemory::new(&split(48 << 20, 1, backing).unwrap()).unwrap();
         let region = &memory.regions()[0];

@@ -27,7 +27,7 @@ fn is_gone(answer: &Answer) -> bool {
 }
 
 #[test]
-fn calls_without_a_time_limit_go_on() {
+fn calls_without_a_time_limit_continue() {
     for program in linked() {
         for call in ["read", "ppoll", "epoll", "epoll-pwait"] {
             assert_sleeps_on(program, call);

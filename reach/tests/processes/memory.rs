@@ -215,7 +215,7 @@ fn small_ranges_are_read() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named_by_its_page() {
+fn an_unreadable_page_is_named() {
     let (victim, range) = victim_with("anonymous", SIZE, &["0"]);
     let beyond = HvaRange { start: range.start, size: 1 << 40 };
     let read =

@@ -96,7 +96,7 @@ fn a_stopped_process_stays_stopped() {
 }
 
 #[test]
-fn a_process_that_dies_meanwhile_is_reported_as_gone() {
+fn a_process_that_dies_during_the_call_is_reported_as_gone() {
     let mut died_in_time = 0;
     for round in 0..300u64 {
         let victim = Victim::start(&["asleep", "read", "0"]);

@@ -7,7 +7,7 @@ fn small_memory_is_one_region_from_zero() {
 }
 
 #[test]
-fn memory_beyond_three_gib_goes_on_at_four() {
+fn memory_beyond_three_gib_continues_at_four() {
     let regions = split(5 << 30, 1, Backing::Memfd).unwrap();
     let ranges: Vec<_> = regions.iter().map(|r| (r.gpa, r.size)).collect();
     assert_eq!(ranges, [(0, 3 << 30), (4 << 30, 2 << 30)]);

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn blocks_are_aligned_and_cover_what_lies_in_them() {
+fn blocks_are_aligned_and_cover_their_pages() {
     let huge = Block::around(0x123_4567, 21);
     assert_eq!((huge, huge.size()), (Block { gpa: 0x120_0000, lsb: 21 }, 2 << 20));
     assert!(huge.covers(huge) && huge.covers(Block::page(0x13f_ffff)) && !Block::page(0x120_0000).covers(huge));

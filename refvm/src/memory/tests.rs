@@ -2,7 +2,7 @@ use super::*;
 use crate::layout::{MadeOf, split};
 
 #[test]
-fn both_backings_read_as_zeros_and_keep_what_is_written() {
+fn both_backings_read_as_zeros_and_keep_writes() {
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let memory = GuestMemory::new(&split(64 << 20, 2, backing).unwrap()).unwrap();
         assert_eq!(memory.regions().len(), 2);
@@ -37,7 +37,7 @@ fn memory_for_transparent_huge_pages_is_aligned_to_them() {
 }
 
 #[test]
-fn huge_pages_back_the_memory_or_the_error_says_what_to_set() {
+fn huge_pages_back_the_memory_or_the_error_names_the_setting() {
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let specs = split(64 << 20, 2, MadeOf { backing, page_size: 2 << 20 }).unwrap();
         let memory = match GuestMemory::new(&specs) {

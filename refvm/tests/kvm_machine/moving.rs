@@ -30,7 +30,7 @@ fn moved(guest: &mut Guest, vcpus: u32) -> Guest {
 }
 
 #[test]
-fn a_guest_goes_on_in_another_machine_over_a_copy_of_its_memory() {
+fn a_guest_continues_in_another_machine_over_a_copy_of_its_memory() {
     for (vcpus, workload) in
         [(1, Workload::Sequential), (2, Workload::Random), (4, Workload::Hot), (2, Workload::Paced)]
     {
@@ -150,7 +150,7 @@ fn commands_out_of_turn_are_refused() {
 
 /// On a destination known poison is marked, and told, before the state is there.
 #[test]
-fn what_is_found_bad_before_the_state_comes_is_told_after_it() {
+fn an_error_found_before_the_state_is_loaded_is_injected_after_it() {
     let Some(mut guest) = booted(20, 1, config(2, Workload::Idle, 0), Ring::User) else { return };
     guest.run().unwrap();
     guest.until("its first pass", |report| report.passes > 0);

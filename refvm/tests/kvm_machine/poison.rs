@@ -238,7 +238,7 @@ fn a_vcpu_that_waits_on_a_fault_can_be_stopped_and_then_finds_the_poison() {
 }
 
 #[test]
-fn a_vcpu_that_waits_on_a_fault_can_be_told_of_the_page() {
+fn a_vcpu_that_waits_on_a_fault_can_get_the_machine_check_of_its_page() {
     let Some(mut guest) = booted(18, 1, config(2, Workload::Sequential, 0), Ring::User) else { return };
     let gpa = FIRST + 100 * PAGE;
     let uffd = take_away(&guest, gpa);

@@ -28,7 +28,7 @@ fn threads_of_kvm() -> Vec<String> {
 }
 
 #[test]
-fn what_kvm_makes_with_a_first_entry_is_there_before_the_vm_runs() {
+fn kvm_makes_its_first_entry_parts_before_the_vm_runs() {
     let Some(mut guest) = booted(17, 1, config(2, Workload::Random, 50), Ring::User) else { return };
     let before = threads_of_kvm();
     guest.run().unwrap();
@@ -38,7 +38,7 @@ fn what_kvm_makes_with_a_first_entry_is_there_before_the_vm_runs() {
 }
 
 #[test]
-fn a_paced_workload_goes_on_and_rests() {
+fn a_paced_workload_pauses_and_continues() {
     let Some(mut guest) = booted(17, 1, config(2, Workload::Paced, 50), Ring::User) else { return };
     guest.run().unwrap();
     let report = guest.until("touches", |report| report.touches > 500);
@@ -61,7 +61,7 @@ fn an_idle_guest_makes_one_pass_and_rests() {
 }
 
 #[test]
-fn a_stopped_guest_stands_still_and_goes_on_from_there() {
+fn a_stopped_guest_does_nothing_and_continues_from_there() {
     let Some(mut guest) = booted(24, 1, config(4, Workload::Random, 50), Ring::User) else { return };
     for _ in 0..200 {
         guest.run().unwrap();

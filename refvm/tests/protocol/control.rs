@@ -11,7 +11,7 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn what_is_malformed_is_answered_and_the_vmm_connects_again() {
+fn a_malformed_message_is_answered_and_the_vmm_connects_again() {
     let dir = tempdir().unwrap();
     let mut vmm = Vmm::start(dir.path(), "a", &SMALL);
     let frames: [(&[u8], &str); 4] = [

@@ -149,7 +149,7 @@ fn a_guest_on_huge_pages_moves_to_small_ones_with_a_huge_page_that_is_bad() {
 }
 
 #[test]
-fn a_destination_registers_huge_pages_and_asks_to_be_collapsed_only_where_they_are_transparent() {
+fn a_destination_asks_for_collapse_only_with_transparent_huge_pages() {
     let Some(_reserved) = reserve(32) else { return };
     let dir = tempdir().unwrap();
     let features = json!(["UFFD_FEATURE_POISON", "UFFD_FEATURE_MINOR_SHMEM", "UFFD_FEATURE_MINOR_HUGETLBFS"]);
@@ -183,7 +183,7 @@ fn a_destination_registers_huge_pages_and_asks_to_be_collapsed_only_where_they_a
 }
 
 #[test]
-fn a_vmm_without_enough_huge_pages_says_what_to_set() {
+fn a_vmm_without_enough_huge_pages_names_the_setting() {
     let dir = tempdir().unwrap();
     let mut vmm = Vmm::start(dir.path(), "destination", &["--incoming"]);
     let regions = json!([{"gpa": 0, "size": 1u64 << 42, "page_size": 2 << 20, "backing": "anonymous"}]);

@@ -47,6 +47,6 @@ def test_pages_give_every_item_once_in_order(keys: set[str], size: int) -> None:
     assert seen == items
 
 
-def test_an_item_that_goes_meanwhile_hides_no_other() -> None:
+def test_an_item_removed_between_pages_hides_no_other() -> None:
     first = paginate(["a", "b", "c"], lambda item: item, 2, "", "q")
     assert paginate(["a", "c"], lambda item: item, 2, first.next_token, "q").items == ("c",)

@@ -54,13 +54,13 @@ def test_shares_of_plain_values() -> None:
     assert math.isnan(share_of([], 0.5))
 
 
-def test_middle_and_spread_leave_out_what_is_no_number() -> None:
+def test_middle_and_spread_leave_out_missing_numbers() -> None:
     assert middle([3.0, math.nan, 1.0, 2.0]) == 2.0
     assert spread([3.0, math.nan, 1.0]) == (1.0, 3.0)
     assert math.isnan(middle([math.nan]))
 
 
-def test_ratios_leave_out_what_cannot_be_divided() -> None:
+def test_ratios_leave_out_missing_and_zero_divisors() -> None:
     assert ratios([(1.0, 2.0), (2.0, 0.0), (math.nan, 1.0), (4.0, 2.0)]) == [0.5, 2.0]
 
 

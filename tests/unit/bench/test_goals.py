@@ -77,7 +77,7 @@ def test_throughput_must_be_at_least_its_goal() -> None:
     assert goals["memfd: throughput to the last page, guest random, to QEMU"].met is False
 
 
-def test_what_is_not_measured_is_neither_met_nor_missed() -> None:
+def test_an_unmeasured_goal_is_neither_met_nor_missed() -> None:
     goals = judged([a_round(OURS)], Alone())
     missing = {measure for measure, goal in goals.items() if goal.value is None}
     assert "memfd: throughput to the last page, guest idle, to QEMU" in missing
@@ -111,7 +111,7 @@ def test_a_push_that_is_limited_is_judged_by_itself() -> None:
     assert (limited.value, limited.met) == (pytest.approx(0.09), True)
 
 
-def test_the_bound_is_beside_what_it_has_and_judges_nothing() -> None:
+def test_the_bound_is_shown_with_its_figures_and_judges_nothing() -> None:
     none = {"blackout_guest_s": None, "blackout_vmm_s": None, "total_s": None}
     served = a_round(BOUND, wait_us=100.0, postcopy_s=0.1, machinery_cpu_s=0.1, number=6, **none)
     goals, before = judged([*both(wait_us=500.0), served]), judged(both(wait_us=500.0))
@@ -132,7 +132,7 @@ def test_void_rounds_do_not_count() -> None:
     assert judged(rounds)["memfd: worst first touch, ms"].value == pytest.approx(0.25)
 
 
-def test_what_is_measured_of_ours_alone() -> None:
+def test_figures_of_ours_alone() -> None:
     goals = judged(both())
     assert goals["memfd: first touch, nothing else on the link, p50, to the floor"].value == pytest.approx(1.1)
     assert goals["memfd: poisoned page / data page, answer, p50"].met is True
@@ -165,7 +165,7 @@ def test_each_backing_is_judged_by_its_own_rounds() -> None:
     assert goals["anonymous: poisoned page / data page, answer, p50"].met is None
 
 
-def test_the_page_table_is_the_middle_of_what_was_seen() -> None:
+def test_the_page_table_is_the_middle_of_its_figures() -> None:
     assert judged(both(table_bytes_per_page=1.0))["page table, bytes a page"].met is True
     assert judged(both())["page table, bytes a page"].met is None
 
@@ -196,5 +196,5 @@ def test_a_traced_round_is_compared_with_nothing() -> None:
     assert [row["side"] for row in summary([slow])] == [TRACED]
 
 
-def test_what_is_measured_alone_comes_back_from_json() -> None:
+def test_figures_measured_alone_come_back_from_json() -> None:
     assert alone_of(json.loads(json.dumps(asdict(ALONE)))) == ALONE

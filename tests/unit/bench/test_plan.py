@@ -49,7 +49,7 @@ def test_a_run_that_ends_early_has_as_many_rounds_of_one_guest_as_of_another() -
         assert max(rounds) - min(rounds) <= 1
 
 
-def test_guests_cover_what_is_to_be_covered() -> None:
+def test_guests_cover_every_shape() -> None:
     found = shapes(quick=False)
     assert len(set(found)) == len(found)
     for backing in BACKINGS:

@@ -19,14 +19,14 @@ WHERE = {"cpu": "a processor", "cores": 2, "kernel": "6.18", "qemu": "QEMU 7.2",
 ROUNDS = [a_round(OURS), a_round(PREEMPT, wait_us=4000.0), a_round(PLAIN), a_round(OURS, IDLE)]
 
 
-def test_the_table_says_what_is_not_measured() -> None:
+def test_the_table_names_unmeasured_figures() -> None:
     text = table(result(ROUNDS, [], Alone(), WHERE))
     assert "| memfd: poisoned page / data page, answer, p50 | ≤ 1 | - |  | not measured |" in text
     assert "| anonymous: poisoned page / data page, answer, p50 | ≤ 1 | - |  | not measured |" in text
     assert GUEST.name in text
 
 
-def test_the_page_keeps_what_somebody_wrote(tmp_path: Path) -> None:
+def test_the_page_keeps_handwritten_text(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
@@ -53,7 +53,7 @@ def test_the_published_pages_have_the_marks(page: str, tmp_path: Path) -> None:
     assert f"{BEGIN}\nrenewed\n{END}" in copy.read_text()
 
 
-def test_what_was_measured_alone_is_in_the_table() -> None:
+def test_figures_measured_alone_are_in_the_table() -> None:
     q = {"count": 3.0, "p50": 41.0, "p90": 42.0, "p99": 43.0, "max": 44.0}
     many = [Many(n, pause, [700.0] * n, [90.0] * n, [300.0] * n, 0.5) for n in (1, 16) for pause in (0, 2000)]
     paper = dict.fromkeys((size for _, size, _ in _PAPER), float(64 << 20)) | {"pages": float(1 << 28), "anew_s": 0.5}
@@ -89,7 +89,7 @@ def test_a_fault_of_ours_fails_the_run_and_one_of_qemu_does_not() -> None:
 
 
 @pytest.mark.parametrize(("real_time", "thread"), [(True, "a real-time thread"), (False, "may have no real-time one")])
-def test_the_machine_says_what_it_withholds(real_time: bool, thread: str) -> None:
+def test_the_machine_names_withheld_facts(real_time: bool, thread: str) -> None:
     where = {"cpu": "a processor", "cores": 2, "kernel": "6.18", "qemu": "none", "at": "now"}
     assert machine_words(where) == "a processor, 2 cores, Linux 6.18; none; now."
     paced = machine_words({**where, "congestion_control": "cubic"})

@@ -79,7 +79,7 @@ def rows() -> dict[str, dict[str, float]]:
     return {name: {"p50": float(n), "p90": 2.0 * n, "p99": 3.0 * n} for n, name in enumerate(names, 1)}
 
 
-def test_stages_are_added_up_beside_the_wholes() -> None:
+def test_the_sum_of_the_stages_stands_with_the_wholes() -> None:
     table = stages_table({"memfd": rows(), "anonymous": rows()})
     assert table.count("| **the stages added up** | 21.0 | 42.0 | 63.0 |") == len(BACKINGS)
     assert "| `UFFDIO_CONTINUE` of 4 KiB, nobody waiting | 5.0 | 10.0 | 15.0 |" in table

@@ -38,5 +38,5 @@ def test_a_page_of_zeros_is_placed_too_and_other_lines_do_not_matter() -> None:
     assert waits_us(["", "qemu: a warning", "71@100.000200:postcopy_place_page", ask(200, 3), zero]) == [20.0]
 
 
-def test_a_second_may_pass_meanwhile() -> None:
+def test_a_second_may_pass_in_between() -> None:
     assert waits_us([ask(999_990, 1), place(10, 1).replace("@100.", "@101.")]) == [20.0]

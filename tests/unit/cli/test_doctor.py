@@ -19,7 +19,7 @@ from vmferry.cli.probe.finding import State, missing, ok, warn
 from vmferry.cli.verbs import doctor
 
 
-def test_a_try_that_works_tells_what_it_saw():
+def test_a_try_that_works_reports_its_findings():
     assert attempt(lambda: "seen") == attempt(lambda: "seen")
     assert (attempt(lambda: "seen").worked, attempt(lambda: "seen").seen) == (True, "seen")
 
@@ -63,7 +63,7 @@ def test_a_check_that_fails_in_an_unforeseen_way_is_a_finding():
         ([ok("a", "x"), missing("b", "y", "do this")], ExitCode.REFUSED),
     ],
 )
-def test_only_what_is_needed_and_missing_makes_it_fail(monkeypatch, capsys, findings, code):
+def test_only_a_missing_need_makes_it_fail(monkeypatch, capsys, findings, code):
     monkeypatch.setattr(doctor, "run_all", lambda: findings)
     assert main(["doctor", "--json"]) == code
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

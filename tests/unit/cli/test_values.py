@@ -62,7 +62,7 @@ UNITS = "B, KiB, MiB, GiB, kB, MB, GB, kbit, Mbit, Gbit"
         ),
     ],
 )
-def test_what_is_wrong_is_said(text: str, said: str) -> None:
+def test_a_wrong_value_is_named(text: str, said: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         push_limit(text)
     assert str(caught.value) == said

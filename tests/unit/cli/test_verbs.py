@@ -112,7 +112,7 @@ def test_a_watched_job_that_does_not_complete_is_exit_1_and_tells_why(daemon, sc
     assert "VMM_GONE: The VMM went away." in capsys.readouterr().out
 
 
-def test_watch_goes_on_after_a_restart_of_the_daemon_without_a_gap(daemon, script, capsys):
+def test_watch_continues_after_a_restart_of_the_daemon_without_a_gap(daemon, script, capsys):
     script.revisions = COURSE
     script.break_watch_after = 2
     assert main(["watch", "m1", "--json"]) == ExitCode.OK
@@ -171,7 +171,7 @@ def test_list_says_that_there_is_nothing(daemon, capsys):
     assert capsys.readouterr().out == "no migrations\n"
 
 
-def test_show_prints_what_has_a_value_by_its_name(daemon, script, capsys):
+def test_show_prints_fields_with_a_value_by_name(daemon, script, capsys):
     script.migrations = {"m1": COURSE[1]}
     assert main(["show", "m1"]) == ExitCode.OK
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

@@ -226,7 +226,7 @@ def test_addresses(text: str, address: Address | None) -> None:
         assert str(address) == text
 
 
-def test_what_is_not_toml_is_a_problem_with_its_place(tmp_path: Path) -> None:
+def test_bytes_that_are_no_toml_are_a_problem_with_a_place(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_bytes(b"host = ")
     with pytest.raises(ConfigError, match="end of document"):

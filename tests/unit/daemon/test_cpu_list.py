@@ -32,7 +32,7 @@ def test_lists(text: str, cpus: set[int]) -> None:
         ("all", "'all' is neither a CPU nor a range of CPUs"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, said: str) -> None:
+def test_a_wrong_value_is_named(text: str, said: str) -> None:
     with pytest.raises(CpuListError) as caught:
         parse_cpu_list(text)
     assert str(caught.value) == said

@@ -12,7 +12,7 @@ import pytest
 from vmferry.daemon.instance import HostUnfit, InstanceLock, make_directory
 
 
-def test_a_second_daemon_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+def test_a_second_daemon_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     lock = InstanceLock(tmp_path)
     with pytest.raises(HostUnfit, match=f"process {os.getpid()}"):
         InstanceLock(tmp_path)

@@ -46,7 +46,7 @@ async def test_they_are_awake_while_anybody_wants_it(file: Path) -> None:
     assert holders(file) == 0
 
 
-async def test_one_who_forgets_them_keeps_them_awake_no_longer_than_that(file: Path) -> None:
+async def test_a_forgotten_request_ends_after_its_limit(file: Path) -> None:
     processors = HostProcessors(file, at_most_s=0.01)
     processors.keep_awake("m1-source")
     async with asyncio.timeout(patient(20)):
@@ -58,7 +58,7 @@ async def test_one_who_forgets_them_keeps_them_awake_no_longer_than_that(file: P
     processors.let_sleep("m1-source")
 
 
-async def test_where_it_may_not_a_switchover_goes_on_and_it_is_said_once(
+async def test_without_permission_a_switchover_continues_and_one_line_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     processors = HostProcessors(tmp_path / "missing")

@@ -81,7 +81,7 @@ async def test_a_check_that_cannot_be_made_is_a_cause_and_raises_nothing(
     assert "Too many open files" in checks["pager_cpus"].detail
 
 
-def test_a_program_is_found_by_path_by_name_and_beside_python(tmp_path: Path) -> None:
+def test_a_program_is_found_by_path_by_name_and_next_to_python(tmp_path: Path) -> None:
     assert find_program("sh") is not None
     assert find_program("/bin/sh") == Path("/bin/sh")
     assert find_program(Path(sys.executable).name) is not None

@@ -297,7 +297,7 @@ async def test_the_servers_own_socket_admits_nobody(tmp_path: Path, authority: A
         assert core.admitted == []
 
 
-async def test_new_files_count_for_new_connections_and_open_ones_go_on(tmp_path: Path, authority: Authority) -> None:
+async def test_new_files_count_for_new_connections_and_open_ones_continue(tmp_path: Path, authority: Authority) -> None:
     async with secured(tmp_path, authority) as (run, core):
         identity = Identity(host_files(authority, "a"), DOMAIN, "a")
         peer = peer_to(run, identity)

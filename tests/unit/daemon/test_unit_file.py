@@ -43,5 +43,5 @@ def test_pagers_outlive_the_daemon() -> None:
     assert service["ProtectSystem"] == "strict"
 
 
-def test_the_unit_may_open_what_keeps_processors_awake() -> None:
+def test_the_unit_may_open_the_cpu_latency_device() -> None:
     assert f"DeviceAllow={LATENCY_FILE} rw" in UNIT.read_text().splitlines(), "keep_awake would do nothing"

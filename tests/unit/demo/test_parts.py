@@ -92,7 +92,7 @@ def test_places_on_loopback_do_not_overlap():
     assert len(set(ports)) == len(ports)
 
 
-async def test_a_wait_is_bounded_and_says_for_what():
+async def test_a_wait_is_bounded_and_names_its_condition():
     async def never():
         return False
 
@@ -100,7 +100,7 @@ async def test_a_wait_is_bounded_and_says_for_what():
         await until("the moon", never, 0.05)
 
 
-async def test_what_must_be_finished_is_finished_when_cancelled_twice():
+async def test_a_shielded_step_is_finished_when_cancelled_twice():
     done = asyncio.Event()
 
     async def work() -> None:

@@ -15,7 +15,7 @@ ONE = LedgerEntry(Gpa(0x1000), Origin.VMM, first_seen_us=1, last_seen_us=1)
 TWO = LedgerEntry(Gpa(0x2000), Origin.READ, first_seen_us=2, last_seen_us=2)
 
 
-async def test_what_is_known_is_not_written_again() -> None:
+async def test_a_known_error_is_not_written_again() -> None:
     script = Script()
     errors = LedgerRecorder(MemoryStore(script))
     assert list(await errors.ledger("web")) == []

@@ -162,7 +162,7 @@ async def test_a_large_ledger_is_not_inside_the_blackout(pair: Pair) -> None:
     assert len(await pair.b.store.ledger("web")) == 20_000
 
 
-async def test_the_blackout_carries_what_is_new_since_prepare(pair: Pair) -> None:
+async def test_the_blackout_carries_poison_new_since_prepare(pair: Pair) -> None:
     assert pair.b.service is not None
     await pair.service.record_vmm_errors("web", errors(3))
     pair.a.script.hang_at("vmm.stop")

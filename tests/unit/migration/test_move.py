@@ -118,7 +118,7 @@ async def test_a_vm_moves_there_and_back(pair: Pair) -> None:
     assert not pair.destination.alive
 
 
-async def test_graceful_stop_cancels_what_may_be_cancelled(pair: Pair) -> None:
+async def test_graceful_stop_cancels_migrations_that_may_be_cancelled(pair: Pair) -> None:
     pair.a.script.hang_at("peer.prepare")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()

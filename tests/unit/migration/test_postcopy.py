@@ -31,7 +31,7 @@ async def test_a_link_that_goes_and_comes_pauses_the_job(pair: Pair) -> None:
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
 
 
-async def test_a_pager_that_cannot_go_on_pauses_the_job(pair: Pair) -> None:
+async def test_a_pager_that_cannot_continue_pauses_the_job(pair: Pair) -> None:
     pair.b.pagers.arrives = False
     await pair.service.create("m1", "web", "b")
     await pair.a.job_where("m1", phases=POSTCOPY)

@@ -22,7 +22,7 @@ from vmferry.testing.peer import FakePeers
 from vmferry.units import MIB, PAGE_2M, PAGE_4K
 
 
-async def test_what_the_source_holds_is_made_ready_before_prepare_is_answered(pair: Pair) -> None:
+async def test_held_memory_is_preallocated_before_prepare_is_answered(pair: Pair) -> None:
     pair.b.pagers.arrives = False
     await pair.service.create("m1", "web", "b")
     await pair.a.job_where("m1", phases=POSTCOPY)
@@ -57,7 +57,7 @@ async def test_large_guests_have_longer_to_prepare(pair: Pair) -> None:
     assert steps.limit_s(m.AttachMemory()) == Timeouts().step_s
 
 
-async def test_the_lane_is_connected_before_the_vm_stands_still(pair: Pair) -> None:
+async def test_the_lane_is_connected_before_the_vm_is_stopped(pair: Pair) -> None:
     pair.a.script.hang_at("vmm.stop")
     await pair.service.create("m1", "web", "b")
     await pair.a.script.hung.wait()

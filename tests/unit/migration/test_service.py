@@ -39,7 +39,7 @@ async def test_create_is_idempotent(pair: Pair) -> None:
     assert await pair.service.create("m1", "web", "b") == done
 
 
-async def test_what_cannot_be_moved(pair: Pair) -> None:
+async def test_requests_that_cannot_be_carried_out_are_refused(pair: Pair) -> None:
     pair.a.add_vmm("db", "stopped", 5)
     pair.a.add_vmm("new", "incoming", 6)
     assert await refused(pair, "M1", "web") is Reason.INVALID_ARGUMENT
@@ -68,7 +68,9 @@ async def test_two_creates_at_once_make_one_job(pair: Pair) -> None:
         ("web", "incoming", "x86_64/kvm", Reason.PLATFORM_MISMATCH),
     ],
 )
-async def test_what_a_destination_refuses(pair: Pair, vm: str, state: str, platform: str, reason: Reason) -> None:
+async def test_requests_that_a_destination_refuses(
+    pair: Pair, vm: str, state: str, platform: str, reason: Reason
+) -> None:
     pair.b.vmms.everyone.clear()
     pair.b.add_vmm(vm, state, 300, platform)
     await pair.service.create("m1", "web", "b")
@@ -220,7 +222,7 @@ async def test_watch_misses_nothing_under_concurrent_writes() -> None:
         assert sorted(set(task.result())) == list(range(after + 1, writers * writes + 1))
 
 
-async def test_watchers_read_the_store_for_what_was_written_and_not_for_progress(
+async def test_watchers_read_the_store_for_written_changes_and_not_for_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Otherwise each watcher would read it ten times a second for each moving VM."""

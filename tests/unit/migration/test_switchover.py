@@ -183,7 +183,7 @@ async def test_a_switchover_that_hangs_is_seen_by_watchers(pair: Pair) -> None:
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
 
 
-async def test_the_processors_of_both_hosts_are_awake_while_the_vm_stands_still(pair: Pair) -> None:
+async def test_the_processors_of_both_hosts_are_awake_while_the_vm_is_stopped(pair: Pair) -> None:
     pair.b.pagers.arrives = False
     pair.a.script.hang_at("vmm.stop")
     pair.b.script.hang_at("vmm.start")

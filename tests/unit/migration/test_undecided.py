@@ -96,7 +96,7 @@ async def test_the_destination_answers_its_journal(pair: Pair) -> None:
     assert (await pair.b.service.incoming.outcome("never"))[0] is Outcome.REFUSED
 
 
-async def test_the_reason_tells_what_the_destination_answers_to_start(pair: Pair) -> None:
+async def test_the_reason_has_the_destinations_answer_to_start(pair: Pair) -> None:
     full = VmferryError(Reason.STORE_FAILED, "the store of b: disk is full.", "Free some space.")
     pair.b.script.fail_at("store.journal running", full, times=10_000)
     await pair.service.create("m1", "web", "b")

@@ -104,9 +104,7 @@ async def test_a_pager_that_ends_at_once_is_told_with_its_last_words(pagers: Pag
     assert caught.value.reason is Reason.PAGER_FAILED
 
 
-async def test_who_is_cancelled_while_a_pager_is_spawned_leaves_none(
-    pagers: PagerProcesses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_spawn_leaves_no_pager(pagers: PagerProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
     spawn, children, begun = process._spawn, [], threading.Event()
 
     def slow(command: list[str], log_path: Path) -> subprocess.Popen[bytes]:
@@ -164,7 +162,7 @@ def test_a_program_that_is_nowhere_is_named() -> None:
         process.locate("no-such-program")
 
 
-async def test_what_is_not_configured_is_not_handed_on(pagers: PagerProcesses, tmp_path: Path) -> None:
+async def test_unconfigured_options_are_not_handed_on(pagers: PagerProcesses, tmp_path: Path) -> None:
     pager = await pagers.start("m6", "web-1", source=False)
     await pager.start_push()
     assert asked(tmp_path, "m6") == [["started", None, None, None], ["StartPush", 0]]

@@ -176,7 +176,7 @@ async def test_a_closed_or_unopened_store_says_so(tmp_path: Path) -> None:
         await SqliteStore(tmp_path / "vmferry.db").jobs()
 
 
-async def test_the_schema_is_what_the_tables_say(tmp_path: Path) -> None:
+async def test_the_schema_matches_the_tables(tmp_path: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 

@@ -39,7 +39,7 @@ async def test_a_killed_host_does_nothing_more() -> None:
     assert done == []
 
 
-async def test_a_vmm_refuses_what_its_state_does_not_admit() -> None:
+async def test_a_vmm_refuses_commands_that_its_state_forbids() -> None:
     vmm = FakeVmm(identity("web"), Script())
     with pytest.raises(VmferryError) as caught:
         await vmm.save_state()

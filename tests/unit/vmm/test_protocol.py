@@ -156,7 +156,7 @@ def test_malformed_messages_name_the_field(message: Any, field: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff", b'{"type": "hello\xff"}', b"nul", b"[" * 100_000, b'{"a":' * 5000]
 )
-def test_what_is_not_json_is_refused(body: bytes) -> None:
+def test_bytes_that_are_no_json_are_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         protocol.decode_from_vmm(body)
 
@@ -198,7 +198,7 @@ def test_hello_that_cannot_be_names_the_field(message: Any, field: str, code: st
         ({"memory": {"page_size": 4096, "backing": "memfd"}}, MemoryKind(4096, Backing.MEMFD)),
     ],
 )
-def test_a_destination_says_what_it_makes_memory_of(said: dict[str, Any], meant: MemoryKind) -> None:
+def test_a_destination_names_its_backing_of_memory(said: dict[str, Any], meant: MemoryKind) -> None:
     waiting = {**HELLO, "state": "incoming", "regions": [], "vcpus": 0, **said}
     hello = protocol.decode_from_vmm(json.dumps(waiting).encode())
     assert isinstance(hello, protocol.Hello)

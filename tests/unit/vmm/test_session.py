@@ -360,6 +360,6 @@ async def test_a_stale_socket_is_replaced_and_a_file_is_not(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "what"), [("a" * 120, "107 bytes"), ("nowhere/vmm.sock", "no directory")])
-async def test_an_unusable_path_says_what_is_wrong(tmp_path: Path, name: str, what: str) -> None:
+async def test_an_unusable_path_is_refused_with_its_fault(tmp_path: Path, name: str, what: str) -> None:
     with pytest.raises(VmferryError, match=what):
         await Daemon(tmp_path / name).server.serve()

@@ -41,7 +41,7 @@ fn processors_are_awake_while_somebody_waits_for_pages_and_sleep_behind_it() {
 }
 
 #[test]
-fn the_request_ends_with_whoever_made_it() {
+fn the_request_ends_with_its_maker() {
     let (_directory, file) = empty_file();
     let cpu_latency = CpuLatencyRequest::by(Some(&file));
     until("held", || {

@@ -64,7 +64,7 @@ fn it_runs_where_asks_come_once_all_of_the_last_do() {
 }
 
 #[test]
-fn beside_a_heavy_push_it_runs_anywhere() {
+fn during_a_heavy_push_it_runs_anywhere() {
     Course::with_two_cpus(|mut course| {
         let (all, first) = (CpuSet::allowed(), course.first);
         assert_eq!(course.come(first, MOVE_AFTER), all, "what the push is like is not known yet");

@@ -16,7 +16,7 @@ fn work(throttle: &mut RtThrottle, now: &mut Instant, faults: bool) -> Duration 
 }
 
 #[test]
-fn it_rests_often_beside_a_guest_that_faults_and_now_and_then_beside_any() {
+fn it_pauses_often_while_the_guest_faults_and_seldom_otherwise() {
     let (mut throttle, mut now) = (RtThrottle::default(), Instant::now());
     assert_eq!(work(&mut throttle, &mut now, false), RUN_TIME_QUIET_GUEST);
     assert_eq!(work(&mut throttle, &mut now, true), RUN_TIME);

@@ -84,7 +84,7 @@ fn found(runs: &Runs, buffer: &[u8]) -> (Vec<Found>, Vec<u8>) {
 use Found::{Data, Poison, Zero};
 
 #[test]
-fn a_process_gives_data_zeros_and_what_was_never_there() {
+fn a_process_gives_data_zeros_and_absent_pages() {
     let mapping = TestMemory::anonymous(BYTES);
     mapping.fill(2, 0xab);
     mapping.fill(3, 0);

@@ -5,7 +5,7 @@ fn poison(guest_visible: bool) -> PoisonInfo {
 }
 
 #[test]
-fn what_the_guest_has_seen_is_never_forgotten() {
+fn an_error_that_the_guest_has_seen_stays_seen() {
     let mut map = PoisonMap::default();
     let id = PageId { region: 0, page: 7 };
     assert!(map.add(id, poison(true)));

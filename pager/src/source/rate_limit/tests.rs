@@ -22,7 +22,7 @@ fn a_new_rate_holds_at_once() {
 }
 
 #[test]
-fn what_was_not_sent_is_not_counted() {
+fn bytes_that_were_not_sent_are_not_counted() {
     let now = Instant::now();
     let mut bucket = TokenBucket::new(1, now);
     for _ in 0..1000 {

@@ -34,7 +34,7 @@ fn info_tells_of_the_bytes_that_were_acknowledged() {
 }
 
 #[test]
-fn options_are_what_they_were_set_to() {
+fn options_keep_their_values() {
     let (one, _other) = pair();
     set_user_timeout(&one, Duration::from_millis(2500)).unwrap();
     assert_eq!(get(&one, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT), 2500);

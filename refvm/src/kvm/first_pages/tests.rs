@@ -23,7 +23,7 @@ fn addresses_are_found_by_small_large_and_huge_pages() {
 }
 
 #[test]
-fn code_and_what_registers_point_to_are_touched_and_what_cannot_be_read_is_passed_over() {
+fn code_and_targets_of_registers_are_touched_and_unreadable_ones_skipped() {
     // One page of 2 MiB at 0.
     let words = BTreeMap::from([(0x1000, 0x2001), (0x2000, 0x3001), (0x3000, LARGE | 1), (0x5128, 7)]);
     let regs = kvm_regs { rip: 0x512b, rdi: 0x6000, r15: 0x7fff_0000_0000, ..Default::default() };

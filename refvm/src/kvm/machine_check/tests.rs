@@ -12,7 +12,7 @@ fn an_early_error_is_told_once_and_not_after_its_consumption() {
 }
 
 #[test]
-fn who_knows_of_a_huge_page_knows_of_its_parts_and_not_the_other_way_round() {
+fn a_known_huge_page_covers_its_parts_but_no_part_covers_the_whole() {
     let (huge, part) = (Block::around(0x20_0000, 21), Block::page(0x20_3000));
     let mut told = Told::default();
     assert!(told.found(part) && told.found(huge) && !told.found(Block::page(0x20_5000)));

@@ -55,7 +55,7 @@ def test_a_layout_whose_regions_overlap() -> None:
         (MemoryKind(PAGE_4K, Backing.ANONYMOUS), [(PAGE_4K, Backing.ANONYMOUS)] * 2),
     ],
 )
-def test_regions_stay_and_are_made_of_what_the_destination_has(
+def test_regions_stay_and_get_the_backing_of_the_destination(
     kind: MemoryKind, made_of: list[tuple[int, Backing]]
 ) -> None:
     there = destination_layout(SOURCE, kind).regions
@@ -70,7 +70,7 @@ def test_regions_that_are_no_whole_pages_of_the_destination() -> None:
     assert caught.value.remedy
 
 
-async def test_the_destinations_pager_expects_what_its_vmm_makes(pair: Pair) -> None:
+async def test_the_destinations_pager_expects_the_layout_of_its_vmm(pair: Pair) -> None:
     pair.a.pagers.arrives = pair.b.pagers.arrives = False
     pair.destination.make_memory_of(MemoryKind(PAGE_2M, Backing.ANONYMOUS))
     await pair.service.create("m1", "web", "b")

@@ -53,7 +53,7 @@ async def test_a_limit_keeps_the_progress_that_comes_while_it_is_written(store: 
     assert (job.push_bytes_per_s, job.progress, job.memory_errors, job.revision) == (LIMIT, PROGRESS, 2, 1)
 
 
-async def test_what_is_noted_is_durable_with_the_next_save(store: MemoryStore, record: JobRecord) -> None:
+async def test_a_quiet_change_is_durable_with_the_next_save(store: MemoryStore, record: JobRecord) -> None:
     record.stage(replace(record.job, downtime_s=0.1))
     assert await store.job("m1") is None
     await record.save_push_limit(LIMIT)

@@ -26,7 +26,7 @@ def foreign() -> Iterator[tuple[m.State, m.Command]]:
             yield state, kind(m.JournalKind.BEGIN) if fields(kind) else kind()
 
 
-def test_every_state_says_what_it_performs() -> None:
+def test_every_state_names_the_commands_it_performs() -> None:
     assert set(PERFORMED) == set(m.State)
 
 

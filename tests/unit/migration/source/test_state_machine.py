@@ -75,7 +75,7 @@ def test_the_chart_is_the_code() -> None:
     assert set(chart) == edges()
 
 
-def test_an_illegal_event_names_what_is_and_what_was_needed() -> None:
+def test_an_illegal_event_names_the_actual_and_the_required_state() -> None:
     with pytest.raises(m.IllegalEventError, match="HandedOver in state QUEUED; it needs SWITCHOVER"):
         m.transition(m.State.QUEUED, m.HandedOver())
 
@@ -147,7 +147,7 @@ def test_no_order_of_events_resumes_after_the_commit_unless_refused(events: list
         (Phase.POSTCOPY_PAUSED, ["begin", "commit"], m.State.POSTCOPY_PAUSED, False),
     ],
 )
-def test_where_a_restart_goes_on(phase: Phase, kinds: list[str], state: m.State, resumes: bool) -> None:
+def test_the_state_in_which_a_restart_continues(phase: Phase, kinds: list[str], state: m.State, resumes: bool) -> None:
     step = m.recovered(phase, kinds)
     assert step is not None
     assert step.state is state
@@ -155,7 +155,7 @@ def test_where_a_restart_goes_on(phase: Phase, kinds: list[str], state: m.State,
 
 
 @pytest.mark.parametrize("phase", [Phase.COMPLETED, Phase.CANCELLED, Phase.FAILED, Phase.LOST])
-def test_what_has_ended_stays(phase: Phase) -> None:
+def test_an_ended_state_stays(phase: Phase) -> None:
     assert m.recovered(phase, ["begin", "commit"]) is None
 
 

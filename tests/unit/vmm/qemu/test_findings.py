@@ -58,7 +58,7 @@ def test_a_network_that_maps_memory(network: str) -> None:
     assert network in refused(source_findings(with_machine(networks=("tap", network))))
 
 
-def test_what_qemu_itself_refuses() -> None:
+def test_migrations_that_qemu_itself_refuses() -> None:
     """`xen-save-devices-state` would not look at it."""
     reason = "State blocked by non-migratable CPU device (invtsc flag)"
     assert reason in refused(source_findings(with_machine(blocked=(reason,))))
@@ -135,7 +135,7 @@ def test_every_refusal_is_named_at_once() -> None:
     assert "ivshmem-plain" in caught.value.message
 
 
-def test_facts_say_what_memory_is_made_of() -> None:
+def test_facts_name_the_backing_of_memory() -> None:
     assert PLAIN.memory_kind == MemoryKind(PAGE_4K, Backing.MEMFD)
     assert with_memory(shared=False, kind=Kind.HUGETLBFS, page_size=PAGE_2M).memory_kind == MemoryKind(
         PAGE_2M, Backing.ANONYMOUS
@@ -144,7 +144,7 @@ def test_facts_say_what_memory_is_made_of() -> None:
     assert replace(PLAIN, memory=(MEMORY, second)).memory_kind == MemoryKind()
 
 
-def test_network_types_are_read_from_what_qemu_prints() -> None:
+def test_network_types_are_read_from_the_output_of_qemu() -> None:
     text = (
         "virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\n"
         " \\ net0: index=0,type=vhost-user,ifname=x\nhub 0\n \\ hub0port0: type=tap,fd=3\n"

@@ -38,7 +38,7 @@ blocks = st.lists(st.tuples(names, pages), max_size=5, unique_by=lambda one: one
 
 
 @given(machine=names, blocks=blocks)
-def test_what_is_encoded_is_decoded(machine: str, blocks: list[Block]) -> None:
+def test_encoded_fields_are_decoded(machine: str, blocks: list[Block]) -> None:
     """Also blocks of zeros only: they are listed with their pages."""
     found = stream.decode(stream.encode(machine, blocks, DEVICES))
     assert found == Stream(machine, tuple(blocks), DEVICES)

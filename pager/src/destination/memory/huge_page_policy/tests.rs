@@ -47,7 +47,7 @@ fn none_are_huge_where_that_is_not_wanted() {
 
 proptest! {
     #[test]
-    fn every_step_goes_on(small in 0u64..10_000, costs in proptest::collection::vec(0u64..20_000, 1..50)) {
+    fn every_step_continues(small in 0u64..10_000, costs in proptest::collection::vec(0u64..20_000, 1..50)) {
         let (of_huge, steps) = course(2048, small, |done| costs[done as usize % costs.len()]);
         prop_assert!(steps.iter().all(|(_, blocks)| (1..=MAX_BLOCKS_A_STEP).contains(blocks)));
         prop_assert_eq!(steps.iter().map(|(_, blocks)| blocks).sum::<u64>(), 2048);

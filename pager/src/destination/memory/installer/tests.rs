@@ -217,7 +217,7 @@ fn visible_error_of_a_page_of_a_file_that_is_here_takes_the_page_away() {
 }
 
 #[test]
-fn visible_error_of_a_copied_page_that_is_here_is_told_to_have_no_marker_until_the_guest_gives_it_back() {
+fn visible_error_of_a_copied_page_gets_its_marker_once_the_guest_gives_the_page_back() {
     let Some(memory) = Memory::new(PAGE_SIZE, 4, Backing::Anonymous) else { return };
     let (mut resolver, _directory) = with_a_page(&memory);
     let reply = resolver.mark_poisoned(&visible(0));

@@ -9,7 +9,7 @@ fn file(pages: u64) -> AttachedFile {
 }
 
 #[test]
-fn only_what_was_prepared_is_ready() {
+fn only_prepared_pages_are_ready() {
     let mut receive_mapping = ReceiveMapping::new(&file(16), 16 * PAGE_SIZE).unwrap();
     assert!(receive_mapping.ready(0, 1).is_none());
     receive_mapping.prepare(2, 2).unwrap();

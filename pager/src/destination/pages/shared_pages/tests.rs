@@ -147,7 +147,7 @@ fn give_back(shared: &SharedPages, at: u64) {
 }
 
 #[test]
-fn what_is_not_wanted_of_a_frame_changes_nothing() {
+fn unwanted_pages_of_a_frame_change_nothing() {
     use PageState::{Absent, Discarded, Installing, PresentPush};
     let Some(mut guest) = Guest::new() else { return };
     let claim = guest.claim(3, 1);
@@ -197,7 +197,7 @@ fn a_page_that_is_found_bad_at_the_source_while_it_is_received_has_come() {
 }
 
 #[test]
-fn a_page_that_the_guest_knows_to_be_bad_is_poison_behind_the_frame_that_brings_it_and_its_bytes_are_gone() {
+fn page_known_bad_to_the_guest_is_poison_after_its_frame_and_loses_its_bytes() {
     let Some(mut guest) = Guest::new() else { return };
     let note = PoisonInfo { origin: ErrorOrigin::Read, guest_visible: true, hop: 0 };
     let stop = behind_a_frame(&mut guest, |shared| shared.poison(PageRun { region: 0, page: 1, count: 1 }, note));
@@ -248,7 +248,7 @@ fn a_page_of_which_nothing_came_is_absent_again() {
 }
 
 #[test]
-fn a_page_that_cannot_be_mapped_keeps_no_other_from_it_and_is_told_of() {
+fn a_page_that_cannot_be_mapped_is_reported_and_stops_no_other() {
     let Some(mut guest) = Guest::new() else { return };
     let mut claim = guest.claim(0, PAGES);
     guest.receive(&claim, 9);
@@ -287,14 +287,14 @@ fn a_page_of_a_file_is_present_before_the_guest_can_see_it() {
 }
 
 #[test]
-fn a_page_is_copied_whoever_holds_the_lock() {
+fn a_page_is_copied_while_another_thread_holds_the_lock() {
     let Some(guest) = Guest::copied() else { return };
     let claim = guest.shared.lock().claim(PageRun { region: 0, page: 0, count: 1 }, LaneKind::Bulk).unwrap();
     assert!(seen_while_locked(&guest, claim, patient(10.0)));
 }
 
 #[test]
-fn who_faults_again_on_a_page_that_was_there_before_its_claim_is_settled_is_woken() {
+fn repeated_fault_on_a_page_installed_before_its_claim_is_finished_is_woken() {
     let Some(guest) = Guest::copied() else { return };
     let page = PageIndex(2);
     let mut claim = guest.shared.lock().claim(PageRun { region: 0, page: 2, count: 1 }, LaneKind::Bulk).unwrap();

@@ -23,7 +23,7 @@ fn a_block_is_looked_at_once_a_stop() {
 }
 
 #[test]
-fn what_was_found_before_the_stop_is_not_known_after_it() {
+fn findings_from_before_a_stop_are_forgotten() {
     let whole = FullBlocks::new(BLOCK);
     assert!(whole.has(0, 1, |_, _| {
         whole.forget();

@@ -7,7 +7,7 @@ fn every_hundredth(first: u64, count: u64) -> Result<Vec<bool>, ()> {
 }
 
 #[test]
-fn copy_tells_what_was_found_of_any_range() {
+fn the_copy_has_the_markers_of_any_range() {
     let copy = MarkerCopy::new(2000, 1);
     assert_eq!(copy.markers(0, 1), None, "nothing was looked up yet");
     copy.fill(&|| true, every_hundredth).unwrap();
@@ -18,7 +18,7 @@ fn copy_tells_what_was_found_of_any_range() {
 }
 
 #[test]
-fn what_was_not_looked_up_is_not_told() {
+fn a_range_not_looked_up_has_no_answer() {
     let copy = MarkerCopy::new(2000, 1);
     let ends = |first, count| if first == 0 { every_hundredth(first, count) } else { Err(()) };
     copy.fill(&|| true, ends).unwrap_err();
