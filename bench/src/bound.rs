@@ -82,8 +82,8 @@ impl Moved {
     }
 }
 
-/// The other process: a guest goes through its memory, and stops; then its state goes over the connection, all of its
-/// memory, and the same once more when a byte comes back, with the nanoseconds of processor's time that this took.
+/// The other process. A guest goes through its memory, and stops. Then its state and all of its memory go over the
+/// connection. When a byte comes back, the memory goes once more, and then the CPU time of that in nanoseconds.
 ///
 /// # Errors
 /// No KVM, no memory, or of the network.

@@ -9,8 +9,8 @@ from statistics import median
 from vmferry_bench.shape import Bucket, Round
 
 WAITED_US = 50.0
-"""A first touch that took longer waited for its page. A page that is there costs under 1 µs, or 22 to 45 µs where KVM
-has to shadow the page tables (`kvm-pvm`); one that is not costs that and another process's answer, 40 µs or more."""
+"""A first touch that took longer waited for its page. A present page costs under 1 µs, or 22 to 45 µs where KVM has to
+shadow the page tables (`kvm-pvm`). An absent page costs an answer of another process as well, 40 µs or more."""
 
 
 def waited(buckets: Iterable[Bucket]) -> list[Bucket]:

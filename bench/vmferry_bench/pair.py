@@ -1,5 +1,5 @@
-"""Two pagers between a VMM of one thread each, and no push; the daemons have no part in a fault, so there is none here:
-their calls to the pagers are made directly."""
+"""Two pagers between a VMM of one thread each, and no push. Daemons have no part in a fault, so there is none here:
+this module makes their calls to the pagers."""
 
 from __future__ import annotations
 

@@ -53,10 +53,10 @@ def shapes(quick: bool) -> list[Shape]:
 
 
 def turns(guests: list[Shape], rounds: int, quick: bool) -> list[Turn]:
-    """Ours, QEMU at its best, ours, and so on, a round of all guests after the other: a disturbance of the machine hits
-    both sides alike, and a run that must end early has all guests. The guests of most goals have QEMU's other setting
-    too, behind further turns of ours; they and the idle ones are also served by the bound. A traced turn comes once,
-    behind a guest's first round. An adopted QEMU and the same by itself move the guests of most goals."""
+    """Ours, QEMU at its best, ours, and so on, a round of all guests after the other. So a disturbance of the machine
+    hits both sides alike, and a run that must end early has all guests. The guests of most goals have QEMU's other
+    setting too, behind further turns of ours. They and the idle ones are also served by the bound. A traced turn comes
+    once, behind a guest's first round. An adopted QEMU and the same by itself move the guests of most goals."""
     found: list[Turn] = []
     for number in range(rounds):
         for shape in guests:

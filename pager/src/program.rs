@@ -1,7 +1,7 @@
 //! The program `vmferry-pager`: arguments, sockets, signals.
 //!
-//! The control service, the memory socket and the events live on the main thread; the page path of a destination, its bulk
-//! lanes and the lanes of a source each have a thread of their own.
+//! The control service, the memory socket and the events live on the main thread. The fault thread of a destination, its bulk
+//! lanes, and each lane of a source have threads of their own.
 
 use std::path::PathBuf;
 use std::sync::Arc;

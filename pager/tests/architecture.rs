@@ -1,5 +1,5 @@
-//! The architecture of the pager, held against its sources: imports go down the layers, rooms of a side form no circle, no
-//! module is long, unsafe code is where it may be.
+//! The architecture of the pager, held against its sources. Imports go down the layers, and rooms of a side form no circle.
+//! No module is long, and unsafe code is in `sys` only.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! The pager program as a destination, end to end: driven over `pager.sock`, its memory attached by a VMM of the
-//! test's own, its pages from a source of the test's own. Skipped, with the reason printed, without a userfaultfd.
+//! The pager program as a destination, end to end. The test drives it over `pager.sock`, and stands in for the VMM and for
+//! the source. Skipped, with the reason printed, without a userfaultfd.
 
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 

@@ -190,9 +190,9 @@ enum Entry {
     Marker,
 }
 
-/// The entry of a page in /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): bit 63 present, 62 swapped,
-/// bits 0–4 the swap type; a marker of 4 KiB is shown as the swap entry of the last type, `SWP_PTE_MARKER`, one of a
-/// huge page not at all.
+/// The entry of a page in /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): bit 63 present, bit 62 swapped,
+/// bits 0–4 the swap type. A marker of 4 KiB is a swap entry of the last type, `SWP_PTE_MARKER`. A marker of a huge page is
+/// not shown.
 fn entry(hva: u64) -> Result<Entry, InjectError> {
     let mut word = [0; 8];
     File::open("/proc/self/pagemap")

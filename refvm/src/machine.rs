@@ -143,9 +143,9 @@ pub trait Machine: Send {
     /// The opposite, in a machine that never ran. Returns the epoch that begins here, see
     /// [`next_epoch`](crate::guest::next_epoch).
     fn load(&mut self, state: &[u8]) -> Result<u64, MachineError>;
-    /// Tells the guest of a page found bad before it was consumed: an AO machine check on every vCPU, once a page, unless
-    /// an AR for the same page was delivered before. Works on a running or a stopped machine; on one that waits for its
-    /// state (a destination's) the guest is told once it is loaded.
+    /// Injects an AO machine check on every vCPU, for a page found bad before a vCPU consumed it. Once a page, and not after an
+    /// AR for the same page. Works on a running or a stopped machine. A machine that waits for its state, on a destination,
+    /// injects it after the load.
     fn inject_action_optional(&mut self, block: Block) -> Result<(), MachineError>;
     /// Whether a thread touches guest memory for the machine without being a vCPU: no vCPU consumes the errors that it
     /// finds.

@@ -1,5 +1,5 @@
-//! Reads the guest's report without mapping or dereferencing guest memory: a page that has not arrived blocks the
-//! reader, a poisoned one or memory that is gone is an error, and neither can hurt the process.
+//! Reads the guest's report by system calls, and dereferences no guest memory. A page that has not arrived blocks the reader.
+//! A poisoned page, or memory that is gone, is an error, and does not end the process.
 
 use std::io;
 

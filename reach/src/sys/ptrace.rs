@@ -48,8 +48,8 @@ pub enum Resume {
 }
 
 fn request(request: libc::c_uint, thread: i32, address: usize, data: usize) -> io::Result<libc::c_long> {
-    // SAFETY: for these requests the kernel writes at most what `data` points to, and each caller passes a live buffer of
-    // the size that its request defines, or a plain number.
+    // SAFETY: for these requests the kernel writes at most the buffer at `data`. Each caller passes a live buffer of the size
+    // that its request defines, or a plain number.
     match unsafe { libc::ptrace(request, thread, address, data) } {
         -1 => Err(io::Error::last_os_error()),
         result => Ok(result),

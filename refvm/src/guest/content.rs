@@ -1,8 +1,7 @@
 //! The required content of a workload page: a function of the VM's seed, the page's number and its generation.
 //!
-//! Word 0 is the page number, word 1 the generation; the other 510 words are a linear congruential sequence whose
-//! halves are folded, so that the page does not compress and a byte of another page, of another generation or of
-//! another VM shows. The guest's code (`payload`) computes the same; a test compares the two.
+//! Word 0 is the page number, and word 1 the generation. The other 510 words are a linear congruential sequence with folded
+//! halves. So the page does not compress, and a byte of another page, generation or VM shows. The guest's code (`payload`) computes the same; a test compares the two.
 
 /// 64-bit words of a page.
 pub const WORDS: usize = 512;

@@ -3,19 +3,19 @@
 //! The workload runs in ring 3. Ring 0 is only exception handlers, because some hosts emulate ring 0 at about 1 µs an
 //! instruction. The code holds no absolute address of its own, so that it runs wherever it was copied.
 //!
-//! Registers of the workload: r15 the vCPU's block, r14 the epoch (1 to 255), r13 the configuration page; in the touch
+//! Registers of the workload: r15 the vCPU's block, r14 the epoch (1 to 255), r13 the configuration page. In the touch
 //! section r12 is the page number, rdi its address, r8d its generation. r12 to r15 mean the same to the handlers.
 //!
-//! **The touch section is restartable.** A machine check that interrupts it, and after which the bad-page bit of page
-//! r12 is set, continues at `skip` instead: the access that consumed the error is not made again, and a page that is
-//! found bad between the look at the bitmap and the first load is not touched at all.
+//! **The touch section is restartable.** If a machine check interrupts it and leaves the bad-page bit of page r12 set, the
+//! guest continues at `skip`. It does not repeat the access that consumed the error. It does not touch a page that is found
+//! bad between the check of the bitmap and the first load.
 //!
 //! A machine check names a page of 4 KiB, or a huge one: a block of 64 pages or more, by the least significant bit of its
-//! address in `MISC`. All its pages become bad, and one vCPU is the first to see it: each fills the bitmap behind the
-//! first word of the block that is not full, and that word last, in one exchange.
+//! address in `MISC`. All its pages become bad, and one vCPU is the first to see it. Each vCPU fills the bitmap behind the
+//! first word of the block that is not full. It fills that word last, in one exchange.
 //!
-//! The handlers have no stack of their own by IST, on purpose: a machine check may interrupt a handler (`pause` sends one
-//! to sleep), and an IST would then overwrite the outer frame.
+//! The handlers have no stack of their own by IST. A machine check may interrupt a handler (`pause` sends one to sleep), and
+//! an IST would then overwrite the outer frame.
 
 use std::arch::global_asm;
 use std::mem::{offset_of, size_of};

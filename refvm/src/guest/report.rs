@@ -77,8 +77,8 @@ pub struct VcpuBlock {
     pub clock_gpa: u64,
     /// Time stamp counter when the loop last began, ticks.
     pub last_tsc: u64,
-    /// From the last turn of the loop before the present epoch to its first, ticks: as long as the guest was stopped,
-    /// if it reads the host's own counter. 0 if it had made no turn yet.
+    /// Ticks from the last turn of the loop before the present epoch to its first turn. That is the time without a running
+    /// guest, if the guest reads the host's own counter. 0 if it had made no turn yet.
     pub blackout: u64,
     /// Unused.
     pub reserved: [u64; 224],

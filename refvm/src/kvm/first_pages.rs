@@ -1,6 +1,6 @@
 //! The pages that a loaded vCPU needs for its first instruction: its page tables, its code, and the targets of its
-//! registers. Touched before the start, they come while the daemons write down that the VM runs here; otherwise each is
-//! a fault of its own, one behind the other, with the guest waiting.
+//! registers. A touch before the start brings them while the daemons write their journals. Without it the guest waits for
+//! each of them in turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -1,7 +1,7 @@
 //! The form of a machine check for the guest, and the record of those that it has had.
 //!
-//! The values are QEMU's (target/i386/kvm/kvm.c, `kvm_mce_inject`): bank 9, addresses of a whole page; but the page may
-//! be a huge one, which the least significant bit of the address says.
+//! The values are QEMU's (target/i386/kvm/kvm.c, `kvm_mce_inject`): bank 9, and addresses of a whole page. Here the page may
+//! be a huge one, and the least significant bit of the address says so.
 
 use std::collections::BTreeSet;
 

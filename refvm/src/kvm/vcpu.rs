@@ -248,8 +248,8 @@ impl KvmVcpu {
         }
     }
 
-    /// Lets KVM finish the instruction that exited, without going further: an access in progress in user space (a port,
-    /// or one that it took for MMIO) is neither saved with the state nor compatible with an exception set now.
+    /// Lets KVM finish the instruction that exited, and no further one. An access in progress in user space, to a port or to
+    /// supposed MMIO, is not part of the saved state, and forbids to set an exception.
     fn finish(&mut self, slot: &Installed) -> Result<(), String> {
         for _ in 0..64 {
             slot.finish_only();

@@ -1,8 +1,8 @@
 //! Firmware of our own for a PC: brings every processor from its reset straight into ring 3 of the guest's payload.
 //!
-//! QEMU maps it at the top of 4 GiB and at 0xf0000, where all of its code runs. Real mode to 64-bit mode in one step
-//! (SDM vol. 3, 10.8.5 allows to set PE and PG together): some hosts emulate all of this at about 1 µs an instruction, so
-//! it is short. Processor 0 wakes the others, which begin at [`AP_OFFSET`]; each takes the next number from a counter.
+//! QEMU maps it at the top of 4 GiB and at 0xf0000, where all of its code runs. It goes from real mode to 64-bit mode in one
+//! step (SDM vol. 3, 10.8.5 allows to set PE and PG together). It is short, because some hosts emulate all of it slowly.
+//! Processor 0 wakes the others, which begin at [`AP_OFFSET`]. Each takes the next number from a counter.
 
 use std::arch::global_asm;
 

@@ -1,7 +1,7 @@
 //! `--accel process`: threads of this process for vCPUs, SIGBUS for the machine check. For machines without KVM.
 //!
-//! The threads run the workloads of `guest` in the same memory layout, with the same content and the same report; their
-//! whole state (place in the workload, random numbers) is in the vCPU blocks in guest memory and moves with it. Device state
+//! The threads run the workloads of `guest` in the same memory layout, with the same content and the same report. Their
+//! whole state (place in the workload, random numbers) is in the vCPU blocks in guest memory, and moves with it. Device state
 //! is the configuration and the memory errors that no vCPU has taken yet.
 //!
 //! Threads look at the stop flag between touches. A thread that waits on a page fault cannot be interrupted but by the
