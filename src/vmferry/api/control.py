@@ -52,6 +52,10 @@ class MigrationControl(Protocol):
         """
         ...
 
+    def watch_from_now(self) -> AsyncIterator[Job]:
+        """Yields each job under way as it is, then every later revision of all."""
+        ...
+
 
 class MoveControl(Protocol):
     """The facts of all migrations of this host, in both directions."""

@@ -137,7 +137,12 @@ class MigrationsServicer(GeneratedServicer):
         checks = Checks()
         checks.migration_id(request.migration_id, optional=True)
         checks.revision(request.after_revision)
+        if request.from_now and (request.after_revision or request.migration_id):
+            checks.violation("from_now", "excludes after_revision and migration_id")
         checks.done()
+        if request.from_now:
+            async for job in self._control.watch_from_now():
+                yield job
         async for job in self._control.watch(request.migration_id, request.after_revision):
             yield job
 

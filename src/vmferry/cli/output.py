@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vmferry.client.refusal import ApiError
 
@@ -20,8 +21,12 @@ UNLIMITED = 10_000
 class Output:
     """The two streams of a verb: results on standard output, everything else on standard error."""
 
-    def __init__(self, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+    def __init__(
+        self, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None, form: str = ""
+    ) -> None:
         self.as_json = as_json
+        self.form = form
+        """`wide`, `name`, or empty."""
         self._stdout = stdout or sys.stdout
         self.results = _console(self._stdout)
         self.notes = _console(stderr or sys.stderr)
@@ -49,10 +54,11 @@ class Output:
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns:
-            table.add_column(column, no_wrap=not self.results.is_terminal)
+            table.add_column(column, no_wrap=True, overflow="ignore")
         for row in rows:
-            table.add_row(*row)
-        self.results.print(table)
+            table.add_row(*map(Text, row))
+        # Nothing is cut: names must be copied whole. A long line wraps on a narrow terminal.
+        self.results.print(table, crop=False, soft_wrap=True)
 
     def refused(self, error: ApiError) -> None:
         """Writes the refusal and its remedy, with JSON also as an event."""
@@ -61,7 +67,16 @@ class Output:
         self.note(f"vmferry: {error.message or 'no reason given'} ({error.reason})")
         if error.remedy:
             self.note(f"  {error.remedy}")
+        if error.runbook:
+            self.note(f"  see {error.runbook}")
+
+
+class _Console(Console):
+    """A console that raises BrokenPipeError for a reader that has gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def _console(file: TextIO) -> Console:
-    return Console(file=file, highlight=False, width=None if file.isatty() else UNLIMITED)
+    return _Console(file=file, highlight=False, width=None if file.isatty() else UNLIMITED)

@@ -7,7 +7,7 @@ import re
 from decimal import Decimal
 
 from vmferry.model.names import parse_address
-from vmferry.units import GIB, KIB, MIB, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
+from vmferry.units import GIB, KIB, LSB_4K, MIB, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
 
 _RATE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?([A-Za-z]*)(/s)?", re.ASCII)
 RATE_UNITS = {
@@ -24,13 +24,26 @@ RATE_UNITS = {
 }
 """The bytes of one unit."""
 NO_LIMIT = ("0", "none")
+SECONDS_MOST = 31_536_000.0
+"""A year: longer deadlines overflow gRPC's."""
+LSB_1G = 30
 
 
-def host_port(text: str) -> str:
-    """An argument of the form HOST:PORT."""
-    if parse_address(text, least_port=1) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return text
+API_PORT = 7600
+PEER_PORT = 7601
+
+
+def host_port(text: str, port: int = API_PORT) -> str:
+    """An argument of the form HOST or HOST:PORT, with the port added if it is left out."""
+    for candidate in (text, f"{text}:{port}", f"[{text}]:{port}"):
+        if parse_address(candidate, least_port=1) is not None:
+            return candidate
+    raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT")
+
+
+def peer_address(text: str) -> str:
+    """The peer address of a host: its name, or HOST:PORT."""
+    return host_port(text, PEER_PORT)
 
 
 def api_address(text: str) -> str:
@@ -44,9 +57,16 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    if not 0 < value <= SECONDS_MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, up to {SECONDS_MOST:.0f}")
     return value
+
+
+def block_bits(text: str) -> int:
+    """log2 of the size of a bad block."""
+    if not re.fullmatch(r"[0-9]{1,2}", text) or not LSB_4K <= int(text) <= LSB_1G:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from {LSB_4K} (4 KiB) to {LSB_1G} (1 GiB)")
+    return int(text)
 
 
 def address(text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,14 +13,16 @@ import grpc
 from vmferry.client.certificate import open_tunnel
 from vmferry.client.refusal import UnreachableError, answered
 from vmferry.v1 import machines_pb2 as mc
-from vmferry.v1 import machines_pb2_grpc, migrations_pb2_grpc, qemus_pb2_grpc
+from vmferry.v1 import machines_pb2_grpc, migrations_pb2_grpc, problems_pb2_grpc, qemus_pb2_grpc
 from vmferry.v1 import migrations_pb2 as mg
+from vmferry.v1 import problems_pb2 as pr
 from vmferry.v1 import qemus_pb2 as qm
 from vmferry.v1.common_pb2 import MemoryError as LedgerError
 
 if TYPE_CHECKING:
     from vmferry.v1.machines_pb2_grpc import MachinesAsyncStub
     from vmferry.v1.migrations_pb2_grpc import MigrationsAsyncStub
+    from vmferry.v1.problems_pb2_grpc import ProblemsAsyncStub
     from vmferry.v1.qemus_pb2_grpc import QemusAsyncStub
 
 PAGE_SIZE = 200
@@ -36,13 +38,14 @@ _CHANNEL_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The two services; `timeout_s` is the deadline of each unary call."""
+    """The services; `timeout_s` is the deadline of each unary call."""
 
     address: str
     timeout_s: float
     migrations: MigrationsAsyncStub
     machines: MachinesAsyncStub
     qemus: QemusAsyncStub
+    problems: ProblemsAsyncStub
 
     async def create(self, migration_id: str, vm: str, destination: str, push_bytes_per_s: int = 0) -> mg.Migration:
         """A limit of 0 is the daemon's configured one."""
@@ -64,7 +67,7 @@ class Api:
         request = mg.SetMigrationPushLimitRequest(migration_id=migration_id, push_bytes_per_s=push_bytes_per_s)
         return await answered(self.migrations.SetPushLimit(request, timeout=self.timeout_s))
 
-    async def list_migrations(self, wanted: str = "") -> AsyncIterator[mg.Migration]:
+    async def list_migrations(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
         """Yields all migrations that match the filter, page by page."""
         token = ""
         while True:
@@ -75,6 +78,38 @@ class Api:
             token = page.next_page_token
             if not token:
                 return
+
+    async def check_create(self, vm: str, destination: str, push_bytes_per_s: int = 0) -> mg.Migration:
+        """Asks whether a migration could begin. It starts nothing."""
+        request = mg.CreateMigrationRequest(
+            migration_id="dry-run",
+            vm=vm,
+            destination=destination,
+            push_bytes_per_s=push_bytes_per_s,
+            validate_only=True,
+        )
+        return await answered(self.migrations.CreateMigration(request, timeout=self.timeout_s))
+
+    async def list_incoming(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
+        """Yields all migrations into the daemon's host that match the filter, page by page."""
+        token = ""
+        while True:
+            request = mg.ListIncomingRequest(page_size=PAGE_SIZE, page_token=token, filter=wanted)
+            page = await answered(self.migrations.ListIncoming(request, timeout=self.timeout_s))
+            for migration in page.migrations:
+                yield migration
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def delete(self, migration_id: str) -> None:
+        request = mg.DeleteMigrationRequest(migration_id=migration_id)
+        await answered(self.migrations.DeleteMigration(request, timeout=self.timeout_s))
+
+    async def list_problems(self) -> Sequence[pr.Problem]:
+        """The problems of the daemon's host, the worst first."""
+        answer = await answered(self.problems.ListProblems(pr.ListProblemsRequest(), timeout=self.timeout_s))
+        return tuple(answer.problems)
 
     async def machine(self, vm: str) -> mc.Machine:
         return await answered(self.machines.GetMachine(mc.GetMachineRequest(vm=vm), timeout=self.timeout_s))
@@ -132,6 +167,7 @@ async def open_api(address: str, timeout_s: float, environment: Mapping[str, str
                 migrations_pb2_grpc.MigrationsStub(channel),
                 machines_pb2_grpc.MachinesStub(channel),
                 qemus_pb2_grpc.QemusStub(channel),
+                problems_pb2_grpc.ProblemsStub(channel),
             )
     except UnreachableError as error:
         if tunnel is None or not tunnel.failure:

@@ -28,7 +28,7 @@ RETRY_S = 0.3
 
 
 async def follow_migrations(
-    api: Api, migration_id: str = "", after: int = 0, patience_s: float = 30.0
+    api: Api, migration_id: str = "", after: int = 0, patience_s: float = 30.0, from_now: bool = False
 ) -> AsyncIterator[migrations.Migration]:
     """Yields every change in order. A watch of one migration ends after its terminal phase; a watch of all ("") never
     ends.
@@ -41,7 +41,9 @@ async def follow_migrations(
     """
     waiting = _Patience(patience_s)
     while True:
-        request = migrations.WatchMigrationsRequest(migration_id=migration_id, after_revision=after)
+        request = migrations.WatchMigrationsRequest(
+            migration_id=migration_id, after_revision=after, from_now=from_now and not after
+        )
         try:
             async for migration in api.migrations.WatchMigrations(request):
                 waiting.answered()
@@ -49,6 +51,24 @@ async def follow_migrations(
                 yield migration
                 if migration_id and migration.phase in TERMINAL_PHASES:
                     return
+        except grpc.RpcError as error:
+            waiting.broken(refusal(error))
+        await asyncio.sleep(RETRY_S)
+
+
+async def follow_incoming(
+    api: Api, migration_id: str = "", patience_s: float = 30.0
+) -> AsyncIterator[migrations.Migration]:
+    """Yields each migration into the daemon's host as it is, then its changes. One migration's stream ends with it."""
+    waiting = _Patience(patience_s)
+    while True:
+        try:
+            async for migration in api.migrations.WatchIncoming(migrations.WatchIncomingMigrationsRequest()):
+                waiting.answered()
+                if migration_id in ("", migration.migration_id):
+                    yield migration
+                    if migration_id and migration.phase in TERMINAL_PHASES:
+                        return
         except grpc.RpcError as error:
             waiting.broken(refusal(error))
         await asyncio.sleep(RETRY_S)

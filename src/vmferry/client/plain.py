@@ -71,6 +71,18 @@ def limit_words(bytes_per_s: int) -> str:
     return f"{size_words(bytes_per_s)}/s" if bytes_per_s else "none"
 
 
+def age_words(seconds: float) -> str:
+    """A time since something, short: 36s, 5m12s, 3h04m, 2d."""
+    whole = int(max(0.0, seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d"
+
+
 def duration_words(seconds: float) -> str:
     """A duration for people."""
     if seconds < 0.001:

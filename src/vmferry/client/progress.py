@@ -1,4 +1,7 @@
-"""The progress of a move on a screen: a table in place on a terminal, plain lines elsewhere."""
+"""The progress of moves on a screen: a bar for each in place on a terminal, plain lines elsewhere.
+
+Rate and remaining time are the daemon's. Nothing is estimated here.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,10 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from vmferry.client.plain import enum_word, limit_words, size_words
-from vmferry.v1.migrations_pb2 import Migration
+from vmferry.client.plain import age_words, enum_word, limit_words, size_words
+from vmferry.v1.migrations_pb2 import DIRECTION_IN, Migration
 from vmferry.v1.migrations_pb2 import Phase as PhaseEnum
 
 LINE_EVERY_S = 0.5
@@ -22,21 +24,11 @@ def phase_word(migration: Migration) -> str:
     return enum_word(PhaseEnum.DESCRIPTOR, migration.phase)
 
 
-class Rate:
-    """Bytes per second over the last second or so, from growing counts."""
-
-    WINDOW_S = 1.0
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, int]] = []
-
-    def add(self, at_s: float, count: int) -> float:
-        """Adds the count at a monotonic time and returns the rate."""
-        self._seen.append((at_s, count))
-        while len(self._seen) > 2 and self._seen[1][0] <= at_s - self.WINDOW_S:
-            self._seen.pop(0)
-        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+def way_words(migration: Migration) -> str:
+    """The other host, with an arrow from or to it."""
+    if migration.direction == DIRECTION_IN:
+        return f"← {migration.source_host or 'unknown'}"
+    return f"→ {migration.destination_host or migration.destination}"
 
 
 def arrived(migration: Migration) -> int:
@@ -44,16 +36,33 @@ def arrived(migration: Migration) -> int:
     return int(migration.progress.total - migration.progress.absent)
 
 
-def progress_words(migration: Migration, bytes_per_s: float) -> str:
+def done_words(migration: Migration) -> str:
+    """The share of pages that has arrived; empty before there are pages."""
+    total = migration.progress.total
+    return f"{100 * arrived(migration) // total} %" if total else ""
+
+
+def pace_words(migration: Migration) -> str:
+    """Rate and remaining time, as far as the daemon knows them."""
+    page = migration.progress
+    words = f"{size_words(page.rate_bytes_per_s)}/s"
+    if page.remaining_s and page.absent:
+        words += f", done in ~{age_words(page.remaining_s)}"
+    return words
+
+
+def progress_words(migration: Migration) -> str:
     """The state of a migration in one line."""
     page = migration.progress
     parts = [f"{migration.vm}: {phase_word(migration)}"]
     if page.total:
-        parts.append(f"pages {arrived(migration)}/{page.total} ({100 * arrived(migration) // page.total} %)")
-        parts.append(f"{size_words(bytes_per_s)}/s")
+        parts.append(f"pages {arrived(migration)}/{page.total} ({done_words(migration)})")
+        parts.append(pace_words(migration))
         if migration.push_bytes_per_s:
             parts.append(f"push limit {limit_words(migration.push_bytes_per_s)}")
         parts.append(f"faults {page.faults}")
+        if page.waiting_faults:
+            parts.append(f"{page.waiting_faults} waiting")
         touch = page.first_touch
         if touch.count:
             parts.append(f"first touch p50 {touch.p50_us:.0f} µs p99 {touch.p99_us:.0f} µs")
@@ -64,54 +73,54 @@ def progress_words(migration: Migration, bytes_per_s: float) -> str:
     return ", ".join(parts)
 
 
-def _bar(done: int, total: int, width: int = 32) -> str:
-    filled = width * done // total if total else 0
-    return "━" * filled + "╌" * (width - filled)
-
-
-def progress_table(migration: Migration, bytes_per_s: float) -> Table:
-    """The state of a migration for a terminal, in a few lines."""
-    page, touch = migration.progress, migration.progress.first_touch
-    table = Table.grid(padding=(0, 2))
-    table.add_row("phase", f"[bold]{phase_word(migration)}[/bold]", _bar(arrived(migration), page.total))
-    table.add_row("pages", f"{arrived(migration)} of {page.total}", f"{size_words(bytes_per_s)}/s")
-    table.add_row("push limit", limit_words(migration.push_bytes_per_s))
-    table.add_row(
-        "came by", f"demand {page.demand}  push {page.push}", f"zero {page.zero}  [red]poison {page.poison}[/red]"
-    )
-    table.add_row("faults", str(page.faults), f"first touch p50 {touch.p50_us:.0f} µs  p99 {touch.p99_us:.0f} µs")
-    table.add_row("machine checks", str(page.machine_checks), f"{migration.reason_code} {migration.reason}".strip())
-    return table
-
-
 class ProgressView:
-    """Shows each `Migration`: as a table in place on a terminal, as plain lines elsewhere."""
+    """Shows each `Migration`: as a bar in place on a terminal, as plain lines elsewhere."""
 
     def __init__(self, console: Console, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._now = now
-        self._live = Live(console=console, refresh_per_second=10, transient=True) if console.is_terminal else None
-        self._rates: dict[str, Rate] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, tuple[int, float]] = {}
+        if console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.fields[vm]}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[words]}", markup=False),
+                console=console,
+                transient=True,
+            )
 
     def __enter__(self) -> ProgressView:
-        if self._live is not None:
-            self._live.start()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._bars is not None:
+            self._bars.stop()
 
     def show(self, migration: Migration) -> None:
         now = self._now()
-        rate = self._rates.setdefault(migration.migration_id, Rate()).add(now, migration.progress.bytes_received)
         phase, at = self._told.get(migration.migration_id, (-1, float("-inf")))
         changed = migration.phase != phase
-        if self._live is not None:
-            self._live.update(progress_table(migration, rate))
-        if changed or (self._live is None and now - at >= LINE_EVERY_S):
+        if self._bars is not None:
+            self._draw(self._bars, migration)
+        if changed or (self._bars is None and now - at >= LINE_EVERY_S):
             self._told[migration.migration_id] = (migration.phase, now)
-            self._console.print(progress_words(migration, rate), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(progress_words(migration), markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self, bars: Progress, migration: Migration) -> None:
+        name = migration.migration_id
+        if name not in self._tasks:
+            self._tasks[name] = bars.add_task("", vm="", words="")
+        words = f"{done_words(migration)} {phase_word(migration)} {pace_words(migration)}"
+        bars.update(
+            self._tasks[name],
+            total=max(1, migration.progress.total),
+            completed=arrived(migration),
+            vm=migration.vm,
+            words=words,
+        )

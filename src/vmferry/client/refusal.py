@@ -20,7 +20,7 @@ REMEDIES = {
     "VM_ALREADY_MIGRATING": "`vmferry list --filter 'active = true'` shows the migration under way.",
     "VM_NOT_RUNNING": "Start the VM, or wait until its VMM has connected; `vmferry machines` shows its state.",
     "MIGRATION_ENDED": "`vmferry show` tells how it ended.",
-    "PAST_NO_RETURN": "The VM runs on the destination already; `vmferry watch` follows the rest.",
+    "PAST_NO_RETURN": "The VM runs on the destination already; `vmferry show` tells how it gets on.",
     "DOWNTIME_EXCEEDED": "Look at the host and the step that the message names; or raise timeouts.downtime_s.",
     "DESTINATION_UNREACHABLE": "Check that vmferryd runs there and that its [peer] address is the one given by --to.",
     "DESTINATION_NO_VMM": "Start a VMM of that name on the destination that waits to be one (`--incoming`).",
@@ -31,8 +31,9 @@ REMEDIES = {
 class ApiError(Exception):
     """A call without an answer. `reason` is for programs, `remedy` for the operator; either may be empty."""
 
-    def __init__(self, reason: str, message: str, remedy: str = "") -> None:
+    def __init__(self, reason: str, message: str, remedy: str = "", runbook: str = "") -> None:
         super().__init__(message)
+        self.runbook = runbook
         self.reason = reason
         self.message = message
         self.remedy = remedy
@@ -53,10 +54,10 @@ class TimedOutError(ApiError):
 def refusal(error: grpc.RpcError) -> ApiError:
     """Classifies an error of gRPC."""
     code, text = error.code(), error.details() or ""
-    info, words = _details(error)
+    info, words, link = _details(error)
     if info is not None:
         remedy = words or info.metadata.get("remedy", "") or REMEDIES.get(info.reason, "")
-        return RefusedError(info.reason, _without_remedy(text, remedy), remedy)
+        return RefusedError(info.reason, _without_remedy(text, remedy), remedy, link)
     if code is grpc.StatusCode.UNAVAILABLE:
         words = text.removeprefix(_GRPC_PREFIX).removeprefix("UNKNOWN: ")
         return UnreachableError(
@@ -69,21 +70,24 @@ def refusal(error: grpc.RpcError) -> ApiError:
     return RefusedError(code.name, text)
 
 
-def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, str]:
-    """The ErrorInfo of vmferry, if any, and the words of a Help or LocalizedMessage next to it."""
+def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, str, str]:
+    """The ErrorInfo of vmferry, if any, the words of a LocalizedMessage and the link of a Help next to it."""
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError has what is read
     except ValueError:  # The details contradict the status, so no vmferryd sent them.
-        return None, ""
+        return None, "", ""
     info: error_details_pb2.ErrorInfo | None = None
-    words = ""
+    words = link = ""
     for detail in status.details if status is not None else ():
         candidate, local = error_details_pb2.ErrorInfo(), error_details_pb2.LocalizedMessage()
+        help_ = error_details_pb2.Help()
         if detail.Unpack(candidate) and candidate.domain == ERROR_DOMAIN:
             info = candidate
         elif detail.Unpack(local):
             words = local.message
-    return info, words
+        elif detail.Unpack(help_) and help_.links:
+            link = help_.links[0].url
+    return info, words, link
 
 
 def _without_remedy(text: str, remedy: str) -> str:

@@ -186,6 +186,14 @@ class MigrationService:
         """As `JobFeed.watch`; "" watches all."""
         return self._jobs.watch(migration, after_revision)
 
+    async def watch_from_now(self) -> AsyncIterator[Job]:
+        """Yields each job under way as it is, then every later revision of all, without end."""
+        at = self._jobs.newest_revision
+        for job in await self._jobs.active():
+            yield job
+        async for job in self._jobs.watch("", at):
+            yield job
+
     async def cancel(self, migration: str) -> Job:
         """Returns once the VM runs on the source again. Raises: VmferryError MIGRATION_UNKNOWN, PAST_NO_RETURN."""
         runner = self._runners.get(migration)

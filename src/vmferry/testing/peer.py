@@ -60,7 +60,7 @@ class FakePeer:
         return await self._call("hello", migration, lambda there: there.hello(migration))
 
     async def prepare(self, migration: str, wanted: Wanted) -> None:
-        await self._call("prepare", migration, lambda there: there.prepare(migration, wanted, "source"))
+        await self._call("prepare", migration, lambda there: there.prepare(migration, wanted, self._peers.script.host))
 
     async def ready(self, migration: str, device_state: bytes, ledger: Sequence[LedgerEntry]) -> None:
         await self._call("ready", migration, lambda there: there.ready(migration, device_state, ledger))

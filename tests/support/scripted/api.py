@@ -109,6 +109,10 @@ class ScriptedControl:
         finally:
             self.closed += 1
 
+    async def watch_from_now(self) -> AsyncIterator[Job]:
+        for job in self.table.values():
+            yield job
+
     def _newer(self, migration: str, seen: int) -> list[Job]:
         return [job for job in self.history if job.revision > seen and migration in ("", job.migration)]
 

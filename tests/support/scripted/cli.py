@@ -21,6 +21,8 @@ from vmferry.v1 import (
     machines_pb2_grpc,
     migrations_pb2,
     migrations_pb2_grpc,
+    problems_pb2,
+    problems_pb2_grpc,
     qemus_pb2,
     qemus_pb2_grpc,
 )
@@ -41,6 +43,10 @@ class Script:
     """The daemon's knowledge, and the calls that it received."""
 
     migrations: dict[str, migrations_pb2.Migration] = field(default_factory=dict)
+    incoming: list[migrations_pb2.Migration] = field(default_factory=list)
+    arrivals: list[migrations_pb2.Migration] = field(default_factory=list)
+    """The changes that WatchIncoming sends."""
+    problems: list[problems_pb2.Problem] = field(default_factory=list)
     revisions: list[migrations_pb2.Migration] = field(default_factory=list)
     machines: list[machines_pb2.Machine] = field(default_factory=list)
     errors: list[common_pb2.MemoryError] = field(default_factory=list)
@@ -79,6 +85,8 @@ class ScriptedMigrations(migrations_pb2_grpc.MigrationsServicer):
         )
 
     def GetMigration(self, request, context):
+        if request.migration_id not in self._script.migrations and self._script.revisions:
+            return self._script.revisions[0]
         if request.migration_id not in self._script.migrations:
             refuse(context, code_pb2.NOT_FOUND, "MIGRATION_UNKNOWN", f"No migration {request.migration_id}.")
         return self._script.migrations[request.migration_id]
@@ -92,6 +100,16 @@ class ScriptedMigrations(migrations_pb2_grpc.MigrationsServicer):
         return migrations_pb2.ListMigrationsResponse(
             migrations=every[first : first + 2], next_page_token=str(first + 2) if more else ""
         )
+
+    def ListIncoming(self, request, context):
+        return migrations_pb2.ListMigrationsResponse(migrations=self._script.incoming)
+
+    def WatchIncoming(self, request, context):
+        yield from self._script.arrivals
+
+    def DeleteMigration(self, request, context):
+        self._script.asked.append(request)
+        return migrations_pb2.DeleteMigrationResponse()
 
     def WatchMigrations(self, request, context):
         self._script.asked.append(request)
@@ -146,6 +164,14 @@ class ScriptedQemus(qemus_pb2_grpc.QemusServicer):
         return self._script.qemu
 
 
+class ScriptedProblems(problems_pb2_grpc.ProblemsServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def ListProblems(self, request, context):
+        return problems_pb2.ListProblemsResponse(problems=self._script.problems)
+
+
 @contextmanager
 def scripted_daemon(script: Script) -> Iterator[str]:
     """Serves the script; gives its address."""
@@ -153,6 +179,7 @@ def scripted_daemon(script: Script) -> Iterator[str]:
     migrations_pb2_grpc.add_MigrationsServicer_to_server(ScriptedMigrations(script), server)
     machines_pb2_grpc.add_MachinesServicer_to_server(ScriptedMachines(script), server)
     qemus_pb2_grpc.add_QemusServicer_to_server(ScriptedQemus(script), server)
+    problems_pb2_grpc.add_ProblemsServicer_to_server(ScriptedProblems(script), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -29,7 +29,7 @@ def test_the_documented_exit_codes_are_those_of_the_program():
 
 def test_every_option_is_documented_in_the_part_of_its_verb():
     parts = dict(re.findall(r"^### `vmferry ([a-z-]+)[^\n]*\n(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL))
-    everywhere = {"--api", "--json", "--timeout", "--help"}
+    everywhere = {"--api", "--json", "--output", "--timeout", "--help"}
     for verb, its_parser in _verbs().items():
         options = {o for a in its_parser._actions for o in a.option_strings if o.startswith("--")} - everywhere
         heading = re.search(rf"^### `vmferry {verb}\b([^\n]*)", TEXT, re.MULTILINE)

@@ -8,7 +8,7 @@ import secrets
 
 from vmferry.cli.exit_codes import ExitCode
 from vmferry.cli.output import Output
-from vmferry.cli.values import host_port, push_limit
+from vmferry.cli.values import peer_address, push_limit
 from vmferry.cli.verbs import watch
 from vmferry.client.api import Api, open_api
 from vmferry.client.follow import TERMINAL_PHASES
@@ -21,7 +21,10 @@ HELP = "move a VM to another host"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("vm", metavar="VM", help="name of the VM")
-    parser.add_argument("--to", metavar="HOST:PORT", required=True, type=host_port, help="peer address of the host")
+    parser.add_argument(
+        "--to", metavar="HOST[:PORT]", required=True, type=peer_address, help="peer address of the host; port 7601"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check VM, request and destination; start nothing")
     parser.add_argument("--id", metavar="ID", help="id of the migration; the same id with the same VM is the same job")
     parser.add_argument(
         "--push-limit",
@@ -43,6 +46,8 @@ def new_id(vm: str) -> str:
 
 async def run(args: argparse.Namespace, output: Output) -> ExitCode:
     async with open_api(args.api, args.timeout) as api:
+        if args.dry_run:
+            return await _check(api, args, output)
         migration = await _create(api, args)
         if args.watch:
             return await watch.follow(api, migration.migration_id, output)
@@ -50,6 +55,15 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
         output.event(plain(migration))
     else:
         output.text(f"{migration.migration_id}: {phase_word(migration)}")
+    return ExitCode.OK
+
+
+async def _check(api: Api, args: argparse.Namespace, output: Output) -> ExitCode:
+    answer = await api.check_create(args.vm, args.to, args.push_limit or 0)
+    if output.as_json:
+        output.event(plain(answer))
+    else:
+        output.text(f"{args.vm} can be moved; {answer.destination_host} answers at {args.to}. Nothing was started.")
     return ExitCode.OK
 
 

@@ -99,6 +99,11 @@ class JobFeed:
         return list(islice(reversed(self._ended.values()), limit))
 
     @property
+    def newest_revision(self) -> int:
+        """The highest revision of a job that is kept; 0: there is none."""
+        return max((job.revision for job in (*self._active.values(), *self.ended(1))), default=0)
+
+    @property
     def ended_count(self) -> int:
         return len(self._ended)
 
