@@ -51,6 +51,11 @@ class FakeVmm:
         """Sets the memory that its `hello` announced."""
         self._identity = replace(self._identity, memory=kind)
 
+    def make_layout_of(self, backing: Backing) -> None:
+        """Sets the backing of all of its memory."""
+        regions = tuple(replace(region, backing=backing) for region in self._identity.layout.regions)
+        self._identity = replace(self._identity, layout=MemoryLayout(regions))
+
     def may_have_state_of(self, size: int) -> None:
         """Sets the most bytes of a device state that its `hello` announced."""
         self._identity = replace(self._identity, state_bytes=size)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.moves import PAUSED, POSTCOPY, come
 from vmferry.errors import Reason
+from vmferry.model.memory import Backing
 from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Phase
 from vmferry.model.pager import LinkChanged, MemoryDetached, PagerFailedEvent
@@ -145,3 +146,30 @@ async def test_a_guard_whose_vmm_died_with_its_pager_is_over(pair: Pair) -> None
     pair.b.pagers.running["m1-destination"].end()
     await come(lambda: [one.guarded_pages for one in incoming.all()] == [0])
     await come(lambda: not pair.b.pagers.running)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same daemon", "restarted daemon"])
+@pytest.mark.parametrize(("backing", "code"), [(Backing.ANONYMOUS, Reason.VMM_GONE), (Backing.MEMFD, Reason.LINK_DOWN)])
+async def test_a_link_that_fails_because_the_sources_vmm_ended_names_the_vmm(
+    pair: Pair, backing: Backing, code: Reason, restarted: bool
+) -> None:
+    """Anonymous memory ends with its VMM. A memfd is served on, so a link that is down is down."""
+    pair.source.make_layout_of(backing)
+    pair.b.pagers.arrives = False
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=POSTCOPY)
+    if restarted:
+        await pair.a.kill()
+    pair.source.die("oom")
+    pair.a.ended.add(pair.source.identity.pid)
+    if restarted:
+        await pair.a.start()
+    pager = pair.b.pagers.running["m1-destination"]
+    words = "the source says: cannot read guest memory"
+    pager.state = replace(pager.state, link_up=False, link_reason=words)
+    pager.emit(LinkChanged(up=False, reason=words))
+    job = await pair.a.job_where("m1", phases=PAUSED)
+    assert (job.reason_code, job.reason) == (code, words)
+    pager.state = replace(pager.state, link_up=True)
+    pager.emit(LinkChanged(up=True, reason=""))
+    assert (await pair.a.job_where("m1", phases=POSTCOPY)).reason_code is None

@@ -77,7 +77,7 @@ class DestinationWatch:
         if update.outcome is Outcome.COMPLETED:
             return m.DestinationCompleted()
         job = self._record.job
-        shown = job.reason if job.reason_code is Reason.LINK_DOWN else ""
+        shown = job.reason if job.reason_code is not None else ""
         if update.paused_reason != shown or job.reason_code is Reason.DESTINATION_UNREACHABLE:
             return m.DestinationReported(update.paused_reason)
         return None

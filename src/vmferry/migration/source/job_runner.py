@@ -122,7 +122,7 @@ class JobRunner:
                     exchanging.cancel()
                     await exchange.last()
                     return
-                step = m.transition(self._state, event)
+                step = self._with_true_code(m.transition(self._state, event))
         finally:
             self._steps.serving = False
             self._decided.set()
@@ -277,6 +277,12 @@ class JobRunner:
         finally:
             self._scope = None
         return self._cancel
+
+    def _with_true_code(self, step: m.Transition) -> m.Transition:
+        """The destination cannot tell a link that is down from memory that ended with the source's VMM."""
+        if step.code is Reason.LINK_DOWN and self._steps.memory_ended:
+            return replace(step, code=Reason.VMM_GONE)
+        return step
 
     async def _find_out(self, starts: bool) -> m.Event:
         """Finds out whether the VM runs on the destination: by a Start, or by the destination's journal."""

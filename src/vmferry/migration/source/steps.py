@@ -19,6 +19,7 @@ from vmferry.migration.vmm_lookup import vmm_by_pid
 from vmferry.model.allocation import allocation_s, layout_bytes
 from vmferry.model.incoming import IncomingUpdate, Wanted
 from vmferry.model.journal import JournalEntry
+from vmferry.model.memory import Backing
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import Job, Outcome
 from vmferry.model.vmm import DEVICE_STATE_LIMIT, state_too_large
@@ -56,6 +57,8 @@ class SourceSteps:
         self._recorder = recorder
         self._vmm: Vmm | None = None
         self._pid: int | None = None
+        self._anonymous = False
+        """Whether memory of the VM ends with the source's VMM."""
         self._pager: Pager | None = None
         self._token = secrets.token_urlsafe(32)
         self._lane = ""
@@ -71,6 +74,7 @@ class SourceSteps:
             pid = entry.data.get("vmm_pid")
             if entry.kind == m.JournalKind.BEGIN and isinstance(pid, int):
                 self._pid, self.serving = pid, True
+                self._anonymous = bool(entry.data.get("anonymous"))
         self._pager = await self._environment.pagers.find(self.key)
         if self._pager is not None:
             self._recorder.serve(self.key, self.vm, self._pager)
@@ -193,7 +197,9 @@ class SourceSteps:
     async def journal(self, kind: m.JournalKind) -> None:
         data: dict[str, object] = {}
         if kind is m.JournalKind.BEGIN:
-            data = {"vmm_pid": self._running_vmm().identity.pid}
+            identity = self._running_vmm().identity
+            self._anonymous = any(region.backing is Backing.ANONYMOUS for region in identity.layout.regions)
+            data = {"vmm_pid": identity.pid, "anonymous": self._anonymous}
         if kind is m.JournalKind.SETTLED:
             data = {"outcome": Outcome.REFUSED.value}
         if kind is m.JournalKind.COMMIT:
@@ -240,6 +246,11 @@ class SourceSteps:
         if error.reason is Reason.DESTINATION_UNREACHABLE:
             return f"Start was not answered: {error.message}"
         return f"the destination {self._destination} answers Start with {error.reason}: {error}"
+
+    @property
+    def memory_ended(self) -> bool:
+        """Whether memory of the VM ended here, with its VMM: then no network brings the missing pages."""
+        return self._anonymous and self._pid is not None and not self._environment.vmm_lives(self._pid)
 
     def updates(self) -> AsyncIterator[IncomingUpdate]:
         return self.peer.watch(self.migration)

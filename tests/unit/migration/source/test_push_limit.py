@@ -22,6 +22,10 @@ async def in_postcopy(pair: Pair, push_bytes_per_s: int = 0) -> FakePager:
     pair.b.pagers.arrives = False
     await pair.service.create("m1", "web", "b", push_bytes_per_s)
     await pair.a.job_where("m1", phases=POSTCOPY)
+    async with asyncio.timeout(patient(20)):
+        # The store has it a moment before the service.
+        while (await pair.service.job("m1")).phase not in POSTCOPY:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
     return pair.a.pagers.running["m1-source"]
 
 
