@@ -168,6 +168,17 @@ static void real_mode_touch_of_poison(const char *backing)
 	run_into_the_page();
 }
 
+static void real_mode_touch_of_a_frame(const char *backing)
+{
+	make_vm(backing);
+	memset(ram.at, 0, RAM);
+	memcpy(ram.at + CODE, real_mode_touch, sizeof real_mode_touch);
+	ram.at[BAD] = 7;
+	fail_frame(ram.at + BAD, PAGE);
+	start_in_real_mode(0);
+	run_into_the_page();
+}
+
 static volatile int vcpu_tid;
 
 static void *run_to_halt(void *unused)
@@ -234,6 +245,20 @@ static void set_mce(int with_cr4_mce)
 	say_hex("address_in_guest", regs.rbx);
 }
 
+/* What a guest sees of the capabilities that its VMM sets up. */
+static void capabilities(const char *backing)
+{
+	make_vm(backing);
+	uint64_t wanted = 0x0100010aULL;
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} read = {{.nmsrs = 1}, {.index = 0x179}}; /* IA32_MCG_CAP */
+	say("setup", name_of(ioctl(vcpu, KVM_X86_SETUP_MCE, &wanted) ? errno : 0));
+	NEED(ioctl(vcpu, KVM_GET_MSRS, &read) == 1);
+	say_hex("mcg_cap", read.entry.data);
+}
+
 static void injected(const char *backing)
 {
 	make_vm(backing);
@@ -252,7 +277,9 @@ int main(int argc, char **argv)
 		{"ring-3-touch", ring_3_touch},
 		{"ring-3-touch-of-a-frame", ring_3_touch_of_a_frame},
 		{"real-mode-touch", real_mode_touch_of_poison},
+		{"real-mode-touch-of-a-frame", real_mode_touch_of_a_frame},
 		{"missing-page", missing_page},
+		{"capabilities", capabilities},
 		{"injected", injected},
 		{"injected-without-cr4-mce", injected_without_cr4_mce},
 		{NULL, NULL},

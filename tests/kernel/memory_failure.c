@@ -1,6 +1,7 @@
 /* What a kernel with CONFIG_MEMORY_FAILURE does with frames that went bad. Each case takes frames out of service until the
  * next boot. Page 1 of the memory goes bad; of a huge page a piece of 4 KiB in its midst. */
 #include "facts.h"
+#include <netinet/in.h>
 #include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
@@ -47,6 +48,19 @@ static char *map_again(void)
 	char *at = mmap(NULL, PAGES * memory.page, PROT_READ, MAP_SHARED, memory.memfd, 0);
 	NEED(at != MAP_FAILED);
 	return at;
+}
+
+/* The host finds the frame bad, as hardware does; 0 or the errno (Documentation/mm/hwpoison.rst). */
+static int corrupt(const char *at)
+{
+	char number[32];
+	int file = open("/sys/kernel/debug/hwpoison/corrupt-pfn", O_WRONLY);
+	if (file < 0)
+		LACKING("corrupt-pfn: %s (modprobe hwpoison_inject)", strerrorname_np(errno));
+	int length = snprintf(number, sizeof number, "%#llx", (unsigned long long)(entry_of(at) & PFN));
+	int error = write(file, number, length) < 0 ? errno : 0;
+	close(file);
+	return error;
 }
 
 static void touched(const char *backing)
@@ -220,6 +234,62 @@ static void given_back(const char *backing)
 	say_number("pread", byte);
 }
 
+/* A page on its way into guest memory, whose frame goes bad meanwhile. */
+static void copied_from_it(const char *backing)
+{
+	memory = map_memory(backing, PAGES);
+	int uffd = open_uffd(0, memory.page == PAGE ? 0 : UFFD_FEATURE_MISSING_HUGETLBFS);
+	register_memory(uffd, memory, UFFDIO_REGISTER_MODE_MISSING);
+	int private = MAP_PRIVATE | MAP_ANONYMOUS;
+	char *to = memory.at + memory.page, *from = mmap(NULL, memory.page, PROT_READ | PROT_WRITE, private, -1, 0);
+	NEED(from != MAP_FAILED);
+	madvise(from, memory.page, MADV_NOHUGEPAGE);
+	memset(from, 6, memory.page);
+	char *its_bad = from + (memory.page == PAGE ? 0 : FEW);
+	fail_frame(its_bad, PAGE);
+	int signals = hwpoison_signals;
+	say("copy", name_of(copy_pages(uffd, to, from, memory.page, NULL)));
+	say_number("signals", hwpoison_signals - signals);
+	NEED(!madvise(its_bad, PAGE, MADV_DONTNEED));
+	memset(its_bad, 6, PAGE);
+	say("copy_then", name_of(copy_pages(uffd, to, from, memory.page, NULL)));
+	say_touch("byte", to + (its_bad - from));
+}
+
+/* Nothing that a call could not store is taken from the connection. */
+static void received_into_it(const char *backing)
+{
+	static char rest[3 * PAGE];
+	fill(backing);
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t size = sizeof address;
+	int listener = socket(AF_INET, SOCK_STREAM, 0), sender = socket(AF_INET, SOCK_STREAM, 0);
+	NEED(!bind(listener, (struct sockaddr *)&address, size) && !listen(listener, 1));
+	NEED(!getsockname(listener, (struct sockaddr *)&address, &size) && !connect(sender, (struct sockaddr *)&address, size));
+	int receiver = accept(listener, NULL, NULL);
+	fail_frame(bad, PAGE);
+	memset(rest, 8, 2 * PAGE);
+	NEED(write(sender, rest, 2 * PAGE) == 2 * PAGE);
+	memset(rest, 0, sizeof rest);
+	NEED(recv(receiver, rest, 2 * PAGE, MSG_PEEK | MSG_WAITALL) > 0);
+	say_read("recv", recv(receiver, bad, PAGE, 0));
+	NEED(!shutdown(sender, SHUT_WR));
+	ssize_t got = recv(receiver, rest, sizeof rest, MSG_WAITALL);
+	say_read("recv_then", got);
+	say_number("byte", rest[0]);
+}
+
+/* The host finds a frame bad that a system call holds: it cannot set the frame aside, which is bad all the same. */
+static void in_use(const char *backing)
+{
+	fill(backing);
+	int pipe_ends[2];
+	struct iovec held = {bad, PAGE};
+	NEED(!pipe(pipe_ends) && vmsplice(pipe_ends[1], &held, 1, 0) == PAGE);
+	say("corrupt", name_of(corrupt(bad)));
+	say_touch("touch", bad);
+}
+
 static void in_transparent_huge_page(const char *backing)
 {
 	int fd = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -283,11 +353,7 @@ static void untouched(const char *backing)
 	fill(backing);
 	struct sigaction action = {.sa_sigaction = on_early, .sa_flags = SA_SIGINFO};
 	NEED(!sigaction(SIGBUS, &action, NULL));
-	FILE *file = fopen("/sys/kernel/debug/hwpoison/corrupt-pfn", "w");
-	if (!file)
-		LACKING("corrupt-pfn: %s (modprobe hwpoison_inject)", strerrorname_np(errno));
-	fprintf(file, "%#llx\n", (unsigned long long)(entry_of(bad) & PFN));
-	NEED(!fclose(file));
+	NEED(!corrupt(bad));
 	usleep(NEGATIVE_WAIT_MS * 1000);
 	say_number("signals", early_signals);
 	if (early_signals) {
@@ -351,6 +417,9 @@ int main(int argc, char **argv)
 		{"unmapped-in-the-file", unmapped_in_the_file},
 		{"marker-over-it", marker_over_it},
 		{"given-back", given_back},
+		{"copied-from-it", copied_from_it},
+		{"received-into-it", received_into_it},
+		{"in-use", in_use},
 		{"in-transparent-huge-page", in_transparent_huge_page},
 		{"soft-offlined", soft_offlined},
 		{"untouched", untouched},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ def test_emulated_touch_of_a_marker_is_told_in_one_of_three_ways(ask: Any, backi
 
 
 @both
+def test_emulated_touch_of_a_bad_frame_is_told_as_that_of_a_marker(ask: Any, backing: str, real_frames: None) -> None:
+    frame, marker = (ask("machine_check", case, backing) for case in ("real-mode-touch-of-a-frame", "real-mode-touch"))
+    assert (frame["told"], frame["gpa"]) == (marker["told"], BAD)
+
+
+@both
 def test_guest_touch_of_a_missing_page_is_a_fault_of_the_vcpu_thread(ask: Any, backing: str) -> None:
     answers = ask("machine_check", "missing-page", backing)
     assert answers == {"gpa": BAD, "same_thread": "1", "guest_read": "0x707"}
@@ -60,3 +67,9 @@ def test_injected_machine_check_reaches_vector_18_with_its_address(ask: Any, bac
 def test_machine_check_without_cr4_mce_shuts_the_guest_down(ask: Any, backing: str) -> None:
     answers = ask("machine_check", "injected-without-cr4-mce", backing)
     assert (answers["set"], answers["exit"]) == ("0", "shutdown")
+
+
+def test_svm_shows_a_guest_no_recovery_bit(ask: Any) -> None:
+    """KVM takes MCG_SER_P and keeps it from the guest there (svm_setup_mce in arch/x86/kvm/svm/svm.c)."""
+    shown = "0x10a" if Path("/sys/module/kvm_amd").exists() else "0x100010a"
+    assert ask("machine_check", "capabilities", "anon") == {"setup": "0", "mcg_cap": shown}

@@ -127,8 +127,31 @@ def test_a_hole_in_the_file_takes_the_bad_frame_away(ask: Any, backing: str) -> 
 @real
 @both
 def test_a_transparent_huge_page_loses_4_kib(ask: Any, backing: str) -> None:
-    answers = ask("memory_failure", "in-transparent-huge-page", backing)
-    assert (answers["bad"], answers["good_pages"]) == ("sigbus", "511")
+    """The kernel drops the mapping of a huge page of a memfd as a whole, so that the call signals nobody."""
+    signals = "1" if backing == "anon" else "0"
+    wanted = {"caller_signals": signals, "bad": "sigbus", "good_pages": "511"}
+    assert ask("memory_failure", "in-transparent-huge-page", backing) == wanted
+
+
+@real
+@pytest.mark.parametrize("backing", ["anon", "shmem", "hugetlb", "hugefile"])
+def test_a_copy_from_a_bad_frame_is_efault_and_installs_nothing(ask: Any, backing: str) -> None:
+    answers = ask("memory_failure", "copied-from-it", backing)
+    assert answers == {"copy": "EFAULT", "signals": "0", "copy_then": "0", "byte": "byte:6"}
+
+
+@real
+@both
+def test_a_receive_into_a_bad_frame_is_efault_and_takes_nothing_from_the_connection(ask: Any, backing: str) -> None:
+    answers = ask("memory_failure", "received-into-it", backing)
+    assert answers == {"recv": "EFAULT", "recv_then": "8192", "byte": "8"}
+
+
+@real
+@each
+def test_a_frame_that_is_in_use_is_bad_though_the_host_cannot_set_it_aside(ask: Any, backing: str) -> None:
+    error = "0" if backing == "anon" else "EBUSY"
+    assert ask("memory_failure", "in-use", backing) == {"corrupt": error, "touch": "sigbus"}
 
 
 @real

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.lab import linux_guest
 from tests.lab.debian import CACHE, LackingError, kernel, say
 from tests.lab.guest import end_by_signal, run_in
-from tests.lab.suites import Counts, Result, Suite, all_suites, results, script, short_suites
+from tests.lab.suites import SHORT, SUITES, Counts, Result, Suite, results, script, suites_named
 
 KERNELS = ("6.12", "6.18", "7.3")
 LIMIT_S = 3600.0
@@ -35,7 +36,7 @@ def run_suites(version: str, suites: Sequence[Suite], out: Path) -> tuple[str, d
                 shown.add(name)
                 say("  ".join(row(booted.release, name, result)))
 
-    ended = run_in(booted, script(suites), out, memory=MEMORY, limit_s=LIMIT_S, look=show)
+    ended = run_in(booted, script(suites, linux_guest.made(booted)), out, memory=MEMORY, limit_s=LIMIT_S, look=show)
     say(f"{booted.release}: {ended.elapsed_s:.0f} s, {ended.cpu_s:.0f} s of processor time; logs in {out}")
     found = results(out, suites)
     return booted.release, {suite.name: found.get(suite.name, NOT_RUN) for suite in suites}
@@ -53,25 +54,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def chosen(suites: Sequence[Suite], names: Sequence[str] | None) -> Sequence[Suite]:
-    """Those of these names; all without any.
-
-    Raises: SystemExit: there is no such suite.
-    """
-    known = [suite.name for suite in suites]
-    if unknown := set(names or ()) - set(known):
-        raise SystemExit(f"no suite is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
-    return [suite for suite in suites if not names or suite.name in names]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.lab", description=__doc__)
     parser.add_argument("kernels", nargs="*", default=KERNELS, help="versions, or begins of some (6.12 6.18 7.3)")
     parser.add_argument("--short", action="store_true", help="kernel facts and real memory errors only")
-    parser.add_argument("--only", action="append", metavar="SUITE", help="this suite; may be given several times")
+    parser.add_argument("--only", action="append", choices=SUITES, help="this suite; may be given several times")
     arguments = parser.parse_args()
     end_by_signal()
-    suites = chosen(short_suites() if arguments.short else all_suites(), arguments.only)
+    suites = suites_named(arguments.only or (SHORT if arguments.short else SUITES))
     rows: list[Sequence[str]] = []
     failed = 0
     for version in arguments.kernels:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab import linux_guest
 from tests.lab.debian import CACHE, ROOT
+from tests.lab.linux_guest import LinuxGuest
 from tests.support import c_programs
 
 PATIENCE = 4
@@ -21,7 +23,10 @@ PATIENCE = 4
 HUGE_PAGES = 64
 COMPILED = CACHE / "c"
 REAL_ERRORS = ("tests/contract/test_real_errors.py", "tests/contract/test_real_errors_of_a_destination.py")
-PACKAGES = {"vmferry-pager": "pager", "vmferry-refvm": "refvm"}
+PACKAGES = {"pager": "vmferry-pager", "refvm": "vmferry-refvm"}
+"""Of the suites of Rust tests, which have the names of their folders."""
+SHORT = ("kernel", "real-errors")
+SUITES = (*SHORT, "linux-guest", *PACKAGES, "demo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,50 +90,48 @@ def rust_suite(name: str, binaries: Iterable[tuple[str, Path]]) -> Suite:
 
 
 def rust_binaries() -> dict[str, list[tuple[str, Path]]]:
-    """The test programs of each Rust package, built here: folder of the package and path.
+    """The test programs of each suite of Rust tests, built here: folder of the package and path.
 
     Raises: CalledProcessError: they do not compile.
     """
-    packages = [word for package in PACKAGES for word in ("-p", package)]
+    packages = [word for package in PACKAGES.values() for word in ("-p", package)]
     command = ["cargo", "test", "--release", "--locked", "--no-run", "--message-format=json", *packages]
     built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, check=True)
-    found: dict[str, list[tuple[str, Path]]] = {package: [] for package in PACKAGES}
+    found: dict[str, list[tuple[str, Path]]] = {name: [] for name in PACKAGES}
     for line in built.stdout.splitlines():
         message = json.loads(line)
         if message["reason"] == "compiler-artifact" and message["profile"]["test"] and message["executable"]:
             folder = Path(message["manifest_path"]).parent.name
-            package = next((name for name, at in PACKAGES.items() if at == folder), None)
-            if package is not None:
-                found[package].append((folder, Path(message["executable"])))
+            if folder in found:
+                found[folder].append((folder, Path(message["executable"])))
     return found
 
 
-def short_suites() -> list[Suite]:
-    """Raises: CalledProcessError: C programs do not compile."""
+def suites_named(names: Iterable[str]) -> list[Suite]:
+    """The suites of these names, with their programs compiled.
+
+    Raises: CalledProcessError: it does not compile.
+    """
     shutil.rmtree(COMPILED, ignore_errors=True)
     COMPILED.mkdir(parents=True)
     c_programs.compile_all(COMPILED)
-    return [
-        pytest_suite("kernel", "tests/kernel"),
-        pytest_suite("real-errors", *REAL_ERRORS),
-    ]
+    built = rust_binaries() if set(PACKAGES) & set(names) else {}
+    demo = f"{ROOT}/.venv/bin/vmferry demo --memory 64M --poison 8,4 --real-frames --backing memfd"
+    makers: dict[str, Callable[[str], Suite]] = {
+        "kernel": lambda name: pytest_suite(name, "tests/kernel"),
+        "real-errors": lambda name: pytest_suite(name, *REAL_ERRORS),
+        "linux-guest": lambda name: pytest_suite(name, "tests/lab"),
+        "pager": lambda name: rust_suite(name, built[name]),
+        "refvm": lambda name: rust_suite(name, built[name]),
+        "demo": lambda name: Suite(name, (demo,), run_counts),
+    }
+    return [makers[name](name) for name in names]
 
 
-def all_suites() -> list[Suite]:
-    """Raises: CalledProcessError: tests do not compile."""
-    binaries = rust_binaries()
-    demo = f"{ROOT}/.venv/bin/vmferry demo --memory 64M --poison 8,4 --real-frames"
-    return [
-        *short_suites(),
-        rust_suite("pager", binaries["vmferry-pager"]),
-        rust_suite("refvm", binaries["vmferry-refvm"]),
-        Suite("demo", (f"{demo} --backing memfd",), run_counts),
-    ]
-
-
-def script(suites: Iterable[Suite]) -> str:
-    """What the guest runs: a line a suite in /out/results, of name and seconds."""
+def script(suites: Iterable[Suite], linux: LinuxGuest) -> str:
+    """The commands of the guest. Each suite leaves a line in /out/results: its name and seconds."""
     lines = [f"export VMFERRY_PATIENCE={PATIENCE} VMFERRY_TEST_HWPOISON=1 {c_programs.VARIABLE}={COMPILED}"]
+    lines.append(f"export {linux_guest.VARIABLE}={shlex.quote(linux.encode())}")
     # Each bad one stays in the pool: tests that set a few aside find good ones for sure.
     lines.append(f"echo {HUGE_PAGES} >/proc/sys/vm/nr_hugepages")
     for suite in suites:

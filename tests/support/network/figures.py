@@ -17,8 +17,8 @@ from vmferry.v1.migrations_pb2 import Migration
 HEAD = """# Migrations over networks
 
 `make network-page` writes this page. Two daemons run in two network namespaces of one machine:
-{machine}. An emulator
-([emulator.c](../../tests/support/network/emulator.c)) joins them. Guests are threads
+{machine}.
+An emulator ([emulator.c](../../tests/support/network/emulator.c)) joins them. Guests are threads
 of a process that touch all of their memory at random. First touch is the time from a
 fault's event to its page, by the destination pager. RTT is the delay of the emulator, and the
 machine's own part comes on top. A hole is an outage of the network during the move.
@@ -111,7 +111,8 @@ class Figures:
     def write(self) -> None:
         page = os.environ.get("VMFERRY_NETWORK_PAGE")
         if page and self._lines:
-            machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}"
+            load, _, _ = os.getloadavg()
+            machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}, load average {load:.0f}"
             lines = self._lines.values()
             table = HEAD.format(machine=machine) + "\n".join(map(str, lines))
             Path(page).write_text("\n\n".join([table, against_rtt(lines), against_rate(lines)]) + "\n")

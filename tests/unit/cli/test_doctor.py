@@ -77,12 +77,15 @@ def test_only_a_missing_need_makes_it_fail(monkeypatch, capsys, findings, code):
     [
         userfaultfd.check_userfaultfd,
         userfaultfd.check_poison,
+        userfaultfd.check_poison_signal,
         userfaultfd.check_minor,
         userfaultfd.check_dirty_tracking,
         kvm.check_kvm,
         kvm.check_machine_checks,
         kvm.check_memory_fault_exit,
         memory_failure.check_memory_failure,
+        memory_failure.check_hwpoison,
+        memory_failure.check_soft_offline,
         host.check_huge_pages,
         host.check_descriptors,
         host.check_locked_memory,
@@ -121,6 +124,33 @@ def test_it_tells_when_processes_hear_of_bad_frames(monkeypatch, tmp_path, sysct
     finding = memory_failure.check_memory_failure()
     assert finding.state is state
     assert words in finding.seen
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "words"),
+    [
+        ({}, State.WARN, "is not there"),
+        ({"soft_offline_page": ""}, State.OK, "is replaced"),
+        ({"soft_offline_page": "", "enable_soft_offline": "1"}, State.OK, "is replaced"),
+        ({"soft_offline_page": "", "enable_soft_offline": "0"}, State.WARN, "vm.enable_soft_offline 0"),
+    ],
+)
+def test_it_tells_whether_weak_frames_are_replaced(monkeypatch, tmp_path, files, state, words):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory_failure, "SOFT_OFFLINE", tmp_path / "soft_offline_page")
+    monkeypatch.setattr(memory_failure, "SYSCTLS", tmp_path)
+    finding = memory_failure.check_soft_offline()
+    assert finding.state is state
+    assert words in finding.seen
+
+
+def test_the_signal_of_a_touch_is_the_kernels(uffd_poison):
+    """As tests/kernel has it: with CONFIG_MEMORY_FAILURE another than without."""
+    recovers = memory_failure.SYSCTLS.joinpath("memory_failure_recovery").exists()
+    words = "BUS_MCEERR_AR, si_addr_lsb 12" if recovers else "BUS_ADRERR, si_addr_lsb 0"
+    finding = userfaultfd.check_poison_signal()
+    assert (finding.state, finding.seen) == (State.OK, f"a thread that touches poison gets SIGBUS {words}")
 
 
 def test_without_userfaultfd_migration_is_impossible(monkeypatch):

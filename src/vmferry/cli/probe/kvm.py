@@ -17,6 +17,8 @@ KVM_CHECK_EXTENSION = 0xAE03
 KVM_CREATE_VCPU = 0xAE41
 KVM_X86_GET_MCE_CAP_SUPPORTED = 0x8008AE9D
 KVM_X86_SETUP_MCE = 0x4008AE9C
+KVM_GET_MSRS = 0xC008AE88
+MSR_IA32_MCG_CAP = 0x179
 KVM_CAP_MCE = 31
 KVM_CAP_MEMORY_FAULT_INFO = 232
 API_VERSION = 12
@@ -53,7 +55,11 @@ def try_machine_checks() -> str:
     vcpu = libc.ioctl(vm, KVM_CREATE_VCPU, 0, "KVM_CREATE_VCPU")
     wanted = bytearray(struct.pack("=Q", (capability & ~0xFF) | BANKS))
     libc.ioctl(vcpu, KVM_X86_SETUP_MCE, wanted, "KVM_X86_SETUP_MCE")
-    return f"MCG_CAP {capability:#x}, {banks} banks, set up on a vCPU"
+    shown = bytearray(struct.pack("=IIIIQ", 1, 0, MSR_IA32_MCG_CAP, 0, 0))
+    libc.ioctl(vcpu, KVM_GET_MSRS, shown, "KVM_GET_MSRS")
+    recovers = struct.unpack("=IIIIQ", shown)[-1] & MCG_SER_P
+    note = "" if recovers else "; a guest sees no MCG_SER_P (SVM): a Linux guest needs a CPU model with SUCCOR"
+    return f"MCG_CAP {capability:#x}, {banks} banks, set up on a vCPU{note}"
 
 
 def try_memory_fault_exit() -> str:

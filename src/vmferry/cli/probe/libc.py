@@ -1,13 +1,15 @@
 """Thin wrappers of system calls that Python has no function for. x86-64 Linux.
 
-Sources: ioctl_userfaultfd(2), userfaultfd(2), linux/userfaultfd.h, linux/fs.h (PAGEMAP_SCAN), madvise(2).
+Sources: ioctl_userfaultfd(2), userfaultfd(2), linux/userfaultfd.h, linux/fs.h (PAGEMAP_SCAN), madvise(2), sigaction(2).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
+from collections.abc import Callable
 
 PAGE = 4096
 
@@ -31,7 +33,11 @@ PAGEMAP_SCAN = 0xC0606610
 PAGE_IS_WRITTEN = 1 << 1
 PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC = 1, 2
 
+MADV_DONTNEED = 4
 MADV_POPULATE_READ = 22
+MADV_HWPOISON = 100
+SA_SIGINFO = 4
+BUS_ADRERR, BUS_MCEERR_AR = 2, 4
 CLONE_NEWNET = 0x40000000
 PROT_READ_WRITE = 3
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_HUGETLB = 0x01, 0x02, 0x20, 0x40000
@@ -114,6 +120,41 @@ def unshare_network() -> None:
     """
     if _libc.unshare(CLONE_NEWNET) != 0:
         raise _failed("unshare(CLONE_NEWNET)")
+
+
+class _SignalAction(ctypes.Structure):
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_byte * 128),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def signal_of_touch(address: int, mend: Callable[[], None]) -> tuple[int, int]:
+    """Code and `si_addr_lsb` of the SIGBUS that a read at the address raises; zeros if it raises none.
+
+    Only for a child process: the handler stays. `mend` makes the page readable, else the read raises SIGBUS for ever.
+
+    Raises:
+        OSError: sigaction(2).
+    """
+    seen = [(0, 0)]
+
+    def note(_signal: int, info: int, _context: int) -> None:
+        words = ctypes.string_at(info, 26)
+        seen[0] = (*struct.unpack_from("=i", words, 8), *struct.unpack_from("=h", words, 24))
+        mend()
+
+    handler = _HANDLER(note)
+    action = _SignalAction(handler=ctypes.cast(handler, ctypes.c_void_p), flags=SA_SIGINFO)
+    if _libc.sigaction(signal.SIGBUS, ctypes.byref(action), None) != 0:
+        raise _failed("sigaction(SIGBUS)")
+    ctypes.string_at(address, 1)
+    return seen[0]
 
 
 class _Iovec(ctypes.Structure):

@@ -67,6 +67,24 @@ def try_poison() -> str:
     return "UFFDIO_POISON places a marker"
 
 
+def try_poison_signal() -> str:
+    """Touches a marker as a vCPU's thread would."""
+    fd = _with_features(libc.FEATURE_POISON)
+    address = libc.mmap(libc.PAGE, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS)
+    libc.register(fd, address, libc.PAGE, libc.REGISTER_MODE_MISSING)
+    libc.ioctl(fd, libc.UFFDIO_POISON, bytearray(struct.pack("=QQQq", address, libc.PAGE, 0, 0)), "UFFDIO_POISON")
+
+    def mend() -> None:
+        os.close(fd)
+        libc.madvise_errno(address, libc.PAGE, libc.MADV_DONTNEED)
+
+    code, lsb = libc.signal_of_touch(address, mend)
+    names = {libc.BUS_MCEERR_AR: "BUS_MCEERR_AR", libc.BUS_ADRERR: "BUS_ADRERR"}
+    if code not in names:
+        raise OSError(errno.EIO, f"a touch of a marker gives SIGBUS with code {code}")
+    return f"a thread that touches poison gets SIGBUS {names[code]}, si_addr_lsb {lsb}"
+
+
 def try_minor() -> str:
     """Checks that UFFDIO_CONTINUE maps a page from a memfd's page cache."""
     memory = os.memfd_create("probe")
@@ -133,6 +151,13 @@ def check_poison() -> Finding:
     if found.worked:
         return ok("poison", found.seen)
     return missing("poison", found.seen, "UFFDIO_POISON came with Linux 6.6: use that or a later kernel.")
+
+
+def check_poison_signal() -> Finding:
+    found = attempt(try_poison_signal)
+    if found.worked:
+        return ok("poison signal", found.seen)
+    return warn("poison signal", found.seen, "VMMs that are no KVM learn of poison by SIGBUS: use Linux 6.6 or newer.")
 
 
 def check_minor() -> Finding:
