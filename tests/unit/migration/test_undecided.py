@@ -107,3 +107,21 @@ async def test_the_reason_has_the_destinations_answer_to_start(pair: Pair) -> No
             await come(lambda: pair.a.script.transcript.count("peer.outcome answered") > 1)
     pair.b.script.faults.clear()
     assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED
+
+
+async def test_a_silence_after_an_answer_to_start_keeps_the_answer(pair: Pair) -> None:
+    full = VmferryError(Reason.STORE_FAILED, "the store of b: disk is full.", "Free some space.")
+    pair.b.script.fail_at("store.journal running", full, times=10_000)
+    await pair.service.create("m1", "web", "b")
+    await pair.a.job_where("m1", phases=frozenset({"UNDECIDED"}))
+    cut = VmferryError(Reason.DESTINATION_UNREACHABLE, "no route to host.")
+    pair.a.script.fail_at("peer.outcome", cut, times=10_000)
+    pair.a.script.fail_at("peer.start", cut, times=10_000)
+    async with asyncio.timeout(patient(20)):
+        async for job in pair.service.watch("m1", 0):
+            if "no route to host" in job.reason:
+                break
+    assert "Before that, the destination b answers Start with STORE_FAILED" in job.reason
+    pair.a.script.faults.clear()
+    pair.b.script.faults.clear()
+    assert (await pair.a.job_where("m1")).phase is Phase.COMPLETED

@@ -66,6 +66,8 @@ class SourceSteps:
         self._stop_answered = asyncio.Event()
         self._start_error = ""
         """The last error of a Start: the cause, for as long as the destination has not started the VM."""
+        self._start_answer = ""
+        """The last answer of the destination that it has not started the VM."""
 
     async def recover(self) -> None:
         """Reads the journal and the host after a restart."""
@@ -220,10 +222,10 @@ class SourceSteps:
                 with self.blackout.waits_for(f"the destination {self._destination} to start the VM"):
                     return m.Started(await self.peer.start(self.migration))
             except VmferryError as error:
+                self._start_error = self._words_of(error)
                 if error.reason in (Reason.MIGRATION_REFUSED, Reason.MIGRATION_UNKNOWN):
                     return await self._outcome_or_unanswered()
                 log.warning(RETRY, migration=self.migration, step="start", error=str(error))
-                self._start_error = self._words_of(error)
                 if clock.monotonic_s() >= deadline:
                     return m.StartUnanswered(self._start_error)
             await backoff.pause()
@@ -239,13 +241,19 @@ class SourceSteps:
             outcome, reason = await self.peer.outcome(self.migration)
             return m.OutcomeReceived(outcome, self._start_error if outcome is Outcome.PREPARED else reason)
         except VmferryError as error:
-            return m.StartUnanswered(f"the destination's journal could not be asked: {error.message}")
+            words = f"the destination's journal could not be asked: {error.message}"
+            return m.StartUnanswered(self._with_answer(words))
 
     def _words_of(self, error: VmferryError) -> str:
         """An answer of the destination with its remedy: the operator acts there. A silence with its cause."""
         if error.reason is Reason.DESTINATION_UNREACHABLE:
-            return f"Start was not answered: {error.message}"
-        return f"the destination {self._destination} answers Start with {error.reason}: {error}"
+            return self._with_answer(f"Start was not answered: {error.message}")
+        self._start_answer = f"the destination {self._destination} answers Start with {error.reason}: {error}"
+        return self._start_answer
+
+    def _with_answer(self, silence: str) -> str:
+        """A silence hides no answer that came before it."""
+        return f"{silence} Before that, {self._start_answer}" if self._start_answer else silence
 
     @property
     def memory_ended(self) -> bool:
