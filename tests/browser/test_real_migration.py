@@ -25,8 +25,8 @@ LOOK_S = patient(90.0)
 class Watch:
     """A browser on one dashboard.
 
-    Its thread writes `at_live` once (what the page showed at the first look at which it followed the daemon and showed
-    a VM) and `errors` at each look; the test reads them.
+    Its thread writes `at_live` once: the contents of the page when it first follows the daemon and shows a VM. It
+    writes `errors` at each look. The test reads both.
     """
 
     def __init__(self, program: str, directory: Path, port: int, enough: Callable[[Findings], bool]) -> None:

@@ -11,8 +11,8 @@ import structlog
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """A daemon sets the process's logging up. In a test that is onto a stream which ends with the test: the next one
-    that logs would write to a closed file, and the task that did so would die of it."""
+    """Undoes the logging setup of a daemon. Its stream ends with the test, and a later test that logs would write to a
+    closed file."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -1,8 +1,8 @@
 """The rules for merging entries of a ledger and for their travel. No rule removes a poisoned page. Pure.
 
-An entry is keyed by its GPA. It may come again for two reasons: the page was found bad once more, at a later time; or
-one report was delivered twice, after a lost answer or a restart before the acknowledgement. The times tell them apart.
-Reports whose intervals overlap are one report, so their counts are not added.
+An entry is keyed by its GPA. It may come again for two reasons. The page was found bad once more, at a later time. Or
+one report was delivered twice, after a lost answer or a restart before the acknowledgement. The times tell them
+apart. Reports with overlapping intervals are one report, so their counts are not added.
 """
 
 from __future__ import annotations
