@@ -39,8 +39,8 @@ class MigrationControl(Protocol):
         ...
 
     async def set_push_limit(self, migration: str, push_bytes_per_s: int) -> Job:
-        """The limit is durable and the pager has it when this returns. MIGRATION_UNKNOWN, MIGRATION_ENDED,
-        PAGER_FAILED.
+        """The limit is durable when this returns; a pager that does not answer gets it later. MIGRATION_UNKNOWN,
+        MIGRATION_ENDED.
         """
         ...
 

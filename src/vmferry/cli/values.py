@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from decimal import Decimal
 
 from vmferry.model.names import parse_address
-from vmferry.units import GIB, KIB, LSB_4K, MIB, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
+from vmferry.units import GIB, LSB_4K, PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, parse_rate
 
-_RATE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?([A-Za-z]*)(/s)?", re.ASCII)
-RATE_UNITS = {
-    "B": 1,
-    "KiB": KIB,
-    "MiB": MIB,
-    "GiB": GIB,
-    "kB": 1000,
-    "MB": 1000**2,
-    "GB": 1000**3,
-    "kbit": 125,
-    "Mbit": 125 * 1000,
-    "Gbit": 125 * 1000**2,
-}
-"""The bytes of one unit."""
 NO_LIMIT = ("0", "none")
 SECONDS_MOST = 31_536_000.0
 """A year: longer deadlines overflow gRPC's."""
@@ -84,14 +69,10 @@ def push_limit(text: str) -> int:
     """A rate as bytes a second, such as 200MiB/s; 0 for "none"."""
     if text in NO_LIMIT:
         return 0
-    match = _RATE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 200MiB/s, 1.5Gbit/s or none")
-    unit = match[2]
-    if unit not in RATE_UNITS:
-        said = f"has the unit {unit!r}" if unit else "has no unit"
-        raise argparse.ArgumentTypeError(f"{text!r} {said}; it must be one of {', '.join(RATE_UNITS)}")
-    value = int(Decimal(match[1]) * RATE_UNITS[unit])
+    try:
+        value = parse_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     if not PUSH_LIMIT_LEAST <= value <= PUSH_LIMIT_MOST:
         raise argparse.ArgumentTypeError(
             f"{text!r} is {value} bytes a second; a limit is from {PUSH_LIMIT_LEAST}B/s (a page a second) to "

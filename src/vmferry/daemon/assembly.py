@@ -13,7 +13,7 @@ from vmferry.daemon.memory_room import HostRooms
 from vmferry.daemon.processors import HostProcessors
 from vmferry.daemon.security import Security
 from vmferry.migration.destination.incoming_service import IncomingService
-from vmferry.migration.environment import Environment, SystemClock, UncheckedProcessors
+from vmferry.migration.environment import Environment, History, SystemClock, UncheckedProcessors
 from vmferry.migration.move_book import MoveBook
 from vmferry.migration.service import MigrationService
 from vmferry.model.memory_error import LedgerEntry
@@ -53,6 +53,7 @@ class HostCore:
                 memory_rooms=HostRooms(),
                 timeouts=deadlines.migration(limits),
                 push_bytes_per_s=config.pager.push_bytes_per_s,
+                history=History(config.history.keep_days * 86400.0, config.history.keep_migrations),
                 processors=HostProcessors() if config.keep_awake else UncheckedProcessors(),
             )
         )

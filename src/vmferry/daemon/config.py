@@ -79,6 +79,14 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """How long ended migrations are kept. Both limits hold."""
+
+    keep_days: float
+    keep_migrations: int
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     format: str
     level: str
@@ -101,6 +109,7 @@ class Config:
     pages: Pages
     pager: Pager
     timeouts: Timeouts
+    history: History
     log: Log
     tls: Tls
     access: Access
@@ -148,6 +157,7 @@ def parse(values: Mapping[str, object], default_host: str) -> Config:
         pages=pages,
         pager=_pager(root.section("pager"), keep_awake),
         timeouts=_timeouts(root.section("timeouts")),
+        history=_history(root.section("history")),
         log=Log(log.choice("format", "json", LOG_FORMATS), log.choice("level", "info", LOG_LEVELS)),
         tls=parse_tls(root.section("tls"), listeners(api_address, peer_address, ops_address, pages.ip)),
         access=parse_access(root.section("access")),
@@ -216,6 +226,15 @@ def _qemu(table: Table) -> Qemu:
     )
     table.finish()
     return qemu
+
+
+def _history(table: Table) -> History:
+    history = History(
+        keep_days=table.number("keep_days", 30.0, 0.01, 36_500.0, "days"),
+        keep_migrations=table.whole("keep_migrations", 10_000, 100_000),
+    )
+    table.finish()
+    return history
 
 
 def _timeouts(table: Table) -> Timeouts:

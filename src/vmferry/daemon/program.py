@@ -24,6 +24,9 @@ from vmferry.daemon.last_words import log_format, say
 from vmferry.errors import VmferryError
 from vmferry.model.names import HOST_NAME
 
+SWITCH_S = 0.001
+"""A thread that renders or decodes gives the event loop its turn after this time: Python's default is 5 ms."""
+
 
 class Exit(IntEnum):
     """The exit codes of `vmferryd`."""
@@ -64,6 +67,7 @@ def _run_daemon(config: Config, assemble: Assemble) -> Exit:
     except HostUnfit as error:
         say(config.log.format, str(error))
         return Exit.HOST
+    sys.setswitchinterval(SWITCH_S)
     try:
         asyncio.run(_daemon(config, assemble))
     except (HostUnfit, VmferryError) as error:

@@ -119,10 +119,14 @@ def vmm_socket_check(path: Path) -> Check:
 
 def _writable(name: str, path: Path) -> Check:
     try:
-        make_directory(path, name, 0o700)
+        make_directory(path, _KEY_OF.get(name, name), 0o700)
     except HostUnfit as error:
         return Check(name, False, str(error))
     return Check(name, True, f"{path} is writable")
+
+
+_KEY_OF = {"store": "state_dir"}
+"""The keys of the configuration that are named otherwise than their checks."""
 
 
 def _listens(path: Path) -> bool:

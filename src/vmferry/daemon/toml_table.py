@@ -7,6 +7,7 @@ silent default.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 from vmferry.daemon.cpu_list import CpuListError, parse_cpu_list
 from vmferry.model.names import SOCKET_PATH_LIMIT, Address, is_ip, parse_address
-from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
+from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, parse_rate
 
 Default = TypeVar("Default")
 
@@ -139,9 +140,9 @@ class Table:
         value = self._take(key)
         if value is None:
             return default
-        if isinstance(value, str) and is_ip(value):
+        if isinstance(value, str) and is_ip(value) and not ipaddress.ip_address(value).is_unspecified:
             return value
-        self.problem(key, value, "an IPv4 or IPv6 address")
+        self.problem(key, value, "an IPv4 or IPv6 address of this host that the other hosts can dial")
         return default
 
     def port_range(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
@@ -155,12 +156,15 @@ class Table:
         return default
 
     def seconds(self, key: str, default: float, least: float, most: float) -> float:
+        return self.number(key, default, least, most, "seconds")
+
+    def number(self, key: str, default: float, least: float, most: float, unit: str) -> float:
         value = self._take(key)
         if value is None:
             return default
         if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
             return float(value)
-        self.problem(key, value, f"a number of seconds from {least:g} to {most:g}")
+        self.problem(key, value, f"a number of {unit} from {least:g} to {most:g}")
         return default
 
     def whole(self, key: str, default: Default, most: int) -> int | Default:
@@ -182,14 +186,21 @@ class Table:
         return default
 
     def push_limit(self, key: str) -> int:
-        """Bytes per second; 0, the default: no limit."""
+        """Bytes per second, a number or text like "200MiB/s"; 0, the default: no limit."""
         least, most = PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
         value = self._take(key)
         if value is None:
             return 0
-        if isinstance(value, int) and not isinstance(value, bool) and (value == 0 or least <= value <= most):
-            return value
-        self.problem(key, value, f"0 (no limit), or a whole number of bytes a second from {least} to {most}")
+        rate = value
+        if isinstance(value, str):
+            try:
+                rate = parse_rate(value)
+            except ValueError as error:
+                self.problem(key, value, f'a rate like "200MiB/s": {error}')
+                return 0
+        if isinstance(rate, int) and not isinstance(rate, bool) and (rate == 0 or least <= rate <= most):
+            return rate
+        self.problem(key, value, f'0 (no limit), or from {least} to {most} bytes a second, also as "200MiB/s"')
         return 0
 
     def cpu_list(self, key: str) -> str | None:

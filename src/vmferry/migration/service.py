@@ -207,7 +207,7 @@ class MigrationService:
     async def set_push_limit(self, migration: str, push_bytes_per_s: int) -> Job:
         """Limits the job's background push, bytes per second; 0: no limit. The limit is durable when this returns.
 
-        Raises: VmferryError MIGRATION_UNKNOWN, MIGRATION_ENDED, PAGER_FAILED.
+        Raises: VmferryError MIGRATION_UNKNOWN, MIGRATION_ENDED, STORE_FAILED.
         """
         runner = self._runners.get(migration)
         if runner is not None:

@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import grpc
 
@@ -61,7 +62,7 @@ class GrpcPager:
         self._lanes = settings.lanes
         self._deadlines = settings.deadlines
         options = _options(settings.deadlines.call_s)
-        self._channel = grpc.aio.insecure_channel(f"unix:{directory / CONTROL_SOCKET}", options=options)
+        self._channel = grpc.aio.insecure_channel(f"unix:{quote(str(directory / CONTROL_SOCKET))}", options=options)
         self._stub = PagerStub(self._channel)
         self._closed = False
 

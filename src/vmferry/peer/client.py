@@ -35,6 +35,8 @@ from vmferry.v1 import peer_pb2 as pb
 from vmferry.v1.peer_pb2_grpc import PeerStub
 
 Answer = TypeVar("Answer")
+API_PORT = 7600
+"""The default port of a daemon's API: the commonest wrong port of a destination."""
 
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
@@ -249,7 +251,8 @@ class GrpcPeer:
             return own
         code, cause = error.code(), error.details() or "no details"
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            return self._other_version(f"does not know the call {name} ({cause})")
+            hint = f" Port {API_PORT} is the API's; peers listen on 7601 by default." if self._names_api() else ""
+            return self._other_version(f"does not know the call {name} ({cause}).{hint} It")
         if code in _UNREACHABLE:
             return self._unreachable(name, f"{code.name}: {cause}")
         return VmferryError(
@@ -257,6 +260,9 @@ class GrpcPeer:
             f"{name} to the destination {self._address} failed: {code.name}: {cause}.",
             "See the log of vmferryd there.",
         )
+
+    def _names_api(self) -> bool:
+        return self._address.endswith(f":{API_PORT}")
 
     def _unreachable(self, name: str, why: str) -> VmferryError:
         if self._tunnel is not None and self._tunnel.failure:

@@ -123,7 +123,7 @@ def test_all_problems_come_together() -> None:
         """must be a list of CPUs like "2-3,7", or ""; '3-2' runs backwards"""
     )
     assert found["pager.push_bytes_per_s"].endswith(
-        "is 5, must be 0 (no limit), or a whole number of bytes a second from 4096 to 1099511627776"
+        'is 5, must be 0 (no limit), or from 4096 to 1099511627776 bytes a second, also as "200MiB/s"'
     )
 
 
@@ -265,3 +265,15 @@ def test_extreme_documents_are_refused_with_one_line(tmp_path: Path, text: str) 
     (problem,) = caught.value.problems
     assert len(str(problem)) < 300
     assert "\n" not in str(problem)
+
+
+def test_a_push_limit_may_have_a_unit() -> None:
+    assert parse({"pager": {"push_bytes_per_s": "200MiB/s"}}, "a").pager.push_bytes_per_s == 200 << 20
+    with pytest.raises(ConfigError, match=r"'200' has no unit"):
+        parse({"pager": {"push_bytes_per_s": "200"}}, "a")
+
+
+@pytest.mark.parametrize("ip", ["0.0.0.0", "::"])
+def test_pages_are_served_on_an_address_that_others_can_dial(ip: str) -> None:
+    with pytest.raises(ConfigError, match=r"pages\.ip: .* that the other hosts can dial"):
+        parse({"pages": {"ip": ip}}, "a")

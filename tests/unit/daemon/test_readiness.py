@@ -118,8 +118,15 @@ async def test_a_disk_that_hangs_is_a_cause_and_takes_one_thread(
             host = next(check for check in await readiness.checks() if check.name == "host")
             assert not host.ok
             assert "hangs" in host.detail
-        assert tries == ["store"]
+        assert tries == ["state_dir"]
     finally:
         hangs.set()
     monkeypatch.setattr(readiness_module, "HOST_S", patient(20))
     assert "store" in {check.name for check in await readiness.checks()}
+
+
+def test_the_check_of_the_store_names_the_key_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check = readiness_module._writable("store", tmp_path / "file")
+    assert (check.name, check.ok) == ("store", False)
+    assert "state_dir" in check.detail

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.moves import come
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.facts import Event
 from vmferry.model.journal import JournalEntry
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.model.migration import Incoming, Job, Outcome, PageProgress, Phase
@@ -288,3 +289,29 @@ async def test_a_life_without_the_ledger_of_the_one_before(store: Store) -> None
     assert await store.ledger("web") == [new]
     assert [(vm, entry) for _, vm, entry in await store.ledger_changes("", 0, 10)] == [("db", old), ("web", new)]
     assert [entry for _, _, entry in await store.ledger_changes("web", 0, 10)] == [new]
+
+
+async def test_a_path_may_hold_letters_of_addresses(tmp_path: Path) -> None:
+    opened = await open_store(tmp_path / "a%41#b?c" / "vmferry.db")
+    try:
+        await opened.save_job(job("m1"))
+    finally:
+        await opened.close()
+    assert (tmp_path / "a%41#b?c" / "vmferry.db").exists()
+
+
+async def test_an_ended_migration_is_counted_once_and_forgotten(store: Store) -> None:
+    ended = replace(job("m1"), phase=Phase.COMPLETED, downtime_s=0.004)
+    for one in (job("m1"), ended, ended):
+        await store.save_job(one)
+    await store.save_incoming(Incoming("m1", "web", "a", Outcome.COMPLETED, progress=PageProgress(push=7)))
+    await store.append_journal(JournalEntry("m1", "begin", 1, {}))
+    await store.add_events([("m1", Event("a", 1, 5, "QUEUED")), ("m1", Event("a", 1, 5, "QUEUED"))])
+    await store.forget(["m1"], [])
+    assert (await store.jobs(), len(await store.journal("m1")), len(await store.events("m1"))) == ([], 1, 1)
+    await store.forget([], ["m1"])
+    assert (await store.journal("m1"), await store.events("m1"), await store.newest_events(9)) == ([], [], [])
+    assert await store.job_revisions(0, 9) == []
+    totals = await store.totals()
+    assert (totals.out, totals.into, totals.pages["push"]) == ({"COMPLETED ": 1}, {"COMPLETED ": 1}, 7)
+    assert totals.downtime.count == 1

@@ -32,10 +32,10 @@ class PushLimit:
     async def change(self, push_bytes_per_s: int) -> Job:
         """Makes the limit durable and sends it to the source's pager, also if it is the same limit.
 
-        The change continues if its caller is cancelled, so that the store and the pager agree.
+        A pager that does not answer gets the limit once it does. The change continues if its caller is cancelled, so
+        that the store and the pager agree.
 
-        Raises: VmferryError MIGRATION_ENDED; STORE_FAILED; PAGER_FAILED: the limit is durable, and the pager does not
-        have it yet.
+        Raises: VmferryError MIGRATION_ENDED, STORE_FAILED: nothing has changed.
         """
         answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self._spawn(self._task, self._change(push_bytes_per_s, answer))
@@ -44,16 +44,22 @@ class PushLimit:
     async def _change(self, push_bytes_per_s: int, answer: asyncio.Future[Job]) -> None:
         try:
             await self._record.save_push_limit(push_bytes_per_s)
-            self._steps.push_bytes_per_s = self._record.job.push_bytes_per_s
-            await self._steps.tell_push_limit()
         except VmferryError as error:
             if not answer.done():
                 answer.set_exception(error)
-        else:
+            return
+        except BaseException:
+            answer.cancel()
+            raise
+        self._steps.push_bytes_per_s = self._record.job.push_bytes_per_s
+        try:
+            await self._steps.tell_push_limit()
+        except VmferryError as error:
+            self._log.warning(RETRY, step="push limit", error=str(error))
+            self.tell_again()
+        finally:
             if not answer.done():
                 answer.set_result(self._record.job)
-        finally:
-            answer.cancel()
 
     def tell_again(self) -> None:
         """Sends the limit again after a restart: the daemon may have died between the store and the pager."""

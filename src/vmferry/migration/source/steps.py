@@ -223,7 +223,7 @@ class SourceSteps:
                     return m.Started(await self.peer.start(self.migration))
             except VmferryError as error:
                 self._start_error = self._words_of(error)
-                if error.reason in (Reason.MIGRATION_REFUSED, Reason.MIGRATION_UNKNOWN):
+                if error.reason in (Reason.MIGRATION_REFUSED, Reason.MIGRATION_UNKNOWN, Reason.VMM_GONE):
                     return await self._outcome_or_unanswered()
                 log.warning(RETRY, migration=self.migration, step="start", error=str(error))
                 if clock.monotonic_s() >= deadline:
