@@ -72,7 +72,7 @@ def paused():
 
 
 @pytest.mark.usefixtures("daemon")
-def test_show_names_the_sufferer_the_cause_and_the_command(script, capsys):
+def test_show_tells_guest_cause_and_command(script, capsys):
     script.migrations = {"m1": paused()}
     assert main(["show", "m1"]) == ExitCode.OK
     out = capsys.readouterr().out

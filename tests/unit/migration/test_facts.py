@@ -79,7 +79,7 @@ async def test_both_hosts_have_the_events_of_both(pair: Pair) -> None:
     assert any("to start the VM" in part.name for part in ended.blackout)
 
 
-async def test_a_list_of_the_destination_has_incoming_migrations(pair: Pair) -> None:
+async def test_the_destination_lists_its_incoming_migrations(pair: Pair) -> None:
     await in_postcopy(pair)
     (facts,) = on_b(pair).moves.incoming()
     assert (facts.direction, facts.vm, facts.phase) == (Direction.IN, "web", Phase.POSTCOPY)
