@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from vmferry.model.memory import MemoryLayout, PageRange
@@ -37,3 +38,8 @@ class Wanted:
     lane_token: str
     ledger: tuple[LedgerEntry, ...] = ()
     held: tuple[PageRange, ...] = ()
+
+    def digest(self) -> str:
+        """Tells this request from another of the same migration. Ledger and held pages may grow meanwhile."""
+        same = (self.vm, self.layout, self.vcpus, self.platform, self.lane_address, self.lane_token)
+        return hashlib.sha256(repr(same).encode()).hexdigest()

@@ -167,6 +167,8 @@ class Incoming:
     guarded_pages: int = 0
     job: str = ""
     """The nonce of the source's job. No other job may use the migration's id on this host."""
+    prepared_for: str = ""
+    """The digest of the request that this host was prepared for."""
     course: tuple[PhaseChange, ...] = ()
 
     @property

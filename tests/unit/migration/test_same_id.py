@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from vmferry.demo.patience import patient
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.incoming import Wanted
+from vmferry.model.memory_error import LedgerEntry, Origin
 from vmferry.model.migration import Job, Outcome, Phase
 from vmferry.testing.host import FakeHost, Pair
 from vmferry.testing.vmm import LAYOUT, FakeVmm
+from vmferry.units import Gpa
 
 OTHER_JOB = "f" * 32
 WANTED = Wanted(vm="db", layout=LAYOUT, vcpus=2, platform="x86_64/process", lane_address="a:1", lane_token="t")
@@ -105,3 +107,19 @@ async def test_repeated_prepare_for_another_vm_is_refused(pair: Pair) -> None:
     assert pair.b.service is not None
     with pytest.raises(VmferryError, match="moves web to this host, not db"):
         await pair.b.service.incoming.prepare("m1", WANTED)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same daemon", "restarted daemon"])
+async def test_repeated_prepare_is_done_only_if_it_asks_for_the_same(pair: Pair, restarted: bool) -> None:
+    assert pair.b.service is not None
+    wanted = replace(WANTED, vm="web")
+    await pair.b.service.incoming.prepare("m1", wanted)
+    if restarted:
+        await pair.b.kill()
+        await pair.b.start()
+    service = pair.b.service.incoming
+    await service.prepare("m1", replace(wanted, ledger=(LedgerEntry(Gpa(0), Origin.VMM),)))
+    for other in ({"platform": "x86_64/kvm"}, {"lane_token": "another"}, {"vcpus": 7}):
+        with pytest.raises(VmferryError, match="another layout, platform or lane") as caught:
+            await service.prepare("m1", replace(wanted, **other))  # type: ignore[arg-type]
+        assert caught.value.reason is Reason.MIGRATION_EXISTS

@@ -172,12 +172,13 @@ class IncomingService:
         async with self._interruptible(incoming):
             found = inc.answer(incoming.state, inc.PrepareRequested(), migration)
             if not found.commands:
-                _check_same_vm(incoming, wanted.vm)
+                _check_same_request(incoming, wanted)
                 return
             check_layout(wanted.layout)
             await self._check_vm(incoming, wanted.vm, wanted.platform)
             try:
-                incoming.record = replace(incoming.record, vm=wanted.vm, source_host=source_host)
+                asked = wanted.digest()
+                incoming.record = replace(incoming.record, vm=wanted.vm, source_host=source_host, prepared_for=asked)
                 await incoming.save()
                 for command in found.commands:
                     await self._prepare_step(incoming, command, wanted)
@@ -478,11 +479,14 @@ class IncomingService:
                         raise AssertionError(f"nothing performs {command} once all pages have arrived")
 
 
-def _check_same_vm(incoming: IncomingMigration, vm: str) -> None:
-    """A repeated Prepare is answered as done only if it asks for the VM that was prepared."""
-    if incoming.record.vm != vm:
-        raise VmferryError(
-            Reason.MIGRATION_EXISTS,
-            f"{incoming.record.migration} moves {incoming.record.vm} to this host, not {vm}.",
-            "Begin a new migration, under another name.",
-        )
+def _check_same_request(incoming: IncomingMigration, wanted: Wanted) -> None:
+    """A repeated Prepare is answered as done only if it asks for the same."""
+    record = incoming.record
+    if record.prepared_for == wanted.digest():
+        return
+    what = f"not {wanted.vm}" if record.vm != wanted.vm else "and was prepared for another layout, platform or lane"
+    raise VmferryError(
+        Reason.MIGRATION_EXISTS,
+        f"{record.migration} moves {record.vm} to this host, {what}.",
+        "Begin a new migration, under another name.",
+    )
