@@ -40,6 +40,6 @@ class Wanted:
     held: tuple[PageRange, ...] = ()
 
     def digest(self) -> str:
-        """Tells this request from another of the same migration. Ledger and held pages may grow meanwhile."""
+        """Tells this request from another of the same migration. Its ledger and held pages may differ."""
         same = (self.vm, self.layout, self.vcpus, self.platform, self.lane_address, self.lane_token)
         return hashlib.sha256(repr(same).encode()).hexdigest()
