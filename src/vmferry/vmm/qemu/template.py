@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ log = structlog.get_logger()
 
 STARTED = "qemu.started_by_template"
 LOOK_S = 0.05
+_PLATFORM = re.compile(r"[A-Za-z0-9._/-]{1,100}")
+"""The source's words become an argument of the program: nothing there may mean anything to a shell or to QEMU."""
 COMPLAINT_BYTES = 500
 """Of the program's last words."""
 
@@ -31,6 +34,8 @@ class QemuTemplate:
         """Raises: VmferryError DESTINATION_NO_VMM."""
         if self._program is None:
             return
+        if not _PLATFORM.fullmatch(platform):
+            raise _failed(f"the source names the platform of {vm} {platform[:100]!r}, not letters, digits and ._/-")
         await self._run(self._program, vm, platform)
         try:
             async with asyncio.timeout(self._within_s):

@@ -60,3 +60,11 @@ async def test_a_failure_is_told_with_its_words(tmp_path: Path, body: str, withi
 async def test_a_program_that_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(VmferryError, match="cannot be run"):
         await QemuTemplate(tmp_path / "nothing", here(), 5.0).start("web", PLATFORM)
+
+
+@pytest.mark.parametrize("platform", ["", "x86_64/qemu-kvm/pc,firmware=/etc/shadow", "a b", "$(id)", "x" * 101])
+async def test_a_platform_that_could_be_more_than_a_name_is_refused(tmp_path: Path, platform: str) -> None:
+    said = tmp_path / "said"
+    with pytest.raises(VmferryError, match="platform"):
+        await QemuTemplate(program(tmp_path, f"touch {said}"), here(), 5.0).start("web", platform)
+    assert not said.exists()
