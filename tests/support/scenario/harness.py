@@ -113,9 +113,12 @@ async def guest_at_home(pair: Pair, vm: str, *options: str) -> Guest:
 async def ended(api: Api, migration_id: str, within_s: float = ENDED_S) -> Migration:
     """The migration in its terminal phase."""
     last = Migration()
-    async with asyncio.timeout(within_s):
-        async for update in follow_migrations(api, migration_id):
-            last = update
+    try:
+        async with asyncio.timeout(within_s):
+            async for update in follow_migrations(api, migration_id):
+                last = update
+    except TimeoutError:
+        raise AssertionError(f"{migration_id} has not ended within {within_s:g} s:\n{last}") from None
     assert last.phase in TERMINAL_PHASES
     return last
 
