@@ -76,7 +76,7 @@ bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with 
 	cargo build $(CARGO_FLAGS) --package vmferry-bench
 	@bench/vmferry-bench $(ARGS)
 
-bench-history: $(INSTALLED) ## Page, metrics and list beside 3,000 ended and 50 active migrations, as ratios to an empty daemon
+bench-history: $(INSTALLED) ## Page, metrics and list with 3,000 ended and 50 active migrations, as ratios to an empty daemon
 	@PYTHONPATH=src:bench $(BIN)/python -m vmferry_bench.history
 
 # The programs are built once more, with frame pointers, so that samples have whole stacks.

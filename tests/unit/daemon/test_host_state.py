@@ -1,4 +1,4 @@
-"""The state for page and metrics is one pass over what is active, whatever there was before."""
+"""The state for page and metrics is one pass over the active migrations, after any history."""
 
 from __future__ import annotations
 
