@@ -15,6 +15,7 @@ unsafe impl Send for IoVecs {}
 
 impl IoVecs {
     /// Begins an empty list.
+    #[inline]
     pub fn start(&mut self) -> ReceivePlaces<'_> {
         self.0.clear();
         ReceivePlaces { vectors: &mut self.0, places: PhantomData }
@@ -30,17 +31,20 @@ pub struct ReceivePlaces<'a> {
 
 impl<'a> ReceivePlaces<'a> {
     /// Adds a buffer.
+    #[inline]
     pub fn push(&mut self, buffer: &'a mut [u8]) {
         self.add(buffer.as_mut_ptr().cast(), buffer.len());
     }
 
     /// Adds pages of a file. A receive ends before the first that cannot be written.
+    #[inline]
     pub fn push_pages(&mut self, pages: MappedPages<'a>) {
         let (at, bytes) = pages.raw();
         self.add(at, bytes);
     }
 
     /// Joins places that touch, so that the list stays short.
+    #[inline]
     fn add(&mut self, at: *mut libc::c_void, bytes: usize) {
         match self.vectors.last_mut() {
             Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == at => last.iov_len += bytes,
@@ -72,23 +76,27 @@ pub struct SendBytes<'a> {
 
 impl<'a> SendBytes<'a> {
     /// Bytes of a buffer.
+    #[inline]
     pub fn of(buffer: &'a [u8]) -> Self {
         let vector = libc::iovec { iov_base: buffer.as_ptr().cast_mut().cast(), iov_len: buffer.len() };
         Self { vector, bytes: PhantomData }
     }
 
     /// Pages of a file.
+    #[inline]
     pub fn of_pages(pages: MappedPages<'a>) -> Self {
         let (at, bytes) = pages.raw();
         Self { vector: libc::iovec { iov_base: at, iov_len: bytes }, bytes: PhantomData }
     }
 
     /// Number of bytes.
+    #[inline]
     pub fn count(self) -> usize {
         self.vector.iov_len
     }
 
     /// The bytes behind the first `skipped`, at most `most`.
+    #[inline]
     pub fn part(self, skipped: usize, most: usize) -> Self {
         let skipped = skipped.min(self.vector.iov_len);
         let vector = libc::iovec {

@@ -120,6 +120,7 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, contex
 ///
 /// # Safety
 /// `page` is aligned to 4 KiB, in a mapping that is readable or gives SIGBUS, and [`prepare`] was called.
+#[inline]
 pub(super) unsafe fn probe_zero(page: *const u8) -> Probe {
     // SAFETY: as the caller promises.
     match unsafe { vmferry_probe(page) } {
@@ -134,6 +135,7 @@ pub(super) unsafe fn probe_zero(page: *const u8) -> Probe {
 /// # Safety
 /// `to` is a page that is writable or gives SIGBUS, and nobody else has a reference to it. `from` is a page that is readable
 /// or gives SIGBUS. [`prepare`] was called.
+#[inline]
 #[must_use]
 pub(super) unsafe fn copy(to: *mut u8, from: *const u8) -> bool {
     // SAFETY: as the caller promises.

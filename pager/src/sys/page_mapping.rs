@@ -89,11 +89,13 @@ impl PageMapping {
     }
 
     /// Number of pages.
+    #[inline]
     pub fn count(&self) -> u64 {
         (self.bytes / PAGE) as u64
     }
 
     /// The `count` pages from `first` on; `None`: they are not all in the mapping.
+    #[inline]
     pub fn pages(&self, first: u64, count: u64) -> Option<MappedPages<'_>> {
         let is_inside = first.checked_add(count)? <= self.count();
         let start = self.start.wrapping_add(first as usize * PAGE);
@@ -138,6 +140,7 @@ pub struct MappedPages<'a> {
 
 impl<'a> MappedPages<'a> {
     /// Number of pages.
+    #[inline]
     pub fn count(self) -> u64 {
         self.count
     }
@@ -149,6 +152,7 @@ impl<'a> MappedPages<'a> {
     }
 
     /// Address and length in bytes, for system calls.
+    #[inline]
     pub(in crate::sys) fn raw(self) -> (*mut c_void, usize) {
         (self.start.cast(), self.count as usize * PAGE)
     }
@@ -157,6 +161,7 @@ impl<'a> MappedPages<'a> {
     ///
     /// # Panics
     /// They are not all in the run.
+    #[inline]
     pub fn part(self, first: u64, count: u64) -> MappedPages<'a> {
         assert!(first <= self.count && count <= self.count - first, "{first} + {count} of {} pages", self.count);
         Self { start: self.start.wrapping_add(first as usize * PAGE), count, ..self }
@@ -195,6 +200,7 @@ impl<'a> MappedPages<'a> {
     }
 
     /// Looks at the `number`-th page.
+    #[inline]
     pub fn probe(self, number: u64) -> Probe {
         let page = self.part(number, 1).start;
         // SAFETY: a page of the mapping: readable or SIGBUS. `prepare` was called when the mapping was made.
