@@ -18,6 +18,7 @@ use crate::pager::Pager;
 use crate::pager_error::AttachMemoryError;
 use crate::sys::doorbell::Doorbell;
 use crate::sys::fd_passing;
+use crate::sys::procfs::is_known_as;
 use crate::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
 use crate::vmm::handshake::{Expected, Handshake, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Refusal, complete, validate};
 use crate::vmm::notifier::VmmNotifier;
@@ -230,7 +231,8 @@ fn gather(
         let uffd = place.uffd.and_then(|index| indices.binary_search(&index).ok());
         regions.push(AttachedRegion { hva: place.hva, file, uffd });
     }
-    let vmm_pid = handshake.pid.unwrap_or(peer);
+    // A VMM in a pid namespace of its own names itself by another number.
+    let vmm_pid = handshake.pid.filter(|pid| !is_known_as(peer, *pid)).unwrap_or(peer);
     Ok(AttachedMemory { vmm_pid, layout: expected.layout.clone(), regions, uffds, collapse: handshake.collapse })
 }
 

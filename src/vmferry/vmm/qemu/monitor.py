@@ -19,6 +19,7 @@ from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, R
 from qemu.qmp.events import EventListener
 
 from vmferry.errors import Reason, VmferryError
+from vmferry.vmm.process import peer_of
 
 Answer = TypeVar("Answer")
 
@@ -66,6 +67,11 @@ class Monitor:
             connection.close()
             raise
         return cls(path, client, connection)
+
+    @property
+    def peer(self) -> tuple[int, str]:
+        """The process that made the socket, and the address that it gave it."""
+        return peer_of(self._connection), str(self._connection.getpeername())
 
     async def ask(self, command: str, within_s: float, arguments: Mapping[str, object] | None = None) -> Any:
         """The command's answer."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.units import Hva
 from vmferry.v1 import reach_pb2 as pb
+from vmferry.vmm.process import process_of_thread
 from vmferry.vmm.qemu import facts as f
 from vmferry.vmm.qemu.memory_map import (
     GuestRegion,
@@ -22,7 +22,7 @@ from vmferry.vmm.qemu.memory_map import (
     region_address,
 )
 from vmferry.vmm.qemu.monitor import Monitor
-from vmferry.vmm.qemu.reach import Process, Reach, ranges
+from vmferry.vmm.qemu.reach import Process, Reach, close_all, ranges
 
 CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
 _KINDS = {
@@ -53,12 +53,15 @@ class Surveyor:
     async def process_id(self) -> int:
         """The process of the vCPUs: the peer of the monitor may be another one, which made the socket."""
         thread = (await self._cpus())[0].thread_id
-        try:
-            status = Path(f"/proc/{thread}/status").read_text(errors="surrogateescape")  # noqa: ASYNC240 procfs does not block
-        except OSError as error:
-            raise self._strange(f"names thread {thread}, which is not on this host ({error})") from error
-        found = re.search(r"^Tgid:\s+(\d+)$", status, re.MULTILINE)
-        return int(found[1]) if found else thread
+        peer, address = self._monitor.peer
+        found = await asyncio.to_thread(process_of_thread, thread, peer, address)
+        if found is None:
+            raise VmferryError(
+                Reason.VMM_GONE,
+                f"QEMU at {self._monitor.path} names thread {thread}, and no process with it serves this monitor here.",
+                "Run vmferryd on QEMU's host, in the same pid namespace or an outer one, with CAP_SYS_PTRACE.",
+            )
+        return found
 
     async def _cpus(self) -> list[f.CpuInfo]:
         """At least one."""
@@ -99,7 +102,15 @@ class Surveyor:
         runs = mapped_runs(await self._monitor.human("info mtree -f", self._within_s))
         regions = guest_regions(runs, [blocks[name] for name in sorted(names)])
         seen = {region.block for region in regions}
-        memory, files = await self._host_memory(process, regions, blocks, open_files)
+        addresses = [await self._address(region, blocks[region.block]) for region in regions]
+        reply, files = await self._describe(process, list(zip(regions, addresses, strict=True)), machine, open_files)
+        pieces = iter(reply.mappings)
+        try:
+            memory = tuple(_joined(region, hva, pieces) for region, hva in zip(regions, addresses, strict=True))
+        except BaseException:
+            close_all(files)
+            raise
+        machine = replace(machine, vcpu_threads=_threads_here(machine.vcpu_threads, reply.threads))
         small = tuple(block for name, block in blocks.items() if name not in names)
         unmapped = tuple(sorted(names - seen))
         return Survey(f.Facts(process.pid, machine, memory, small, unmapped), files)
@@ -107,18 +118,16 @@ class Surveyor:
     async def blocks(self) -> dict[str, RamBlock]:
         return ram_blocks(await self._monitor.human("info ramblock", self._within_s))
 
-    async def _host_memory(
-        self, process: Process, regions: Sequence[GuestRegion], blocks: dict[str, RamBlock], open_files: int
-    ) -> tuple[tuple[f.HostMemory, ...], tuple[int, ...]]:
-        addresses = [await self._address(region, blocks[region.block]) for region in regions]
-        wanted = ranges([(hva, region.size) for hva, region in zip(addresses, regions, strict=True)])
-        request = pb.ReachRequest(
-            describe=pb.DescribeRequest(ranges=wanted, open_backing=open_files)  # type: ignore[arg-type]
+    async def _describe(
+        self, process: Process, regions: Sequence[tuple[GuestRegion, Hva]], machine: f.Machine, open_files: int
+    ) -> tuple[pb.DescribeReply, tuple[int, ...]]:
+        wanted = pb.DescribeRequest(
+            ranges=ranges([(hva, region.size) for region, hva in regions]),
+            threads=machine.vcpu_threads,
+            open_backing=open_files,  # type: ignore[arg-type]
         )
-        reply, files = await self._reach.call(process, request)
-        pieces = iter(reply.describe.mappings)
-        memory = tuple(_joined(region, hva, pieces) for hva, region in zip(addresses, regions, strict=True))
-        return memory, tuple(files)
+        reply, files = await self._reach.call(process, pb.ReachRequest(describe=wanted))
+        return reply.describe, tuple(files)
 
     async def _address(self, region: GuestRegion, block: RamBlock) -> Hva:
         if block.hva is not None:
@@ -150,8 +159,16 @@ class Surveyor:
 
     def _strange(self, what: str) -> VmferryError:
         return VmferryError(
-            Reason.VMM_PROTOCOL, f"QEMU at {self._monitor.path} {what}.", "Run vmferryd in QEMU's pid namespace."
+            Reason.VMM_PROTOCOL,
+            f"QEMU at {self._monitor.path} {what}.",
+            "Report it: this QEMU is not known.",
         )
+
+
+def _threads_here(threads: Sequence[int], found: Iterable[pb.ThreadIdentity]) -> tuple[int, ...]:
+    """The numbers of threads in the daemon's pid namespace."""
+    here = {one.thread: one.host_thread for one in found if one.host_thread}
+    return tuple(here.get(thread, thread) for thread in threads)
 
 
 def _joined(region: GuestRegion, hva: Hva, pieces: Iterator[pb.Mapping]) -> f.HostMemory:
