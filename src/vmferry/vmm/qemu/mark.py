@@ -53,7 +53,8 @@ def vm_state(status: str, mark: Mark | None) -> str | None:
 
 
 class Marks:
-    """The marks of one QEMU. This connection alone changes them, so they are asked for once."""
+    """The marks of one QEMU. This connection alone changes them, so they are asked for once, and
+    again after a command without an answer."""
 
     def __init__(self, monitor: Monitor, within_s: float) -> None:
         self._monitor = monitor
@@ -71,6 +72,9 @@ class Marks:
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             added = await self._monitor.add_fd(nothing, mark.text, self._within_s)
+        except BaseException:
+            self._known = None  # it may be there all the same
+            raise
         finally:
             os.close(nothing)
         known[added.fdset_id] = mark
@@ -82,7 +86,11 @@ class Marks:
         if mark is not None:
             await self.put(mark)
         for number in old:
-            await self._monitor.ask("remove-fd", self._within_s, {"fdset-id": number})
+            try:
+                await self._monitor.ask("remove-fd", self._within_s, {"fdset-id": number})
+            except BaseException:
+                self._known = None
+                raise
             del known[number]
 
     async def _all(self) -> dict[int, Mark]:

@@ -11,9 +11,11 @@ From QEMU 8.2 on the state is that of `xen-save-devices-state`, completed here; 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.v1 import reach_pb2 as pb
@@ -47,6 +49,11 @@ class QemuSource:
         self._facts: Facts | None = None
         self._state: bytes | None = None
         self._limit: int | None = None
+        self._resumed = False
+        """Whether vCPUs have run since `stop`."""
+        qemu.monitor.on_event(self._hear)
+        self.may_be_stopped = False
+        """Whether `stop` was sent, with any answer or none, and no `cont` after it."""
         self._sink: _Sink | None = None
 
     async def attach(self, socket: Path) -> None:
@@ -66,12 +73,19 @@ class QemuSource:
         if mark is None or mark.stage != "stopped":
             await self._check_runs()
         self._state = None
-        await self._qemu.marks.replace(Mark("stopped"))
-        await self._open_sink()
+        try:
+            await self._qemu.marks.replace(Mark("stopped"))
+            await self._open_sink()
+        except VmferryError:
+            with suppress(VmferryError):
+                await self._qemu.marks.replace(None)
+            raise
+        self.may_be_stopped = True
         await self._qemu.ask("stop", self._qemu.deadlines.stop_s)
         status = await self._qemu.status()
         if status not in _SAVES_AGAIN:
             raise self._qemu.error(Reason.VMM_REFUSED, f"is {status!r} after it was stopped, not paused")
+        self._resumed = False
 
     async def save(self) -> bytes:
         """The device state as a stream that any QEMU loads. Repeated, it gives the same."""
@@ -84,6 +98,9 @@ class QemuSource:
                     self._state = await self._migrate()
             except stream.StreamError as error:
                 raise self._qemu.error(Reason.VMM_PROTOCOL, f"saved a state that is not known: {error}") from error
+            if self._resumed:
+                self._state = None
+                raise self._qemu.error(Reason.VMM_REFUSED, "was started by somebody in the blackout")
         return self._state
 
     async def resume(self) -> None:
@@ -92,6 +109,7 @@ class QemuSource:
         await self._qemu.ask("cont", self._qemu.deadlines.resume_s)
         if await self._qemu.status() != "running":
             raise self._qemu.error(Reason.VMM_REFUSED, f"is {await self._qemu.status()!r} after `cont`")
+        self.may_be_stopped = False
         await self._qemu.marks.replace(None)
         if self._sink is not None:
             await self._qemu.take_fd_back(self._sink.added)
@@ -109,6 +127,9 @@ class QemuSource:
         sink, self._sink = self._sink, None
         if sink is not None:
             os.close(sink.memory)
+
+    def _hear(self, event: str, _data: Mapping[str, Any]) -> None:
+        self._resumed = self._resumed or event == "RESUME"
 
     async def _check_runs(self) -> None:
         """Raises: VmferryError VM_NOT_RUNNING."""
