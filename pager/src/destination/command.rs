@@ -43,6 +43,8 @@ pub enum Command {
     Complete(oneshot::Sender<Result<u64, CompleteError>>),
     /// Mark the pages of known memory errors as poisoned.
     MarkPoisoned(Vec<MemoryError>, oneshot::Sender<MarkPoisonedReply>),
+    /// Forget poisoned pages that the VMM has replaced; answers how many.
+    ForgetReplaced(oneshot::Sender<u64>),
     /// Report the state of the link and the pages.
     Snapshot(oneshot::Sender<Snapshot>),
     /// Remove the page table and end the thread.

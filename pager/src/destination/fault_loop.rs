@@ -21,6 +21,7 @@ use crate::destination::link::{Link, Received, Trouble};
 use crate::destination::memory::collapse::collapse_all;
 use crate::destination::memory::installer::{Installer, RegionBacking};
 use crate::destination::memory::preallocate::{PreallocateError, PreallocateTarget};
+use crate::destination::pages::resolver::given_back::HOLD_CHECK;
 use crate::destination::pages::resolver::{FaultOutcome, Resolver};
 use crate::destination::pages::shared_pages::SharedPages;
 use crate::event_log::EventLog;
@@ -62,6 +63,8 @@ pub struct FaultLoop {
     to_collapse: Option<(u32, Vec<(Hva, u64)>)>,
     /// `Preallocate` writes to the VMM's files.
     allocating: bool,
+    /// Threads wait at poison of which the VMM has dropped the marker.
+    holding: bool,
 }
 
 impl FaultLoop {
@@ -89,6 +92,7 @@ impl FaultLoop {
             failed: None,
             to_collapse: None,
             allocating: false,
+            holding: false,
         }
     }
 
@@ -110,6 +114,7 @@ impl FaultLoop {
                 }
                 busy = true;
             }
+            self.holding = self.holding && self.shared.lock().end_holds();
             self.link.finish_if_complete();
             if let Some(heavy) = self.thread.update_class(self.link.push_work()) {
                 self.shared.set_heavy(heavy);
@@ -154,7 +159,8 @@ impl FaultLoop {
 
     /// Sleeps until the VMM, a command or the urgent lane has something, or a timer is due.
     fn sleep(&mut self) {
-        let timeout = if self.stopped { Some(INSTALL_RETRY_DELAY) } else { self.link.next_timer() };
+        let timer = if self.stopped { Some(INSTALL_RETRY_DELAY) } else { self.link.next_timer() };
+        let timeout = timer.into_iter().chain(self.holding.then_some(HOLD_CHECK)).min();
         let urgent = self.link.urgent_fd().filter(|_| !self.stopped && !self.uffds.is_empty());
         let uffds = self.uffds.iter().map(|uffd| uffd.as_fd());
         let ready = wait_readable(once(self.doorbell.as_fd()).chain(uffds).chain(urgent), timeout);
@@ -216,6 +222,9 @@ impl FaultLoop {
             Command::MarkPoisoned(errors, answer) => {
                 let mark = |resolver: &mut Resolver| resolver.mark_poisoned(&errors);
                 let _ = answer.send(self.shared.with_no_install_in_flight(mark));
+            }
+            Command::ForgetReplaced(answer) => {
+                let _ = answer.send(self.shared.with_no_install_in_flight(Resolver::forget_replaced));
             }
             Command::Allocate(answer) => {
                 let targets = self.preallocate_targets();
@@ -386,6 +395,7 @@ impl FaultLoop {
                 self.link.request(page);
                 self.cpu_latency.renew();
             }
+            FaultOutcome::Held => self.holding = true,
             FaultOutcome::Waits | FaultOutcome::Resolved => {}
             FaultOutcome::Again(Stop::ProcessGone) => self.memory_gone(),
             FaultOutcome::Again(stop) => tracing::debug!(?stop, at = at.0, "pager.fault_again"),

@@ -138,6 +138,14 @@ impl pager_server::Pager for ControlService {
         Ok(Response::new(reply))
     }
 
+    async fn forget_replaced(&self, _: Request<proto::ForgetReplacedRequest>) -> Answer<proto::ForgetReplacedReply> {
+        let replaced = match self.0.role {
+            PagerRole::Source => 0,
+            _ => self.0.destination().await?.ask(Command::ForgetReplaced).await?,
+        };
+        Ok(Response::new(proto::ForgetReplacedReply { replaced }))
+    }
+
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<proto::PagerEvent, Status>> + Send>>;
 
     async fn watch_events(&self, request: Request<proto::WatchEventsRequest>) -> Answer<Self::WatchEventsStream> {

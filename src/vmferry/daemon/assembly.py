@@ -34,12 +34,23 @@ class HostCore:
 
     def __init__(self, config: Config, store: Store, security: Security) -> None:
         clock, limits = SystemClock(), config.timeouts
-        self._vmms = VmmServer(config.vmm_socket, VmmCallbacks(self._record), clock.now_us, deadlines.vmm(limits))
+        self._vmms = VmmServer(
+            config.vmm_socket,
+            VmmCallbacks(self._record, on_guest_reset=self._guest_was_reset),
+            clock.now_us,
+            deadlines.vmm(limits),
+        )
         reach = ReachProgram(lambda: locate(config.qemu.reach_program, "[qemu] reach_program"), limits.vmm_s)
         self._qemus = QemuMonitors(
-            config.qemu.monitors, config.state_dir / "qemus.json", reach, deadlines.vmm(limits), self._vmms
+            config.qemu.monitors,
+            config.state_dir / "qemus.json",
+            reach,
+            deadlines.vmm(limits),
+            others=self._vmms,
+            tell_reset=self._guest_was_reset,
         )
         vmms = EveryVmm(self._vmms, self._qemus)
+        self._vmms.share_names_with(self._qemus)
         self.pagers = PagerProcesses(config.runtime_dir, config.pager.program, pager_settings(config))
         self._service = MigrationService(
             Environment(
@@ -109,6 +120,9 @@ class HostCore:
 
     async def _record(self, vm: str, entries: Sequence[LedgerEntry]) -> None:
         await self._service.record_vmm_errors(vm, entries)
+
+    async def _guest_was_reset(self, vm: str) -> None:
+        await self._service.guest_was_reset(vm)
 
 
 def pager_settings(config: Config) -> PagerSettings:

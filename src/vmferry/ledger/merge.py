@@ -1,4 +1,6 @@
-"""The rules for merging entries of a ledger and for their travel. No rule removes a poisoned page. Pure.
+"""The rules for merging entries of a ledger and for their travel. No rule removes a poisoned page, but one: the VMM
+has put fresh memory in its place at a reset of the guest. The entry then stays as `replaced`, so that no other host's
+older ledger brings the error back. Pure.
 
 An entry is keyed by its GPA. It may come again for two reasons. The page was found bad once more, at a later time. Or
 one report was delivered twice, after a lost answer or a restart before the acknowledgement. The times tell them
@@ -7,11 +9,15 @@ apart. Reports with overlapping intervals are one report, so their counts are no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from vmferry.model.memory_error import LedgerEntry, Severity
 from vmferry.units import Gpa
+
+Block: TypeAlias = tuple[int, int]
+"""A page: its GPA, and log2 of its size."""
 
 
 def merge(one: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
@@ -21,6 +27,8 @@ def merge(one: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
     """
     if one.gpa != other.gpa:
         raise ValueError(f"entries of different pages: {one.gpa:#x} and {other.gpa:#x}")
+    if _epoch(one) != _epoch(other):
+        return max(one, other, key=_epoch)
     first, later = sorted((one, other), key=_age)
     overlap = later.first_seen_us <= first.last_seen_us
     return LedgerEntry(
@@ -33,6 +41,8 @@ def merge(one: LedgerEntry, other: LedgerEntry) -> LedgerEntry:
         count=max(first.count, later.count) if overlap else first.count + later.count,
         first_seen_us=first.first_seen_us,
         last_seen_us=max(first.last_seen_us, later.last_seen_us),
+        replacements=first.replacements,
+        replaced=first.replaced,
     )
 
 
@@ -47,9 +57,35 @@ def merge_all(ledger: Mapping[Gpa, LedgerEntry], found: Iterable[LedgerEntry]) -
     return changed
 
 
+def sighted(ledger: Mapping[Gpa, LedgerEntry], found: Iterable[LedgerEntry]) -> list[LedgerEntry]:
+    """Reports of this host, which know of no replacement: they are of the memory that is there now."""
+    return [
+        replace(entry, replacements=known.replacements) if (known := ledger.get(entry.gpa)) else entry
+        for entry in found
+    ]
+
+
+def replaced(ledger: Mapping[Gpa, LedgerEntry], pages: Collection[Block]) -> list[LedgerEntry]:
+    """The entries that end because the VMM has replaced these pages. An error of a block that is larger than the page
+    stays: the rest of the block is bad.
+    """
+    blocks = set(pages)
+    sizes = {lsb for _, lsb in blocks}
+    return [
+        replace(entry, replacements=entry.replacements + 1, replaced=True)
+        for entry in ledger.values()
+        if not entry.replaced and any(lsb >= entry.lsb and (entry.gpa >> lsb << lsb, lsb) in blocks for lsb in sizes)
+    ]
+
+
 def travel(ledger: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
     """The ledger on arrival at the next host: each error is one migration older."""
     return tuple(replace(entry, hop=entry.hop + 1) for entry in ledger)
+
+
+def _epoch(entry: LedgerEntry) -> tuple[int, bool]:
+    """An error of a page is newer than the replacement of equal number."""
+    return entry.replacements, not entry.replaced
 
 
 def _age(entry: LedgerEntry) -> tuple[int, str]:

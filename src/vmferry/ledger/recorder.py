@@ -13,7 +13,7 @@ import structlog
 
 from vmferry.aio.change_signal import ChangeSignal
 from vmferry.errors import VmferryError
-from vmferry.ledger.merge import merge_all
+from vmferry.ledger.merge import Block, merge_all, replaced, sighted
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.ports import Pager, Store
 from vmferry.units import Gpa
@@ -57,8 +57,23 @@ class LedgerRecorder:
         _, changes = self._collected.get(key, ("", {}))
         return tuple(changes.values())
 
-    async def record(self, vm: str, entries: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
-        """Makes the entries durable and returns those that are new or changed. Raises: VmferryError STORE_FAILED."""
+    async def record(self, vm: str, found: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
+        """Makes errors that were found on this host durable, and returns those that are new or changed.
+
+        Raises: VmferryError STORE_FAILED.
+        """
+        return await self.take(vm, sighted(await self._entries(vm), found)) if found else ()
+
+    async def record_replaced(self, vm: str, pages: Sequence[Block]) -> None:
+        """The VMM has put fresh memory in the place of these pages: their errors end. Raises: VmferryError
+        STORE_FAILED.
+        """
+        await self.take(vm, replaced(await self._entries(vm), pages))
+
+    async def take(self, vm: str, entries: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
+        """Makes entries of any host's ledger durable, and returns those that are new or changed. Raises: VmferryError
+        STORE_FAILED.
+        """
         kept = self._kept.get(vm)
         if not entries or (kept is not None and not merge_all(kept, entries)):
             return ()
@@ -93,8 +108,20 @@ class LedgerRecorder:
                     log.warning(NOT_FORWARDED, vm=vm, pager=key, error=str(error))
         return changed
 
+    async def forget_replaced(self, vm: str) -> None:
+        """The guest was reset: the pagers of the VM look which bad pages its VMM has replaced. Raises: VmferryError
+        PAGER_FAILED.
+        """
+        for served, pager in list(self._serving.values()):
+            if served == vm:
+                await pager.forget_replaced()
+
     async def ledger(self, vm: str) -> Sequence[LedgerEntry]:
-        """The ledger of a VM, by GPA."""
+        """The memory errors of a VM, by GPA."""
+        return [entry for entry in await self.whole_ledger(vm) if not entry.replaced]
+
+    async def whole_ledger(self, vm: str) -> Sequence[LedgerEntry]:
+        """The same with the errors that have ended, as another host needs it."""
         return [entry for _, entry in sorted((await self._entries(vm)).items())]
 
     async def begin_life(self, vm: str, life: str, moved_in: bool) -> None:
@@ -114,8 +141,8 @@ class LedgerRecorder:
             log.info(ENDED, vm=vm, life=life, count=ended)
 
     async def count(self, vm: str) -> int:
-        """The number of entries of a VM's ledger."""
-        return len(await self._entries(vm))
+        """The number of memory errors of a VM."""
+        return len(await self.ledger(vm))
 
     async def watch(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
         """Yields (revision, vm, entry) after a revision, in order and without gaps, then live. "" watches all VMs."""

@@ -73,15 +73,14 @@ class MoveBook:
 
     def incoming(self) -> list[MoveFacts]:
         """All migrations into this host, without events."""
-        return [*reversed(self._incoming.ended(self._incoming.ended_count)), *self._incoming_now()]
-
-    def _incoming_now(self) -> list[MoveFacts]:
-        found = (self._incoming.facts(record.migration) for record in self._incoming.active())
+        found = (self._incoming.facts(record.migration) for record in self._incoming.all())
         return [facts for facts in found if facts is not None]
 
     async def moving(self) -> list[MoveFacts]:
         """The migrations under way, in both directions."""
-        return [self.of_job(job) for job in await self._jobs.active()] + self._incoming_now()
+        here = [self.of_job(job) for job in await self._jobs.active()]
+        there = (self._incoming.facts(record.migration) for record in self._incoming.active())
+        return here + [facts for facts in there if facts is not None]
 
     def ended(self, limit: int) -> list[MoveFacts]:
         """The migrations that ended last, in both directions, the newest first."""

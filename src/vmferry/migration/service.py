@@ -245,10 +245,6 @@ class MigrationService:
             await self._check_known(vm)
         return found
 
-    async def ledger_of_known(self, vm: str) -> Sequence[LedgerEntry]:
-        """The memory errors of a VM of `machines`, by GPA."""
-        return await self._recorder.ledger(vm)
-
     async def watch_errors(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
         """Yields (revision, vm, entry) after a revision, then live. "" watches all VMs. Raises: VmferryError
         VM_UNKNOWN.
@@ -288,6 +284,13 @@ class MigrationService:
         now = self._environment.clock.now_us()
         seen = [e if e.last_seen_us else replace(e, first_seen_us=now, last_seen_us=now) for e in entries]
         await self._recorder.record_and_forward(vm, seen)
+
+    async def guest_was_reset(self, vm: str) -> None:
+        """The guest of a VM on this host was reset. Its VMM has put fresh memory in the place of bad pages: its pagers
+        look which. Raises: VmferryError PAGER_FAILED.
+        """
+        await self.recovered.wait()
+        await self._recorder.forget_replaced(vm)
 
     async def _settle_life(self, vm: str) -> None:
         """Gives a VM that began here, in another process than before, a ledger of its own. Every use of a ledger calls

@@ -27,7 +27,11 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One memory error in the ledger of a VM, keyed by `gpa`. Times are Unix microseconds."""
+    """One memory error in the ledger of a VM, keyed by `gpa`. Times are Unix microseconds.
+
+    `replacements` counts how often the VMM put fresh memory in the place of the page, when its guest was reset;
+    `replaced` holds from then until the page is found bad again.
+    """
 
     gpa: Gpa
     origin: Origin
@@ -38,3 +42,5 @@ class LedgerEntry:
     count: int = 1
     first_seen_us: int = 0
     last_seen_us: int = 0
+    replacements: int = 0
+    replaced: bool = False

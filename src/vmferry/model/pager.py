@@ -28,6 +28,14 @@ class LinkChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PagesReplaced:
+    """The VMM has put fresh memory in the place of poisoned pages, because its guest was reset. `pages`: GPA, and log2
+    of the size."""
+
+    pages: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AllPresent:
     """The last absent page has arrived."""
 
@@ -54,7 +62,7 @@ class PagerFailedEvent:
 
 
 PagerEventBody: TypeAlias = (
-    MemoryErrorFound | LinkChanged | AllPresent | MemoryAttached | MemoryDetached | PagerFailedEvent
+    MemoryErrorFound | PagesReplaced | LinkChanged | AllPresent | MemoryAttached | MemoryDetached | PagerFailedEvent
 )
 
 

@@ -163,6 +163,11 @@ class GrpcPager:
             request = pb.MarkPoisonedRequest(errors=messages[start : start + ERRORS_A_CALL])
             await self._call("MarkPoisoned", self._stub.MarkPoisoned, request, self._deadlines.call_s)
 
+    async def forget_replaced(self) -> int:
+        request = pb.ForgetReplacedRequest()
+        reply = await self._call("ForgetReplaced", self._stub.ForgetReplaced, request, self._deadlines.call_s)
+        return reply.replaced
+
     async def events(self, after: int) -> AsyncIterator[PagerEvent]:
         """Yields events until the caller stops or the pager ends. A pager that did not end on purpose raises
         VmferryError.

@@ -12,6 +12,7 @@ from vmferry.model.pager import (
     PagerEventBody,
     PagerFailedEvent,
     PagerStatus,
+    PagesReplaced,
 )
 from vmferry.rpc import convert as wire
 from vmferry.v1 import pager_pb2 as pb
@@ -43,6 +44,8 @@ def _body_from_pb(message: pb.PagerEvent) -> PagerEventBody | None:  # noqa: PLR
             return MemoryErrorFound(error, found.hva, found.thread_id, found.reported)
         case "link" if message.link.state in {pb.LINK_STATE_UP, pb.LINK_STATE_DOWN}:
             return LinkChanged(message.link.state == pb.LINK_STATE_UP, message.link.reason)
+        case "pages_replaced":
+            return PagesReplaced(tuple((page.gpa, page.lsb) for page in message.pages_replaced.pages))
         case "all_present":
             return AllPresent()
         case "memory_attached":

@@ -99,6 +99,8 @@ def error_to_pb(entry: LedgerEntry) -> pb.MemoryError:
         count=entry.count,
         first_seen_us=entry.first_seen_us,
         last_seen_us=entry.last_seen_us,
+        replacements=entry.replacements,
+        replaced=entry.replaced,
     )
 
 
@@ -122,6 +124,8 @@ def error_from_pb(message: pb.MemoryError, field: str = "error") -> LedgerEntry:
         count=message.count or 1,
         first_seen_us=message.first_seen_us,
         last_seen_us=message.last_seen_us,
+        replacements=message.replacements,
+        replaced=message.replaced,
     )
 
 

@@ -14,7 +14,15 @@ from vmferry.model.allocation import held_bytes
 from vmferry.model.memory import MemoryLayout, PageRange
 from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.migration import PageProgress
-from vmferry.model.pager import AllPresent, LinkChanged, PagerEvent, PagerEventBody, PagerHealth, PagerStatus
+from vmferry.model.pager import (
+    AllPresent,
+    LinkChanged,
+    PagerEvent,
+    PagerEventBody,
+    PagerHealth,
+    PagerStatus,
+    PagesReplaced,
+)
 from vmferry.testing.script import Script
 
 HELD = (PageRange(0, 0, 16), PageRange(0, 32, 4))
@@ -29,6 +37,8 @@ class FakePager:
         self.script = script
         self.arrives = arrives
         self.poisoned: dict[int, LedgerEntry] = {}
+        self.replaced: set[int] = set()
+        """GPAs of poisoned pages in whose place the VMM has put fresh memory."""
         self.serving = False
         self.push_bytes_per_s: int | None = None
         """None: no call has set it."""
@@ -115,6 +125,14 @@ class FakePager:
     async def mark_poisoned(self, errors: Sequence[LedgerEntry]) -> None:
         await self._do("mark_poisoned")
         self.poisoned.update({entry.gpa: entry for entry in errors})
+
+    async def forget_replaced(self) -> int:
+        await self._do("forget_replaced")
+        gone = [self.poisoned.pop(gpa) for gpa in sorted(self.replaced & self.poisoned.keys())]
+        self.replaced.clear()
+        if gone:
+            self.emit(PagesReplaced(tuple((entry.gpa, entry.lsb) for entry in gone)))
+        return len(gone)
 
     async def events(self, after: int) -> AsyncIterator[PagerEvent]:
         while True:

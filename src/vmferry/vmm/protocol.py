@@ -99,6 +99,12 @@ class MemoryErrorReport(msgspec.Struct, frozen=True, tag="memory_error", tag_fie
     thread: Natural = 0
 
 
+class GuestReset(msgspec.Struct, frozen=True, tag="guest_reset", tag_field="type"):
+    """The guest was reset, and the VMM has put fresh memory in the place of bad pages."""
+
+    seq: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+
 class Reply(msgspec.Struct, frozen=True, tag="reply", tag_field="type"):
     """A request is done. Only the replies to `stop`, `save_state` and `start` carry a value."""
 
@@ -117,7 +123,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="error", tag_field="type"):
     field: str = ""
 
 
-FromVmm: TypeAlias = Hello | MemoryErrorReport | Reply | Refusal
+FromVmm: TypeAlias = Hello | MemoryErrorReport | GuestReset | Reply | Refusal
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="type"):
@@ -135,7 +141,7 @@ class ErrorFrame(msgspec.Struct, frozen=True, tag="error", tag_field="type"):
 
 
 class Recorded(msgspec.Struct, frozen=True, tag="recorded", tag_field="type"):
-    """The memory error with this number is durable."""
+    """The memory error with this number is durable, or the reset with this number is known."""
 
     seq: int
 

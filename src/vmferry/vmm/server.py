@@ -20,17 +20,19 @@ import socket
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.names import SOCKET_PATH_LIMIT
-from vmferry.model.vmm import SLOT_OF_STATE
+from vmferry.model.vmm import SLOT_OF_STATE, VmmIdentity
+from vmferry.ports import Vmm, Vmms
 from vmferry.vmm import protocol
+from vmferry.vmm.process import peer_of, process_named
 from vmferry.vmm.protocol import FrameDecoder, FromVmm, ProtocolError
-from vmferry.vmm.session import RecordErrors, VmmDeadlines, VmmSession
+from vmferry.vmm.session import RecordErrors, TellReset, VmmDeadlines, VmmSession
 
 log = structlog.get_logger()
 
@@ -52,18 +54,23 @@ def _ignore(_vmm: VmmSession) -> None:
     pass
 
 
+async def _ignore_reset(_vm: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class VmmCallbacks:
     """The callbacks of the wiring.
 
-    `on_memory_errors` returns once the errors are durable, and may be called again for the same errors. The other two
-    must not block. The event loop calls `on_connected` after `welcome` was sent, `on_disconnected` after the pending
-    requests failed.
+    `on_memory_errors` returns once the errors are durable, and may be called again for the same errors.
+    `on_guest_reset` gets the VM's name. The other two must not block. The event loop calls `on_connected` after
+    `welcome` was sent, `on_disconnected` after the pending requests failed.
     """
 
     on_memory_errors: RecordErrors
     on_connected: Callable[[VmmSession], None] = _ignore
     on_disconnected: Callable[[VmmSession], None] = _ignore
+    on_guest_reset: TellReset = _ignore_reset
 
 
 class VmmServer:
@@ -81,8 +88,13 @@ class VmmServer:
         self._now_us = now_us
         self._deadlines = deadlines or VmmDeadlines()
         self._sessions: list[VmmSession] = []
+        self._others: Vmms | None = None
         self.listening = asyncio.Event()
         """Set once VMMs can connect."""
+
+    def share_names_with(self, others: Vmms) -> None:
+        """No VMM may have the name of one of these, in the same slot."""
+        self._others = others
 
     def running(self, vm: str) -> VmmSession | None:
         """The running VMM, else the stopped one."""
@@ -168,7 +180,9 @@ class VmmServer:
         if not isinstance(hello, protocol.Hello):
             raise ProtocolError("type", "the first message must be hello")
         identity = protocol.identity_of(hello)
-        rival = self._in_slot(identity.vm, SLOT_OF_STATE[identity.state])
+        connection = writer.get_extra_info("socket")
+        identity = replace(identity, pid=process_named(peer_of(connection), identity.pid))
+        rival = self._rival(identity)
         if rival is not None:
             message = (
                 f"a VMM of {identity.vm} that is {rival.identity.state} is connected already (pid {rival.identity.pid})"
@@ -184,7 +198,8 @@ class VmmServer:
     async def _session(self, session: VmmSession, messages: _Messages) -> str:
         """Serves until the VMM closes the connection. Returns the kind of end."""
         recorder = asyncio.create_task(
-            session.record_errors(self._callbacks.on_memory_errors), name=f"vmm.errors.{session.identity.vm}"
+            session.record_errors(self._callbacks.on_memory_errors, self._callbacks.on_guest_reset),
+            name=f"vmm.errors.{session.identity.vm}",
         )
         try:
             while (message := await messages.next()) is not None:
@@ -193,6 +208,12 @@ class VmmServer:
         finally:
             recorder.cancel()
             await asyncio.gather(recorder, return_exceptions=True)
+
+    def _rival(self, identity: VmmIdentity) -> Vmm | None:
+        slot = SLOT_OF_STATE[identity.state]
+        everybody = [*self._sessions, *(self._others.all() if self._others else ())]
+        of_name = [one for one in everybody if one.identity.vm == identity.vm]
+        return next((one for one in of_name if SLOT_OF_STATE.get(one.identity.state) == slot), None)
 
     def _in_slot(self, vm: str, slot: str) -> VmmSession | None:
         for session in self._sessions:

@@ -4,6 +4,7 @@
 core ──request──▶ session ──frame──▶ VMM          requests of one VM may overlap; `id` tells the replies apart
       ◀──result───         ◀──frame──
 VMM ──memory_error──▶ session ──▶ queue ──▶ on_memory_errors (durable) ──▶ recorded
+VMM ──guest_reset───▶ session ──▶ queue ──▶ on_guest_reset ──────────────▶ recorded
 ```
 
 The known state of the VMM follows its replies, also those that come after their time-out. A task of its own records
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 import structlog
@@ -29,6 +31,7 @@ from vmferry.vmm.protocol import FromVmm, ProtocolError, Refusal, Reply, Request
 log = structlog.get_logger()
 
 ERROR_NOT_RECORDED = "vmm.memory_error_not_recorded"
+RESET_NOT_TOLD = "vmm.guest_reset_not_told"
 LATE_ANSWER = "vmm.late_answer"
 
 ERRORS_MAX = 1 << 20
@@ -38,6 +41,7 @@ ERRORS_AT_ONCE = 1024
 RECORD_RETRY_S = 1.0
 
 RecordErrors = Callable[[str, Sequence[LedgerEntry]], Awaitable[None]]
+TellReset = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ class VmmSession:
         self._now_us = now_us
         self._pending: dict[int, _Pending] = {}
         self._last_id = 0
-        self._errors: asyncio.Queue[tuple[int, LedgerEntry]] = asyncio.Queue()
+        self._errors: asyncio.Queue[tuple[int, LedgerEntry | None]] = asyncio.Queue()
+        """None: a reset of the guest."""
         self._ended = asyncio.Event()
         self._why = ""
 
@@ -142,17 +147,25 @@ class VmmSession:
                     raise ProtocolError("seq", f"{ERRORS_MAX} memory errors wait already; send no more of them")
                 entry = protocol.entry_of(message, self._identity.layout, self._now_us())
                 self._errors.put_nowait((message.seq, entry))
+            case protocol.GuestReset(seq):
+                self._errors.put_nowait((seq, None))
             case protocol.Hello():
                 raise ProtocolError("type", "a second hello on one connection")
 
-    async def record_errors(self, record: RecordErrors) -> None:
-        """Records the errors in order, many in one write, and retries each write. It ends with the connection."""
+    async def record_errors(self, record: RecordErrors, tell_reset: TellReset) -> None:
+        """Records the errors in order, many in one write, and retries each write. A reset of the guest takes its turn.
+        It ends with the connection.
+        """
+        waiting: list[tuple[int, LedgerEntry | None]] = []
         while True:
-            batch = [await self._errors.get()]
-            while not self._errors.empty() and len(batch) < ERRORS_AT_ONCE:
-                batch.append(self._errors.get_nowait())
-            entries = [entry for _, entry in batch]
-            while not await self._recorded(record, entries):  # noqa: ASYNC110 a retry, no event to wait for
+            waiting = waiting or [await self._errors.get()]
+            while not self._errors.empty() and len(waiting) < ERRORS_AT_ONCE:
+                waiting.append(self._errors.get_nowait())
+            errors = list(takewhile(lambda one: one[1] is not None, waiting))
+            entries = [entry for _, entry in errors if entry is not None]
+            batch = errors or waiting[:1]
+            waiting = waiting[len(batch) :]
+            while not await (self._recorded(record, entries) if entries else self._told(tell_reset)):  # noqa: ASYNC110
                 await asyncio.sleep(RECORD_RETRY_S)
             try:
                 for seq, _ in batch:
@@ -181,6 +194,17 @@ class VmmSession:
             return False
         except Exception:  # After any fault of the callback the errors must be neither acknowledged nor dropped.
             log.exception(ERROR_NOT_RECORDED, **said)
+            return False
+        return True
+
+    async def _told(self, tell_reset: TellReset) -> bool:
+        try:
+            await tell_reset(self._identity.vm)
+        except VmferryError as error:
+            log.warning(RESET_NOT_TOLD, vm=self._identity.vm, error=str(error))
+            return False
+        except Exception:  # as in `_recorded`
+            log.exception(RESET_NOT_TOLD, vm=self._identity.vm)
             return False
         return True
 

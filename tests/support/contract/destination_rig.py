@@ -113,8 +113,10 @@ class Destination:
     def descriptors(self) -> str:
         return ("um" if is_file(self.backing) else "u") + ("v" if self.uffds == 2 else "")
 
-    async def attach(self) -> None:
-        answer = await self.vmm.answer(self.message(), self.descriptors)
+    async def attach(self, by_process: bool = False) -> None:
+        """`by_process`: as an adopted VMM, which takes its machine checks from the kernel and says nothing itself."""
+        process = {"process": len(self.descriptors)} if by_process else {}
+        answer = await self.vmm.answer(self.message() | process, self.descriptors + ("p" if by_process else ""))
         assert answer == {"type": "attached", "version": 1}
         if self.ahead:
             await self.preallocate()
@@ -148,6 +150,11 @@ class Destination:
         request = pager_pb2.MarkPoisonedRequest(errors=[error])
         reply = await self.control.MarkPoisoned(request, timeout=PATIENCE_S)
         return reply.marked, reply.already, reply.healed
+
+    async def forget_replaced(self) -> int:
+        """The daemon says that the guest was reset; the number of pages that the VMM had replaced."""
+        reply = await self.control.ForgetReplaced(pager_pb2.ForgetReplacedRequest(), timeout=PATIENCE_S)
+        return reply.replaced
 
     async def status(self) -> pager_pb2.PagerStatus:
         return await self.control.GetStatus(pager_pb2.GetStatusRequest(), timeout=PATIENCE_S)

@@ -6,9 +6,10 @@
  * counts pieces of 4 KiB:
  *
  *   send SOCKET LETTERS LENGTH   connects and sends the LENGTH bytes that follow in one sendmsg, with a descriptor a
- *                                letter: u userfaultfd, v the second, m memfd, n something that is neither, - none
+ *                                letter: u userfaultfd, v the second, m memfd, p its own pidfd, n none of these, - none
  *   touch ID PAGE                in a thread of its own: `touching ID THREAD`, then `touched ID byte:N|mixed|sigbus`
- *   advise ID PAGE dontneed|remove   in a thread of its own: madvise, then `advised ID 0|ERRNO`
+ *   advise ID PAGE dontneed|remove|replace   in a thread of its own: madvise, or a new mapping of the same kind in the
+ *                                place of the page; then `advised ID 0|ERRNO`
  *
  * Whatever comes on the socket is said as `frame JSON`, its end as `closed`. A touch that ended says first what had
  * come before it ended: the order of the lines is the order in the VMM. The end of standard input ends the process. */
@@ -80,13 +81,15 @@ static void run_thread(void *(*work)(void *), void *argument)
 
 static int descriptor_of(char letter)
 {
-	static int neither = -1;
+	static int neither = -1, own = -1;
 	if (letter == 'u')
 		return uffd;
 	if (letter == 'v')
 		return second;
 	if (letter == 'm')
 		return memory.memfd;
+	if (letter == 'p')
+		return own < 0 ? own = syscall(SYS_pidfd_open, getpid(), 0) : own;
 	if (neither < 0)
 		neither = open("/dev/null", O_RDWR | O_CLOEXEC);
 	return neither;
@@ -132,6 +135,9 @@ static void attach(const char *arguments)
 	free(body);
 	run_thread(read_connection, (void *)(intptr_t)to);
 }
+
+/* In the place of an advice. */
+#define REPLACE -1
 
 struct act {
 	long id;
@@ -181,11 +187,18 @@ static void *touch_page(void *argument)
 	return NULL;
 }
 
+static int map_again(char *at)
+{
+	int flags = MAP_FIXED | (memory.memfd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+	return mmap(at, memory.page, PROT_READ | PROT_WRITE, flags, memory.memfd, memory.memfd < 0 ? 0 : at - memory.at) == MAP_FAILED;
+}
+
 static void *advise_page(void *argument)
 {
 	struct act *act = argument;
 	char *page = act->at - (act->at - memory.at) % memory.page;
-	int error = madvise(page, memory.page, act->advice) ? errno : 0;
+	int done = act->advice == REPLACE ? map_again(page) : madvise(page, memory.page, act->advice);
+	int error = done ? errno : 0;
 	pthread_mutex_lock(&saying);
 	printf("advised %ld %s\n", act->id, name_of(error));
 	pthread_mutex_unlock(&saying);
@@ -201,7 +214,7 @@ static void start_act(const char *line, const char *verb, void *(*work)(void *))
 	NEED(act && sscanf(line + strlen(verb), "%ld %zu %15s", &act->id, &page, advice) >= 2);
 	NEED(page * PAGE < memory.pages * memory.page);
 	act->at = memory.at + page * PAGE;
-	act->advice = strcmp(advice, "remove") ? MADV_DONTNEED : MADV_REMOVE;
+	act->advice = !strcmp(advice, "replace") ? REPLACE : strcmp(advice, "remove") ? MADV_DONTNEED : MADV_REMOVE;
 	run_thread(work, act);
 }
 

@@ -1,12 +1,14 @@
-"""The ledger: once poisoned, never un-poisoned; a report delivered twice counts once."""
+"""The ledger: once poisoned, never un-poisoned but by fresh memory; a report delivered twice counts once."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmferry.ledger.merge import merge, merge_all, travel
+from vmferry.ledger.merge import merge, merge_all, replaced, sighted, travel
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.units import Gpa
 
@@ -70,3 +72,45 @@ def test_entries_of_different_pages_are_refused() -> None:
 
 def test_travel_makes_each_error_one_migration_older() -> None:
     assert travel([LedgerEntry(Gpa(0), Origin.VMM, hop=1)]) == (LedgerEntry(Gpa(0), Origin.VMM, hop=2),)
+
+
+BAD = LedgerEntry(Gpa(0x1000), Origin.VMM, guest_visible=True, first_seen_us=5, last_seen_us=5)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> LedgerEntry:
+    """An entry of one page at some time of its history."""
+    times = draw(st.integers(0, 2))
+    ended = times > 0 and draw(st.booleans())
+    return replace(draw(entries(0x1000)), replacements=times, replaced=ended)
+
+
+@given(lives(), lives(), lives())
+def test_the_latest_memory_counts_in_any_order(one: LedgerEntry, other: LedgerEntry, third: LedgerEntry) -> None:
+    assert merge(one, other) == merge(other, one)
+    for last in (merge(merge(one, other), third), merge(one, merge(other, third))):
+        times = max(entry.replacements for entry in (one, other, third))
+        now = [entry for entry in (one, other, third) if entry.replacements == times]
+        assert (last.replacements, last.replaced) == (times, all(entry.replaced for entry in now))
+
+
+def test_an_older_ledger_does_not_bring_a_replaced_page_back() -> None:
+    (gone,) = replaced({BAD.gpa: BAD}, [(0x1000, 12)])
+    assert gone.replaced
+    assert merge_all({BAD.gpa: gone}, [replace(BAD, last_seen_us=99)]) == {}
+    assert replaced({BAD.gpa: gone}, [(0x1000, 12)]) == []
+
+
+def test_fresh_memory_that_goes_bad_is_an_error_of_its_own() -> None:
+    (gone,) = replaced({BAD.gpa: BAD}, [(0x1000, 12)])
+    (again,) = sighted({BAD.gpa: gone}, [LedgerEntry(Gpa(0x1000), Origin.READ, first_seen_us=1, last_seen_us=1)])
+    merged = merge(gone, again)
+    assert not merged.replaced and merged.replacements == 1 and not merged.guest_visible
+
+
+def test_a_bad_block_outlives_the_replacement_of_a_part() -> None:
+    block = LedgerEntry(Gpa(0x200000), Origin.VMM, lsb=21)
+    assert replaced({block.gpa: block}, [(0x200000, 12)]) == []
+    assert len(replaced({block.gpa: block}, [(0x200000, 21)])) == 1
+    piece = LedgerEntry(Gpa(0x201000), Origin.VMM)
+    assert len(replaced({piece.gpa: piece}, [(0x200000, 21)])) == 1

@@ -35,3 +35,15 @@ async def test_a_write_that_failed_is_looked_up(after: bool) -> None:
     with pytest.raises(VmferryError):
         await errors.record("web", [ONE])
     assert list(await errors.ledger("web")) == list(await store.ledger("web")) == ([ONE] if after else [])
+
+
+async def test_a_replaced_page_is_no_error_and_stays_known() -> None:
+    errors = LedgerRecorder(MemoryStore(Script()))
+    await errors.record("web", [ONE, TWO])
+    await errors.record_replaced("web", [(ONE.gpa, 12), (0x7000, 12)])
+    assert list(await errors.ledger("web")) == [TWO]
+    assert await errors.count("web") == 1
+    assert [entry.replaced for entry in await errors.whole_ledger("web")] == [True, False]
+    assert await errors.take("web", [ONE]) == (), "the ledger of a host that has not heard of it"
+    await errors.record("web", [ONE])
+    assert [entry.gpa for entry in await errors.ledger("web")] == [ONE.gpa, TWO.gpa]

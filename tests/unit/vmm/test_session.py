@@ -82,6 +82,8 @@ class Daemon:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.errors: list[tuple[str, LedgerEntry]] = []
+        self.resets: list[tuple[str, int]] = []
+        """The VM, and the number of errors that were recorded before."""
         self.record_fails = 0
         self.record_calls = 0
         self.may_record = asyncio.Event()
@@ -91,6 +93,7 @@ class Daemon:
             self._record,
             lambda vmm: self.events.put_nowait(("connected", vmm)),
             lambda vmm: self.events.put_nowait(("disconnected", vmm)),
+            self._reset,
         )
         self.server = VmmServer(path, callbacks, lambda: 123, VmmDeadlines(hello_s=0.3, stop_s=0.3))
 
@@ -101,6 +104,12 @@ class Daemon:
             self.record_fails -= 1
             raise VmferryError(Reason.STORE_FAILED, "disk full")
         self.errors += [(vm, entry) for entry in entries]
+
+    async def _reset(self, vm: str) -> None:
+        if self.record_fails:
+            self.record_fails -= 1
+            raise VmferryError(Reason.PAGER_FAILED, "no answer")
+        self.resets.append((vm, len(self.errors)))
 
     async def connect(self) -> FakeVmm:
         return FakeVmm(*await asyncio.open_unix_connection(self.path))
@@ -142,6 +151,38 @@ async def test_a_vmm_is_known_while_it_is_connected(daemon: Daemon) -> None:
     with pytest.raises(VmferryError) as caught:
         await session.stop()
     assert caught.value.reason is Reason.VMM_GONE
+
+
+class Others:
+    """VMMs of another kind: a QEMU that was adopted."""
+
+    def __init__(self, *vmms: VmmSession) -> None:
+        self._vmms = vmms
+
+    def running(self, vm: str) -> VmmSession | None:
+        raise AssertionError(vm)
+
+    def incoming(self, vm: str) -> VmmSession | None:
+        raise AssertionError(vm)
+
+    def all(self) -> Sequence[VmmSession]:
+        return self._vmms
+
+
+async def test_the_name_of_a_vmm_of_another_kind_is_taken(daemon: Daemon, tmp_path: Path) -> None:
+    _, known = await daemon.welcome(HELLO)
+    second = Daemon(tmp_path / "second.sock")
+    second.server.share_names_with(Others(known))
+    serving = asyncio.create_task(second.server.serve())
+    await second.server.listening.wait()
+    vmm = await second.connect()
+    vmm.say({**HELLO, "pid": 44})
+    said = await vmm.hear()
+    assert (said["code"], said["field"]) == ("BAD_STATE", "vm")
+    assert "pid 42" in said["message"]
+    await second.welcome(INCOMING)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
 
 
 async def test_state_follows_the_answers_of_a_source(daemon: Daemon) -> None:
@@ -270,6 +311,27 @@ async def test_errors_are_acknowledged_only_once_recorded(daemon: Daemon) -> Non
     assert await vmm.hear() == {"type": "recorded", "seq": 2}
     assert [(vm, entry.gpa) for vm, entry in daemon.errors] == [("web-1", 8192), ("web-1", 4096)]
     assert daemon.record_fails == 0
+
+
+async def test_a_reset_of_the_guest_takes_its_turn_between_errors(daemon: Daemon) -> None:
+    """An error before the reset must not come back behind it."""
+    daemon.may_record.clear()
+    vmm, _ = await daemon.welcome(HELLO)
+    vmm.say(REPORT)
+    vmm.say({"type": "guest_reset", "seq": 2})
+    vmm.say({**REPORT, "seq": 3, "gpa": 4096})
+    vmm.say({"type": "guest_reset", "seq": 4})
+    daemon.may_record.set()
+    assert [(await vmm.hear())["seq"] for _ in range(4)] == [1, 2, 3, 4]
+    assert daemon.resets == [("web-1", 1), ("web-1", 2)]
+
+
+async def test_a_reset_that_no_pager_took_is_told_again(daemon: Daemon) -> None:
+    daemon.record_fails = 2
+    vmm, _ = await daemon.welcome(HELLO)
+    vmm.say({"type": "guest_reset", "seq": 1})
+    assert await vmm.hear() == {"type": "recorded", "seq": 1}
+    assert daemon.resets == [("web-1", 0)]
 
 
 async def test_reply_does_not_wait_behind_errors_that_cannot_be_recorded_yet(daemon: Daemon) -> None:

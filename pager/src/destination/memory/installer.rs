@@ -353,6 +353,17 @@ impl Installer {
         Some(Stop::AlreadyPresent)
     }
 
+    /// Whether the VMM's page tables show the marker of a page; they show none of a huge page.
+    pub fn has_marker(&self, page: PageIndex) -> bool {
+        self.place_of(page).is_some_and(|(_, hva, size)| self.mappings.at(hva, size) == Mapping::Marker)
+    }
+
+    /// Places the marker of a page, if the VMM's mapping there is the one that was registered.
+    pub fn mark_if_registered(&self, page: PageIndex) -> Option<Stop> {
+        let (uffd, hva, size) = self.place_of(page)?;
+        uffd.poison(hva, size).stop
+    }
+
     fn register_again(&self, page: PageIndex) -> bool {
         let Some((uffd, hva, size)) = self.place_of(page) else { return false };
         let again = if self.is_by_file(page) { uffd.register_minor(hva, size) } else { uffd.register(hva, size) };

@@ -7,7 +7,8 @@
 //!   │ └── release_request ────────┘  release_install ┘ (→ ABSENT)           │
 //!   │                                                                      ▼
 //!   ├───────────── mark_discarded, from every state but POISONED ──────▶ DISCARDED
-//!   └───────────── mark_poisoned, from every state ───▶ POISONED ─ mark_told ─▶ POISONED_TOLD (never left)
+//!   └───────────── mark_poisoned, from every state ───▶ POISONED ─ mark_told ─▶ POISONED_TOLD
+//!                                                          └── mark_replaced ──────┴──▶ DISCARDED (at a reset of the guest)
 //! ```
 //!
 //! The table has half a byte a page, and one thread at a time. A state is written before the ioctl that makes it true. After
@@ -316,6 +317,12 @@ impl PageTable {
     /// POISONED → POISONED_TOLD: the report is about to be sent, or the guest was told elsewhere.
     pub fn mark_told(&mut self, page: PageIndex) -> bool {
         self.step(page, PageState::Poisoned, PageState::PoisonedTold)
+    }
+
+    /// The VMM put fresh memory in the place of a bad page when its guest was reset: the only way out of poison.
+    pub fn mark_replaced(&mut self, page: PageIndex) -> bool {
+        self.step(page, PageState::Poisoned, PageState::Discarded)
+            || self.step(page, PageState::PoisonedTold, PageState::Discarded)
     }
 
     /// The guest gave the page back.

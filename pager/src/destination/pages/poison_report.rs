@@ -46,6 +46,16 @@ impl PoisonReporter {
         Ok(())
     }
 
+    /// Whether the VMM takes its machine checks from the kernel, and tells nothing by itself.
+    pub fn kernel_tells(&self) -> bool {
+        self.notifier.as_ref().is_some_and(|notifier| !notifier.reaches_vmm(false))
+    }
+
+    /// The page is poison no longer.
+    pub fn forget(&mut self, page: PageIndex) {
+        self.infos.remove(&page);
+    }
+
     /// The VMM hung up.
     pub fn hang_up(&mut self) {
         self.notifier = None;
@@ -125,6 +135,7 @@ impl PoisonReporter {
             count: 1,
             first_seen_us: now,
             last_seen_us: now,
+            ..MemoryError::default()
         };
         MemoryErrorEvent { error: Some(error), hva: hva.0, thread_id, reported: false }
     }

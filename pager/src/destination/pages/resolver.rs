@@ -4,6 +4,8 @@
 //! A page that is resolved as poison is reported first (frame to the VMM), then marked, which wakes the vCPU; then whoever
 //! else is to know of it is woken. `POISONED_TOLD` is written before the frame is sent, so no page is reported twice.
 
+pub mod given_back;
+
 use std::sync::Arc;
 
 use crate::destination::error::{AttachError, CompleteError};
@@ -11,8 +13,9 @@ use crate::destination::memory::claim::{BAD_FRAME, Claim};
 use crate::destination::memory::installer::Installer;
 use crate::destination::memory::receive_mapping::ReceiveMapping;
 use crate::destination::page_table::file::Word;
-use crate::destination::page_table::{DiscardOutcome, PageState, PageTable, PoisonOutcome};
+use crate::destination::page_table::{PageState, PageTable, PoisonOutcome};
 use crate::destination::pages::poison_report::PoisonReporter;
+use crate::destination::pages::resolver::given_back::DroppedMarkers;
 use crate::destination::pages::waiting::{Waiting, WaitingPages};
 use crate::event_log::EventLog;
 use crate::lane::frame::Ask;
@@ -31,6 +34,8 @@ pub enum FaultOutcome {
     Ask(PageIndex),
     /// It was asked for already.
     Waits,
+    /// It is poison that the VMM may have replaced: the thread waits for a word of that.
+    Held,
     /// Woken: data, zeros or a marker are there.
     Resolved,
     /// Woken for another try: the ioctl could not be done now.
@@ -52,6 +57,7 @@ pub struct Resolver {
     memory: Option<Installer>,
     reporter: PoisonReporter,
     waiting: WaitingPages,
+    dropped: DroppedMarkers,
     /// First page of each claim that is not settled, and one past its last.
     open: Vec<(PageIndex, PageIndex)>,
     unregistered: bool,
@@ -66,6 +72,7 @@ impl Resolver {
             memory: None,
             reporter: PoisonReporter::new(events),
             waiting: WaitingPages::default(),
+            dropped: DroppedMarkers::default(),
             open: Vec::new(),
             unregistered: false,
         }
@@ -215,13 +222,11 @@ impl Resolver {
             }
             return FaultOutcome::Ask(page);
         }
+        if state.is_poisoned() && self.holds(page, thread) {
+            return FaultOutcome::Held;
+        }
         let stop = match &mut self.memory {
-            _ if state.is_poisoned() => {
-                let reported = self.report(page, Some(thread));
-                let stop = self.mark(page, false);
-                self.reporter.publish(reported);
-                stop
-            }
+            _ if state.is_poisoned() => self.touch_poison(page, thread),
             Some(memory) => memory.refill(page, minor),
             None => None,
         };
@@ -381,8 +386,19 @@ impl Resolver {
         self.memory.as_ref().and_then(|m| m.address_map().address_of(page)).map_or(Hva(0), |(hva, _)| hva)
     }
 
-    fn mark(&self, page: PageIndex, had_contents: bool) -> Option<Stop> {
-        self.memory.as_ref().and_then(|memory| memory.poison(page, had_contents))
+    fn mark(&mut self, page: PageIndex, had_contents: bool) -> Option<Stop> {
+        let stop = self.memory.as_ref().and_then(|memory| memory.poison(page, had_contents));
+        if stop.is_none() {
+            self.dropped.marked(page);
+        }
+        stop
+    }
+
+    fn touch_poison(&mut self, page: PageIndex, thread: u32) -> Option<Stop> {
+        let reported = self.report(page, Some(thread));
+        let stop = self.mark(page, false);
+        self.reporter.publish(reported);
+        stop
     }
 
     /// The daemon knows of errors; no claim is open.
@@ -418,27 +434,6 @@ impl Resolver {
             }
         }
         reply
-    }
-
-    /// A range is given back by the guest (or unmapped): poison stays, everything else reads as zeros.
-    pub fn discard(&mut self, start: Hva, end: Hva) {
-        let Some(memory) = &mut self.memory else { return };
-        for (from, to) in memory.address_map().pages_in(start, end) {
-            // What was being installed may be in its file already.
-            let missing = self.table.runs(from, to, PageState::is_missing);
-            for page in (from.0..to.0).map(PageIndex) {
-                let discarded = self.table.mark_discarded(page) == DiscardOutcome::Discarded;
-                memory.forget(page);
-                if discarded && self.waiting.give_up(page) {
-                    memory.wake(page);
-                }
-            }
-            for (from, to) in missing {
-                if memory.is_by_file(from) {
-                    memory.drop_contents(from, to);
-                }
-            }
-        }
     }
 
     /// Runs of pieces of 4 KiB of pages that nobody asked for, or that have come in part.

@@ -47,7 +47,8 @@ async def run(args: argparse.Namespace, output: Output) -> ExitCode:
                 if output.as_json:
                     output.event(plain(change))
                 else:
-                    output.text("  ".join((change.vm, *row(change.error))))
+                    ended = ("replaced by fresh memory",) if change.error.replaced else ()
+                    output.text("  ".join((change.vm, *row(change.error), *ended)))
             return ExitCode.OK
         errors = [error async for error in api.memory_errors(args.vm)]
     if output.as_json:

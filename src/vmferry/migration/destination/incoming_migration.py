@@ -217,8 +217,9 @@ class IncomingMigration:
             log.info(PREALLOCATED, migration=self.record.migration, vm=self.record.vm, bytes=made)
 
     async def take_ledger(self, ledger: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
-        """Makes the ledger durable and returns the entries that are new here."""
-        return await self._recorder.record(self.record.vm, travel(ledger))
+        """Makes the ledger durable and returns the memory errors that are new here."""
+        new = await self._recorder.take(self.record.vm, travel(ledger))
+        return [entry for entry in new if not entry.replaced]
 
     async def connect_lanes(self, wanted: Wanted) -> None:
         """Connects the lanes and marks all known poison: the source's, and this host's own from an earlier stay."""

@@ -7,7 +7,7 @@ events, another polls progress. The first to see the last page completes the mig
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -28,6 +28,7 @@ from vmferry.model.pager import (
     MemoryErrorFound,
     PagerEventBody,
     PagerFailedEvent,
+    PagesReplaced,
 )
 from vmferry.ports import Pager
 
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 RETRY = "incoming.follow_retried"
 COMPLETED = "incoming.completed"
 LINK = "incoming.link"
+REPLACED = "incoming.poison_replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ class PagerWatch:
                 entry = replace(body.error, guest_visible=body.error.guest_visible or body.reported)
                 await self._recorder.record(self._incoming.record.vm, [entry])
                 self._incoming.changed.notify()
+            case PagesReplaced(pages):
+                await self._replaced(pager, pages)
             case LinkChanged(up, reason):
                 self._log.info(LINK, up=up, reason=reason)
                 self._pause("" if up else reason or "the link between the pagers is down")
@@ -156,6 +160,16 @@ class PagerWatch:
                 self._incoming.changed.notify()
             case _:
                 assert_never(body)
+
+    async def _replaced(self, pager: Pager, pages: Sequence[tuple[int, int]]) -> None:
+        """The VMM has replaced poisoned pages. Without any others the pager guards nothing more."""
+        await self._recorder.record_replaced(self._incoming.record.vm, pages)
+        self._log.info(REPLACED, count=len(pages))
+        if self._incoming.record.outcome is Outcome.COMPLETED:
+            guarded = await pager.complete()
+            if guarded or await self._tell_complete(keep_uffd=False):
+                await self._incoming.save_guard(guarded)
+        self._incoming.changed.notify()
 
     async def _detached(self, pager: Pager, reason: str) -> None:
         """The VM died, unless all pages are present. A VMM may then close this connection, and the control connection

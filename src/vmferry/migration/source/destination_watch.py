@@ -66,7 +66,7 @@ class DestinationWatch:
         job = self._record.job
         known = job.memory_errors
         if update.errors:
-            await self._recorder.record(job.vm, update.errors)
+            await self._recorder.take(job.vm, update.errors)
             known = await self._recorder.count(job.vm)
         self._record.show_progress(update.progress, known)
 

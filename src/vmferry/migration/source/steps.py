@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
@@ -129,9 +129,10 @@ class SourceSteps:
     async def _mark_poison(self) -> None:
         """From here on the recorder collects what is new: the blackout carries only that."""
         self._recorder.collect(self.key, self.vm)
-        self._known = tuple(await self._recorder.ledger(self.vm))
-        if self._known:
-            await self._the_pager().mark_poisoned(self._known)
+        self._known = tuple(await self._recorder.whole_ledger(self.vm))
+        bad = _still_bad(self._known)
+        if bad:
+            await self._the_pager().mark_poisoned(bad)
 
     async def _serve_pages(self, vmm: Vmm) -> None:
         limit = self.push_bytes_per_s
@@ -174,7 +175,7 @@ class SourceSteps:
             self._stop_answered.set()
         self.stopped_us = self._environment.clock.now_us()
         self.stopped_at_s = self._environment.clock.monotonic_s()
-        new = self._recorder.collected(self.key)
+        new = _still_bad(self._recorder.collected(self.key))
         if new:
             with waits_for(f"the pager on {here} to mark memory errors"):
                 await self._the_pager().mark_poisoned(new)
@@ -319,3 +320,7 @@ class SourceSteps:
         if self._pager is None:
             raise VmferryError(Reason.PAGER_FAILED, f"the pager {self.key} was not started.", "See the daemon's log.")
         return self._pager
+
+
+def _still_bad(ledger: Sequence[LedgerEntry]) -> Sequence[LedgerEntry]:
+    return [entry for entry in ledger if not entry.replaced]

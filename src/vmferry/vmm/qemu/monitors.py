@@ -26,7 +26,7 @@ from vmferry.vmm.qemu.monitor import Monitor
 from vmferry.vmm.qemu.reach import Process, Reach
 from vmferry.vmm.qemu.survey import Surveyor
 from vmferry.vmm.qemu.vmm import QemuCheck, QemuVmm
-from vmferry.vmm.session import VmmDeadlines
+from vmferry.vmm.session import TellReset, VmmDeadlines
 
 log = structlog.get_logger()
 
@@ -34,6 +34,8 @@ ADOPTED = "qemu.adopted"
 LEFT = "qemu.left"
 NOT_ADOPTED = "qemu.not_adopted"
 NOT_REMEMBERED = "qemu.not_remembered"
+RESET = "qemu.guest_reset"
+RESET_NOT_TOLD = "qemu.guest_reset_not_told"
 
 LOOK_S = 0.5
 RETRY_S = 1.0
@@ -43,20 +45,31 @@ WITHIN_S = 5.0
 
 class QemuMonitors:
     """Owner of every connection to a QEMU. `patterns`: of monitor sockets, with `*`; `others`: VMMs of
-    the other kind. `remembered`: the file of monitors that were adopted by request."""
+    the other kind. `remembered`: the file of monitors that were adopted by request. `tell_reset`: called when a guest
+    was reset."""
 
     def __init__(
-        self, patterns: Sequence[str], remembered: Path, reach: Reach, deadlines: VmmDeadlines, others: Vmms
+        self,
+        patterns: Sequence[str],
+        remembered: Path,
+        reach: Reach,
+        deadlines: VmmDeadlines,
+        *,
+        others: Vmms,
+        tell_reset: TellReset,
     ) -> None:
         self._patterns = list(patterns)
         self._remembered = remembered
         self._reach = reach
         self._deadlines = deadlines
         self._others = others
+        self._tell_reset = tell_reset
         self._names: dict[Path, str] = {}
         self._here: dict[Path, QemuVmm] = {}
         self._tasks: dict[Path, asyncio.Task[None]] = {}
         self._said: dict[Path, str] = {}
+        self._requested: set[Path] = set()
+        """Monitors that a request adopts at this moment: the watch leaves them alone."""
 
     def running(self, vm: str) -> QemuVmm | None:
         """The one that runs, else the one that is stopped."""
@@ -83,13 +96,12 @@ class QemuMonitors:
     async def adopt(self, path: Path, vm: str) -> QemuVmm:
         """Adopts one now. `vm`: its name here; "": its own. Raises: VmferryError with why it cannot be."""
         if path not in self._here:
-            before = self._names.get(path)
-            self._names[path] = vm
+            self._requested.add(path)
             try:
-                adopted = await self._adopt(path)
-            except BaseException:
-                self._names.pop(path) if before is None else self._names.update({path: before})
-                raise
+                adopted = await self._adopt(path, vm or self._names.get(path, ""))
+            finally:
+                self._requested.discard(path)
+            self._names[path] = vm
             self._tasks[path] = asyncio.create_task(self._hold(path, adopted), name=f"qemu {path}")
         self._names.setdefault(path, vm)
         self._write()
@@ -128,7 +140,7 @@ class QemuMonitors:
     async def _look(self) -> None:
         found = await asyncio.to_thread(_matching, [*self._patterns, *map(glob.escape, map(str, self._names))])
         for path in found:
-            if path not in self._tasks or self._tasks[path].done():
+            if path not in self._requested and (path not in self._tasks or self._tasks[path].done()):
                 self._tasks[path] = asyncio.create_task(self._keep(path), name=f"qemu {path}")
         for path in [path for path, task in self._tasks.items() if task.done() and path not in found]:
             del self._tasks[path]
@@ -137,7 +149,7 @@ class QemuMonitors:
     async def _keep(self, path: Path) -> None:
         """Adopts the QEMU at `path`, holds it until it goes, and tries again later where it cannot be adopted."""
         try:
-            adopted = await self._adopt(path)
+            adopted = await self._adopt(path, self._names.get(path, ""))
         except VmferryError as error:
             if self._said.get(path) != error.message:  # the same again says nothing new
                 self._said[path] = error.message
@@ -146,10 +158,11 @@ class QemuMonitors:
             return
         await self._hold(path, adopted)
 
-    async def _adopt(self, path: Path) -> QemuVmm:
+    async def _adopt(self, path: Path, name: str) -> QemuVmm:
+        """`name`: that of the VM here; "": its own."""
         monitor = await Monitor.connect(path, WITHIN_S)
         try:
-            vm = _name(path, self._names.get(path) or await self._own_name(monitor))
+            vm = _name(path, name or await self._own_name(monitor))
             process = Process.of(await Surveyor(monitor, self._reach, WITHIN_S).process_id())
             qemu = Adopted(vm, monitor, self._reach, process, self._deadlines, WITHIN_S)
             try:
@@ -182,12 +195,26 @@ class QemuMonitors:
             )
 
     async def _hold(self, path: Path, adopted: QemuVmm) -> None:
+        watch = asyncio.create_task(self._tell_resets(adopted), name=f"resets {adopted.identity.vm}")
         try:
             why = await adopted.gone()
             log.info(LEFT, vm=adopted.identity.vm, pid=adopted.identity.pid, why=why)
         finally:
+            watch.cancel()
             self._here.pop(path, None)
             await adopted.close()
+
+    async def _tell_resets(self, adopted: QemuVmm) -> None:
+        """QEMU says RESET once it has replaced bad pages, before vCPUs run again."""
+        vm = adopted.identity.vm
+        with adopted.resets() as resets:
+            while True:
+                await resets.get()
+                log.info(RESET, vm=vm)
+                try:
+                    await self._tell_reset(vm)
+                except VmferryError as error:
+                    log.warning(RESET_NOT_TOLD, vm=vm, error=str(error))
 
     def _in_slot(self, vm: str, slot: str) -> QemuVmm | None:
         for one in self._here.values():

@@ -7,10 +7,11 @@ a mark in QEMU keeps it over a restart of the daemon.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vmferry.errors import Reason, VmferryError
 from vmferry.model.memory import MemoryLayout
@@ -59,6 +60,8 @@ class QemuVmm:
                 f"QEMU of {qemu.vm} (pid {qemu.process.pid}) is {status!r}: it neither runs nor waits for a VM.",
                 "It is adopted once it runs.",
             )
+        if mark is not None and mark.stage == "stopped" and state == "running":
+            await qemu.marks.replace(None)  # left by a move that failed while no daemon was connected
         survey = await qemu.survey()
         close_survey(survey)
         return cls(qemu, _identity(qemu, survey.facts, state))
@@ -79,6 +82,9 @@ class QemuVmm:
         return await self._do("save_state", ("stopped",), "", self._source.save) or b""
 
     async def resume(self) -> None:
+        """Also after a `stop` without an answer."""
+        if self._source.may_be_stopped and self._identity.state == "running":
+            self._identity = replace(self._identity, state="stopped")
         await self._do("resume", ("stopped",), "running", self._source.resume)
 
     async def abandon(self) -> None:
@@ -124,6 +130,10 @@ class QemuVmm:
         waits = self._identity.state == "incoming"
         findings = destination_findings(survey.facts) if waits else source_findings(survey.facts)
         return QemuCheck(survey.facts.profile, findings, command_line(self._qemu.process.pid))
+
+    def resets(self) -> AbstractContextManager[asyncio.Queue[Mapping[str, Any]]]:
+        """The resets of the guest from here on."""
+        return self._qemu.monitor.events("RESET")
 
     async def gone(self) -> str:
         return await self._qemu.monitor.gone()
