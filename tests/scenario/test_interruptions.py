@@ -134,23 +134,40 @@ async def test_a_lost_link_pauses_the_job_and_the_guests_threads_wait(patient: P
     """The source's pager dies: nothing reads as zeros, the job says why it waits, the guest's threads wait."""
     held = await hold(patient, vm)
     os.kill(held.pager, signal.SIGKILL)
-    await _is_paused(patient, held)
+    await _is_paused(patient, held, "PAGER_FAILED")
+    cause = f"the source's pager ({patient.home.name}, pid {held.pager}) was killed by SIGKILL"
+
+    async def told_alike() -> bool:
+        found = [*await patient.home_api.list_problems(), *await patient.away_api.list_problems()]
+        return [one.cause for one in found if one.vm == held.vm] == [cause, cause]
+
+    await until("both hosts to name the killed pager", told_alike, SOON_S)
+    (arriving,) = [one async for one in patient.away_api.list_incoming() if one.vm == held.vm]
+    assert (arriving.phase, arriving.reason_code) == (migrations_pb2.PHASE_POSTCOPY_PAUSED, "PAGER_FAILED")
+    assert arriving.progress.waiting_faults > 0
+    assert arriving.progress.oldest_fault_since_us > 0
+    events = (await patient.away_api.migration(held.vm)).events
+    assert {event.host for event in events} == {patient.home.name, patient.away.name}
 
 
 async def test_a_source_that_stays_silent_pauses_the_job(hasty: Pair, vm):
     """The connection stands, and no page comes."""
     held = await hold(hasty, vm)
     try:
-        await _is_paused(hasty, held)
+        await _is_paused(hasty, held, "LINK_DOWN")
     finally:
         held.release()
 
 
-async def _is_paused(pair: Pair, held: Held) -> None:
+async def _is_paused(pair: Pair, held: Held, reason_code: str) -> None:
     vm = held.vm
     paused = await reaches(pair.home_api, vm, migrations_pb2.PHASE_POSTCOPY_PAUSED)
-    assert paused.reason_code == "LINK_DOWN"
     assert paused.reason
+
+    async def explained() -> bool:
+        return (await pair.home_api.migration(vm)).reason_code == reason_code
+
+    await until(f"the reason {reason_code}", explained, SOON_S)
     guest = held.players.destination
 
     async def stands_still() -> bool:
