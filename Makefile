@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 STAGE := @.ci/stage
 
 .PHONY: help setup demo test test-rust test-unit test-network network-page test-kernels test-kernels-short \
-  bench profile coverage coverage-python coverage-rust deny lint lint-python lint-rust lint-text fmt proto docs wheel clean host-tools \
+  bench bench-history profile coverage coverage-python coverage-rust deny lint lint-python lint-rust lint-text fmt proto docs wheel clean host-tools \
   demo-packages test-packages bench-packages profile-packages lab-packages
 
 help: ## List the targets
@@ -75,6 +75,9 @@ test-kernels-short: lab-packages $(INSTALLED) ## The same on one kernel: kernel 
 bench: bench-packages $(INSTALLED) ## Move the same guest with vmferry and with QEMU, in turn; options in ARGS="--quick --out FILE"
 	cargo build $(CARGO_FLAGS) --package vmferry-bench
 	@bench/vmferry-bench $(ARGS)
+
+bench-history: $(INSTALLED) ## Page, metrics and list with 3,000 ended and 50 active migrations, as ratios to an empty daemon
+	@PYTHONPATH=src:bench $(BIN)/python -m vmferry_bench.history
 
 # The programs are built once more, with frame pointers, so that samples have whole stacks.
 profile: profile-packages $(INSTALLED) ## Flame graphs of both pagers, and a fault stage by stage, in profile/; options in ARGS="--docs DIRECTORY"

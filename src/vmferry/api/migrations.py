@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 from vmferry.api import filter as job_filter
@@ -19,7 +19,7 @@ from vmferry.v1 import migrations_pb2 as pb
 from vmferry.v1.migrations_pb2_grpc import MigrationsServicer as GeneratedServicer
 
 Listed = TypeVar("Listed", Job, MoveFacts)
-CHUNK = 20
+CHUNK = 10
 """The messages that are made before other tasks have their turn."""
 
 
@@ -117,18 +117,17 @@ class MigrationsServicer(GeneratedServicer):
 
     async def _list(self, request: pb.ListMigrationsRequest) -> pb.ListMigrationsResponse:
         wanted = _checked(request)
-        jobs = sorted((job for job in await self._control.jobs() if wanted.matches(job)), key=_key)
-        page = _cut(jobs, request, "migrations")
+        page = _cut(_in_order(await self._control.jobs(), wanted), request, "migrations")
         return pb.ListMigrationsResponse(
-            migrations=await _in_turns([self._moves.of_job(job) for job in page.items]),
-            next_page_token=page.next_token,
+            migrations=await _in_turns(page.items, self._moves.of_job), next_page_token=page.next_token
         )
 
     async def _list_incoming(self, request: pb.ListIncomingRequest) -> pb.ListMigrationsResponse:
         wanted = _checked(request)
-        found = sorted((facts for facts in self._moves.incoming() if wanted.matches(facts)), key=_key)
-        page = _cut(found, request, "incoming")
-        return pb.ListMigrationsResponse(migrations=await _in_turns(page.items), next_page_token=page.next_token)
+        page = _cut(_in_order(self._moves.incoming(), wanted), request, "incoming")
+        return pb.ListMigrationsResponse(
+            migrations=await _in_turns(page.items, lambda facts: facts), next_page_token=page.next_token
+        )
 
     def _message(self, job: Job) -> pb.Migration:
         return facts_to_pb(self._moves.of_job(job))
@@ -174,11 +173,19 @@ def _cut(
         raise invalid("page_token", str(error)) from error
 
 
-async def _in_turns(items: Sequence[MoveFacts]) -> list[pb.Migration]:
+def _in_order(items: Sequence[Listed], wanted: job_filter.Filter) -> list[Listed]:
+    """The wanted items in the order of `_key`. The ended ones come in the order of their ends, and need no key."""
+    every = wanted == job_filter.Filter()
+    found = [item for item in items if every or wanted.matches(item)]
+    active = [item for item in found if item.phase not in TERMINAL]
+    return sorted(active, key=_key) + [item for item in reversed(found) if item.phase in TERMINAL]
+
+
+async def _in_turns(items: Sequence[Listed], facts_of: Callable[[Listed], MoveFacts]) -> list[pb.Migration]:
     """The messages, with a turn for other tasks between chunks of them."""
     made: list[pb.Migration] = []
     for start in range(0, len(items), CHUNK):
-        made += [facts_to_pb(facts) for facts in items[start : start + CHUNK]]
+        made += [facts_to_pb(facts_of(item)) for item in items[start : start + CHUNK]]
         await asyncio.sleep(0)
     return made
 

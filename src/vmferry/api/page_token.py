@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -59,7 +60,7 @@ def paginate(items: Sequence[T], key: Callable[[T], str], size: int, token: str,
         PageTokenError: the token is not of this query.
     """
     after = decode(token, query) if token else None
-    rest = [item for item in items if after is None or key(item) > after]
+    first = 0 if after is None else bisect_right(items, after, key=key)
     limit = min(size or DEFAULT_SIZE, MAX_SIZE)
-    shown = tuple(rest[:limit])
-    return Page(shown, encode(key(shown[-1]), query) if len(rest) > limit else "")
+    shown = tuple(items[first : first + limit])
+    return Page(shown, encode(key(shown[-1]), query) if len(items) - first > limit else "")

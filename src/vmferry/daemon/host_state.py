@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vmferry.aio.wall_clock import now_us
-from vmferry.errors import Reason, VmferryError
 from vmferry.migration.inventory import Machine
 from vmferry.migration.service import MigrationService
-from vmferry.model.memory_error import LedgerEntry
 from vmferry.model.problems import Problem, UnfitHost, problems
 from vmferry.ops.state import Check, EventView, MachineView, SecurityView, State
 
@@ -49,20 +47,12 @@ class HostState:
             moving=tuple(await moves.moving()),
             ended=tuple(moves.ended(ENDED_SHOWN)),
             ended_count=moves.ended_count(),
-            ledgers={machine.vm: await self._ledger(machine.vm) for machine in machines if machine.vm},
+            ledgers={one.vm: tuple(await self._service.ledger_of_known(one.vm)) for one in machines if one.vm},
             events=tuple(EventView(one.at_us, name, one.kind, one.words, one.host) for name, one in events),
             problems=tuple(await self.problems()),
             totals=await moves.totals(),
             security=self._security(),
         )
-
-    async def _ledger(self, vm: str) -> tuple[LedgerEntry, ...]:
-        try:
-            return tuple(await self._service.ledger(vm))
-        except VmferryError as error:
-            if error.reason is Reason.VM_UNKNOWN:
-                return ()
-            raise
 
 
 def _view(machine: Machine) -> MachineView:

@@ -73,14 +73,15 @@ class MoveBook:
 
     def incoming(self) -> list[MoveFacts]:
         """All migrations into this host, without events."""
-        found = (self._incoming.facts(record.migration) for record in self._incoming.all())
+        return [*reversed(self._incoming.ended(self._incoming.ended_count)), *self._incoming_now()]
+
+    def _incoming_now(self) -> list[MoveFacts]:
+        found = (self._incoming.facts(record.migration) for record in self._incoming.active())
         return [facts for facts in found if facts is not None]
 
     async def moving(self) -> list[MoveFacts]:
         """The migrations under way, in both directions."""
-        here = [self.of_job(job) for job in await self._jobs.active()]
-        there = (self._incoming.facts(record.migration) for record in self._incoming.active())
-        return here + [facts for facts in there if facts is not None]
+        return [self.of_job(job) for job in await self._jobs.active()] + self._incoming_now()
 
     def ended(self, limit: int) -> list[MoveFacts]:
         """The migrations that ended last, in both directions, the newest first."""

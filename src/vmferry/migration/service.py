@@ -245,6 +245,10 @@ class MigrationService:
             await self._check_known(vm)
         return found
 
+    async def ledger_of_known(self, vm: str) -> Sequence[LedgerEntry]:
+        """The memory errors of a VM of `machines`, by GPA."""
+        return await self._recorder.ledger(vm)
+
     async def watch_errors(self, vm: str, after_revision: int) -> AsyncIterator[tuple[int, str, LedgerEntry]]:
         """Yields (revision, vm, entry) after a revision, then live. "" watches all VMs. Raises: VmferryError
         VM_UNKNOWN.

@@ -40,8 +40,8 @@ class Sampler:
         """Reads the state now. Raises: the source's error."""
         async with self._reading:
             state = await self._source.state()
-            document = render(state, self._version)
-            moved = _without_time(document) != _without_time(self._document)
+            # In a thread: many migrations take milliseconds, and the loop serves switchovers.
+            document, moved = await asyncio.to_thread(_rendered, state, self._version, self._document)
             self._state, self._document, self.error = state, document, ""
         if moved:
             async with self._changed:
@@ -91,6 +91,12 @@ class Sampler:
         """Waits for the interval. A new viewer cuts it short once."""
         await self._look.wait()
         await asyncio.sleep(FAST_S)
+
+
+def _rendered(state: State, version: str, before: Document) -> tuple[Document, bool]:
+    """The document, and whether it differs from the one before."""
+    document = render(state, version)
+    return document, _without_time(document) != _without_time(before)
 
 
 def _without_time(document: Document) -> Document:

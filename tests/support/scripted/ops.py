@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vmferry.model.facts import Live, MoveFacts, arriving, outgoing
+from vmferry.model.facts import Direction, Live, MoveFacts, arriving, outgoing
 from vmferry.model.memory_error import LedgerEntry, Origin, Severity
 from vmferry.model.migration import Incoming, Job, Latency, Outcome, PageProgress, Phase
 from vmferry.model.problems import Problem, problems
@@ -96,7 +96,8 @@ class ScriptedSource:
 
     def phase(self, phase: Phase) -> None:
         assert isinstance(self.value, State)
-        self.value = replace(self.value, moving=tuple(replace(one, phase=phase) for one in self.value.moving))
+        moving = (replace(one, phase=phase) if one.direction is Direction.OUT else one for one in self.value.moving)
+        self.value = replace(self.value, moving=tuple(moving))
 
 
 @dataclass
