@@ -95,7 +95,7 @@ class Daemon:
             lambda vmm: self.events.put_nowait(("disconnected", vmm)),
             self._reset,
         )
-        self.server = VmmServer(path, callbacks, lambda: 123, VmmDeadlines(hello_s=0.3, stop_s=0.3))
+        self.server = VmmServer(path, callbacks, lambda: 123, VmmDeadlines(hello_s=PATIENCE_S, stop_s=PATIENCE_S))
 
     async def _record(self, vm: str, entries: Sequence[LedgerEntry]) -> None:
         await self.may_record.wait()
@@ -265,6 +265,7 @@ async def test_a_refusal_carries_the_vmms_words(daemon: Daemon, code: str, reaso
 
 async def test_a_late_answer_still_counts_for_the_state(daemon: Daemon) -> None:
     vmm, session = await daemon.welcome(HELLO)
+    session._deadlines = VmmDeadlines(stop_s=0.05)
     with pytest.raises(VmferryError) as caught:
         await session.stop()
     assert caught.value.reason is Reason.VMM_TIMEOUT
@@ -378,6 +379,8 @@ async def test_vmm_that_reports_without_end_is_told_so_and_ended(
 )
 async def test_a_bad_vmm_is_told_why_and_harms_nobody(daemon: Daemon, data: Any, code: str, field: str) -> None:
     good, session = await daemon.welcome(HELLO)
+    if data == b"":
+        daemon.server._deadlines = VmmDeadlines(hello_s=0.05)
     bad = await daemon.connect()
     bad.say_raw(data) if isinstance(data, bytes) else bad.say(data)
     said = await bad.hear()
