@@ -157,6 +157,84 @@ static void remove_event(const char *backing)
 	say_number("byte", join_toucher(&toucher));
 }
 
+static int unregister(int uffd, char *at, size_t size)
+{
+	struct uffdio_range range = {.start = (uintptr_t)at, .len = size};
+	return ioctl(uffd, UFFDIO_UNREGISTER, &range) ? errno : 0;
+}
+
+static void *unmap_two(void *unused)
+{
+	NEED(!munmap(balloon.at, 2 * PAGE));
+	balloon_done = 1;
+	return unused;
+}
+
+static void unmap_event(const char *backing)
+{
+	int uffd = open_uffd(0, UFFD_FEATURE_EVENT_UNMAP);
+	balloon = map_memory(backing, 8);
+	register_memory(uffd, balloon, MISSING);
+	pthread_t thread;
+	NEED(!pthread_create(&thread, NULL, unmap_two, NULL));
+	NEED(event_waits(uffd, -1));
+	usleep(NEGATIVE_WAIT_MS * 1000);
+	say_number("done_before_read", balloon_done);
+	struct uffd_msg message = read_event(uffd);
+	say("event", message.event == UFFD_EVENT_UNMAP ? "unmap" : "other");
+	say_number("start", (long long)(message.arg.remove.start - (uintptr_t)balloon.at));
+	say_number("bytes", (long long)(message.arg.remove.end - message.arg.remove.start));
+	NEED(!pthread_join(thread, NULL));
+	say("copy_there", name_of(copy_pages(uffd, balloon.at, page_filled_with(9), PAGE, NULL)));
+	say("copy_across", name_of(copy_pages(uffd, balloon.at + PAGE, page_filled_with(9), 2 * PAGE, NULL)));
+	say("unregister_there", name_of(unregister(uffd, balloon.at, 2 * PAGE)));
+	say("unregister_across", name_of(unregister(uffd, balloon.at, 8 * PAGE)));
+}
+
+static char *room;
+
+static void *move_two(void *unused)
+{
+	NEED(mremap(balloon.at, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, room) == room);
+	balloon_done = 1;
+	return unused;
+}
+
+static void remap_event(const char *backing)
+{
+	int uffd = open_uffd(0, UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP);
+	balloon = map_memory(backing, 8);
+	register_memory(uffd, balloon, MISSING);
+	room = mmap(NULL, 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	NEED(room != MAP_FAILED);
+	pthread_t thread;
+	NEED(!pthread_create(&thread, NULL, move_two, NULL));
+	struct uffd_msg first = read_event(uffd), second = read_event(uffd);
+	say("first", first.event == UFFD_EVENT_REMAP ? "remap" : "other");
+	say_number("from", (long long)(first.arg.remap.from - (uintptr_t)balloon.at));
+	say_number("bytes", (long long)first.arg.remap.len);
+	say("second", second.event == UFFD_EVENT_UNMAP ? "unmap" : "other");
+	say_number("start", (long long)(second.arg.remove.start - (uintptr_t)balloon.at));
+	NEED(!pthread_join(thread, NULL));
+	struct toucher toucher;
+	start_toucher(&toucher, room);
+	struct uffd_msg fault = read_event(uffd);
+	say("touch_there", fault.event == UFFD_EVENT_PAGEFAULT ? "pagefault" : "other");
+	NEED(!zero_pages(uffd, room, PAGE));
+	join_toucher(&toucher);
+}
+
+static void remap_without_event(const char *backing)
+{
+	int uffd = open_uffd(0, 0);
+	balloon = map_memory(backing, 8);
+	register_memory(uffd, balloon, MISSING);
+	room = mmap(NULL, 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	NEED(room != MAP_FAILED);
+	move_two(NULL);
+	say_touch("touch_there", room);
+}
+
 static void thread_id(const char *backing)
 {
 	int uffd = open_uffd(0, UFFD_FEATURE_THREAD_ID);
@@ -204,6 +282,9 @@ int main(int argc, char **argv)
 		{"user-mode-only", user_mode_only},
 		{"kernel-mode-served", kernel_mode_served},
 		{"remove-event", remove_event},
+		{"unmap-event", unmap_event},
+		{"remap-event", remap_event},
+		{"remap-without-event", remap_without_event},
 		{"thread-id", thread_id},
 		{"continue-many", continue_many},
 		{"second-registration", second_registration},

@@ -53,6 +53,32 @@ def test_balloon_waits_until_its_remove_event_is_read_and_ioctls_say_eagain_unti
 
 
 @both
+def test_munmap_waits_until_its_unmap_event_is_read_and_ioctls_refuse_the_range(ask: Any, backing: str) -> None:
+    answers = ask("lifetime", "unmap-event", backing)
+    assert answers.pop("done_before_read") == "0"
+    assert (answers.pop("event"), answers.pop("start"), answers.pop("bytes")) == ("unmap", "0", str(2 * PAGE))
+    assert answers == {
+        "copy_there": "ENOENT",
+        "copy_across": "ENOENT",
+        "unregister_there": "EINVAL",
+        "unregister_across": "0",
+    }
+
+
+@both
+def test_mremap_reports_the_move_then_the_old_range_and_keeps_the_registration(ask: Any, backing: str) -> None:
+    answers = ask("lifetime", "remap-event", backing)
+    assert (answers["first"], answers["from"], answers["bytes"]) == ("remap", "0", str(2 * PAGE))
+    assert (answers["second"], answers["start"]) == ("unmap", "0")
+    assert answers["touch_there"] == "pagefault"
+
+
+@both
+def test_mremap_without_its_event_drops_the_registration(ask: Any, backing: str) -> None:
+    assert ask("lifetime", "remap-without-event", backing) == {"touch_there": "byte:0"}
+
+
+@both
 def test_fault_names_the_thread_that_waits(ask: Any, backing: str) -> None:
     assert ask("lifetime", "thread-id", backing) == {"same_thread": "1"}
 

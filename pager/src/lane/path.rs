@@ -20,7 +20,7 @@ pub const PROBE_ANSWER: [u8; MAGIC.len()] = MAGIC;
 /// The longest pause between two retransmissions: a lane resumes so long after an outage.
 const RTO_MAX: Duration = Duration::from_secs(1);
 /// How long a lane may be without an acknowledgement at least. As long as TCP waits by itself with its own pauses.
-pub const LANE_PATIENCE: Duration = Duration::from_secs(900);
+pub const LANE_USER_TIMEOUT: Duration = Duration::from_secs(900);
 /// A silent lane is probed so often.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Headers of TCP and IP, with timestamps.

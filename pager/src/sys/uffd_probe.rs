@@ -47,9 +47,10 @@ pub fn probe(features: u64) -> Result<(), ProbeError> {
     if !missing.is_empty() {
         return Err(ProbeError::Features(missing));
     }
+    // Dropped behind the userfaultfd: while that is open, munmap waits for a reader of its event.
+    let page = ScratchPage::new().map_err(ProbeError::Map)?;
     let uffd = open()?;
     enable(&uffd, features)?;
-    let page = ScratchPage::new().map_err(ProbeError::Map)?;
     uffd.register(page.0, PAGE_SIZE).map_err(ProbeError::Register)?;
     uffd.poison(page.0, PAGE_SIZE).stop.map_or(Ok(()), |stop| Err(ProbeError::Poison(stop)))
 }

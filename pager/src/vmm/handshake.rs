@@ -143,7 +143,7 @@ fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) ->
         None => return Err(Refusal::new("regions", "is missing")),
     };
     count_fits(regions.len(), expected)?;
-    let mut iovecs = Vec::new();
+    let mut places = Vec::new();
     for (index, (value, region)) in regions.iter().zip(expected.layout.regions()).enumerate() {
         let fields = Fields::of(value, format!("regions[{index}]"), descriptors)?;
         fields.number_is("gpa", region.gpa.0)?;
@@ -173,10 +173,10 @@ fn full(object: &Map<String, Value>, descriptors: usize, expected: &Expected) ->
                 format!("is missing: a destination needs one, and regions[{index}] has none"),
             ));
         }
-        iovecs.push(HandshakeRegion { hva: fields.hva(region.size, region.page_size)?, file, uffd });
+        places.push(HandshakeRegion { hva: fields.hva(region.size, region.page_size)?, file, uffd });
     }
-    check_disjoint(&iovecs, &expected.layout)?;
-    Ok(Handshake { pid: Some(pid), regions: iovecs, silent: false, collapse, doorbell, process })
+    check_disjoint(&places, &expected.layout)?;
+    Ok(Handshake { pid: Some(pid), regions: places, silent: false, collapse, doorbell, process })
 }
 
 /// Firecracker's bare array: regions are matched by ascending offset, which must be the sum of the sizes before.
@@ -193,7 +193,7 @@ fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Re
     }
     found.sort_by_key(|(offset, _)| *offset);
     let mut sum = 0;
-    let mut iovecs = Vec::new();
+    let mut places = Vec::new();
     for ((offset, fields), region) in found.into_iter().zip(expected.layout.regions()) {
         if offset != sum {
             let message = format!("{offset:#x} is not {sum:#x}, the sum of the sizes before");
@@ -201,11 +201,11 @@ fn firecracker(regions: &[Value], descriptors: usize, expected: &Expected) -> Re
         }
         fields.number_is("size", region.size)?;
         fields.number_is("page_size", region.page_size)?;
-        iovecs.push(HandshakeRegion { hva: fields.hva(region.size, region.page_size)?, file: None, uffd: Some(0) });
+        places.push(HandshakeRegion { hva: fields.hva(region.size, region.page_size)?, file: None, uffd: Some(0) });
         sum += region.size;
     }
-    check_disjoint(&iovecs, &expected.layout)?;
-    Ok(Handshake { pid: None, regions: iovecs, silent: true, collapse: false, doorbell: None, process: None })
+    check_disjoint(&places, &expected.layout)?;
+    Ok(Handshake { pid: None, regions: places, silent: true, collapse: false, doorbell: None, process: None })
 }
 
 fn is_sent(field: String, index: usize, descriptors: usize) -> Result<(), Refusal> {
@@ -223,9 +223,9 @@ fn count_fits(count: usize, expected: &Expected) -> Result<(), Refusal> {
     }
 }
 
-fn check_disjoint(iovecs: &[HandshakeRegion], layout: &MemoryLayout) -> Result<(), Refusal> {
+fn check_disjoint(places: &[HandshakeRegion], layout: &MemoryLayout) -> Result<(), Refusal> {
     let mut ranges: Vec<_> =
-        iovecs.iter().zip(layout.regions()).enumerate().map(|(i, (p, r))| (p.hva.0, p.hva.0 + r.size, i)).collect();
+        places.iter().zip(layout.regions()).enumerate().map(|(i, (p, r))| (p.hva.0, p.hva.0 + r.size, i)).collect();
     ranges.sort_unstable();
     match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
         None => Ok(()),

@@ -1,11 +1,13 @@
-//! What comes on a lane, taken in small steps: a frame's header, its bytes, its installation. None of them waits for the lane.
+//! The receiving end of a lane, in small steps: a frame's header, its bytes, its installation. None of them waits for the lane.
 //!
-//! The bytes of a frame and the header of the next are received by one call: pushed ones in place, where that can be done and
-//! all of the frame has come; otherwise into a buffer, always the same, which stays in the processor's cache, an answer on the
-//! urgent lane with its own header as well. In the buffer are also pages of a frame that are not wanted, and a frame that cannot be
-//! installed now (events to be read first, no memory): nothing more is read from its lane meanwhile. What was received in
-//! place and cannot be mapped now is when it is touched. Nothing of a frame is claimed before all of it is here: a
-//! lane that breaks in the middle leaves nothing behind.
+//! One call receives the bytes of a frame and the header of the next. A pushed frame is received in place, where that can be
+//! done and all of the frame has come. Any other goes into one buffer, which stays in the processor's cache; so does a reply on
+//! the urgent lane, with its own header.
+//!
+//! The buffer also takes the pages of a frame that are not wanted, and keeps a frame that cannot be installed now (events to be
+//! read first, no memory): the lane is not read further until it can. A page that was received in place and cannot be mapped
+//! now is mapped when it is touched. Nothing of a frame is claimed before all of it is here: a lane that breaks in the middle
+//! leaves nothing behind.
 
 use std::io;
 use std::net::TcpStream;
@@ -35,7 +37,7 @@ const WHOLE_FRAME_TIMEOUT: Duration = Duration::from_millis(2);
 /// Before a frame that could not be installed is tried again, where no event makes room for it.
 pub const INSTALL_RETRY_DELAY: Duration = Duration::from_millis(1);
 
-/// What a step did.
+/// The outcome of a step.
 #[derive(Debug)]
 pub enum Step {
     /// Nothing was there.
@@ -65,7 +67,7 @@ pub enum LaneFailure {
     /// The connection failed.
     #[error(transparent)]
     Connection(io::Error),
-    /// The source cannot go on, and says why.
+    /// The source cannot continue, and says why.
     #[error("the source says: {0}")]
     Source(String),
     /// A frame that has come as a whole was not received as a whole.
@@ -89,7 +91,7 @@ enum FrameState {
     Data(PageRun, usize, u64),
     Zero(PageRun),
     Poison(PageRun, PoisonInfo),
-    /// The text says why the source cannot go on: so long, and so many bytes of it are there.
+    /// The text says why the source cannot continue: so long, and so many bytes of it are there.
     Reason(usize, usize),
 }
 
@@ -153,7 +155,7 @@ impl LaneReceiver {
         self.ahead > 0 || !matches!(self.frame, FrameState::None)
     }
 
-    /// Takes what is there, at most a frame.
+    /// Receives as much as is there, at most a frame.
     pub fn step(&mut self, shared: &SharedPages) -> Step {
         match std::mem::replace(&mut self.frame, FrameState::None) {
             FrameState::None => self.take_header(shared),
@@ -287,7 +289,7 @@ impl LaneReceiver {
                 self.in_place = true;
                 return Some(shared.install(&mut claim, &[]).map_or(Step::Progress, Step::Stopped));
             }
-            // All of it was there: behind what was received lies a page that cannot be written.
+            // All of it was there: behind the received bytes lies a page that cannot be written.
             Ok(n) => n,
             Err(Step::Broken(LaneFailure::Connection(error))) if error.raw_os_error() == Some(libc::EFAULT) => 0,
             Err(step) => {
@@ -305,8 +307,8 @@ impl LaneReceiver {
         Some(Step::Progress)
     }
 
-    /// A frame in the buffer stays there, unless the VMM gave its range up or something is wrong: then its pages stay absent
-    /// and the lane goes on.
+    /// Keeps a frame in the buffer, unless the VMM gave its range up or something is wrong: then its pages stay absent and the
+    /// lane continues.
     fn stopped(&mut self, stop: Stop, pages: PageRun, handled: u64) -> Step {
         if !matches!(stop, Stop::NotRegistered | Stop::Refused(_)) {
             self.frame = FrameState::Data(pages, (pages.count * PAGE_SIZE) as usize, handled);
@@ -319,7 +321,7 @@ impl LaneReceiver {
         ioctl_fionread(&self.stream).map_or(0, |bytes| bytes as usize)
     }
 
-    /// The next header, as far as it is there; on a lane whose frames are of a page, with the page behind it.
+    /// Receives the next header, as far as it is there. A frame of the urgent lane is a page, received with its header.
     fn receive_header(&mut self) -> Result<(), Step> {
         let kept = self.ahead.min(HEADER_BYTES - self.have);
         self.header[self.have..][..kept].copy_from_slice(&self.contents[..kept]);

@@ -1,7 +1,7 @@
 //! Memory of a destination's files made ready before the blackout: reserved, filled with zeros and mapped.
 //!
-//! In huge pages where that costs no more than in small ones, which depends on the host: blocks may be at hand, or have
-//! to be made by moving what else lies there, and a host that is a virtual machine itself may have to ask for them.
+//! It uses huge pages where they cost no more than small ones. That depends on the host: blocks are free, or the kernel has to
+//! move other pages out of them, and a host that is a virtual machine itself may have to ask for them.
 
 use std::io;
 
@@ -17,14 +17,14 @@ use crate::sys::pagemap::{Pagemap, PagemapError};
 use crate::sys::userfaultfd::Userfaultfd;
 use crate::vmm::attached_memory::AttachedFile;
 
-/// The file of a region to which pages are written, and where the VMM has it mapped.
+/// The file that takes a region's pages, and where the VMM has it mapped.
 #[derive(Debug)]
 pub struct PreallocateTarget {
-    /// What the region's bytes are in.
+    /// The file with the region's bytes.
     pub file: AttachedFile,
-    /// With what the mapping is registered.
+    /// The userfaultfd of the mapping.
     pub uffd: Userfaultfd,
-    /// Whose mapping it is.
+    /// The process of the mapping.
     pub vmm_pid: u32,
     /// The mapping's first byte.
     pub hva: Hva,
@@ -37,7 +37,7 @@ struct PreparedRegion<'a> {
     target: &'a PreallocateTarget,
     /// Where pages can be received in place.
     receive_mapping: Option<ReceiveMapping>,
-    /// Tells what the VMM has mapped.
+    /// Shows the pages that the VMM has mapped.
     mapped: Option<Pagemap>,
 }
 
@@ -166,9 +166,9 @@ impl<'a> PreparedRegion<'a> {
         Self { target, receive_mapping, mapped }
     }
 
-    /// Puts huge pages under a range where the kernel can. It refuses wherever a userfaultfd would be told of what the file
-    /// lacks, so for a moment nobody is. What the VMM has mapped then would be seen as it comes, so it must have nothing.
-    /// Returns whether all of it is of huge pages.
+    /// Puts huge pages under a range where the kernel can. It refuses wherever a userfaultfd reports missing pages, so
+    /// the range is unregistered for a moment. The VMM would see pages that it has mapped, so it must have none. Returns whether
+    /// all of it is of huge pages.
     fn join(&self, at: u64, size: u64) -> Result<bool, PreallocateError> {
         let (Some(receive_mapping), Some(mapped)) = (&self.receive_mapping, &self.mapped) else { return Ok(false) };
         let PreallocateTarget { uffd, .. } = self.target;
@@ -204,7 +204,7 @@ impl<'a> PreparedRegion<'a> {
     }
 }
 
-/// fallocate(2), which says what is lacking.
+/// Reserves memory by fallocate(2); the error names the shortage.
 fn reserve(file: &AttachedFile, at: u64, size: u64) -> io::Result<()> {
     Ok(retry_on_intr(|| fallocate(&file.fd, FallocateFlags::empty(), file.offset + at, size))?)
 }

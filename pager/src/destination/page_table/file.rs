@@ -26,7 +26,7 @@ pub enum Word {
     Digest = 2,
     /// Number of pages.
     Pages = 3,
-    /// Process id of the VMM whose memory the table describes; 0 before one attached.
+    /// Process id of the VMM that owns the memory; 0 before one attached.
     VmmPid = 4,
     /// When that process was started, in clock ticks after boot: tells a recycled pid.
     VmmStart = 5,
@@ -48,7 +48,7 @@ pub enum PageFileError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It belongs to another VM or another version.
@@ -56,7 +56,7 @@ pub enum PageFileError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         reason: &'static str,
     },
 }
@@ -118,7 +118,7 @@ impl PageFile {
     /// Removes the file: the VM that it described is gone, or needs it no longer.
     ///
     /// # Errors
-    /// What the kernel said, unless the file was gone already.
+    /// The kernel's error, unless the file was gone already.
     pub fn remove(&self) -> io::Result<()> {
         match std::fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -132,7 +132,7 @@ fn state_bytes(pages: u64) -> u64 {
     pages.div_ceil(2)
 }
 
-/// Written beside and renamed, so that a file of that name is always whole.
+/// Writes another file and renames it, so that a file of that name is always whole.
 fn create(path: &Path, pages: u64, digest: u64) -> io::Result<()> {
     let beside = path.with_extension("new");
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(&beside)?;

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::{bulk_lane, urgent_lane};
 use crate::lane::frame::{HELLO_BYTES, LaneToken, MAGIC};
-use crate::lane::path::{LANE_PATIENCE, answer_probe, outlive_outages};
+use crate::lane::path::{LANE_USER_TIMEOUT, answer_probe, outlive_outages};
 use crate::source::lane_tokens::Agreed;
 use crate::source::{SourceServer, lock};
 
@@ -90,7 +90,7 @@ async fn serve_connection(
     peer: SocketAddr,
 ) -> Result<(), Refused> {
     stream.set_nodelay(true)?;
-    outlive_outages(&stream, LANE_PATIENCE);
+    outlive_outages(&stream, LANE_USER_TIMEOUT);
     let first = tokio::time::timeout(HELLO_TIMEOUT, first_bytes(&stream)).await.map_err(|_| Refused::Silent)??;
     if first == HTTP2 {
         return serve_grpc(grpc, stream).await;
