@@ -12,6 +12,8 @@ from vmferry.v1 import common_pb2
 
 READ = Poison(common_pb2.ERROR_ORIGIN_READ)
 BAD, OTHER, UNTOUCHED = 3, 5, 7
+TRIES = 20
+"""On a machine that is busy the word may come too late."""
 WAYS = ["give back", "replace"]
 """As QEMU 10.0 does, and as QEMU 7.2 does."""
 
@@ -78,10 +80,14 @@ async def test_touch_between_the_reset_and_its_word_waits_for_it(destination: De
     """QEMU says RESET to the daemon while its vCPUs run already."""
     await bad_pages(destination, by_process=True)
     await destination.complete()
-    await put_fresh_memory(destination, BAD, "give back")
-    act, _ = await destination.vmm.start_touch(BAD)
-    assert await destination.forget_replaced() == 1
-    assert await destination.vmm.touched(act) == "byte:0"
+    for _ in range(TRIES):
+        await put_fresh_memory(destination, BAD, "give back")
+        act, _ = await destination.vmm.start_touch(BAD)
+        if await destination.forget_replaced():
+            assert await destination.vmm.touched(act) == "byte:0"
+            return
+        assert await destination.vmm.touched(act) == "sigbus", "the word came too late"
+    pytest.fail("no word came in time")
 
 
 async def test_touch_without_any_word_of_a_reset_meets_the_poison(destination: Destination) -> None:

@@ -19,7 +19,7 @@ from vmferry.vmm.qemu.survey import Surveyor
 from vmferry.vmm.qemu.vmm import QemuVmm
 from vmferry.vmm.session import VmmDeadlines
 
-WITHIN_S, SOON_S = patient(20.0), 0.3
+WITHIN_S, SOON_S = patient(20.0), 1.0
 STEPS = ("attach_memory_s", "stop_s", "save_state_s", "resume_s", "abandon_s", "load_state_s", "start_s")
 
 
