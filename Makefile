@@ -103,7 +103,7 @@ lint-python: $(GENERATED) ## ruff, mypy, imports, dead code, dependencies
 lint-rust: | host-tools ## cargo fmt, clippy, rustdoc
 	$(STAGE) "cargo fmt" cargo fmt --all --check
 	$(STAGE) "clippy" cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
-	$(STAGE) "rustdoc" env RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
+	$(STAGE) "rustdoc" env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc $(CARGO_FLAGS) --workspace --no-deps --document-private-items
 
 # cargo-deny is built once; the tests check the same rules but for the texts of the licences.
 deny: | host-tools ## Licences and sources of all crates, by cargo-deny

@@ -1,8 +1,10 @@
 //! The pager of one VM on one side: shared by the control service and the memory socket.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Short, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, oneshot, watch};
 use tonic::service::Routes;
@@ -17,11 +19,15 @@ use crate::proto::pager_event::Event;
 use crate::proto::{FailedEvent, LinkState, MemoryAttachedEvent, MemoryDetachedEvent, PagerRole, PagerStatus};
 use crate::source::SourceServer;
 use crate::source::lanes::listener;
+use crate::sys::other_process;
 use crate::sys::uffd_probe::probe;
 use crate::tuning::Tuning;
 use crate::vmm::attached_memory::AttachedMemory;
 use crate::vmm::handshake::Expected;
 use crate::vmm::notifier::VmmNotifier;
+
+/// How long a daemon has to read the last events of a pager that ends by itself.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// A source that serves lanes.
 #[derive(Debug)]
@@ -268,6 +274,28 @@ impl Pager {
             destination.send(Command::HangUp);
         }
         self.events.append(Event::MemoryDetached(MemoryDetachedEvent { reason }));
+    }
+
+    /// A pidfd of the attached VMM. `None`: it has ended already.
+    pub fn vmm_process(&self) -> Option<OwnedFd> {
+        other_process::open(self.memory().vmm_pid).ok()
+    }
+
+    /// Ends a destination with all pages present once its VMM has ended: it guards nobody then, and no daemon may be there to
+    /// end it. A daemon that is there has time to read the last events.
+    pub async fn end_after(&self, vmm: Option<OwnedFd>) {
+        if let Some(vmm) = vmm
+            && let Err(error) = other_process::ended(vmm).await
+        {
+            tracing::warn!(%error, "pager.vmm_not_watched");
+            return;
+        }
+        tokio::time::sleep(LAST_EVENTS).await;
+        let complete = matches!(self.snapshot().await, Ok(Some(Snapshot { progress, .. })) if progress.absent == 0);
+        if complete && !self.is_attached() {
+            tracing::info!("pager.ends_with_vmm");
+            self.shut_down().await;
+        }
     }
 
     /// The answer to GetStatus.

@@ -280,6 +280,15 @@ async def test_a_pager_that_guards_poison_ends_only_by_force(anonymous: Destinat
     assert await asyncio.to_thread(anonymous.pager.wait, PATIENCE_S) == 0
 
 
+async def test_a_pager_that_guards_poison_ends_with_its_vmm(anonymous: Destination) -> None:
+    """No daemon asks it to: the daemon may have ended before the VMM."""
+    anonymous.source.poison = {BAD: READ}
+    await anonymous.everything()
+    assert await anonymous.complete() == 1
+    await anonymous.vmm.end()
+    assert await asyncio.to_thread(anonymous.pager.wait, PATIENCE_S) == 0
+
+
 async def test_a_pager_with_nothing_to_guard_ends_when_asked(anonymous: Destination) -> None:
     await anonymous.everything()
     assert await anonymous.complete() == 0

@@ -17,8 +17,8 @@ use crate::destination;
 use crate::pager::Pager;
 use crate::pager_error::AttachMemoryError;
 use crate::sys::doorbell::Doorbell;
-use crate::sys::fd_passing;
 use crate::sys::procfs::is_known_as;
+use crate::sys::{fd_passing, other_process};
 use crate::vmm::attached_memory::{AttachedFile, AttachedMemory, AttachedRegion};
 use crate::vmm::handshake::{Expected, Handshake, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Refusal, complete, validate};
 use crate::vmm::notifier::VmmNotifier;
@@ -82,7 +82,11 @@ pub async fn serve_within(listener: UnixListener, pager: Arc<Pager>, message_wit
                 attach(&stream, received.unwrap_or_else(|_| Err(late(message_within))), &pager).await
             };
             match attached {
-                Ok(process) => pager.detached(end_of(stream, process).await).await,
+                Ok(process) => {
+                    let vmm = pager.vmm_process();
+                    pager.detached(end_of(stream, process).await).await;
+                    pager.end_after(vmm).await;
+                }
                 Err(refusal) => {
                     pager.refused(refusal.to_string());
                     if let Ok(notifier) = notifier(&stream, None) {
@@ -137,16 +141,10 @@ async fn end_of(stream: UnixStream, process: Option<OwnedFd>) -> String {
         None => hung_up(stream).await.map(|()| "the VMM closed its memory connection"),
         Some(process) => {
             drop(stream);
-            ended(process).await.map(|()| "the VMM's process ended")
+            other_process::ended(process).await.map(|()| "the VMM's process ended")
         }
     };
     ended.map_or_else(|error| format!("the VMM's memory connection: {error}"), str::to_owned)
-}
-
-/// Waits until a process ends: its pidfd becomes readable then (pidfd_open(2)).
-async fn ended(process: OwnedFd) -> io::Result<()> {
-    let process = fd_passing::watch_readable(process)?;
-    process.readable().await.map(|mut ready| ready.retain_ready())
 }
 
 /// Hands the memory to the pager. Returns the pidfd of the process that holds it, if the message names one.

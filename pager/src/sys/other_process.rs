@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::fd_passing;
 use crate::layout::Hva;
 
 /// Reads from an address of a process, possibly fewer bytes than there is room for; returns how many.
@@ -26,6 +27,15 @@ pub fn read(pid: u32, from: Hva, into: &mut [u8]) -> io::Result<usize> {
 pub fn open(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Waits until a process ends: its pidfd becomes readable then (pidfd_open(2)).
+///
+/// # Errors
+/// epoll_ctl(2).
+pub async fn ended(process: OwnedFd) -> io::Result<()> {
+    let process = fd_passing::watch_readable(process)?;
+    process.readable().await.map(|mut ready| ready.retain_ready())
 }
 
 /// Puts huge pages under a range of a process (`MADV_COLLAPSE`).

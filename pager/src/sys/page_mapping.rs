@@ -1,7 +1,7 @@
 //! Pages of a file, mapped into this process and never borrowed: other processes write them, and a frame may go bad or away.
 //!
 //! They are read and written by system calls, which answer `EFAULT` for a lost page, and by the routines of
-//! [`nofault`](super::nofault). See mmap(2), madvise(2) and mincore(2).
+//! [`nofault`]. See mmap(2), madvise(2) and mincore(2).
 
 use std::ffi::c_void;
 use std::io;
