@@ -7,9 +7,9 @@ import argparse
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vmferry.cli.values import RATE_UNITS, push_limit
+from vmferry.cli.values import push_limit
 from vmferry.daemon.cpu_list import CPU_MOST, CpuListError, parse_cpu_list
-from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST
+from vmferry.units import PUSH_LIMIT_LEAST, PUSH_LIMIT_MOST, RATE_UNITS
 
 numbers = st.integers(0, 10**19).map(str) | st.decimals(0, 10**9, places=3).map(str) | st.text(max_size=6)
 rates = st.builds("{}{}{}".format, numbers, st.sampled_from([*RATE_UNITS, "", "x"]), st.sampled_from(["/s", "", "/m"]))

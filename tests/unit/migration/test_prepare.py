@@ -81,6 +81,7 @@ async def test_the_lane_is_connected_before_the_vm_is_stopped(pair: Pair) -> Non
         (MemoryKind(PAGE_4K, Backing.ANONYMOUS), None, held_bytes(HELD), "web needs 0 MiB, and the narrow place has"),
         (MemoryKind(PAGE_2M, Backing.ANONYMOUS), None, PAGE_2M, "2 MiB in pages of 2 MiB, and the narrow place has"),
     ],
+    ids=["memfd", "anonymous", "huge-memfd", "huge-anonymous", "host", "host-huge"],
 )
 async def test_a_limit_without_room_refuses_while_the_vm_runs(
     pair: Pair, kind: MemoryKind, payer: int | None, needed: int, words: str
