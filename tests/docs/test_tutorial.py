@@ -62,9 +62,10 @@ def run(network: str, directory: Path) -> str:
         except subprocess.TimeoutExpired:
             code = -1
         finally:
-            left = _left_after(network, LEAVE_S if code == 0 else 0.0)
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
+            left = {}
+            for pid in _left_after(network, LEAVE_S if code == 0 else 0.0):
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    left[pid] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
                     os.kill(pid, signal.SIGKILL)
             child.wait()
     said = output.read_text()

@@ -110,7 +110,7 @@ class Tunnel:
         def lost(error: Exception | None) -> None:
             if error is not None:
                 self._note(error)
-            elif not half.received and half.transport is not None:
+            elif not half.received and half.transport is not None and not half.closed_here:
                 self.failure = CLOSED
             ended.set()
 

@@ -15,6 +15,8 @@ class Half(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.received = False
         """Whether a byte has come."""
+        self.closed_here = False
+        """Whether this process has closed the connection."""
         self._other: Half | None = None
         self._ended = ended
 
@@ -36,11 +38,12 @@ class Half(asyncio.Protocol):
             self._other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._other is not None and self._other.transport is not None:
-            self._other.transport.close()
+        if self._other is not None:
+            self._other.close()
         self._ended(exc)
 
     def close(self) -> None:
+        self.closed_here = True
         if self.transport is not None:
             self.transport.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 from vmferry.daemon.config import Config
 from vmferry.daemon.security import Security
 from vmferry.errors import Reason, VmferryError
+from vmferry.model.facts import MoveFacts
 from vmferry.model.migration import Job
 from vmferry.model.problems import Problem
 from vmferry.ops.state import Check, State
@@ -30,6 +31,12 @@ class ScriptedSide:
 
     async def jobs(self) -> list[Job]:
         return []
+
+    async def cancel(self, migration: str) -> Job:
+        return await self.job(migration)
+
+    def of_job(self, job: Job) -> MoveFacts:
+        raise AssertionError("there are no jobs")
 
     async def state(self) -> State:
         return State("host-a", 0)
