@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,17 +67,14 @@ class Api:
         request = mg.SetMigrationPushLimitRequest(migration_id=migration_id, push_bytes_per_s=push_bytes_per_s)
         return await answered(self.migrations.SetPushLimit(request, timeout=self.timeout_s))
 
-    async def list_migrations(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
-        """Yields all migrations that match the filter, page by page."""
-        token = ""
-        while True:
+    def list_migrations(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
+        """All migrations that match the filter, page by page."""
+
+        def page(token: str) -> Awaitable[mg.ListMigrationsResponse]:
             request = mg.ListMigrationsRequest(page_size=PAGE_SIZE, page_token=token, filter=wanted)
-            page = await answered(self.migrations.ListMigrations(request, timeout=self.timeout_s))
-            for migration in page.migrations:
-                yield migration
-            token = page.next_page_token
-            if not token:
-                return
+            return answered(self.migrations.ListMigrations(request, timeout=self.timeout_s))
+
+        return _of_all_pages(page)
 
     async def check_create(self, vm: str, destination: str, push_bytes_per_s: int = 0) -> mg.Migration:
         """Asks whether a migration could begin. It starts nothing."""
@@ -90,17 +87,14 @@ class Api:
         )
         return await answered(self.migrations.CreateMigration(request, timeout=self.timeout_s))
 
-    async def list_incoming(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
-        """Yields all migrations into the daemon's host that match the filter, page by page."""
-        token = ""
-        while True:
+    def list_incoming(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
+        """All migrations into the daemon's host that match the filter, page by page."""
+
+        def page(token: str) -> Awaitable[mg.ListMigrationsResponse]:
             request = mg.ListIncomingRequest(page_size=PAGE_SIZE, page_token=token, filter=wanted)
-            page = await answered(self.migrations.ListIncoming(request, timeout=self.timeout_s))
-            for migration in page.migrations:
-                yield migration
-            token = page.next_page_token
-            if not token:
-                return
+            return answered(self.migrations.ListIncoming(request, timeout=self.timeout_s))
+
+        return _of_all_pages(page)
 
     async def delete(self, migration_id: str) -> None:
         request = mg.DeleteMigrationRequest(migration_id=migration_id)
@@ -147,6 +141,20 @@ class Api:
     async def check_qemu(self, vm: str, destination: qm.QemuProfile | None = None) -> qm.CheckQemuResponse:
         request = qm.CheckQemuRequest(vm=vm, destination=destination)
         return await answered(self.qemus.CheckQemu(request, timeout=self.timeout_s))
+
+
+async def _of_all_pages(
+    page: Callable[[str], Awaitable[mg.ListMigrationsResponse]],
+) -> AsyncGenerator[mg.Migration, None]:
+    """Yields the migrations of each page. The next page is asked for once this one is taken."""
+    token = ""
+    while True:
+        answer = await page(token)
+        for migration in answer.migrations:
+            yield migration
+        token = answer.next_page_token
+        if not token:
+            return
 
 
 @asynccontextmanager

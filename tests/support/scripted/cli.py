@@ -28,6 +28,18 @@ from vmferry.v1 import (
 )
 
 
+def revision(number: int, phase: migrations_pb2.Phase, **more: Any) -> migrations_pb2.Migration:
+    """A migration of web-1 as it is at that revision."""
+    return migrations_pb2.Migration(migration_id="m1", vm="web-1", phase=phase, revision=number, **more)
+
+
+COURSE = [
+    revision(1, migrations_pb2.PHASE_QUEUED),
+    revision(2, migrations_pb2.PHASE_POSTCOPY, progress=common_pb2.PageProgress(total=100, absent=40, poison=3)),
+    revision(3, migrations_pb2.PHASE_COMPLETED, downtime_s=0.012, total_s=1.5),
+]
+
+
 def refuse(context: grpc.ServicerContext, code: int, reason: str, message: str, remedy: str = "") -> None:
     """Ends a call as a daemon does: google.rpc.ErrorInfo with the remedy in its metadata."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain="vmferry")

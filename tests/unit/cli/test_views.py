@@ -13,36 +13,13 @@ from pathlib import Path
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.support.scripted.cli import Script, scripted_daemon
+from tests.support.scripted.cli import COURSE, revision
 from vmferry.cli import main
 from vmferry.cli.arguments import VERBS
 from vmferry.cli.exit_codes import ExitCode
-from vmferry.v1 import common_pb2, machines_pb2, migrations_pb2, problems_pb2
+from vmferry.v1 import common_pb2, migrations_pb2, problems_pb2
 
 PROGRAM = "import sys; from vmferry.cli import main; sys.exit(main())"
-
-
-@pytest.fixture
-def script():
-    return Script(machines=[machines_pb2.Machine(vm="web-1", state=machines_pb2.MACHINE_STATE_RUNNING, vcpus=2)])
-
-
-@pytest.fixture
-def daemon(script, monkeypatch):
-    with scripted_daemon(script) as address:
-        monkeypatch.setenv("VMFERRY_API", address)
-        yield address
-
-
-def revision(number, phase, **more):
-    return migrations_pb2.Migration(migration_id="m1", vm="web-1", phase=phase, revision=number, **more)
-
-
-COURSE = [
-    revision(1, migrations_pb2.PHASE_QUEUED),
-    revision(2, migrations_pb2.PHASE_POSTCOPY, progress=common_pb2.PageProgress(total=100, absent=40, poison=3)),
-    revision(3, migrations_pb2.PHASE_COMPLETED, downtime_s=0.012, total_s=1.5),
-]
 
 
 def at(seconds):
