@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from vmferry.v1.migrations_pb2_grpc import MigrationsAsyncStub
     from vmferry.v1.problems_pb2_grpc import ProblemsAsyncStub
     from vmferry.v1.qemus_pb2_grpc import QemusAsyncStub
+
+T = TypeVar("T")
+_Page = tuple[Iterable[T], str]
+"""The items of a page, and the token of the next: empty after the last."""
 
 PAGE_SIZE = 200
 """The page size for a list that is read to its end."""
@@ -70,9 +74,10 @@ class Api:
     def list_migrations(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
         """All migrations that match the filter, page by page."""
 
-        def page(token: str) -> Awaitable[mg.ListMigrationsResponse]:
+        async def page(token: str) -> _Page[mg.Migration]:
             request = mg.ListMigrationsRequest(page_size=PAGE_SIZE, page_token=token, filter=wanted)
-            return answered(self.migrations.ListMigrations(request, timeout=self.timeout_s))
+            answer = await answered(self.migrations.ListMigrations(request, timeout=self.timeout_s))
+            return answer.migrations, answer.next_page_token
 
         return _of_all_pages(page)
 
@@ -90,9 +95,10 @@ class Api:
     def list_incoming(self, wanted: str = "") -> AsyncGenerator[mg.Migration, None]:
         """All migrations into the daemon's host that match the filter, page by page."""
 
-        def page(token: str) -> Awaitable[mg.ListMigrationsResponse]:
+        async def page(token: str) -> _Page[mg.Migration]:
             request = mg.ListIncomingRequest(page_size=PAGE_SIZE, page_token=token, filter=wanted)
-            return answered(self.migrations.ListIncoming(request, timeout=self.timeout_s))
+            answer = await answered(self.migrations.ListIncoming(request, timeout=self.timeout_s))
+            return answer.migrations, answer.next_page_token
 
         return _of_all_pages(page)
 
@@ -108,27 +114,21 @@ class Api:
     async def machine(self, vm: str) -> mc.Machine:
         return await answered(self.machines.GetMachine(mc.GetMachineRequest(vm=vm), timeout=self.timeout_s))
 
-    async def list_machines(self) -> AsyncIterator[mc.Machine]:
-        token = ""
-        while True:
+    def list_machines(self) -> AsyncGenerator[mc.Machine, None]:
+        async def page(token: str) -> _Page[mc.Machine]:
             request = mc.ListMachinesRequest(page_size=PAGE_SIZE, page_token=token)
-            page = await answered(self.machines.ListMachines(request, timeout=self.timeout_s))
-            for machine in page.machines:
-                yield machine
-            token = page.next_page_token
-            if not token:
-                return
+            answer = await answered(self.machines.ListMachines(request, timeout=self.timeout_s))
+            return answer.machines, answer.next_page_token
 
-    async def memory_errors(self, vm: str) -> AsyncIterator[LedgerError]:
-        token = ""
-        while True:
+        return _of_all_pages(page)
+
+    def memory_errors(self, vm: str) -> AsyncGenerator[LedgerError, None]:
+        async def page(token: str) -> _Page[LedgerError]:
             request = mc.ListMemoryErrorsRequest(vm=vm, page_size=PAGE_SIZE, page_token=token)
-            page = await answered(self.machines.ListMemoryErrors(request, timeout=self.timeout_s))
-            for error in page.errors:
-                yield error
-            token = page.next_page_token
-            if not token:
-                return
+            answer = await answered(self.machines.ListMemoryErrors(request, timeout=self.timeout_s))
+            return answer.errors, answer.next_page_token
+
+        return _of_all_pages(page)
 
     async def report_error(self, vm: str, gpa: int, lsb: int = 0) -> LedgerError:
         request = mc.ReportMemoryErrorRequest(vm=vm, gpa=gpa, lsb=lsb)
@@ -143,16 +143,13 @@ class Api:
         return await answered(self.qemus.CheckQemu(request, timeout=self.timeout_s))
 
 
-async def _of_all_pages(
-    page: Callable[[str], Awaitable[mg.ListMigrationsResponse]],
-) -> AsyncGenerator[mg.Migration, None]:
-    """Yields the migrations of each page. The next page is asked for once this one is taken."""
+async def _of_all_pages(page: Callable[[str], Awaitable[_Page[T]]]) -> AsyncGenerator[T, None]:
+    """Yields the items of each page. The next page is asked for once this one is taken."""
     token = ""
     while True:
-        answer = await page(token)
-        for migration in answer.migrations:
-            yield migration
-        token = answer.next_page_token
+        items, token = await page(token)
+        for item in items:
+            yield item
         if not token:
             return
 
